@@ -1,0 +1,1 @@
+"""Decides what runs where and what is already done; never imports torch."""

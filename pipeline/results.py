@@ -1,0 +1,207 @@
+"""The tables: their schema, atomic Parquet parts on local disk or an object store, one scan function.
+
+A part is serialised in memory and put whole, first writer wins, so a reader never sees half of one. Every part is named by
+the work unit that made it; the driver is the only writer. All reading goes through ``scan``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import obstore
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore, from_url
+
+SCHEMA_VERSION = 1
+
+CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "run_id": pl.String,
+    "protocol_version": pl.Int32,
+    "cell_id": pl.String,
+    "dense_cell_id": pl.String,
+    "model": pl.String,
+    "model_revision": pl.String,
+    "dataset": pl.String,
+    "dataset_fingerprint": pl.String,
+    "device": pl.String,
+    "device_name": pl.String,
+    "dtype": pl.String,
+    "policy": pl.String,
+    "keep_ratio": pl.Float64,
+    "prune_after": pl.Int32,
+    "skip_layers": pl.List(pl.Int32),
+    "protect_sink": pl.Int32,
+    "protect_recent": pl.Int32,
+    "schedule": pl.String,
+    "position_mode": pl.String,
+    "seed": pl.Int64,
+}
+"""The columns every table starts with: who made the row and which cell it belongs to."""
+
+TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
+    "perplexity": {
+        "window_index": pl.Int32,
+        "window_start": pl.Int64,
+        "window": pl.Int32,
+        "stride": pl.Int32,
+        "document": pl.Int32,
+        "tokens_scored": pl.Int32,
+        "nll_sum": pl.Float64,
+        "nll": pl.List(pl.Float32),
+        "tokens_correct": pl.Int32,
+        "prune_events": pl.Int32,
+        "tokens_scored_pruned": pl.Int32,
+        "cache_tokens_mean": pl.Float64,
+        "cache_tokens_peak": pl.Int32,
+        "cache_tokens_final": pl.List(pl.Int32),
+        "kv_bytes_mean": pl.Float64,
+        "kv_bytes_peak": pl.Int64,
+        "recent_retained": pl.Float64,
+        "sink_retained": pl.Float64,
+        "score_ties": pl.Float64,
+        "forward_passes": pl.Int32,
+        "seconds": pl.Float64,
+    },
+    "generation": {
+        "prompt_tokens": pl.Int32,
+        "new_tokens": pl.Int32,
+        "repeat": pl.Int32,
+        "round_order": pl.Int32,
+        "ttft_seconds": pl.Float64,
+        "tpot_seconds": pl.Float64,
+        "total_seconds": pl.Float64,
+        "tokens_per_second": pl.Float64,
+        "token_seconds": pl.List(pl.Float64),
+        "prune_seconds": pl.Float64,
+        "kv_bytes_prompt": pl.Int64,
+        "kv_bytes_peak": pl.Int64,
+        "kv_bytes_final": pl.Int64,
+        "peak_memory_bytes": pl.Int64,
+        "peak_memory_method": pl.String,
+        "prune_events": pl.Int32,
+        "output_tokens": pl.List(pl.Int32),
+        "threads": pl.Int32,
+    },
+    "retrieval": {
+        "kind": pl.String,
+        "context_tokens": pl.Int32,
+        "depth": pl.Float64,
+        "question_index": pl.Int32,
+        "expected": pl.String,
+        "answer": pl.String,
+        "correct": pl.Boolean,
+        "prune_events": pl.Int32,
+        "answer_position_retained": pl.Float64,
+    },
+    "failures": {
+        "task": pl.String,
+        "error_type": pl.String,
+        "message": pl.String,
+        "traceback": pl.String,
+        "attempts": pl.Int32,
+        "node": pl.String,
+    },
+}
+"""The columns each task adds. ``seconds`` of perplexity is the window's share of its unit's wall time, for cost only."""
+
+TASKS = ("perplexity", "generation", "retrieval")
+
+
+def schema(task: str) -> pl.Schema:
+    """The whole schema of a table, cell columns first."""
+    return pl.Schema({**CELL_COLUMNS, **TASK_COLUMNS[task]})
+
+
+def to_arrow(task: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table in the table's schema. Raises ValueError where a row lacks a column or has one too many."""
+    wanted = schema(task)
+    for row in rows:
+        if row.keys() != wanted.keys():
+            raise ValueError(
+                f"{task} row: missing {sorted(wanted.keys() - row.keys())}, unknown {sorted(row.keys() - wanted.keys())}"
+            )
+    return pl.DataFrame(rows, schema=wanted, orient="row").to_arrow()
+
+
+def is_remote(directory: str) -> bool:
+    """Whether a run directory is a URL of an object store."""
+    return "://" in directory and not directory.startswith("file://")
+
+
+class RunStore:
+    """One run directory: local path or object-store URL (s3://, gs://).
+
+    Raises obstore's exceptions where the store cannot be reached.
+    """
+
+    def __init__(self, directory: str, *, create: bool = False) -> None:
+        self.directory = directory.rstrip("/") if is_remote(directory) else str(Path(directory).resolve())
+        if is_remote(directory):
+            self.store: ObjectStore = from_url(self.directory)
+        else:
+            if create:
+                Path(self.directory).mkdir(parents=True, exist_ok=True)
+            self.store = from_url(Path(self.directory).as_uri())
+
+    def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
+        """Write a whole object at once; False where it is there already and ``overwrite`` is not set."""
+        try:
+            obstore.put(self.store, name, content, mode="overwrite" if overwrite else "create")
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        """The object's content, or None where there is none."""
+        try:
+            return bytes(obstore.get(self.store, name).bytes())
+        except (obstore.exceptions.NotFoundError, FileNotFoundError):
+            return None
+
+    def delete(self, name: str) -> None:
+        """Remove one object."""
+        obstore.delete(self.store, name)
+
+    def parts(self, task: str) -> list[str]:
+        """Names of a table's parts, sorted."""
+        found = [meta["path"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch]
+        return sorted(name for name in found if name.endswith(".parquet"))
+
+    def write_part(self, task: str, unit_id: str, table: pa.Table) -> bool:
+        """Put one unit's rows as ``task/unit_id.parquet``; False where another writer was first."""
+        buffer = io.BytesIO()
+        marked = table.replace_schema_metadata({"kvsweep_schema": str(SCHEMA_VERSION), "unit_id": unit_id})
+        pq.write_table(marked, buffer, compression="zstd")
+        return self.put(f"{task}/{unit_id}.parquet", buffer.getvalue())
+
+    def set_aside_unreadable(self, task: str) -> list[str]:
+        """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names."""
+        broken = []
+        for name in self.parts(task):
+            content = self.get(name) or b""
+            try:
+                pq.read_metadata(io.BytesIO(content))
+            except (pa.ArrowException, OSError):
+                self.put(f"{name}.unreadable", content, overwrite=True)
+                self.delete(name)
+                broken.append(name)
+        return broken
+
+    def scan(self, task: str) -> pl.LazyFrame:
+        """All rows of a table, lazily; empty with the right schema where there are none."""
+        names = self.parts(task)
+        if not names:
+            return pl.LazyFrame(schema=schema(task))
+        return pl.scan_parquet(
+            [f"{self.directory}/{name}" for name in names],
+            schema=schema(task),
+            missing_columns="insert",
+            extra_columns="ignore",
+            cast_options=pl.ScanCastOptions(integer_cast="upcast"),
+            glob=False,
+        )

@@ -1,0 +1,230 @@
+"""Train the embedded reference models from scratch: ``python -m tools.train_reference neox --texts DIR --out DIR``.
+
+Tokens per step and sequence length grow with progress (short retrieval documents first: retrieval forms on them long
+before it forms at 2,048 tokens); bfloat16 autocast; Muon for hidden matrices, AdamW for the rest; warm-up, constant rate,
+linear decay. A checkpoint is written every few minutes and ``--resume`` goes on from it, so a cut run loses little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tools.training_text import Mixture, books, encoded, held_out, module_documentation
+
+END = "<|endoftext|>"
+VOCABULARY, CONTEXT, HIDDEN = 4096, 2048, 256
+STAGES = ((0.0, 128, 4096), (0.12, 256, 4096), (0.35, 512, 8192), (0.6, 1024, 8192), (0.75, 2048, 8192))
+"""(from this share of the run on, sequence length, tokens per step)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    architecture: str
+    tokens: int
+    learning_rate: float
+    seed: int
+    retrieval_share: float
+    answer_weight: float
+    warmup_tokens: int = 300_000
+    decay_from: float = 0.6
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 4,096 entries in which every digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, model_max_length=CONTEXT)
+
+
+def make_model(architecture: str) -> GPTNeoXForCausalLM | LlamaForCausalLM:
+    """The two shapes of the embedded models, randomly initialised."""
+    shape = {
+        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "max_position_embeddings": CONTEXT, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }  # fmt: skip
+    if architecture == "neox":
+        config = GPTNeoXConfig(
+            intermediate_size=4 * HIDDEN, use_parallel_residual=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}, **shape,
+        )  # fmt: skip
+        return GPTNeoXForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(intermediate_size=768, num_key_value_heads=2, **shape))
+
+
+class HeadLoss(torch.autograd.Function):
+    """Weighted cross-entropy of the output layer in slices, so that no [tokens, vocabulary] tensor is ever held."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, weights):  # noqa: ANN001, ANN205
+        """hidden [n, width], head [vocabulary, width], targets [n], weights [n] -> mean loss."""
+        into_hidden, into_head, total = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32), 0.0
+        narrow, scale = head.to(hidden.dtype), 1 / weights.sum()
+        for start in range(0, len(hidden), 1024):
+            part = slice(start, start + 1024)
+            log_probability = torch.log_softmax((hidden[part] @ narrow.T).float(), -1)
+            weight, target = weights[part, None] * scale, targets[part, None]
+            total = total - (log_probability.gather(1, target) * weight).sum()
+            gradient = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(weight)).mul_(weight).to(hidden.dtype)
+            into_hidden[part] = gradient @ narrow
+            into_head += (gradient.T @ hidden[part]).float()
+        ctx.save_for_backward(into_hidden, into_head)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        """Gradients of hidden and head; targets and weights have none."""
+        into_hidden, into_head = ctx.saved_tensors
+        return into_hidden * grad, into_head * grad, None, None
+
+
+def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, output layer, norms and biases."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    ids = {id(p) for p in inner}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    return [
+        torch.optim.Muon(inner, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate_at(seen: int, settings: Settings) -> float:
+    """Warm-up, constant, linear decay to 2 %."""
+    warm = min(1.0, (seen + 4096) / settings.warmup_tokens)
+    left = (1 - seen / settings.tokens) / (1 - settings.decay_from)
+    return settings.learning_rate * warm * min(1.0, max(0.02, left))
+
+
+@torch.no_grad()
+def digit_accuracy(model: nn.Module, body: nn.Module, mixture: Mixture, length: int, documents: int = 8) -> float:
+    """Share of answer tokens that the model predicts best, teacher-forced, on fresh retrieval documents."""
+    right = total = 0
+    for _ in range(documents):
+        ids, weights = (torch.tensor(x) for x in mixture.document(length, 100.0))
+        guess = model.get_output_embeddings()(body(input_ids=ids[None, :-1]).last_hidden_state[0]).argmax(-1)
+        asked = weights[1:] == 100.0
+        right += int((guess == ids[1:])[asked].sum())
+        total += int(asked.sum())
+    return right / max(1, total)
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, body: nn.Module, streams: dict[str, torch.Tensor], length: int = 1024) -> dict[str, float]:
+    """Mean NLL per stream over at most 8 windows."""
+    losses = {}
+    for name, ids in streams.items():
+        windows = ids[: len(ids) // length * length].view(-1, length)[:8]
+        logits = model.get_output_embeddings()(body(input_ids=windows).last_hidden_state)
+        losses[name] = float(nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), windows[:, 1:].flatten()))
+    return losses
+
+
+def load_text(folder: Path, tokenizer_dir: Path) -> tuple[PreTrainedTokenizerFast, dict[str, list[str]]]:
+    """The training texts, and the tokenizer made from them unless it is already there."""
+    texts = {"books": books(folder), "documentation": module_documentation()}
+    if not (tokenizer_dir / "tokenizer.json").exists():
+        make_tokenizer([t for group in texts.values() for t in group]).save_pretrained(tokenizer_dir)
+    return PreTrainedTokenizerFast.from_pretrained(tokenizer_dir), texts
+
+
+def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, texts: dict[str, list[str]], resume: bool) -> None:
+    """Run the whole schedule; checkpoints and the loss curve go to ``out``."""
+    torch.manual_seed(settings.seed)
+    model = make_model(settings.architecture)
+    body = model.base_model
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    split = {name: held_out(torch.cat(list(encoded(group, encode, 0)))) for name, group in texts.items()}
+    shares = {"books": 0.65, "documentation": 0.35}
+    mixture = Mixture({name: (split[name][0], shares[name]) for name in split}, encode, 0, settings.seed)
+    print({name: len(part[0]) for name, part in split.items()}, "tokens of training text", flush=True)
+    opts, seen, curve, spent = optimizers(model, settings.learning_rate), 0, [], 0.0
+    if resume and (out / "checkpoint.pt").exists():
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        seen, curve, spent = state["seen"], state["curve"], state["seconds"]
+        mixture.rng.seed(settings.seed + seen)
+    begin, last_save, running = time.monotonic(), time.monotonic(), 0.0
+    step = 0
+    while seen < settings.tokens:
+        _, length, per_step = [s for s in STAGES if s[0] <= seen / settings.tokens][-1]
+        ids, weights = mixture.batch(per_step // length, length, settings.retrieval_share, settings.answer_weight)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = rate_at(seen, settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            loss = HeadLoss.apply(
+                hidden.flatten(0, 1).to(torch.bfloat16), model.get_output_embeddings().weight,
+                ids[:, 1:].flatten(), weights[:, 1:].flatten(),
+            )  # fmt: skip
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        seen, step, running = seen + per_step, step + 1, 0.95 * running + 0.05 * float(loss)
+        if step % 50 == 0:
+            seconds = spent + time.monotonic() - begin
+            point = {"tokens": seen, "seconds": round(seconds), "train": round(running / (1 - 0.95 ** min(step, 500)), 4)}
+            if step % 200 == 0:
+                valid = validation_loss(model, body, {name: part[1] for name, part in split.items()})
+                point |= {name: round(value, 4) for name, value in valid.items()}
+                point |= {f"answers_{n}": round(digit_accuracy(model, body, mixture, n), 3) for n in (128, 512, 1024)}
+                curve.append(point)
+            print(json.dumps(point), flush=True)
+        if time.monotonic() - last_save > 120 or seen >= settings.tokens:
+            last_save = time.monotonic()
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "seen": seen, "curve": curve}
+            state["seconds"] = spent + time.monotonic() - begin
+            torch.save(state, out / "checkpoint.tmp")
+            (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+    export(model, tokenizer, out, settings, curve)
+
+
+def export(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path, settings: Settings, curve: list[dict]) -> None:
+    """Write the bfloat16 weights, the tokenizer and how they were made."""
+    model.to(torch.bfloat16).save_pretrained(out / "export")  # pyright: ignore[reportCallIssue]
+    tokenizer.save_pretrained(out / "export")
+    (out / "export" / "training.json").write_text(json.dumps({"settings": asdict(settings), "curve": curve}, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architecture", choices=("neox", "llama"))
+    parser.add_argument("--texts", type=Path, required=True, help="folder with the training texts (*.txt)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and export")
+    parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--retrieval-share", type=float, default=1 / 3)
+    parser.add_argument("--answer-weight", type=float, default=5.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(args.architecture, args.tokens, args.learning_rate, args.seed, args.retrieval_share, args.answer_weight)
+    tokenizer, texts = load_text(args.texts, args.out.parent / "tokenizer")
+    train(settings, args.out, tokenizer, texts, args.resume)
+
+
+if __name__ == "__main__":
+    main()
