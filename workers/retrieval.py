@@ -27,13 +27,14 @@ PASSKEY_QUESTION = "\nWhat is the pass key? The pass key is"
 NEEDLE_FACT = "\nThe secret number of {name} is {value}.\n"
 NEEDLE_QUESTION = "\nWhat is the secret number of {name}? The secret number of {name} is"
 
-NAMES = tuple(
-    "Amsterdam Athens Bangkok Barcelona Beirut Belgrade Berlin Bombay Boston Brussels Budapest Cairo Calcutta Chicago "
-    "Copenhagen Cork Damascus Delhi Denver Dresden Dublin Edinburgh Florence Geneva Genoa Glasgow Hamburg Havana Helsinki "
-    "Houston Jerusalem Kyoto Leeds Lima Lisbon London Lyon Madrid Manila Melbourne Milan Moscow Munich Nairobi Naples Oslo "
-    "Oxford Paris Perth Prague Quebec Rome Seville Sofia Stockholm Sydney Tokyo Toronto Tunis Venice Vienna Warsaw York "
-    "Zurich".split()
-)
+NAMES: tuple[str, ...] = (
+    "Amsterdam", "Athens", "Bangkok", "Barcelona", "Beirut", "Belgrade", "Berlin", "Bombay", "Boston", "Brussels", "Budapest",
+    "Cairo", "Calcutta", "Chicago", "Copenhagen", "Cork", "Damascus", "Delhi", "Denver", "Dresden", "Dublin", "Edinburgh",
+    "Florence", "Geneva", "Genoa", "Glasgow", "Hamburg", "Havana", "Helsinki", "Houston", "Jerusalem", "Kyoto", "Leeds", "Lima",
+    "Lisbon", "London", "Lyon", "Madrid", "Manila", "Melbourne", "Milan", "Moscow", "Munich", "Nairobi", "Naples", "Oslo",
+    "Oxford", "Paris", "Perth", "Prague", "Quebec", "Rome", "Seville", "Sofia", "Stockholm", "Sydney", "Tokyo", "Toronto",
+    "Tunis", "Venice", "Vienna", "Warsaw", "York", "Zurich",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

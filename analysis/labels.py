@@ -1,0 +1,109 @@
+"""Words and number formats: how settings and figures are written in tables, charts and findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+NONE = "–"
+"""Stands for a figure that does not exist."""
+
+Row = Mapping[str, Any]
+
+
+def skipped(layers: list[int] | None) -> str:
+    """The layers left whole, in words."""
+    if not layers:
+        return "all layers pruned"
+    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers)) + " skipped"
+
+
+def variant(row: Row) -> str:
+    """The settings beside policy, keep_ratio and prune_after; the defaults of the protocol are not mentioned."""
+    parts = [skipped(row["skip_layers"])]
+    if row["protect_sink"]:
+        parts.append(f"first {row['protect_sink']} protected")
+    if row["protect_recent"]:
+        parts.append(f"last {row['protect_recent']} protected")
+    if row["schedule"] not in (None, "every_step"):
+        parts.append(str(row["schedule"]))
+    if row["position_mode"] == "cache_length":
+        parts.append("positions from cache length (bug, on purpose)")
+    return ", ".join(parts)
+
+
+def cell(row: Row) -> str:
+    """A cell in one line, as in the findings."""
+    if row["policy"] == "dense":
+        return "dense"
+    return f"{row['policy']}, keep_ratio {ratio_setting(row['keep_ratio'])}, {variant(row)}"
+
+
+def text(value: Any) -> str:
+    """Anything as text, lists joined; a dash for null."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return NONE if value is None else str(value)
+
+
+def count(value: float | None) -> str:
+    """A count with thousands marks; up to one decimal where it is a mean."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def ratio_setting(value: float | None) -> str:
+    """A keep_ratio as it was set."""
+    return NONE if value is None else f"{value:g}"
+
+
+def figure(value: float | None) -> str:
+    """A measured number to four significant digits, without exponents in the usual range."""
+    if value is None:
+        return NONE
+    size = abs(value)
+    if size != 0 and (size >= 1e7 or size < 1e-3):
+        return f"{value:.3g}"
+    decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+    return f"{value:,.{decimals}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent; a small share is not shown as none."""
+    if value is None:
+        return NONE
+    return "< 0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points."""
+    return NONE if value is None else f"{100 * value:+.2f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Seconds as milliseconds, without the unit."""
+    return NONE if value is None else figure(1000 * value)
+
+
+def mebibytes(value: float | None) -> str:
+    """Bytes as MiB, without the unit."""
+    return NONE if value is None else figure(value / 2**20)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """An interval in brackets; a dash where there is none."""
+    return NONE if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": text,
+    "count": count,
+    "setting": ratio_setting,
+    "figure": figure,
+    "percent": percent,
+    "points": points,
+    "milliseconds": milliseconds,
+    "mebibytes": mebibytes,
+}
+"""The formats a table's column can name."""

@@ -1,0 +1,140 @@
+"""Frames as the tables of the page: chosen columns, formatted cells, sort keys, and what is the same in every row said once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from analysis import labels
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a page's table. ``form`` is a key of ``labels.FORMATS``, or ``interval`` with the upper end's column in ``upper``."""
+
+    key: str
+    label: str
+    form: str = "figure"
+    upper: str = ""
+    setting: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One formatted value with what it sorts by; the key is empty for null, which sorts last."""
+
+    text: str
+    sort: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready for the template. ``same`` lists the settings that are equal in every row and have no column of their own."""
+
+    name: str
+    headings: list[Column]
+    rows: list[list[Cell]]
+    same: list[str]
+
+
+NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "interval"}
+"""The formats that are aligned right and sort as numbers."""
+
+
+def _setting(key: str, label: str, form: str = "text") -> Column:
+    return Column(key, label, form, setting=True)
+
+
+SETTINGS = [
+    _setting("model", "model"), _setting("model_revision", "revision"), _setting("dataset", "dataset"),
+    _setting("dataset_fingerprint", "data fingerprint"), _setting("protocol_version", "protocol", "count"),
+    _setting("policy", "policy"), _setting("keep_ratio", "keep_ratio", "setting"),
+    _setting("prune_after", "prune_after", "count"), _setting("skip_layers", "skip_layers"),
+    _setting("protect_sink", "protect_sink", "count"), _setting("protect_recent", "protect_recent", "count"),
+    _setting("schedule", "schedule"), _setting("position_mode", "position_mode"), _setting("dtype", "dtype"),
+    _setting("device", "device"), _setting("device_name", "device name"),
+]  # fmt: skip
+"""The cell's settings, in reading order; columns that a frame lacks are left out."""
+
+PERPLEXITY = [
+    *SETTINGS,
+    _setting("window", "window", "count"), _setting("stride", "stride", "count"),
+    Column("verdict", "verdict", "text"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("budget", "realised budget", "percent"),
+    Column("accuracy_difference", "accuracy difference (points)", "points"), Column("prune_events", "prune events per window", "count"),
+    Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
+    Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
+    Column("n_windows", "windows", "count"), Column("tokens", "tokens", "count"), Column("note", "note", "text"),
+]  # fmt: skip
+
+BY_RATIO = [
+    Column("keep_ratio", "keep_ratio", "setting"), Column("dataset", "dataset", "text"),
+    _setting("dataset_fingerprint", "data fingerprint"), _setting("model", "model"), _setting("model_revision", "revision"),
+    _setting("protocol_version", "protocol", "count"), Column("policy", "policy", "text"), Column("cells", "cells", "count"),
+    Column("valid", "valid cells", "count"), Column("ratio_min", "lowest PPL ratio"), Column("ratio_median", "median PPL ratio"),
+    Column("ratio_max", "highest PPL ratio"), Column("budget_min", "lowest budget", "percent"),
+    Column("budget_max", "highest budget", "percent"),
+]  # fmt: skip
+
+GENERATION = [
+    *SETTINGS,
+    Column("prompt_tokens", "prompt tokens", "count"), _setting("new_tokens", "new tokens", "count"),
+    _setting("threads", "threads", "count"), Column("repeats", "repeats", "count"),
+    Column("ttft_seconds", "TTFT (ms)", "milliseconds"), Column("ttft_words", "TTFT against dense", "text"),
+    Column("tpot_seconds", "TPOT (ms)", "milliseconds"), Column("tpot_ratio", "TPOT ratio"),
+    Column("tpot_low", "95 % interval", "interval", "tpot_high"), Column("tpot_words", "TPOT against dense", "text"),
+    Column("tokens_per_second", "tokens per second"), Column("tokens_words", "throughput against dense", "text"),
+    Column("prune_seconds", "pruning (ms)", "milliseconds"), Column("kv_bytes_prompt", "KV after prompt (MiB)", "mebibytes"),
+    Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"), Column("kv_bytes_final", "KV at end (MiB)", "mebibytes"),
+    Column("peak_memory_bytes", "peak memory (MiB)", "mebibytes"), _setting("peak_memory_method", "memory counter"),
+]  # fmt: skip
+
+RETRIEVAL = [
+    *SETTINGS,
+    Column("kind", "question", "text"), Column("context_tokens", "context tokens", "count"),
+    Column("questions", "questions", "count"), Column("right", "right", "count"), Column("accuracy", "accuracy", "percent"),
+    Column("accuracy_low", "lower 95 % bound", "percent"), Column("accuracy_high", "upper 95 % bound", "percent"),
+    Column("dense_accuracy", "dense accuracy", "percent"), Column("answer_retained", "answer still held", "percent"),
+]  # fmt: skip
+
+COVERAGE = [
+    Column("run", "run", "text"), Column("task", "task", "text"), Column("planned", "planned", "count"),
+    Column("done", "done", "count"), Column("failed", "failed", "count"), Column("missing", "missing", "count"),
+]  # fmt: skip
+
+FAILURES = [
+    Column("task", "task", "text"), Column("error_type", "error", "text"), Column("message", "message", "text"),
+    Column("attempts", "attempts", "count"), Column("node", "node", "text"), *SETTINGS,
+]  # fmt: skip
+
+
+def table(name: str, frame: pl.DataFrame, columns: Sequence[Column]) -> Table:
+    """A frame as a page's table. Settings that do not vary over two rows or more become one line above it."""
+    present = [column for column in columns if column.key in frame.columns]
+    constant = [column for column in present if column.setting and frame.height > 1 and _values(frame, column) <= 1]
+    shown = [column for column in present if column not in constant]
+    rows = [[_cell(column, row) for column in shown] for row in frame.iter_rows(named=True)]
+    known = [(column, frame[column.key].drop_nulls()) for column in constant]
+    same = [f"{column.label} {labels.FORMATS[column.form](_first(values))}" for column, values in known if len(values)]
+    return Table(name, shown, rows, same)
+
+
+def _first(values: pl.Series) -> Any:
+    return values.to_list()[0]
+
+
+def _values(frame: pl.DataFrame, column: Column) -> int:
+    return frame[column.key].drop_nulls().n_unique()
+
+
+def _cell(column: Column, row: labels.Row) -> Cell:
+    value = row[column.key]
+    if column.form == "interval":
+        return Cell(labels.interval(value, row[column.upper]), "" if value is None else repr(value))
+    text = labels.FORMATS[column.form](value)
+    if column.key in ("model_revision", "dataset_fingerprint") and len(text) > 12:
+        text = text[:12]
+    return Cell(text, "" if value is None else repr(value) if column.form in NUMBERS else text)

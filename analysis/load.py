@@ -1,0 +1,107 @@
+"""Run directories as lazy frames: what was planned (run.json) and every row that came back, each row once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from obstore.exceptions import BaseError
+
+from pipeline.results import RunStore, is_remote
+
+VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint"]
+"""What makes numbers incomparable. Part of every group key, beside the cell's id."""
+
+ROW_KEYS: dict[str, list[str]] = {
+    "perplexity": ["cell_id", *VERSION_COLUMNS, "window_index"],
+    "generation": ["cell_id", *VERSION_COLUMNS, "run_id", "prompt_tokens", "repeat"],
+    "retrieval": ["cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "depth", "question_index"],
+    "failures": ["cell_id", *VERSION_COLUMNS, "task", "error_type", "message"],
+}
+"""What names one row of a table. Timings of two runs are two measurements, hence ``run_id`` in generation."""
+
+LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "output_tokens"]
+"""List columns that no table or chart reads; leaving them out keeps them on disk."""
+
+
+class RunUnreadableError(ValueError):
+    """A directory is not a readable run directory. The message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory and the content of its run.json."""
+
+    directory: str
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one report is made of.
+
+    ``scanned`` maps a table's name to its rows as stored, with ``source`` (index into ``runs``), repetitions included.
+    """
+
+    runs: list[Run]
+    scanned: dict[str, pl.LazyFrame]
+
+    def rows(self, task: str) -> pl.LazyFrame:
+        """The rows of a table, each once: units are delivered at least once, and two runs may share cells."""
+        return self.scanned[task].unique(ROW_KEYS[task], keep="first", maintain_order=True)
+
+
+def load(directories: Sequence[str]) -> Results:
+    """Open run directories (local paths or s3:// URLs). Raises RunUnreadableError; no row is read yet."""
+    unique = list(dict.fromkeys(d if is_remote(d) else str(Path(d).resolve()) for d in directories))
+    stores = [_open(directory) for directory in unique]
+    runs = [Run(store.directory, _run_info(store)) for store in stores]
+    return Results(runs, {task: _scan(stores, task) for task in ROW_KEYS})
+
+
+def _open(directory: str) -> RunStore:
+    if not is_remote(directory) and not Path(directory).is_dir():
+        raise RunUnreadableError(f"{directory}: no such directory. Give the directory that `kvsweep run --out DIR` wrote.")
+    try:
+        return RunStore(directory)
+    except (BaseError, ValueError) as error:
+        raise RunUnreadableError(f"{directory}: cannot be opened ({error}). Check the address and the credentials.") from error
+
+
+def _run_info(store: RunStore) -> dict[str, Any]:
+    try:
+        content = store.get("run.json")
+    except BaseError as error:
+        raise RunUnreadableError(f"{store.directory}: cannot be read ({error}). Check the address and the credentials.") from error
+    if content is None:
+        raise RunUnreadableError(f"{store.directory}: has no run.json. Give the directory that `kvsweep run --out DIR` wrote.")
+    try:
+        info = json.loads(content)
+    except ValueError as error:
+        raise RunUnreadableError(f"{store.directory}/run.json: is not JSON ({error}). Run the sweep into a new directory.") from error
+    if not isinstance(info, dict):
+        raise RunUnreadableError(f"{store.directory}/run.json: is not a JSON object. Run the sweep into a new directory.")
+    return info
+
+
+def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
+    scans = [
+        store.scan(task).drop(LONG_COLUMNS, strict=False).with_columns(source=pl.lit(index, pl.Int32), pool_id=_pool_id())
+        for index, store in enumerate(stores)
+    ]
+    return pl.concat(scans)
+
+
+def _pool_id() -> pl.Expr:
+    """Names the cells that are one point of a chart: the cell itself, or all seeds of a ``random`` cell."""
+    settings = [
+        "dense_cell_id", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule", "position_mode",
+    ]  # fmt: skip
+    skip = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",")
+    text = [pl.col(name).cast(pl.String).fill_null("-") for name in settings]
+    seedless = pl.concat_str([*text, skip.fill_null("-")], separator="|")
+    return pl.when(pl.col("policy") == "random").then(seedless).otherwise(pl.col("cell_id"))

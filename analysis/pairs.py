@@ -1,0 +1,138 @@
+"""Each perplexity cell against its dense twin on the same windows: PPL, PPL ratio, paired bootstrap intervals.
+
+Sums of negative log-likelihood (nats) and token counts are pooled first and exponentiated once, never averaged as perplexities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from analysis.load import VERSION_COLUMNS
+
+POOL = ["pool_id", *VERSION_COLUMNS]
+"""One point of a chart. Numbers of different protocol, weights or data never meet."""
+
+RESAMPLES = 10_000
+SEED = 20_240_611
+LEVEL = 0.95
+FEW_WINDOWS = 30
+"""Below this many windows a 95 % interval covers less than it says; such cells are marked."""
+
+SETTINGS = [
+    "cell_id", "dense_cell_id", "model", "dataset", "device", "device_name", "dtype", "policy", "keep_ratio", "prune_after",
+    "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
+]  # fmt: skip
+"""The columns that a pooled cell takes over from its rows; they are equal within a pool, but for the id of a seed's cell."""
+
+
+def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
+    """Rows (cell, window) with the dense twin's sums of the same window.
+
+    Adds ``dense_nll``, ``dense_correct``, ``dense_cache_tokens`` and ``paired``: whether the twin scored this window, with the
+    same number of tokens. Unpaired windows stay in.
+    """
+    twin = perplexity.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
+        pl.col("cell_id").alias("dense_cell_id"),
+        *VERSION_COLUMNS,
+        "window_index",
+        dense_tokens="tokens_scored",
+        dense_nll="nll_sum",
+        dense_correct="tokens_correct",
+        dense_cache_tokens="cache_tokens_mean",
+    )
+    keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
+    joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    # A missing sum must not count as zero nats: NaN carries it through every sum to a null at the end.
+    known = [pl.col("nll_sum").fill_null(float("nan")), pl.col("dense_nll").fill_null(float("nan"))]
+    return joined.with_columns(*known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
+
+
+def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pl.DataFrame:
+    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, realised budget, validity figures.
+
+    ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums) are null.
+    """
+    cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
+    bounds = _intervals(rows, resamples, seed)
+    return finite(cells.join(bounds, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
+
+
+def finite(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with NaN and infinities as nulls: what JSON and a reader can take."""
+    floats = pl.selectors.float()
+    return frame.with_columns(pl.when(floats.is_finite()).then(floats).otherwise(None).name.keep())
+
+
+def _sums() -> list[pl.Expr]:
+    paired = pl.col("paired")
+    weight = pl.col("prune_events")
+
+    def per_event(name: str) -> pl.Expr:
+        known = pl.col(name).is_not_null()
+        return ((pl.col(name) * weight).sum() / weight.filter(known).sum()).alias(name)
+
+    return [
+        *[pl.col(name).first() for name in SETTINGS],
+        pl.col("window", "stride").first(),
+        pl.col("seed").n_unique().alias("seeds"),
+        pl.col("window_index").n_unique().alias("n_windows"),
+        pl.col("window_index").filter(paired).n_unique().alias("n_paired"),
+        pl.col("tokens_scored").cast(pl.Int64).sum().alias("tokens"),
+        pl.col("nll_sum").sum().alias("nll"),
+        pl.col("tokens_scored").cast(pl.Int64).filter(paired).sum().alias("paired_tokens"),
+        (pl.col("nll_sum") - pl.col("dense_nll")).filter(paired).sum().alias("nll_difference"),
+        pl.col("dense_nll").filter(paired).sum().alias("dense_nll"),
+        (pl.col("tokens_correct") - pl.col("dense_correct")).filter(paired).sum().alias("correct_difference"),
+        (pl.col("cache_tokens_mean").filter(paired).sum() / pl.col("dense_cache_tokens").filter(paired).sum()).alias("budget"),
+        pl.col("prune_events").mean(),
+        (pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()).alias("share_pruned"),
+        *[per_event(name) for name in ("recent_retained", "sink_retained", "score_ties")],
+    ]
+
+
+def _figures() -> list[pl.Expr]:
+    tokens = pl.col("paired_tokens")
+    return [
+        (pl.col("nll") / pl.col("tokens")).exp().alias("ppl"),
+        (pl.col("dense_nll") / tokens).exp().alias("dense_ppl"),
+        (pl.col("nll_difference") / tokens).exp().alias("ratio"),
+        (pl.col("correct_difference") / tokens).alias("accuracy_difference"),
+    ]
+
+
+def _intervals(rows: pl.DataFrame, resamples: int, seed: int) -> pl.DataFrame:
+    """``ratio_low``, ``ratio_high`` of every pooled cell with at least two paired windows."""
+    windows = (
+        rows.filter("paired", pl.col("policy") != "dense")
+        .group_by([*POOL, "window_index"])
+        .agg(nll=(pl.col("nll_sum") - pl.col("dense_nll")).sum(), tokens=pl.col("tokens_scored").sum())
+        .sort([*POOL, "window_index"])
+        .with_columns(n=pl.len().over(POOL))
+    )
+    empty = windows.select(POOL).clear().with_columns(ratio_low=pl.lit(None, pl.Float64), ratio_high=pl.lit(None, pl.Float64))
+    found = [empty]
+    for (n,), group in windows.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
+        shape = (-1, int(str(n)))
+        ratios = resampled_ratios(group["nll"].to_numpy().reshape(shape), group["tokens"].to_numpy().reshape(shape), resamples, seed)
+        low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+        found.append(group.select(POOL).unique(maintain_order=True).with_columns(ratio_low=low, ratio_high=high))
+    return pl.concat(found)
+
+
+def resampled_ratios(differences: np.ndarray, tokens: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """PPL ratios of bootstrap resamples of windows, ``[cells, resamples]``.
+
+    ``differences`` (NLL minus the twin's, nats) and ``tokens`` are ``[cells, windows]``. All cells see the same resamples, so
+    that a difference between two cells is not one of the draws. Blocks of resamples bound the memory.
+    """
+    n = differences.shape[1]
+    rng = np.random.default_rng(seed)
+    block = max(1, 2_000_000 // n)
+    found = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        found.append(np.exp((differences @ counts.T) / (tokens @ counts.T)))
+    return np.concatenate(found, axis=1)

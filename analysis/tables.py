@@ -1,0 +1,112 @@
+"""The perplexity and retrieval tables: one row per pooled cell, verdicts, and the view by dataset and keep_ratio."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from analysis.load import VERSION_COLUMNS
+from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare, finite, with_dense
+
+BARELY = 0.05
+"""Below this share of scored tokens that saw a pruned cache, a cell says little about pruning."""
+
+Z95 = 1.959963984540054
+
+ORDER = ["model", "dataset", *VERSION_COLUMNS, "prune_after", "policy", "variant_key", "keep_ratio"]
+
+
+def summary(perplexity: pl.LazyFrame) -> pl.DataFrame:
+    """One row per pooled perplexity cell, dense twins first: the columns of ``pairs.compare``, ``verdict`` and ``note``."""
+    cells = compare(with_dense(perplexity))
+    return in_order(cells.with_columns(verdict(), note()))
+
+
+def in_order(cells: pl.DataFrame) -> pl.DataFrame:
+    """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin) first."""
+    key = pl.format(
+        "{}|{}|{}|{}|{}",
+        pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
+        *[pl.col(name).cast(pl.String).fill_null("") for name in ("protect_sink", "protect_recent", "schedule", "position_mode")],
+    )
+    return cells.with_columns(variant_key=key).sort(ORDER, nulls_last=False, maintain_order=True).drop("variant_key")
+
+
+def verdict() -> pl.Expr:
+    """What a cell's perplexity can speak for: DENSE, NEVER_PRUNED, BARELY_PRUNED, NOT_FINITE or VALID."""
+    share = pl.col("share_pruned")
+    return (
+        pl.when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
+        .when(pl.col("ppl").is_null()).then(pl.lit("NOT_FINITE"))
+        .when(share == 0).then(pl.lit("NEVER_PRUNED"))
+        .when(share < BARELY).then(pl.lit("BARELY_PRUNED"))
+        .otherwise(pl.lit("VALID")).alias("verdict")
+    )  # fmt: skip
+
+
+def note() -> pl.Expr:
+    """What a reader has to know before using a row, in words; null where there is nothing."""
+    paired = pl.col("n_paired")
+    few = (
+        pl.when(pl.col("policy") == "dense").then(None)
+        .when(paired == 0).then(pl.lit("no dense twin: no ratio"))
+        .when(paired == 1).then(pl.lit("one window: no interval"))
+        .when(paired < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}"))
+    )  # fmt: skip
+    lost = pl.when((paired > 0) & (paired < pl.col("n_windows"))).then(
+        pl.format("{} windows without a twin", pl.col("n_windows") - paired)
+    )
+    seeds = pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds pooled", "seeds"))
+    bug = pl.when(pl.col("position_mode") == "cache_length").then(pl.lit("reproduces the position bug on purpose"))
+    joined = pl.concat_str([few, lost, seeds, bug], separator="; ", ignore_nulls=True)
+    return pl.when(joined != "").then(joined).alias("note")
+
+
+def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
+    """Per dataset, keep_ratio, model and policy: how many cells, and the spread of their PPL ratios.
+
+    ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted and enter no figure; ratios are not averaged,
+    because cells with other thresholds are other measurements: lowest, median and highest are shown.
+    """
+    valid = pl.col("verdict") == "VALID"
+    ratio = pl.col("ratio").filter(valid)
+    keys = ["dataset", "dataset_fingerprint", "keep_ratio", "model", "model_revision", "protocol_version", "policy"]
+    grouped = cells.filter(pl.col("policy") != "dense").group_by(keys, maintain_order=True)
+    return (
+        grouped.agg(
+            cells=pl.len(),
+            valid=valid.sum(),
+            ratio_min=ratio.min(),
+            ratio_median=ratio.median(),
+            ratio_max=ratio.max(),
+            budget_min=pl.col("budget").filter(valid).min(),
+            budget_max=pl.col("budget").filter(valid).max(),
+        )
+        .sort(["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"], nulls_last=False)
+        .sort("keep_ratio", descending=True, maintain_order=True)
+    )
+
+
+def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Per pooled cell, kind of question and context length: answers right, accuracy with Wilson's 95 % interval, and the twin's."""
+    keys = [*POOL, "kind", "context_tokens"]
+    cells = rows.group_by(keys, maintain_order=True).agg(
+        *[pl.col(name).first() for name in SETTINGS],
+        questions=pl.len(),
+        right=pl.col("correct").sum(),
+        answer_retained=pl.col("answer_position_retained").mean(),
+        prune_events=pl.col("prune_events").mean(),
+    )
+    cells = cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
+    twin = cells.filter(pl.col("policy") == "dense").select(
+        "dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", dense_accuracy="accuracy"
+    )
+    on = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens"]
+    return in_order(finite(cells.join(twin, on=on, how="left", nulls_equal=True, maintain_order="left").collect()))
+
+
+def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:
+    """Wilson's score interval of a share, 95 %, as ``accuracy_low`` and ``accuracy_high``."""
+    share, spread = right / questions, Z95**2 / questions
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * (share * (1 - share) / questions + spread / (4 * questions)).sqrt()
+    return {"accuracy_low": middle - half, "accuracy_high": middle + half}

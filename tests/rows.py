@@ -1,0 +1,175 @@
+"""Rows and whole run directories made up for tests: deterministic, no model, no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from pipeline.results import RunStore, schema, to_arrow
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\\\n\u2028{{7*7}}"
+"""A name that breaks a page which forgets one kind of escaping."""
+
+
+def cell(**settings: Any) -> dict[str, Any]:
+    """The cell columns of a row; ``cell_id`` follows from the settings unless given."""
+    columns: dict[str, Any] = {
+        "run_id": "run-1", "protocol_version": 1, "model": "toy", "model_revision": "r1", "dataset": "text",
+        "dataset_fingerprint": "f1", "device": "cpu", "device_name": "test cpu", "dtype": "float32", "policy": "knorm",
+        "keep_ratio": 0.9, "prune_after": 32, "skip_layers": [], "protect_sink": 0, "protect_recent": 0,
+        "schedule": "every_step", "position_mode": "absolute", "seed": 0,
+    }  # fmt: skip
+    columns |= {key: value for key, value in settings.items() if key in columns}
+    if columns["policy"] == "dense":
+        columns |= {"keep_ratio": 1.0, "prune_after": None, "skip_layers": []}
+    names = ("model", "dataset", "device", "dtype")
+    dense_id = "dense:" + "/".join(str(columns[name]) for name in names)
+    chosen = ("policy", "keep_ratio", "prune_after", "skip_layers", "protect_recent", "position_mode", "seed")
+    own_id = dense_id if columns["policy"] == "dense" else dense_id[6:] + "/" + "/".join(str(columns[name]) for name in chosen)
+    return {**columns, "cell_id": settings.get("cell_id", own_id), "dense_cell_id": settings.get("dense_cell_id", dense_id)}
+
+
+def _row(task: str, values: dict[str, Any]) -> dict[str, Any]:
+    unknown = values.keys() - schema(task).keys()
+    if unknown:
+        raise ValueError(f"no such columns in {task}: {sorted(unknown)}")
+    return {name: values.get(name) for name in schema(task)}
+
+
+def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
+    """A window of a cell: 100 scored tokens and 200 nats, half of the tokens scored with a pruned cache."""
+    own = cell(**values)
+    dense = own["policy"] == "dense"
+    defaults = {
+        "window_index": window_index, "window_start": 101 * window_index, "window": 101, "stride": 101, "tokens_scored": 100,
+        "nll_sum": 200.0, "tokens_correct": 40, "prune_events": 0 if dense else 10, "tokens_scored_pruned": 0 if dense else 50,
+        "cache_tokens_mean": 50.0 if dense else 25.0, "cache_tokens_peak": 100, "cache_tokens_final": [100], "kv_bytes_mean": 1e3,
+        "kv_bytes_peak": 2000, "recent_retained": None if dense else 0.5, "sink_retained": None if dense else 0.75,
+        "score_ties": None if dense else 0.02, "forward_passes": 11, "seconds": 0.5,
+    }  # fmt: skip
+    return _row("perplexity", {**defaults, **_own_columns("perplexity", values), **own})
+
+
+def generation_row(repeat: int = 0, **values: Any) -> dict[str, Any]:
+    """A repeat of a cell: 10 ms to the first token, 2 ms for each other."""
+    defaults = {
+        "prompt_tokens": 128, "new_tokens": 16, "repeat": repeat, "round_order": 0, "ttft_seconds": 0.010, "tpot_seconds": 0.002,
+        "total_seconds": 0.04, "tokens_per_second": 400.0, "token_seconds": [0.002] * 15, "prune_seconds": 0.001,
+        "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096, "peak_memory_bytes": None,
+        "peak_memory_method": None, "prune_events": 1, "output_tokens": [1, 2], "threads": 1,
+    }  # fmt: skip
+    return _row("generation", {**defaults, **_own_columns("generation", values), **cell(**values)})
+
+
+def retrieval_row(question_index: int = 0, **values: Any) -> dict[str, Any]:
+    """A passkey question, answered right."""
+    defaults = {
+        "kind": "passkey", "context_tokens": 512, "depth": 0.5, "question_index": question_index, "expected": "12345",
+        "answer": "12345", "correct": True, "prune_events": 4, "answer_position_retained": 0.5,
+    }  # fmt: skip
+    return _row("retrieval", {**defaults, **_own_columns("retrieval", values), **cell(**values)})
+
+
+def failure_row(**values: Any) -> dict[str, Any]:
+    """A cell that ran out of memory."""
+    defaults = {
+        "task": "perplexity", "error_type": "OutOfMemoryError", "message": "tried to allocate 2 GiB", "traceback": "Traceback ...",
+        "attempts": 3, "node": "node-a",
+    }  # fmt: skip
+    return _row("failures", {**defaults, **_own_columns("failures", values), **cell(**values)})
+
+
+def _own_columns(task: str, values: dict[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in values.items() if key not in cell()}
+    unknown = own.keys() - schema(task).keys()
+    if unknown:
+        raise ValueError(f"no such columns in {task}: {sorted(unknown)}")
+    return own
+
+
+def run_info(**values: Any) -> dict[str, Any]:
+    """A whole run.json."""
+    info = {
+        "run_id": "run-1", "name": "made up", "started_at": "2026-01-02T03:04:05+00:00", "kvsweep_version": "0.1.0",
+        "protocol_version": 1, "schema_version": 1, "spec": {"name": "made up"}, "argv": ["kvsweep", "run"],
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+        "versions": {"python": "3.11", "torch": "2.13", "transformers": "5.23", "ray": "2.60"},
+        "hardware": {"platform": "Linux", "cpu": "test cpu", "cpu_count": 2, "memory_bytes": 8 * 2**30, "gpus": []}, "seed": 0,
+        "models": [{"name": "toy", "revision": "r1", "layers": 2, "context": 1024}],
+        "datasets": [{"name": "text", "fingerprint": "f1", "tokens": 5000}],
+        "planned": {"perplexity": 0, "generation": 0, "retrieval": 0}, "dropped": [], "never_prunes": [],
+    }  # fmt: skip
+    return {**info, **values}
+
+
+def write_run(directory: str, tables: dict[str, list[dict[str, Any]]] | None = None, **info: Any) -> str:
+    """Write a run directory; ``tables`` maps a table's name to its rows. Returns the directory."""
+    store = RunStore(directory, create=True)
+    store.put("run.json", json.dumps(run_info(**info)).encode(), overwrite=True)
+    for task, rows in (tables or {}).items():
+        if rows:
+            store.write_part(task, "unit-0", to_arrow(task, rows))
+    return directory
+
+
+RATIOS = [0.95, 0.9, 0.8, 0.7, 0.5, 0.3]
+
+
+def synthetic_run(directory: str, models: tuple[str, ...] = ("toy",), windows: int = 8, **info: Any) -> str:
+    """A run with every kind of row: U-curves for two thresholds, a cell that never prunes, speeds, passkeys, a failure."""
+    tables: dict[str, list[dict[str, Any]]] = {"perplexity": [], "generation": [], "retrieval": [], "failures": []}
+    cells = 0
+    for model in models:
+        settings = [{"policy": "dense"}]
+        for policy in ("knorm", "knorm_high", "random", "streaming"):
+            settings += [
+                {"policy": policy, "keep_ratio": r, "prune_after": after, "skip_layers": skip}
+                for r in RATIOS for after in (32, 512) for skip in ([], [0])
+            ]  # fmt: skip
+        settings += [{"policy": "knorm", "keep_ratio": r, "prune_after": 2048} for r in RATIOS]
+        settings += [{"policy": "knorm", "keep_ratio": r, "prune_after": 512, "position_mode": "cache_length"} for r in RATIOS]
+        cells += len(settings)
+        for setting in settings:
+            tables["perplexity"] += [_measured(i, model=model, **setting) for i in range(windows)]
+        for setting in settings[:9]:
+            tables["generation"] += [_timed(i, model=model, **setting) for i in range(7)]
+            tables["retrieval"] += [retrieval_row(i, model=model, correct=(i % 3 > 0), **setting) for i in range(20)]
+    tables["failures"].append(failure_row(model=models[0], policy="h2o", keep_ratio=0.5))
+    planned = {"perplexity": cells + 1, "generation": 9 * len(models), "retrieval": 9 * len(models)}
+    return write_run(directory, tables, **{"planned": planned, **info})
+
+
+def _wobble(*parts: float) -> float:
+    """A number in [-1, 1] that looks random and is the same in every run."""
+    return math.sin(12.9898 * parts[0] + 78.233 * sum(parts[1:])) * 43758.5453 % 2 - 1
+
+
+def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
+    base = 1023 * (4.1 + 0.3 * _wobble(window_index))
+    if setting["policy"] == "dense":
+        return perplexity_row(window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5, **setting)
+    ratio, after = setting["keep_ratio"], setting["prune_after"]
+    harm = {"knorm": 1.0, "knorm_high": 0.1, "random": 0.25, "streaming": 0.05}[setting["policy"]]
+    harm *= (1.2 if after == 32 else 0.2) * (0.45 + 0.55 * ratio**3) * (1.0 if setting.get("skip_layers") else 1.25)
+    harm *= 1.8 if setting.get("position_mode") == "cache_length" else 1.0
+    vacuous = after >= 1024
+    harm = 0.0 if vacuous else harm * (1 + 0.2 * _wobble(window_index, ratio, harm))
+    held = 512.5 if vacuous else min(512.5, after * (1 + ratio) / 2 + (0 if after == 32 else 128))
+    pruned = 0 if vacuous else 1023 - after + 1
+    return perplexity_row(
+        window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base + 1023 * harm, cache_tokens_mean=held,
+        prune_events=0 if vacuous else int(1023 / (after * (1 - ratio) + 1)), tokens_scored_pruned=pruned,
+        tokens_correct=40 - int(10 * harm), recent_retained=None if vacuous else 1 - 0.5 * ratio,
+        sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02, **setting,
+    )  # fmt: skip
+
+
+def _timed(repeat: int, **setting: Any) -> dict[str, Any]:
+    ratio = 1.0 if setting["policy"] == "dense" else setting["keep_ratio"]
+    noise = 1 + 0.02 * _wobble(repeat, ratio, len(str(setting)))
+    tpot = 0.002 * (0.6 + 0.4 * ratio) * noise
+    return generation_row(
+        repeat, ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)), tpot_seconds=tpot, tokens_per_second=1 / tpot,
+        kv_bytes_final=int(4096 * ratio), **setting,
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""Pure integers: ratio -> kept count, the next prune event, the whole event schedule of a cell.
+
+The only place where a keep_ratio becomes a number of entries (science: one forward pass, step 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+
+@lru_cache(maxsize=4096)
+def _exact(keep_ratio: float) -> tuple[int, int]:
+    """The ratio as the decimal that was written: 0.55 is 55/100, though the nearest double lies above it."""
+    fraction = Fraction(repr(keep_ratio))
+    return fraction.numerator, fraction.denominator
+
+
+def kept_count(keep_ratio: float, entries: int) -> int:
+    """``ceil(keep_ratio * entries)`` in exact arithmetic: how many of ``entries`` a prune event keeps."""
+    numerator, denominator = _exact(keep_ratio)
+    return -(-numerator * entries // denominator)
+
+
+def is_due(keep_ratio: float, prune_after: int, entries: int) -> bool:
+    """Whether a layer that holds ``entries`` prunes now: the threshold is reached and at least one entry would go."""
+    return entries >= prune_after and kept_count(keep_ratio, entries) < entries
+
+
+def next_event(keep_ratio: float, prune_after: int, held: int) -> int | None:
+    """Number of entries at which a layer that holds ``held`` prunes next; None where the ratio never drops anything.
+
+    The smallest m > held, m >= prune_after, with ``ceil(keep_ratio * m) < m``: from m >= 1 / (1 - ratio) on it holds.
+    """
+    numerator, denominator = _exact(keep_ratio)
+    if numerator >= denominator:
+        return None
+    progress = -(-denominator // (denominator - numerator))
+    return max(prune_after, held + 1, progress)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a pruning layer does over ``steps`` one-token steps.
+
+    ``events``: (tokens seen at the event, entries before, entries after), in order.
+    """
+
+    steps: int
+    events: tuple[tuple[int, int, int], ...]
+
+    @property
+    def first_event(self) -> int | None:
+        """Tokens seen when something is dropped for the first time."""
+        return self.events[0][0] if self.events else None
+
+    @property
+    def final(self) -> int:
+        """Entries held after the last step."""
+        seen, _, after = self.events[-1] if self.events else (0, 0, 0)
+        return after + self.steps - seen
+
+    @property
+    def peak(self) -> int:
+        """Most entries stored at once: what the last query before a prune attends to."""
+        return max([before for _, before, _ in self.events] + [self.final])
+
+    @property
+    def mean(self) -> float:
+        """Entries held after a step (after its prune), averaged over the steps."""
+        total, seen, held = 0, 0, 0
+        for at, before, after in self.events:
+            total += _sum_range(held + 1, before - 1) + after
+            seen, held = at, after
+        return (total + _sum_range(held + 1, held + self.steps - seen)) / self.steps if self.steps else 0.0
+
+    def scored_pruned(self, first_scored: int) -> int:
+        """How many of the tokens ``first_scored..steps`` were predicted with at least one entry already dropped.
+
+        Token i is predicted by step i - 1 (0-based), which sees the cache that the event after step i - 2 left.
+        """
+        if self.first_event is None:
+            return 0
+        return max(0, self.steps - max(first_scored, self.first_event + 1) + 1)
+
+
+def _sum_range(first: int, last: int) -> int:
+    return (first + last) * (last - first + 1) // 2 if last >= first else 0
+
+
+@lru_cache(maxsize=4096)
+def event_schedule(keep_ratio: float, prune_after: int, steps: int) -> Schedule:
+    """All prune events of a pruning layer over ``steps`` one-token steps from an empty cache."""
+    events: list[tuple[int, int, int]] = []
+    seen = held = 0
+    while (at := next_event(keep_ratio, prune_after, held)) is not None and seen + at - held <= steps:
+        seen, held = seen + at - held, kept_count(keep_ratio, at)
+        events.append((seen, at, held))
+    return Schedule(steps, tuple(events))

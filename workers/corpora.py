@@ -1,0 +1,129 @@
+"""Datasets by name -> one text -> token ids. Torch-free: the driver tokenizes once and ships ids to the workers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+NAMES = ("pydocs", "wikitext-2", "wikitext-103", "pg19", "text:PATH", "hf:NAME[/CONFIG][:SPLIT]")
+PG19_BOOKS = 8
+
+
+class CorpusError(ValueError):
+    """A dataset that cannot be found, read or used, with what to do."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One text; ``document_starts`` are character offsets where it is made of several independent documents."""
+
+    name: str
+    text: str
+    document_starts: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the text's SHA-256: the same name may hold other text elsewhere (pydocs: per Python version)."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """Token ids of a whole corpus under one tokenizer."""
+
+    ids: np.ndarray
+    """[tokens] int32."""
+    document_tokens: np.ndarray | None
+    """[documents] index of each document's first token; None for a single text."""
+
+    def document_at(self, token: int) -> int | None:
+        """Which document holds a token; None for a single text."""
+        if self.document_tokens is None:
+            return None
+        return int(np.searchsorted(self.document_tokens, token, side="right")) - 1
+
+
+def read_corpus(name: str) -> Corpus:
+    """The text of a dataset. Raises CorpusError for unknown names, unreadable files and empty texts."""
+    if name == "pydocs":
+        corpus = _pydocs()
+    elif name.startswith("text:"):
+        corpus = Corpus(name, _read_file(name))
+    elif name in ("wikitext-2", "wikitext-103"):
+        corpus = _from_hub(name, "Salesforce/wikitext", f"{name}-raw-v1", "test")
+    elif name == "pg19":
+        corpus = _from_hub(name, "emozilla/pg19", None, "test", books=PG19_BOOKS)
+    elif name.startswith("hf:"):
+        corpus = _from_hub(name, *_parse_hub_name(name))
+    else:
+        raise CorpusError(f"dataset {name!r} is unknown; allowed: {', '.join(NAMES)}")
+    if not corpus.text.strip():
+        raise CorpusError(f"dataset {name!r} holds no text")
+    return corpus
+
+
+def tokenize(corpus: Corpus, tokenizer_file: str) -> TokenizedCorpus:
+    """The whole text's ids without special tokens (science, section 2)."""
+    encoding = Tokenizer.from_file(tokenizer_file).encode(corpus.text, add_special_tokens=False)
+    documents = None
+    if corpus.document_starts:
+        first_characters = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
+        documents = np.searchsorted(first_characters, corpus.document_starts)
+    return TokenizedCorpus(np.asarray(encoding.ids, dtype=np.int32), documents)
+
+
+def _pydocs() -> Corpus:
+    from pydoc_data.topics import topics
+
+    return Corpus("pydocs", "\n\n".join(topics[key].strip() for key in sorted(topics)) + "\n")
+
+
+def _read_file(name: str) -> str:
+    path = Path(name.removeprefix("text:")).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CorpusError(f"dataset {name!r}: there is no file {path} (relative paths start at {Path.cwd()})") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"dataset {name!r}: not UTF-8 text (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise CorpusError(f"dataset {name!r}: cannot read {path}: {error.strerror}") from None
+
+
+def _parse_hub_name(name: str) -> tuple[str, str | None, str]:
+    """``hf:org/name[/config][:split]``; a leading ./ or / is a local dataset folder."""
+    body, _, split = name.removeprefix("hf:").partition(":")
+    if body.startswith((".", "/", "~")):
+        return str(Path(body).expanduser()), None, split or "test"
+    parts = body.split("/")
+    if not body or len(parts) > 3:
+        raise CorpusError(f"dataset {name!r}: write hf:NAME[/CONFIG][:SPLIT]")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "test"
+
+
+def _from_hub(name: str, source: str, config: str | None, split: str, books: int | None = None) -> Corpus:
+    """Rows of a hub dataset (or local folder of one) as a text: joined by blank lines, or ``books`` documents streamed."""
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(source, config, split=split, streaming=books is not None)
+        column = next((key for key in ("text", "content", "document") if key in (rows.column_names or [])), None)
+        if column is None:
+            raise CorpusError(f"dataset {name!r}: no text column among {rows.column_names}")
+        texts = [row[column] for row in (itertools.islice(rows, books) if books else rows)]
+    except CorpusError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise CorpusError(
+            f"dataset {name!r}: cannot be loaded ({type(error).__name__}: {reason}); is the hub reachable? "
+            "A local file works as text:PATH, a local dataset folder as hf:./FOLDER:SPLIT"
+        ) from error
+    starts = tuple(itertools.accumulate((len(text) + 2 for text in texts[:-1]), initial=0)) if books else ()
+    return Corpus(name, "\n\n".join(texts), starts)

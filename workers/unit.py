@@ -1,0 +1,240 @@
+"""The one composition point: a work unit and a loaded model -> rows. A unit brings its token ids with it."""
+
+from __future__ import annotations
+
+import statistics
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.clock import device_name
+from workers.generation import GenerationRun, forward, interleaved
+from workers.model_files import ModelFacts
+from workers.perplexity import CellScores, evaluate
+from workers.pruned_cache import PrunedCache, PruneSettings
+from workers.retrieval import Question
+from workers.windows import Window
+
+MAX_BATCH_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class UnitCell:
+    """A cell of a unit: what names it and how it prunes."""
+
+    cell_id: str
+    settings: PruneSettings
+
+
+@dataclass(frozen=True)
+class PerplexityWork:
+    """Windows and their ids, [windows, window] int32; ``documents`` has one entry per window."""
+
+    windows: tuple[Window, ...]
+    tokens: np.ndarray
+    documents: tuple[int | None, ...]
+    stride: int
+
+
+@dataclass(frozen=True)
+class GenerationWork:
+    """One prompt (ids) that all cells of the unit continue in interleaved rounds."""
+
+    prompt: tuple[int, ...]
+    new_tokens: int
+    repeats: int
+    warmup: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RetrievalWork:
+    """Questions that every cell of the unit answers."""
+
+    questions: tuple[Question, ...]
+
+
+Work = PerplexityWork | GenerationWork | RetrievalWork
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """What one actor call does: cells that share a loaded model and their texts."""
+
+    unit_id: str
+    task: str
+    model: ModelFacts
+    device: str
+    dtype: str
+    cells: tuple[UnitCell, ...]
+    work: Work
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One cell that failed, with its reason."""
+
+    cell_id: str
+    error_type: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, cell_id: str, error: BaseException) -> Failure:
+        """From an exception."""
+        trace = "".join(traceback.format_exception(error))
+        return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)
+
+
+@dataclass
+class UnitResult:
+    """Rows (the task's columns and ``cell_id``) and failures of one unit, and where it ran."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    device_name: str = ""
+    node: str = ""
+    seconds: float = 0.0
+
+
+def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
+    """All rows of a unit. A cell that fails is recorded; what fails for the whole unit is raised."""
+    result = UnitResult(device_name=device_name(device))
+    runners: dict[str, Callable[[WorkUnit, nn.Module, torch.device, UnitResult], None]] = {
+        "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval,
+    }  # fmt: skip
+    runners[unit.task](unit, model, device, result)
+    return result
+
+
+def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+    work = unit.work
+    assert isinstance(work, PerplexityWork)
+    failed: set[str] = set()
+    for start in range(0, len(work.windows), MAX_BATCH_WINDOWS):
+        part = slice(start, start + MAX_BATCH_WINDOWS)
+        windows = work.windows[part]
+        tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
+        cells = [cell for cell in unit.cells if cell.cell_id not in failed]
+        dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.start for w in windows])
+        for cell, outcome in zip(cells, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                failed.add(cell.cell_id)
+                result.failures.append(Failure.of(cell.cell_id, outcome))
+                continue
+            own = cell.settings.policy == "dense"
+            for i, window in enumerate(windows):
+                row = _perplexity_row(window, i, dense if outcome is None else outcome, reused=outcome is None and not own)
+                result.rows.append({"cell_id": cell.cell_id, **row, "document": work.documents[start + i], "stride": work.stride})
+    result.rows = [row for row in result.rows if row["cell_id"] not in failed]
+
+
+def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
+    """One (cell, window); ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of its own)."""
+    nll = scores.nll[i, window.first_scored - 1 :].numpy()
+    validity = scores.validity
+    return {
+        "window_index": window.index,
+        "window_start": window.start,
+        "window": window.length,
+        "tokens_scored": window.tokens_scored,
+        "nll_sum": float(nll.astype(np.float64).sum()),
+        "nll": nll,
+        "tokens_correct": int(scores.correct[i, window.first_scored - 1 :].sum()),
+        "prune_events": validity.prune_events,
+        "tokens_scored_pruned": scores.schedule.scored_pruned(window.first_scored),
+        "cache_tokens_mean": scores.entries_mean(),
+        "cache_tokens_peak": scores.entries_peak(),
+        "cache_tokens_final": scores.entries_final(),
+        "kv_bytes_mean": scores.kv_bytes_mean(),
+        "kv_bytes_peak": scores.kv_bytes_peak(),
+        "recent_retained": validity.recent_retained[i] if validity.recent_retained else None,
+        "sink_retained": validity.sink_retained[i] if validity.sink_retained else None,
+        "score_ties": validity.score_ties[i] if validity.score_ties else None,
+        "forward_passes": 0 if reused else scores.forward_passes,
+        "seconds": 0.0 if reused else scores.seconds / scores.nll.shape[0],
+    }
+
+
+def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+    work = unit.work
+    assert isinstance(work, GenerationWork)
+    prompt = torch.tensor([work.prompt], device=device)
+    runs = interleaved(
+        model, prompt, [c.settings for c in unit.cells], work.new_tokens, work.repeats, work.warmup, work.seed
+    )  # fmt: skip
+    for cell, rounds in zip(unit.cells, runs, strict=True):
+        for repeat, (place, run) in enumerate(rounds):
+            result.rows.append({"cell_id": cell.cell_id, **_generation_row(work, repeat, place, run)})
+
+
+def _generation_row(work: GenerationWork, repeat: int, place: int, run: GenerationRun) -> dict[str, Any]:
+    return {
+        "prompt_tokens": len(work.prompt),
+        "new_tokens": work.new_tokens,
+        "repeat": repeat,
+        "round_order": place,
+        "ttft_seconds": run.ttft_seconds,
+        "tpot_seconds": run.tpot_seconds,
+        "total_seconds": run.total_seconds,
+        "tokens_per_second": work.new_tokens / run.total_seconds,
+        "token_seconds": run.token_seconds,
+        "prune_seconds": run.prune_seconds,
+        "kv_bytes_prompt": run.kv_bytes_prompt,
+        "kv_bytes_peak": run.kv_bytes_peak,
+        "kv_bytes_final": run.kv_bytes_final,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "peak_memory_method": run.peak_memory_method,
+        "prune_events": run.prune_events,
+        "output_tokens": run.output_tokens,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+    work = unit.work
+    assert isinstance(work, RetrievalWork)
+    for cell in unit.cells:
+        try:
+            rows = [{"cell_id": cell.cell_id, **row} for row in _answers(model, device, cell.settings, work.questions)]
+        except Exception as error:
+            result.failures.append(Failure.of(cell.cell_id, error))
+        else:
+            result.rows += rows
+
+
+@torch.inference_mode()
+def _answers(
+    model: nn.Module, device: torch.device, settings: PruneSettings, questions: tuple[Question, ...]
+) -> Iterator[dict[str, Any]]:
+    """Greedy answers; ``answer`` is the ids, which the driver turns into text."""
+    for question in questions:
+        cache = PrunedCache(model.config, settings, row_ids=[question.index])  # pyright: ignore[reportArgumentType]
+        token = forward(model, torch.tensor([question.prompt_ids], device=device), cache).argmax(-1, keepdim=True)
+        retained = statistics.fmean(_share_held(layer.stored_positions(), question.fact_span) for layer in cache.pruned_layers)
+        answer = [int(token)]
+        while len(answer) < len(question.answer_ids):
+            token = forward(model, token, cache).argmax(-1, keepdim=True)
+            answer.append(int(token))
+        yield {
+            "kind": question.kind,
+            "context_tokens": question.context_tokens,
+            "depth": question.depth,
+            "question_index": question.index,
+            "expected": question.expected,
+            "answer": answer,
+            "correct": answer == question.answer_ids,
+            "prune_events": cache.validity().prune_events,
+            "answer_position_retained": retained,
+        }
+
+
+def _share_held(positions: Tensor, span: tuple[int, int]) -> float:
+    """Share of the positions in ``span`` that are still held, over rows and heads; positions [batch, kv_heads, held]."""
+    inside = ((positions >= span[0]) & (positions < span[1])).sum()
+    return float(inside) / (positions.shape[0] * positions.shape[1] * (span[1] - span[0]))

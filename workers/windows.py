@@ -1,0 +1,35 @@
+"""Pure integers: which tokens a window holds and which of them are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [start, start + length) of a text; the tokens from ``first_scored`` (an offset in the window) on are scored."""
+
+    index: int
+    start: int
+    length: int
+    first_scored: int
+
+    @property
+    def tokens_scored(self) -> int:
+        """How many tokens of the window enter the perplexity."""
+        return self.length - self.first_scored
+
+
+def plan_windows(tokens: int, window: int, stride: int, limit: int | None = None) -> list[Window]:
+    """Windows ``[i*stride, i*stride + window)`` of a text of ``tokens`` tokens, whole ones only, at most ``limit``.
+
+    Scored: all but the first token of window 0; of later windows the last ``stride`` tokens, so that each token is scored
+    once (with ``stride == window`` all but the first). Source: Hugging Face, "Perplexity of fixed-length models".
+    Raises ValueError for a stride outside 1..window or a window under 2.
+    """
+    if window < 2 or not 1 <= stride <= window:
+        raise ValueError(f"need window >= 2 and 1 <= stride <= window (got window {window}, stride {stride})")
+    count = max(0, (tokens - window) // stride + 1)
+    if limit is not None:
+        count = min(count, limit)
+    return [Window(i, i * stride, window, 1 if i == 0 else max(1, window - stride)) for i in range(count)]
