@@ -1,63 +1,36 @@
-"""Vega-Lite specifications of the report's charts, drawn from the summary tables (one point per pooled cell).
-
-Axes, text and series colours are CSS variables of the page, so one drawing serves light, dark and print.
-"""
+"""Which charts the report has, and what their points are: one per pooled cell of the summary tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import altair as alt
 import polars as pl
 
 from analysis import labels
+from analysis.marks import Axis, Point, specification
 from analysis.speed import COMPARED, short
 
-PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova"]
-"""Policies with a colour of their own (``--c-NAME`` in style.css), in the order of the legend."""
+HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED")
+"""Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning."""
 
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
-DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4]]
 PANEL = [
     "model", "dataset", "prune_after", "model_revision", "dataset_fingerprint", "protocol_version", "device", "dtype",
     "window", "stride", "prompt_tokens",
 ]  # fmt: skip
 """Settings of which each combination gets a panel of its own; those that a frame lacks are ignored."""
 
-HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED")
-LOG_SPAN = 5
-"""Where the largest value is more than this many times the smallest, the axis is logarithmic and says so."""
-
-TOOLTIPS = {
-    "policy": "policy", "kept": "keep_ratio", "after": "prune_after", "variant": "settings", "value": "value",
-    "ratio": "ratio to dense", "bounds": "95 % interval", "held": "realised budget", "n": "n", "verdict": "verdict",
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel: the id of its container is ``chart-`` and ``name``; ``spec`` is JSON text, not yet escaped for HTML."""
+    """One panel: its container has the id ``chart-NAME``; ``spec`` is JSON text, not yet escaped for HTML."""
 
     name: str
     description: str
     spec: str
 
 
-@dataclass(frozen=True)
-class Axis:
-    """How a field is drawn: its key, its title, the format of its ticks, and whether it may turn logarithmic."""
-
-    field: str
-    title: str
-    form: str = "~g"
-    elastic: bool = False
-
-
-KEPT = Axis("x", "keep_ratio", ".2~f")
-HELD = Axis("x", "realised KV budget", ".0%")
+KEPT = Axis("keep_ratio", ".2~f", reach=(1.0,))
+HELD = Axis("realised KV budget", ".1~%")
 
 
 def u_curves(cells: pl.DataFrame, *, realised: bool) -> list[Chart]:
@@ -70,7 +43,7 @@ def u_curves(cells: pl.DataFrame, *, realised: bool) -> list[Chart]:
     usable = cells.filter(pl.col("policy") != "dense", pl.col("ppl").is_not_null(), pl.col(x_field).is_not_null()).with_columns(
         x=x_field, y="ppl", low=dense * pl.col("ratio_low"), high=dense * pl.col("ratio_high"), reference=dense, n="n_windows"
     )
-    y_axis = Axis("y", "perplexity", elastic=True)
+    y_axis = Axis("perplexity", log_span=5)
     return _panels(usable, name, x_axis, y_axis, "perplexity", lines=True)
 
 
@@ -80,8 +53,10 @@ def trade_off(cells: pl.DataFrame) -> list[Chart]:
     usable = usable.with_columns(
         x="budget", y="ratio", low="ratio_low", high="ratio_high", reference=pl.lit(1.0), n="n_paired", after="prune_after"
     )
-    y_axis = Axis("y", "PPL ratio to dense", elastic=True)
-    return _panels(usable.drop("prune_after"), "tradeoff", HELD, y_axis, "PPL ratio", lines=False)
+    y_axis = Axis("PPL ratio to dense", log_span=2)
+    return _panels(
+        usable.drop("prune_after"), "tradeoff", Axis(HELD.title, HELD.form, reach=(0.0, 1.0)), y_axis, "PPL ratio", lines=False
+    )
 
 
 def speed_curves(speeds: pl.DataFrame, measure: str) -> list[Chart]:
@@ -90,10 +65,10 @@ def speed_curves(speeds: pl.DataFrame, measure: str) -> list[Chart]:
         raise ValueError(f"no ratio of {measure!r}; there are {COMPARED}")
     name = short(measure)
     usable = speeds.filter(pl.col(f"{name}_ratio").is_not_null()).with_columns(
-        x="keep_ratio", y=f"{name}_ratio", low=f"{name}_low", high=f"{name}_high", reference=pl.lit(1.0),
+        device="device_name", x="keep_ratio", y=f"{name}_ratio", low=f"{name}_low", high=f"{name}_high", reference=pl.lit(1.0),
         n=f"{name}_rounds", ratio=f"{name}_ratio", ratio_low=f"{name}_low", ratio_high=f"{name}_high", verdict=f"{name}_words",
     )  # fmt: skip
-    return _panels(usable, name, KEPT, Axis("y", f"{name.upper()} ratio to dense", elastic=True), f"{name.upper()} ratio", lines=True)
+    return _panels(usable, name, KEPT, Axis(f"{name.upper()} ratio to dense", log_span=5), f"{name.upper()} ratio", lines=True)
 
 
 def _panels(cells: pl.DataFrame, name: str, x: Axis, y: Axis, what: str, *, lines: bool) -> list[Chart]:
@@ -104,41 +79,25 @@ def _panels(cells: pl.DataFrame, name: str, x: Axis, y: Axis, what: str, *, line
         named = dict(zip(keys, values, strict=True))
         title = [f"{named['model']} · {named['dataset']}", " · ".join(f"{key} {labels.text(named[key])[:16]}" for key in varying)]
         rows = [_point(row) for row in group.iter_rows(named=True)]
-        description = f"{what} against {x.title}, {', '.join(part for part in title if part)}: {len(rows)} cells"
-        spec = _draw(rows, x, y, lines=lines).properties(title=_title(title), description=description, width="container", height=270)
-        charts.append(Chart(f"{name}-{number}", description, to_json(_finish(spec))))
+        description = f"{what} against {x.title}, {', '.join(part for part in title if part)}: {len(rows)} cells, {_span(group)}"
+        spec = specification(rows, x, y, title, description, lines=lines)
+        charts.append(Chart(f"{name}-{number}", description, spec))
     return charts
 
 
-def _point(row: labels.Row) -> dict[str, Any]:
+def _span(group: pl.DataFrame) -> str:
+    values = group["y"].sort().to_list()
+    return f"from {labels.figure(values[0])} to {labels.figure(values[-1])}"
+
+
+def _point(row: labels.Row) -> Point:
     """What a mark needs of a cell: places as numbers, everything a tooltip says as text."""
     after = row.get("prune_after", row.get("after"))
     return {
         "x": row["x"], "y": row["y"], "low": row["low"], "high": row["high"], "reference": row["reference"],
+        "order": row["keep_ratio"],
         "policy": row["policy"], "variant": labels.variant(row), "after": labels.text(after),
         "hollow": row["verdict"] in HOLLOW, "kept": labels.ratio_setting(row["keep_ratio"]), "value": labels.figure(row["y"]),
         "ratio": labels.figure(row["ratio"]), "bounds": labels.interval(row["ratio_low"], row["ratio_high"]),
         "held": labels.percent(row.get("budget")), "n": labels.count(row["n"]), "verdict": row["verdict"],
     }  # fmt: skip
-
-
-def _draw(rows: list[dict[str, Any]], x: Axis, y: Axis, *, lines: bool) -> alt.LayerChart:
-    reference = next((row["reference"] for row in rows if row["reference"] is not None), None)
-    x_place, y_place = _x(rows, x), _y(rows, y)
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x_place, y=y_place, color=_colour(rows))
-    series = "variant" if lines else "after"
-    shape = _by_series(rows, series)
-    points = base.encode(shape=shape, tooltip=[alt.Tooltip(f"{key}:N", title=title) for key, title in TOOLTIPS.items()])
-    layers: list[Any] = [] if reference is None else [_reference_rule(reference, y_place, "dense" if lines else "ratio 1")]
-    if lines:
-        anchored = rows + _anchors(rows, x, reference)
-        layers.append(
-            alt.Chart(alt.Data(values=anchored)).mark_line(strokeWidth=1.5, opacity=0.75)
-            .encode(x=x_place, y=y_place, color=_colour(rows), strokeDash=_dash(rows), detail="variant:N", order="x:Q")
-        )  # fmt: skip
-    layers.append(base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2, opacity=0.8).encode(y=y_place, y2="high:Q").encode(alt.Y("low:Q", scale=y_place["scale"], axis=y_place["axis"])))
-    layers.append(points.transform_filter("!datum.hollow").mark_point(filled=True, size=55, opacity=1))
-    layers.append(points.transform_filter("datum.hollow").mark_point(filled=False, size=65, strokeWidth=1.8, fill="var(--bg)", opacity=1))
-    if not lines:
-        layers.append(_ideal(x_place, y_place))
-    return alt.layer(*layers)

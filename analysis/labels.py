@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 def skipped(layers: list[int] | None) -> str:
     """The layers left whole, in words."""
     if not layers:
-        return "all layers pruned"
+        return "no layer skipped"
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers)) + " skipped"
 
 
@@ -28,7 +28,7 @@ def variant(row: Row) -> str:
     if row["schedule"] not in (None, "every_step"):
         parts.append(str(row["schedule"]))
     if row["position_mode"] == "cache_length":
-        parts.append("positions from cache length (bug, on purpose)")
+        parts.append("cache_length positions (bug)")
     return ", ".join(parts)
 
 

@@ -13,7 +13,7 @@ from analysis import labels
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a page's table. ``form`` is a key of ``labels.FORMATS``, or ``interval`` with the upper end's column in ``upper``."""
+    """A column of a table. ``form`` is a key of ``labels.FORMATS``, or ``interval`` with the upper end's column in ``upper``."""
 
     key: str
     label: str
@@ -64,7 +64,8 @@ PERPLEXITY = [
     _setting("window", "window", "count"), _setting("stride", "stride", "count"),
     Column("verdict", "verdict", "text"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
     Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("budget", "realised budget", "percent"),
-    Column("accuracy_difference", "accuracy difference (points)", "points"), Column("prune_events", "prune events per window", "count"),
+    Column("accuracy_difference", "accuracy difference (points)", "points"),
+    Column("prune_events", "prune events per window", "count"),
     Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
     Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
     Column("n_windows", "windows", "count"), Column("tokens", "tokens", "count"), Column("note", "note", "text"),

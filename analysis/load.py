@@ -24,6 +24,13 @@ ROW_KEYS: dict[str, list[str]] = {
 }
 """What names one row of a table. Timings of two runs are two measurements, hence ``run_id`` in generation."""
 
+POOLED_SETTINGS = [
+    "model", "dataset", "device", "dtype", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule",
+    "position_mode",
+]  # fmt: skip
+POOLED = {"perplexity": ["window", "stride"], "retrieval": []}
+"""The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
+
 LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "output_tokens"]
 """List columns that no table or chart reads; leaving them out keeps them on disk."""
 
@@ -51,8 +58,9 @@ class Results:
     scanned: dict[str, pl.LazyFrame]
 
     def rows(self, task: str) -> pl.LazyFrame:
-        """The rows of a table, each once: units are delivered at least once, and two runs may share cells."""
-        return self.scanned[task].unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        """The rows of a table, each once (units are delivered at least once, and runs may share cells), with ``pool_id``."""
+        once = self.scanned[task].unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        return once.with_columns(pool_id=_pool_id(task))
 
 
 def load(directories: Sequence[str]) -> Results:
@@ -76,13 +84,17 @@ def _run_info(store: RunStore) -> dict[str, Any]:
     try:
         content = store.get("run.json")
     except BaseError as error:
-        raise RunUnreadableError(f"{store.directory}: cannot be read ({error}). Check the address and the credentials.") from error
+        raise RunUnreadableError(
+            f"{store.directory}: cannot be read ({error}). Check the address and the credentials."
+        ) from error
     if content is None:
         raise RunUnreadableError(f"{store.directory}: has no run.json. Give the directory that `kvsweep run --out DIR` wrote.")
     try:
         info = json.loads(content)
     except ValueError as error:
-        raise RunUnreadableError(f"{store.directory}/run.json: is not JSON ({error}). Run the sweep into a new directory.") from error
+        raise RunUnreadableError(
+            f"{store.directory}/run.json: is not JSON ({error}). Run the sweep into a new directory."
+        ) from error
     if not isinstance(info, dict):
         raise RunUnreadableError(f"{store.directory}/run.json: is not a JSON object. Run the sweep into a new directory.")
     return info
@@ -90,18 +102,20 @@ def _run_info(store: RunStore) -> dict[str, Any]:
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
     scans = [
-        store.scan(task).drop(LONG_COLUMNS, strict=False).with_columns(source=pl.lit(index, pl.Int32), pool_id=_pool_id())
+        store.scan(task).drop(LONG_COLUMNS, strict=False).with_columns(source=pl.lit(index, pl.Int32))
         for index, store in enumerate(stores)
     ]
     return pl.concat(scans)
 
 
-def _pool_id() -> pl.Expr:
-    """Names the cells that are one point of a chart: the cell itself, or all seeds of a ``random`` cell."""
-    settings = [
-        "dense_cell_id", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule", "position_mode",
-    ]  # fmt: skip
-    skip = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",")
-    text = [pl.col(name).cast(pl.String).fill_null("-") for name in settings]
-    seedless = pl.concat_str([*text, skip.fill_null("-")], separator="|")
-    return pl.when(pl.col("policy") == "random").then(seedless).otherwise(pl.col("cell_id"))
+def _pool_id(task: str) -> pl.Expr:
+    """Names the cells that are one point of a chart: those that differ in nothing but the seed.
+
+    Every seed has its own cell and its own dense twin. Rows per cell stand for the plan's size, which no column holds. A timing
+    belongs to its run, so generation pools nothing.
+    """
+    if task not in POOLED:
+        return pl.col("cell_id")
+    plain = pl.col(*POOLED_SETTINGS, *POOLED[task]).cast(pl.String).fill_null("-")
+    skip = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null("-")
+    return pl.concat_str(plain, skip, pl.len().over("cell_id", *VERSION_COLUMNS), separator="|")

@@ -114,7 +114,9 @@ def _intervals(rows: pl.DataFrame, resamples: int, seed: int) -> pl.DataFrame:
     found = [empty]
     for (n,), group in windows.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
         shape = (-1, int(str(n)))
-        ratios = resampled_ratios(group["nll"].to_numpy().reshape(shape), group["tokens"].to_numpy().reshape(shape), resamples, seed)
+        ratios = resampled_ratios(
+            group["nll"].to_numpy().reshape(shape), group["tokens"].to_numpy().reshape(shape), resamples, seed
+        )
         low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
         found.append(group.select(POOL).unique(maintain_order=True).with_columns(ratio_low=low, ratio_high=high))
     return pl.concat(found)

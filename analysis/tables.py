@@ -87,21 +87,20 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Per pooled cell, kind of question and context length: answers right, accuracy with Wilson's 95 % interval, and the twin's."""
-    keys = [*POOL, "kind", "context_tokens"]
-    cells = rows.group_by(keys, maintain_order=True).agg(
+    """Per pooled cell, kind of question and context length: accuracy with Wilson's 95 % interval, and the twin's."""
+    question = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "depth", "question_index"]
+    twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(*question, dense_correct="correct")
+    paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
+    cells = paired.group_by([*POOL, "kind", "context_tokens"], maintain_order=True).agg(
         *[pl.col(name).first() for name in SETTINGS],
         questions=pl.len(),
         right=pl.col("correct").sum(),
+        dense_accuracy=pl.col("dense_correct").mean(),
         answer_retained=pl.col("answer_position_retained").mean(),
         prune_events=pl.col("prune_events").mean(),
     )
-    cells = cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
-    twin = cells.filter(pl.col("policy") == "dense").select(
-        "dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", dense_accuracy="accuracy"
-    )
-    on = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens"]
-    return in_order(finite(cells.join(twin, on=on, how="left", nulls_equal=True, maintain_order="left").collect()))
+    shares = cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
+    return in_order(finite(shares.collect()))
 
 
 def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:

@@ -179,6 +179,10 @@ class RunStore:
         pq.write_table(marked, buffer, compression="zstd")
         return self.put(f"{task}/{unit_id}.parquet", buffer.getvalue())
 
+    def next_number(self, task: str, stem: str) -> int:
+        """How many parts of a table start with ``stem`` already: a unit that fails again adds a part, never replaces one."""
+        return sum(name.startswith(f"{task}/{stem}-") for name in self.parts(task))
+
     def set_aside_unreadable(self, task: str) -> list[str]:
         """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names."""
         broken = []

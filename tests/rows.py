@@ -23,7 +23,7 @@ def cell(**settings: Any) -> dict[str, Any]:
     columns |= {key: value for key, value in settings.items() if key in columns}
     if columns["policy"] == "dense":
         columns |= {"keep_ratio": 1.0, "prune_after": None, "skip_layers": []}
-    names = ("model", "dataset", "device", "dtype")
+    names = ("model", "dataset", "device", "dtype", "seed")
     dense_id = "dense:" + "/".join(str(columns[name]) for name in names)
     chosen = ("policy", "keep_ratio", "prune_after", "skip_layers", "protect_recent", "position_mode", "seed")
     own_id = dense_id if columns["policy"] == "dense" else dense_id[6:] + "/" + "/".join(str(columns[name]) for name in chosen)
@@ -74,7 +74,7 @@ def retrieval_row(question_index: int = 0, **values: Any) -> dict[str, Any]:
 def failure_row(**values: Any) -> dict[str, Any]:
     """A cell that ran out of memory."""
     defaults = {
-        "task": "perplexity", "error_type": "OutOfMemoryError", "message": "tried to allocate 2 GiB", "traceback": "Traceback ...",
+        "task": "perplexity", "error_type": "OutOfMemoryError", "message": "tried to allocate 2 GiB", "traceback": "Traceback",
         "attempts": 3, "node": "node-a",
     }  # fmt: skip
     return _row("failures", {**defaults, **_own_columns("failures", values), **cell(**values)})
@@ -148,14 +148,16 @@ def _wobble(*parts: float) -> float:
 def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     base = 1023 * (4.1 + 0.3 * _wobble(window_index))
     if setting["policy"] == "dense":
-        return perplexity_row(window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5, **setting)
+        return perplexity_row(
+            window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5, **setting
+        )
     ratio, after = setting["keep_ratio"], setting["prune_after"]
     harm = {"knorm": 1.0, "knorm_high": 0.1, "random": 0.25, "streaming": 0.05}[setting["policy"]]
     harm *= (1.2 if after == 32 else 0.2) * (0.45 + 0.55 * ratio**3) * (1.0 if setting.get("skip_layers") else 1.25)
     harm *= 1.8 if setting.get("position_mode") == "cache_length" else 1.0
     vacuous = after >= 1024
     harm = 0.0 if vacuous else harm * (1 + 0.2 * _wobble(window_index, ratio, harm))
-    held = 512.5 if vacuous else min(512.5, after * (1 + ratio) / 2 + (0 if after == 32 else 128))
+    held = 512.5 if vacuous else after * after / 2048 + (1024 - after) / 1024 * after * (1 + ratio) / 2
     pruned = 0 if vacuous else 1023 - after + 1
     return perplexity_row(
         window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base + 1023 * harm, cache_tokens_mean=held,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from workers.unit import UnitResult, WorkUnit
+from workers.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
 

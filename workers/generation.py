@@ -6,6 +6,7 @@ The prompt goes through in one pass with one check at its end; then one token pe
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.clock import Clock, no_garbage_collection, peak_memory, reset_peak_memory
-from workers.pruned_cache import PrunedCache, PruneSettings
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def generate(model: nn.Module, prompt: Tensor, settings: PruneSettings, new_toke
     return GenerationRun(
         output_tokens=output,
         ttft_seconds=stamps[1] - stamps[0],
-        token_seconds=[b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)],
+        token_seconds=[b - a for a, b in itertools.pairwise(stamps[1:])],
         total_seconds=stamps[-1] - stamps[0],
         prune_seconds=cache.prune_seconds,
         kv_bytes_prompt=kv_prompt,

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from workers.attention import NAME as OWN_ATTENTION
 from workers.model_files import ModelError, ModelFacts
-from workers.pruned_cache import PrunedCache, PruneSettings
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECK_TOKENS = 48

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.budget import Schedule, event_schedule
-from workers.pruned_cache import PrunedCache, PruneSettings, Validity
+from workers.pruned_cache import PrunedCache, Validity
+from workers.settings import PruneSettings
 
 LOGIT_BYTES = 64 * 2**20
 """Logits are made in slices of at most this size: a window of a 50k vocabulary is never materialised."""
@@ -109,7 +110,7 @@ class _Run:
 
 
 def score(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL in nats (float32) and top-1 agreement of ``targets``: hidden [batch, q, width], targets [batch, q] -> [batch, q] each."""
+    """NLL in nats (float32) and top-1 hits of ``targets``: hidden [batch, q, width], targets [batch, q] -> [batch, q] each."""
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     nll = torch.empty(len(wanted), device=hidden.device)

@@ -17,47 +17,13 @@ from transformers.cache_utils import CacheLayerMixin
 from workers.attention import NAME as OWN_ATTENTION
 from workers.budget import is_due, kept_count
 from workers.eviction import POLICIES, CacheView, select
+from workers.settings import PruneSettings
 
 SLACK = 64
 """Entries a buffer has room for beyond what it holds when it is made, so that appending copies nothing most of the time."""
 
 RECENT = 8
 """``recent_retained`` looks at this many of the last positions."""
-
-
-@dataclass(frozen=True)
-class PruneSettings:
-    """How a cache prunes. ``policy`` "dense" or keep_ratio 1.0 never drops anything."""
-
-    policy: str = "knorm"
-    keep_ratio: float = 1.0
-    prune_after: int = 1
-    skip_layers: tuple[int, ...] = ()
-    protect_sink: int = 0
-    protect_recent: int = 0
-    schedule: str = "every_step"
-    position_mode: str = "absolute"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the setting, its value and what is allowed."""
-        if not 0 < self.keep_ratio <= 1:
-            raise ValueError(f"keep_ratio must be in (0, 1] (got {self.keep_ratio})")
-        if self.prune_after < 1:
-            raise ValueError(f"prune_after must be at least 1 (got {self.prune_after})")
-        if min(self.protect_sink, self.protect_recent, *self.skip_layers, 0) < 0:
-            raise ValueError("protect_sink, protect_recent and skip_layers must not be negative")
-        for name, value, allowed in (
-            ("policy", self.policy, ("dense", *POLICIES)),
-            ("schedule", self.schedule, ("every_step", "prefill_once")),
-            ("position_mode", self.position_mode, ("absolute", "cache_length")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
-
-    def prunes(self, layer: int) -> bool:
-        """Whether this layer ever drops entries."""
-        return self.policy != "dense" and self.keep_ratio < 1 and layer not in self.skip_layers
 
 
 @dataclass

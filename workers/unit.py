@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,92 +12,13 @@ from torch import Tensor, nn
 
 from workers.clock import device_name
 from workers.generation import GenerationRun, forward, interleaved
-from workers.model_files import ModelFacts
 from workers.perplexity import CellScores, evaluate
-from workers.pruned_cache import PrunedCache, PruneSettings
-from workers.retrieval import Question
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
 from workers.windows import Window
+from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
 MAX_BATCH_WINDOWS = 16
-
-
-@dataclass(frozen=True)
-class UnitCell:
-    """A cell of a unit: what names it and how it prunes."""
-
-    cell_id: str
-    settings: PruneSettings
-
-
-@dataclass(frozen=True)
-class PerplexityWork:
-    """Windows and their ids, [windows, window] int32; ``documents`` has one entry per window."""
-
-    windows: tuple[Window, ...]
-    tokens: np.ndarray
-    documents: tuple[int | None, ...]
-    stride: int
-
-
-@dataclass(frozen=True)
-class GenerationWork:
-    """One prompt (ids) that all cells of the unit continue in interleaved rounds."""
-
-    prompt: tuple[int, ...]
-    new_tokens: int
-    repeats: int
-    warmup: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class RetrievalWork:
-    """Questions that every cell of the unit answers."""
-
-    questions: tuple[Question, ...]
-
-
-Work = PerplexityWork | GenerationWork | RetrievalWork
-
-
-@dataclass(frozen=True)
-class WorkUnit:
-    """What one actor call does: cells that share a loaded model and their texts."""
-
-    unit_id: str
-    task: str
-    model: ModelFacts
-    device: str
-    dtype: str
-    cells: tuple[UnitCell, ...]
-    work: Work
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One cell that failed, with its reason."""
-
-    cell_id: str
-    error_type: str
-    message: str
-    traceback: str
-
-    @classmethod
-    def of(cls, cell_id: str, error: BaseException) -> Failure:
-        """From an exception."""
-        trace = "".join(traceback.format_exception(error))
-        return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)
-
-
-@dataclass
-class UnitResult:
-    """Rows (the task's columns and ``cell_id``) and failures of one unit, and where it ran."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    device_name: str = ""
-    node: str = ""
-    seconds: float = 0.0
 
 
 def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
@@ -201,7 +120,7 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
     assert isinstance(work, RetrievalWork)
     for cell in unit.cells:
         try:
-            rows = [{"cell_id": cell.cell_id, **row} for row in _answers(model, device, cell.settings, work.questions)]
+            rows = [{"cell_id": cell.cell_id, **row} for row in _answers(model, device, cell.settings, work)]
         except Exception as error:
             result.failures.append(Failure.of(cell.cell_id, error))
         else:
@@ -209,11 +128,9 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
 
 
 @torch.inference_mode()
-def _answers(
-    model: nn.Module, device: torch.device, settings: PruneSettings, questions: tuple[Question, ...]
-) -> Iterator[dict[str, Any]]:
+def _answers(model: nn.Module, device: torch.device, settings: PruneSettings, work: RetrievalWork) -> Iterator[dict[str, Any]]:
     """Greedy answers; ``answer`` is the ids, which the driver turns into text."""
-    for question in questions:
+    for question in work.questions:
         cache = PrunedCache(model.config, settings, row_ids=[question.index])  # pyright: ignore[reportArgumentType]
         token = forward(model, torch.tensor([question.prompt_ids], device=device), cache).argmax(-1, keepdim=True)
         retained = statistics.fmean(_share_held(layer.stored_positions(), question.fact_span) for layer in cache.pruned_layers)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from workers.models import load
-from workers.unit import Failure, UnitResult, WorkUnit, run_unit
+from workers.unit import run_unit
+from workers.work import Failure, UnitResult, WorkUnit
 
 
 class Worker:

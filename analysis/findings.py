@@ -1,0 +1,112 @@
+"""Sentences for the head of the page, all computed from the rows: what was found, and what to be careful about."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from analysis import labels
+from analysis.load import Results
+from analysis.pairs import FEW_WINDOWS
+from analysis.speed import NO_DIFFERENCE
+
+EARLIER_THAN_POSSIBLE = 0.9
+"""Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
+
+GROUP = [
+    "model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride",
+    "prune_after",
+]  # fmt: skip
+
+
+def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
+    """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per model and prompt."""
+    return [*_perplexity(cells), *_speed(speeds)]
+
+
+def _perplexity(cells: pl.DataFrame) -> list[str]:
+    usable = cells.filter(pl.col("verdict") == "VALID", pl.col("ratio").is_not_null())
+    found = []
+    for _, group in usable.group_by(GROUP, maintain_order=True):
+        ranked = group.sort("ratio").to_dicts()
+        low, high = ranked[0], ranked[-1]
+        place = f"{low['model']} on {low['dataset']}, prune_after {labels.text(low['prune_after'])}"
+        if len(ranked) == 1:
+            found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that pruned.")
+        else:
+            found.append(f"{place}: of {len(ranked)} cells that pruned, lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}.")
+    return found
+
+
+def _ratio(row: labels.Row) -> str:
+    bounds = labels.interval(row["ratio_low"], row["ratio_high"])
+    return f"{labels.figure(row['ratio'])} {bounds} at {labels.percent(row['budget'])} of the dense cache ({labels.cell(row)})"
+
+
+def _speed(speeds: pl.DataFrame) -> list[str]:
+    found = []
+    keys = ["model", "model_revision", "device_name", "prompt_tokens"]
+    for (model, _, device, prompt), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
+        keys, maintain_order=True
+    ):
+        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens"
+        shown = group.filter(~pl.col("tpot_words").str.starts_with(NO_DIFFERENCE)).sort("tpot_ratio").to_dicts()
+        if not shown:
+            found.append(f"{place}: time per output token: {NO_DIFFERENCE} in any of {group.height} cells.")
+            continue
+        ends = [shown[0]] if len(shown) == 1 else [shown[0], shown[-1]]
+        words = "; ".join(f"{row['tpot_words']} ({labels.cell(row)})" for row in ends)
+        found.append(f"{place}: time per output token differs from dense in {len(shown)} of {group.height} cells: {words}.")
+    return found
+
+
+def warnings(results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame) -> list[str]:
+    """What a reader has to know before trusting a figure of this page."""
+    return [*_of_coverage(covered), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
+
+
+def _of_coverage(covered: pl.DataFrame) -> list[str]:
+    failed, missing = int(covered["failed"].sum()), int(covered["missing"].sum())
+    found = [f"Failed, hence in no chart (reasons are under Failures): {_cells(failed)}."] if failed else []
+    return found + ([f"Planned, but without complete rows here: {_cells(missing)}."] if missing else [])
+
+
+def _of_cells(cells: pl.DataFrame) -> list[str]:
+    compared = cells.filter(pl.col("policy") != "dense")
+    paired = pl.col("n_paired")
+    checks = [
+        (pl.col("verdict") == "NEVER_PRUNED", "Never pruned anything, so that PPL equals dense by construction"),
+        (pl.col("verdict") == "BARELY_PRUNED", "Scored under 5 % of the tokens with a pruned cache, so that PPL says little"),
+        (pl.col("verdict") == "NOT_FINITE", "No finite perplexity: a sum is missing, infinite or not a number"),
+        (paired == 0, "No row of the dense twin: no ratio can be formed"),
+        (paired == 1, "Compared on one window: a ratio without an interval"),
+        (
+            paired.is_between(2, FEW_WINDOWS - 1),
+            f"Compared on fewer than {FEW_WINDOWS} windows (n < {FEW_WINDOWS}): intervals are too narrow",
+        ),
+        (paired.is_between(1, pl.col("n_windows") - 1), "Some windows have no dense twin and are left out of the ratio"),
+        (pl.col("position_mode") == "cache_length", "Positions derived from the pruned length, a bug reproduced on purpose"),
+    ]
+    counted = [(compared.filter(check).height, words) for check, words in checks]
+    return [f"{words}: {count:,} of {_cells(compared.height)}." for count, words in counted if count]
+
+
+def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
+    found = []
+    if cells["protocol_version"].n_unique() > 1:
+        found.append("The rows follow more than one protocol version; they are kept apart and must not be compared.")
+    for name, version in (("model", "model_revision"), ("dataset", "dataset_fingerprint")):
+        several = cells.group_by(name, maintain_order=True).agg(pl.col(version).n_unique().alias("n")).filter(pl.col("n") > 1)
+        found += [f"{name} {labels.text(value)} occurs in more than one version; they are kept apart." for value in several[name]]
+    dirty = [run.directory for run in results.runs if isinstance(run.info.get("git"), dict) and run.info["git"].get("dirty")]
+    return found + (["The working tree had uncommitted changes when the run started."] if dirty else [])
+
+
+def _of_speed(speeds: pl.DataFrame) -> list[str]:
+    early = speeds.filter(pl.col("ttft_high") < EARLIER_THAN_POSSIBLE).height
+    if not early:
+        return []
+    return [f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}."]
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count:,} cells"

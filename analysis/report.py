@@ -1,0 +1,149 @@
+"""Run directories to one self-contained HTML page: `python analysis/report.py DIR [DIR ...] [-o FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a script: the packages lie beside this directory
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import jinja2
+import polars as pl
+import vl_convert
+from markupsafe import Markup
+
+from analysis import coverage, layout, tables
+from analysis.charts import Chart, speed_curves, trade_off, u_curves
+from analysis.findings import findings, warnings
+from analysis.load import Results, RunUnreadableError, load
+from analysis.pairs import LEVEL, RESAMPLES
+from analysis.provenance import facts
+from analysis.speed import generation
+from pipeline.results import RunStore
+
+HERE = Path(__file__).resolve().parent
+ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""Characters that could end a script element or a line of it, as JSON writes them."""
+
+
+BUNDLE = "window.vegaEmbed = vegaEmbed;"
+"""The one name of the Vega bundle that the page uses."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The tables that a page shows, as frames."""
+
+    cells: pl.DataFrame
+    speeds: pl.DataFrame
+    answers: pl.DataFrame
+    covered: pl.DataFrame
+    failed: pl.DataFrame
+
+
+def write_report(directories: Sequence[str], output: str | None = None) -> str:
+    """Write the report of one or several run directories; returns where it lies.
+
+    Default place: ``report.html`` in the first directory, which may be an s3:// URL. Raises RunUnreadableError where a directory
+    is not a run, and OSError where ``output`` cannot be written.
+    """
+    results = load(directories)
+    page = render(results).encode()
+    if output is not None:
+        Path(output).write_bytes(page)
+        return output
+    store = RunStore(results.runs[0].directory)
+    store.put("report.html", page, overwrite=True)
+    return f"{store.directory}/report.html"
+
+
+def render(results: Results) -> str:
+    """The page as HTML text. Raises RunUnreadableError where a part is not a whole Parquet file."""
+    frames = _frames(results)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html").render(
+        runs=[facts(run) for run in results.runs],
+        names=[str(run.info.get("name") or "unnamed run") for run in results.runs],
+        findings=findings(frames.cells, frames.speeds),
+        warnings=warnings(results, frames.cells, frames.speeds, frames.covered),
+        charts=_charts(frames),
+        tables=_tables(frames),
+        failure_kinds=coverage.failure_kinds(frames.failed).to_dicts(),
+        few=tables.BARELY,
+        resamples=RESAMPLES,
+        level=LEVEL,
+        bundle=Markup(vl_convert.javascript_bundle(BUNDLE)),
+        script_safe=script_safe,
+    )
+
+
+def script_safe(json_text: str) -> Markup:
+    """JSON text that can stand inside a script element: same value, no character that HTML or old JavaScript acts on."""
+    return Markup(json_text.translate(str.maketrans(ESCAPES)))
+
+
+def _frames(results: Results) -> Frames:
+    try:
+        return Frames(
+            cells=tables.summary(results.rows("perplexity")),
+            speeds=generation(results.rows("generation")),
+            answers=tables.retrieval(results.rows("retrieval")),
+            covered=coverage.coverage(results),
+            failed=coverage.failures(results),
+        )
+    except (pl.exceptions.ComputeError, OSError) as error:
+        where = ", ".join(run.directory for run in results.runs)
+        raise RunUnreadableError(
+            f"{where}: a part cannot be read ({error}). `kvsweep run` into that directory sets broken parts aside."
+        ) from error
+
+
+def _charts(frames: Frames) -> dict[str, list[Chart]]:
+    return {
+        "ucurve": u_curves(frames.cells, realised=False),
+        "budget": u_curves(frames.cells, realised=True),
+        "tradeoff": trade_off(frames.cells),
+        "tpot": speed_curves(frames.speeds, "tpot_seconds"),
+        "ttft": speed_curves(frames.speeds, "ttft_seconds"),
+    }
+
+
+def _tables(frames: Frames) -> dict[str, layout.Table]:
+    return {
+        "coverage": layout.table("coverage", frames.covered, layout.COVERAGE),
+        "by-ratio": layout.table("by-ratio", tables.by_ratio(frames.cells), layout.BY_RATIO),
+        "cells": layout.table("cells", frames.cells, layout.PERPLEXITY),
+        "generation": layout.table("generation", frames.speeds, layout.GENERATION),
+        "retrieval": layout.table("retrieval", frames.answers, layout.RETRIEVAL),
+        "failures": layout.table("failures", frames.failed, layout.FAILURES),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 2 where a directory is not a run or the page cannot be written."""
+    parser = argparse.ArgumentParser(
+        prog="report.py", description="Write one self-contained HTML report of kvsweep run directories."
+    )
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="run directory, local or s3://")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write the page (default: DIR/report.html)")
+    arguments = parser.parse_args(argv)
+    try:
+        print(write_report(arguments.directories, arguments.output))
+    except (RunUnreadableError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

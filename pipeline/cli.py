@@ -1,0 +1,101 @@
+"""kvsweep plan | run | status | report. Heavy imports stay inside the commands: --help and plan need neither torch nor ray."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="What does a pruned KV cache really cost, and what does it really save?",
+)  # fmt: skip
+
+Sweep = Annotated[str | None, typer.Argument(help="Sweep file, or the name of an embedded sweep; none: the embedded default.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4.")]
+
+
+@app.command()
+def plan(
+    sweep: Sweep = None, set_: Set = None, every: Annotated[bool, typer.Option("--all", help="List every cell.")] = False
+) -> None:
+    """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs nothing."""
+    from pipeline.plan import make_plan
+    from pipeline.plan_table import print_plan
+    from pipeline.spec import SweepError, load_spec
+
+    try:
+        print_plan(make_plan(load_spec(sweep, set_ or [])), every)
+    except SweepError as error:
+        _refuse(error.faults)
+
+
+@app.command()
+def run(
+    sweep: Sweep = None,
+    set_: Set = None,
+    out: Annotated[str | None, typer.Option(help="Run directory or s3://, gs:// URL; an existing run is resumed.")] = None,
+    address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
+    inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")] = None,
+) -> None:
+    """Run a sweep and write its report; the last line on stdout is the report's path."""
+    from pipeline.sweep import RunOptions, run_sweep
+
+    raise typer.Exit(run_sweep(sweep, set_ or [], RunOptions(out, address, inline, threads)))
+
+
+@app.command()
+def status(directory: str) -> None:
+    """Cells done, failed and missing in a run directory."""
+    import json
+
+    from pipeline.results import TASKS, RunStore
+
+    store = RunStore(directory)
+    content = store.get("run.json")
+    if content is None:
+        _refuse([f"{directory}: holds no run.json, so it is no kvsweep run directory"])
+        return
+    record = json.loads(content)
+    failed = store.scan("failures").select("cell_id").unique().collect()["cell_id"].to_list()
+    print(f"{record['name']} ({record['run_id']}), started {record['started_at']}")
+    for task in TASKS:
+        if not record["planned"].get(task):
+            continue
+        rows = store.scan(task).group_by("cell_id").len().collect()
+        done = set(rows["cell_id"].to_list())
+        planned = record["planned"][task]
+        bad = len(set(failed) - done) if task == "perplexity" else 0
+        print(f"{task}: {planned} cells planned, {len(done)} with rows, {planned - len(done)} missing, {rows['len'].sum()} rows")
+        if bad:
+            print(f"  {bad} failed cells without rows")
+
+
+@app.command()
+def report(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR...")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Where to write it (default: report.html in the first).")
+    ] = None,
+) -> None:
+    """Write the report of one or several run directories."""
+    from analysis.report import main as report_main
+
+    raise typer.Exit(report_main([*directories, *(["-o", output] if output else [])]))
+
+
+def _refuse(faults: list[str]) -> None:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

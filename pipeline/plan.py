@@ -1,0 +1,187 @@
+"""Cells -> work units: what shares a loaded model and a prefix goes together, most expensive first; what is done is left out.
+
+A unit's composition follows from the whole plan, so an interrupted and resumed sweep computes exactly what an undisturbed
+one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.grid import Cell, Grid, make_grid, never_prunes
+from pipeline.resolve import Resolved, resolve
+from pipeline.spec import SweepSpec
+from workers.budget import Schedule, event_schedule
+from workers.model_files import ModelFacts
+from workers.retrieval import Question, build_question
+from workers.windows import Window, plan_windows
+
+CELLS_PER_UNIT, WINDOWS_PER_UNIT = 24, 16
+FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
+SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
+"""Rough rates for estimates and for the order of units; no figure of a report rests on them."""
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """Cells of one task that one actor call will do."""
+
+    task: str
+    cells: tuple[Cell, ...]
+    windows: tuple[Window, ...]
+    cost_seconds: float
+
+    @property
+    def unit_id(self) -> str:
+        """From the cells and windows alone."""
+        content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows)]
+        return hashlib.sha256(" ".join(content).encode()).hexdigest()[:20]
+
+
+@dataclass
+class Plan:
+    """A resolved sweep: its cells, its units, and what a user should know before starting."""
+
+    spec: SweepSpec
+    resolved: Resolved
+    grid: Grid
+    units: list[PlannedUnit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def never_prune(self) -> list[Cell]:
+        """Cells that cannot drop anything on what they are given."""
+        return [cell for cell in self.grid.cells if never_prunes(cell, json.loads(cell.settings))]
+
+    def rows_expected(self, cell: Cell) -> int:
+        """How many rows make a cell complete."""
+        settings = json.loads(cell.settings)
+        if cell.task == "perplexity":
+            return len(self.windows(cell))
+        if cell.task == "generation":
+            return settings["repeats"]
+        return len(settings["kinds"]) * len(settings["context_tokens"]) * len(settings["depths"]) * settings["questions"]
+
+    def windows(self, cell: Cell) -> list[Window]:
+        """The windows of a perplexity cell."""
+        settings = json.loads(cell.settings)
+        tokens = len(self.resolved.tokens[cell.model, cell.dataset].ids)
+        return plan_windows(tokens, settings["window"], settings["stride"], settings["windows"])
+
+
+def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
+    """Resolve, expand, cut into units. Raises SweepError for what cannot work."""
+    resolved = resolve(spec, auto_device)
+    plan = Plan(spec, resolved, make_grid(spec, resolved.targets))
+    groups = itertools.groupby(plan.grid.cells, key=lambda cell: cell.dense)
+    for dense, cells in groups:
+        plan.units += _cut(plan, dense, list(cells))
+    plan.units.sort(key=lambda unit: (unit.task != "perplexity", unit.cells[0].model, -unit.cost_seconds))
+    plan.notes += _notes(plan)
+    return plan
+
+
+def _cut(plan: Plan, dense: Cell, cells: list[Cell]) -> list[PlannedUnit]:
+    """One group of cells (same target, task and settings) as units."""
+    facts = plan.resolved.models[dense.model]
+    if dense.task == "generation":  # all cells of a comparison take turns in one unit
+        return [PlannedUnit("generation", tuple(cells), (), sum(_cost(facts, cell, ()) for cell in cells))]
+    if dense.task == "retrieval":
+        batches = [tuple(cells[i : i + 8]) for i in range(0, len(cells), 8)]
+        return [PlannedUnit("retrieval", batch, (), sum(_cost(facts, cell, ()) for cell in batch)) for batch in batches]
+    windows = plan.windows(dense)
+    units = []
+    for batch in _batches(cells):
+        for start in range(0, len(windows), WINDOWS_PER_UNIT):
+            part = tuple(windows[start : start + WINDOWS_PER_UNIT])
+            units.append(PlannedUnit("perplexity", batch, part, sum(_cost(facts, cell, part) for cell in batch)))
+    return units
+
+
+def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:
+    """Cells that prune at the same places together, at most CELLS_PER_UNIT to a unit."""
+
+    def sharing(cell: Cell) -> tuple[int, tuple[int, ...]]:
+        return (cell.prune_after or 0, cell.skip_layers)
+
+    batches: list[list[Cell]] = [[]]
+    for _, group in itertools.groupby(sorted(cells, key=sharing), key=sharing):
+        members = list(group)
+        if batches[-1] and len(batches[-1]) + len(members) > CELLS_PER_UNIT:
+            batches.append([])
+        for cell in members:
+            if len(batches[-1]) == CELLS_PER_UNIT:
+                batches.append([])
+            batches[-1].append(cell)
+    return [tuple(batch) for batch in batches if batch]
+
+
+def schedule_of(cell: Cell, steps: int) -> Schedule:
+    """The event schedule of a cell's pruning layers over one-token steps."""
+    return event_schedule(cell.keep_ratio, cell.prune_after or 1, steps)
+
+
+def _cost(facts: ModelFacts, cell: Cell, windows: Iterable[Window]) -> float:
+    """Estimated seconds of a cell on one core or one GPU."""
+    settings, flops = json.loads(cell.settings), 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[cell.device]
+    per_pass = SECONDS_PER_PASS_LAYER[cell.device] * facts.layers
+    if cell.task == "perplexity":
+        count, steps = len(list(windows)), settings["window"] - 1
+        schedule = schedule_of(cell, steps)
+        own = steps - (schedule.first_event or 0) if cell.prune_after is None or schedule.events else 0
+        return count * own * flops + len(schedule.events) * per_pass
+    if cell.task == "generation":
+        one = settings["prompt_tokens"] * flops + settings["new_tokens"] * (per_pass + flops)
+        return one * (settings["repeats"] + settings["warmup"])
+    questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
+    return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    if plan.never_prune:
+        notes.append(
+            f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
+        )
+    for dense in (cell for cell in plan.grid.cells if cell.policy == "dense" and cell.task == "perplexity"):
+        count = len(plan.windows(dense))
+        asked = json.loads(dense.settings)["windows"]
+        if count < asked:
+            notes.append(f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for")
+        if count < 2:
+            notes.append(f"{dense.dataset}: no interval can be given from {count} window")
+    return list(dict.fromkeys(notes))
+
+
+def pending_units(plan: Plan, is_done: Callable[[Cell, tuple[Window, ...]], bool]) -> list[PlannedUnit]:
+    """Units with the cells that still miss rows. A timed unit runs whole or not at all: its cells are paired by round."""
+    pending = []
+    for unit in plan.units:
+        missing = tuple(cell for cell in unit.cells if not is_done(cell, unit.windows))
+        if missing:
+            pending.append(unit if unit.task == "generation" else replace(unit, cells=missing))
+    return pending
+
+
+def questions_of(plan: Plan, cell: Cell) -> list[Question]:
+    """The retrieval questions of a cell, in its model's tokens."""
+    settings: dict[str, Any] = json.loads(cell.settings)
+    tokenizer = Tokenizer.from_file(plan.resolved.models[cell.model].tokenizer_file)
+    ids = plan.resolved.tokens[cell.model, cell.dataset].ids.tolist()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return [
+        build_question(encode, kind, length, depth, index, cell.seed, ids)
+        for kind, length, depth, index in itertools.product(
+            settings["kinds"], settings["context_tokens"], settings["depths"], range(settings["questions"])
+        )
+    ]

@@ -1,0 +1,83 @@
+"""``kvsweep plan`` on a terminal: what would run, what would not and why, and what it would cost."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.grid import Cell
+from pipeline.plan import Plan, schedule_of
+
+LISTED = 400
+
+
+def print_plan(plan: Plan, every: bool = False) -> None:
+    """Cells with their realised budget, then units, dropped combinations, notes and estimates."""
+    console = Console(width=None)
+    never = {cell.cell_id for cell in plan.never_prune}
+    cells = plan.grid.cells if every else plan.grid.cells[:LISTED]
+    for dense, group in groupby(cells, key=lambda cell: cell.dense):
+        console.print(_table(plan, dense, list(group), never))
+    if len(cells) < len(plan.grid.cells):
+        console.print(f"... and {len(plan.grid.cells) - len(cells)} more cells (--all lists them)")
+    console.print(f"{len(plan.grid.cells)} cells in {len(plan.units)} units")
+    for reason, count in plan.grid.dropped.items():
+        console.print(f"{count} combinations dropped: {reason}", markup=False)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False)
+    seconds = sum(unit.cost_seconds for unit in plan.units)
+    console.print(f"estimate: {datetime.timedelta(seconds=round(seconds))} of one core's or GPU's time (rough), ", end="")
+    console.print(f"{max((_memory(plan, cell) for cell in plan.grid.cells), default=0) / 2**20:,.0f} MiB per worker")
+
+
+def _table(plan: Plan, dense: Cell, cells: list[Cell], never: set[str]) -> Table:
+    title = f"{dense.task}: {dense.model} on {dense.dataset}, {dense.device} {dense.dtype}"
+    table = Table(title=_plain(title), title_justify="left")
+    for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect", "mode", "events", "realised budget", ""):
+        table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")
+    layers = plan.resolved.models[dense.model].layers
+    for cell in cells:
+        steps = _steps(cell)
+        schedule = schedule_of(cell, steps)
+        skipped = len(cell.skip_layers)
+        full = (steps + 1) / 2
+        budget = (schedule.mean * (layers - skipped) + full * skipped) / (layers * full)
+        table.add_row(
+            cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
+            _plain(str(list(cell.skip_layers))), f"{cell.protect_sink}/{cell.protect_recent}",
+            _mode(cell), str(len(schedule.events)),
+            f"{budget:.3f}", "never prunes" if cell.cell_id in never else "",
+        )  # fmt: skip
+    return table
+
+
+def _mode(cell: Cell) -> str:
+    """What departs from the default of pruning at every step with absolute positions."""
+    return ", ".join(value for value in (cell.schedule, cell.position_mode) if value not in ("every_step", "absolute"))
+
+
+def _plain(text: str) -> str:
+    """Names are not markup."""
+    return text.replace("[", r"\[")
+
+
+def _steps(cell: Cell) -> int:
+    settings = json.loads(cell.settings)
+    if cell.task == "perplexity":
+        return settings["window"] - 1
+    if cell.task == "generation":
+        return settings["prompt_tokens"] + settings["new_tokens"] - 1
+    return max(settings["context_tokens"])
+
+
+def _memory(plan: Plan, cell: Cell) -> float:
+    """Bytes: weights, two caches of a batch of windows, one slice of logits."""
+    facts = plan.resolved.models[cell.model]
+    width = 4 if cell.dtype == "float32" else 2
+    rows = min(16, len(plan.windows(cell))) if cell.task == "perplexity" else 1
+    cache = 2 * rows * _steps(cell) * facts.layers * facts.kv_heads * facts.head_dim * 2 * width
+    return facts.parameters * width + cache + 64 * 2**20

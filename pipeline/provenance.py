@@ -1,0 +1,105 @@
+"""run.json: written before the first cell, so that every figure can be traced to versions, hardware, weights and text."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.grid import PROTOCOL_VERSION
+from pipeline.plan import Plan
+from pipeline.results import SCHEMA_VERSION
+
+PACKAGES = ("torch", "transformers", "tokenizers", "ray", "polars", "numpy")
+
+
+def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of run.json; a resumed run keeps its id and start and lists when it was taken up again."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    resumed = [*(previous or {}).get("resumed_at", []), now] if previous else []
+    return {
+        "run_id": (previous or {}).get("run_id") or uuid.uuid4().hex[:12],
+        "name": plan.spec.name,
+        "started_at": (previous or {}).get("started_at") or now,
+        "resumed_at": resumed,
+        "kvsweep_version": importlib.metadata.version("kvsweep"),
+        "protocol_version": PROTOCOL_VERSION,
+        "schema_version": SCHEMA_VERSION,
+        "spec": plan.spec.model_dump(),
+        "argv": sys.argv,
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": _hardware(),
+        "seed": plan.spec.seed,
+        "models": [
+            {"name": m.name, "revision": m.revision, "architecture": m.architecture, "layers": m.layers, "context": m.context}
+            for m in plan.resolved.models.values()
+        ],
+        "datasets": [
+            {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": len(tokens.ids)}
+            for (model, dataset), tokens in plan.resolved.tokens.items()
+            for corpus in [plan.resolved.corpora[dataset]]
+        ],
+        "planned": dict(Counter(cell.task for cell in plan.grid.cells)),
+        "planned_rows": sum(plan.rows_expected(cell) for cell in plan.grid.cells),
+        "dropped": [{"reason": reason, "count": count} for reason, count in plan.grid.dropped.items()],
+        "never_prunes": [cell.cell_id for cell in plan.never_prune],
+        "notes": plan.notes,
+    }
+
+
+def as_json(run: dict[str, Any]) -> bytes:
+    """Readable and strict."""
+    return (json.dumps(run, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the code that runs, and whether it was changed since; nulls outside a checkout."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def _hardware() -> dict[str, Any]:
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "platform": platform.platform(),
+        "cpu": cpu,
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[str]:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]

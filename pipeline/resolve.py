@@ -1,0 +1,98 @@
+"""Names of a sweep -> facts: which weights, which text, how many layers and tokens. What cannot work is refused here."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from pipeline.grid import Target
+from pipeline.spec import SweepError, SweepSpec
+from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
+from workers.model_files import ModelError, ModelFacts, find_model
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Everything that a plan needs of the outside world."""
+
+    models: dict[str, ModelFacts]
+    corpora: dict[str, Corpus]
+    tokens: dict[tuple[str, str], TokenizedCorpus]
+    """By (model, dataset)."""
+    targets: list[Target]
+
+
+def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
+    """Find models and datasets and check the sweep against them. Raises SweepError with every fault found."""
+    faults: list[str] = []
+    models: dict[str, ModelFacts] = {}
+    corpora: dict[str, Corpus] = {}
+    for ref in spec.models:
+        try:
+            models[ref.name] = find_model(ref.name, ref.revision)
+        except ModelError as error:
+            faults.append(f"models: {error}")
+    for name in spec.datasets:
+        try:
+            corpora[name] = read_corpus(name)
+        except CorpusError as error:
+            faults.append(f"datasets: {error}")
+    for facts in models.values():
+        faults += _model_faults(spec, facts)
+    tokens = {(m, d): tokenize(corpus, facts.tokenizer_file) for m, facts in models.items() for d, corpus in corpora.items()}
+    for (model, dataset), tokenized in tokens.items():
+        faults += _text_faults(spec, model, dataset, len(tokenized.ids))
+    if faults:
+        raise SweepError(faults)
+    devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
+    targets = [
+        Target(m, facts.revision, facts.layers, d, corpus.fingerprint, device, dtype)
+        for m, facts in models.items()
+        for d, corpus in corpora.items()
+        for device in devices
+        for dtype in spec.dtypes
+    ]
+    return Resolved(models, corpora, tokens, targets)
+
+
+def find_device() -> str:
+    """What ``auto`` means on this machine, without importing torch: cuda, mps or cpu."""
+    if tool := shutil.which("nvidia-smi"):
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
+        if listed.returncode == 0 and "GPU 0" in listed.stdout:
+            return "cuda"
+    return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
+
+
+def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
+    beyond = sorted({layer for layers in spec.skip_layers for layer in layers if layer >= facts.layers})
+    faults = [f"skip_layers: layer {n} does not exist in {facts.name}, which has layers 0..{facts.layers - 1}" for n in beyond]
+    wanted: list[tuple[str, int]] = []
+    if spec.perplexity:
+        wanted.append(("perplexity.window", spec.perplexity.window))
+    if spec.generation:
+        wanted += [
+            ("generation.prompt_tokens + new_tokens", n + spec.generation.new_tokens) for n in spec.generation.prompt_tokens
+        ]
+    if spec.retrieval:
+        wanted += [("retrieval.context_tokens + 8 for the answer", n + 8) for n in spec.retrieval.context_tokens]
+    return faults + [
+        f"{key}: {length} is longer than the context of {facts.name}, {facts.context} tokens"
+        for key, length in wanted
+        if facts.context is not None and length > facts.context
+    ]
+
+
+def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int) -> list[str]:
+    needs = []
+    if spec.perplexity:
+        needs.append(("one perplexity window", spec.perplexity.window))
+    if spec.generation:
+        needs.append(("the longest generation prompt", max(spec.generation.prompt_tokens)))
+    return [
+        f"datasets: {dataset!r} has only {tokens} tokens under the tokenizer of {model}, {what} needs {length}"
+        for what, length in needs
+        if tokens < length
+    ]

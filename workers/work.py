@@ -1,0 +1,93 @@
+"""What travels between driver and worker: units with their token ids, results with their rows. Plain data, no torch."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workers.model_files import ModelFacts
+from workers.retrieval import Question
+from workers.settings import PruneSettings
+from workers.windows import Window
+
+
+@dataclass(frozen=True)
+class UnitCell:
+    """A cell of a unit: what names it and how it prunes."""
+
+    cell_id: str
+    settings: PruneSettings
+
+
+@dataclass(frozen=True)
+class PerplexityWork:
+    """Windows and their ids, [windows, window] int32; ``documents`` has one entry per window."""
+
+    windows: tuple[Window, ...]
+    tokens: np.ndarray
+    documents: tuple[int | None, ...]
+    stride: int
+
+
+@dataclass(frozen=True)
+class GenerationWork:
+    """One prompt (ids) that all cells of the unit continue in interleaved rounds."""
+
+    prompt: tuple[int, ...]
+    new_tokens: int
+    repeats: int
+    warmup: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RetrievalWork:
+    """Questions that every cell of the unit answers."""
+
+    questions: tuple[Question, ...]
+
+
+Work = PerplexityWork | GenerationWork | RetrievalWork
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """What one actor call does: cells that share a loaded model and their texts."""
+
+    unit_id: str
+    task: str
+    model: ModelFacts
+    device: str
+    dtype: str
+    cells: tuple[UnitCell, ...]
+    work: Work
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One cell that failed, with its reason."""
+
+    cell_id: str
+    error_type: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, cell_id: str, error: BaseException) -> Failure:
+        """From an exception."""
+        trace = "".join(traceback.format_exception(error))
+        return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)
+
+
+@dataclass
+class UnitResult:
+    """Rows (the task's columns and ``cell_id``) and failures of one unit, and where it ran."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    device_name: str = ""
+    node: str = ""
+    seconds: float = 0.0
