@@ -163,8 +163,10 @@ class PrunedLayer(CacheLayerMixin):
         return self.owner.next_position()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(entries attended to in the next pass, offset); only stock attention asks."""
-        return self.held + query_length, 0
+        """(tokens seen after the next pass, offset): as long as the caller's attention mask, so that one without padding
+        is recognised as such and no mask is made; what a pruned layer holds is never masked.
+        """
+        return self.seen + query_length, 0
 
     def get_max_length(self) -> int:
         """No maximum."""

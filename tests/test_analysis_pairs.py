@@ -1,0 +1,246 @@
+"""The arithmetic of the report against literals worked out by hand, and against scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from analysis.load import RunUnreadableError, load
+from analysis.pairs import RESAMPLES, resampled_ratios
+from analysis.speed import NO_DIFFERENCE, generation, in_words, median_interval
+from analysis.tables import by_ratio, retrieval, summary
+from tests.rows import cell, generation_row, perplexity_row, retrieval_row, write_run
+
+
+@pytest.fixture
+def summarise(tmp_path):
+    def write_and_summarise(rows):
+        return summary(load([write_run(str(tmp_path / "run"), {"perplexity": rows})]).rows("perplexity"))
+
+    return write_and_summarise
+
+
+def one(frame, **wanted):
+    found = frame.filter(*[pl.col(name) == value for name, value in wanted.items()])
+    assert found.height == 1, found
+    return found.row(0, named=True)
+
+
+def test_ppl_is_pooled_over_tokens_not_averaged_over_windows(summarise):
+    rows = [
+        perplexity_row(0, policy="dense", tokens_scored=100, nll_sum=200.0),
+        perplexity_row(1, policy="dense", tokens_scored=300, nll_sum=300.0),
+        perplexity_row(0, tokens_scored=100, nll_sum=220.0),
+        perplexity_row(1, tokens_scored=300, nll_sum=380.0),
+    ]
+    row = one(summarise(rows), policy="knorm")
+    assert row["ppl"] == pytest.approx(math.exp(600 / 400))
+    assert row["dense_ppl"] == pytest.approx(math.exp(500 / 400))
+    assert row["ratio"] == pytest.approx(math.exp(100 / 400))
+    assert row["budget"] == pytest.approx(0.5)
+    assert row["tokens"] == 400
+
+
+def test_ratio_uses_only_windows_that_the_twin_scored_too(summarise):
+    rows = [perplexity_row(0, policy="dense", nll_sum=200.0), perplexity_row(0, nll_sum=210.0), perplexity_row(1, nll_sum=900.0)]
+    row = one(summarise(rows), policy="knorm")
+    assert row["ratio"] == pytest.approx(math.exp(0.1))
+    assert (row["n_windows"], row["n_paired"]) == (2, 1)
+    assert "1 windows without a twin" in row["note"]
+
+
+def test_windows_of_unequal_token_counts_are_not_a_pair(summarise):
+    rows = [perplexity_row(0, policy="dense", tokens_scored=100), perplexity_row(0, tokens_scored=99)]
+    assert one(summarise(rows), policy="knorm")["n_paired"] == 0
+
+
+def test_cell_without_a_twin_stays_in_the_table_without_a_ratio(summarise):
+    row = one(summarise([perplexity_row(0), perplexity_row(1)]), policy="knorm")
+    assert row["ppl"] == pytest.approx(math.exp(2))
+    assert row["ratio"] is None
+    assert row["budget"] is None
+    assert row["note"] == "no dense twin: no ratio"
+
+
+def test_one_window_has_a_ratio_and_no_interval(summarise):
+    row = one(summarise([perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]), policy="knorm")
+    assert row["ratio"] == pytest.approx(math.exp(0.1))
+    assert row["ratio_low"] is None
+    assert row["note"] == "one window: no interval"
+
+
+def test_accuracy_difference_is_of_the_same_tokens(summarise):
+    rows = [perplexity_row(0, policy="dense", tokens_correct=40), perplexity_row(0, tokens_correct=31)]
+    assert one(summarise(rows), policy="knorm")["accuracy_difference"] == pytest.approx(-0.09)
+
+
+def test_retained_figures_are_means_over_events_and_null_without_events(summarise):
+    rows = [
+        perplexity_row(0, prune_events=30, recent_retained=0.2),
+        perplexity_row(1, prune_events=10, recent_retained=1.0),
+        perplexity_row(2, prune_events=0, recent_retained=None),
+        perplexity_row(0, policy="dense"),
+    ]
+    table = summarise(rows)
+    assert one(table, policy="knorm")["recent_retained"] == pytest.approx((30 * 0.2 + 10 * 1.0) / 40)
+    assert one(table, policy="dense")["recent_retained"] is None
+
+
+@pytest.mark.parametrize(
+    ("pruned", "verdict"), [(0, "NEVER_PRUNED"), (4, "BARELY_PRUNED"), (5, "VALID"), (100, "VALID")], ids=str
+)  # fmt: skip
+def test_verdict_follows_the_share_of_tokens_that_saw_a_pruned_cache(summarise, pruned, verdict):
+    table = summarise([perplexity_row(0, policy="dense"), perplexity_row(0, tokens_scored_pruned=pruned)])
+    assert one(table, policy="knorm")["verdict"] == verdict
+    assert one(table, policy="dense")["verdict"] == "DENSE"
+
+
+@pytest.mark.parametrize("nll", [None, float("nan"), float("inf")])
+def test_a_missing_or_broken_sum_does_not_count_as_zero_nats(summarise, nll):
+    rows = [perplexity_row(i, policy="dense") for i in range(2)] + [perplexity_row(0), perplexity_row(1, nll_sum=nll)]
+    row = one(summarise(rows), policy="knorm")
+    assert (row["ppl"], row["ratio"], row["ratio_low"], row["verdict"]) == (None, None, None, "NOT_FINITE")
+
+
+def test_reproduced_position_bug_is_named(summarise):
+    row = one(summarise([perplexity_row(0, position_mode="cache_length")]), policy="knorm")
+    assert "reproduces the position bug on purpose" in row["note"]
+
+
+def test_seeds_of_random_are_pooled_each_against_its_own_twin(summarise):
+    rows = [perplexity_row(i, policy="dense", seed=seed) for i in range(2) for seed in (1, 2)]
+    rows += [perplexity_row(i, policy="random", seed=seed, nll_sum=200.0 + 10 * seed) for i in range(2) for seed in (1, 2)]
+    row = one(summarise(rows), policy="random")
+    assert row["ratio"] == pytest.approx(math.exp(15 / 100))
+    assert (row["seeds"], row["n_paired"]) == (2, 2)
+    assert row["ratio_low"] == pytest.approx(row["ratio_high"])  # both windows differ equally: windows are resampled, not rows
+
+
+@pytest.mark.parametrize("column", ["model_revision", "dataset_fingerprint", "protocol_version"])
+def test_other_weights_data_or_protocol_are_never_pooled(summarise, column):
+    other = 2 if column == "protocol_version" else "other"
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0)]
+    rows += [perplexity_row(0, policy="dense", nll_sum=100.0, **{column: other}), perplexity_row(0, **{column: other})]
+    table = summarise(rows).filter(pl.col("policy") == "knorm")
+    assert sorted(table["ratio"]) == pytest.approx([1.0, math.e])
+
+
+def test_bootstrap_gives_the_numbers_of_scipy():
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(50, 150, 12).astype(float)
+    difference = rng.normal(0.1, 0.05, 12) * tokens
+
+    def ratio(d, n, axis=-1):
+        return np.exp(d.sum(axis=axis) / n.sum(axis=axis))
+
+    wanted = stats.bootstrap(
+        (difference, tokens), ratio, paired=True, method="percentile", n_resamples=2000, rng=np.random.default_rng(7), batch=2000
+    )
+    found = resampled_ratios(difference[None], tokens[None], resamples=2000, seed=7)[0]
+    assert np.quantile(found, [0.025, 0.975]) == pytest.approx(list(wanted.confidence_interval), rel=1e-12)
+
+
+def test_blocks_of_resamples_do_not_change_the_draws():
+    n = 2_000_000 // 100
+    values = np.sin(np.arange(n))[None]
+    few = resampled_ratios(values, np.ones_like(values), resamples=40)
+    many = resampled_ratios(values, np.ones_like(values), resamples=120)
+    assert few.shape == (1, 40)
+    assert np.array_equal(few[0], many[0, :40])
+
+
+def test_all_cells_share_the_resamples():
+    difference = np.array([[1.0, 2.0, 4.0], [2.0, 3.0, 5.0]])
+    ratios = resampled_ratios(difference, np.ones((2, 3)))
+    assert ratios.shape == (2, RESAMPLES)
+    assert np.log(ratios[1]) - np.log(ratios[0]) == pytest.approx(np.ones(RESAMPLES))
+
+
+def test_by_ratio_counts_but_does_not_use_cells_that_never_pruned(summarise):
+    rows = [perplexity_row(0, policy="dense")]
+    rows += [perplexity_row(0, nll_sum=210.0), perplexity_row(0, nll_sum=230.0, skip_layers=[0])]
+    rows += [perplexity_row(0, prune_after=4096, tokens_scored_pruned=0)]
+    row = one(by_ratio(summarise(rows)), keep_ratio=0.9)
+    assert (row["cells"], row["valid"]) == (3, 2)
+    assert (row["ratio_min"], row["ratio_max"]) == pytest.approx((math.exp(0.1), math.exp(0.3)))
+
+
+def test_rows_delivered_twice_or_by_two_runs_count_once(tmp_path):
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0), perplexity_row(0)]
+    first = write_run(str(tmp_path / "a"), {"perplexity": rows})
+    second = write_run(str(tmp_path / "b"), {"perplexity": rows})
+    table = summary(load([first, second, first]).rows("perplexity"))
+    assert one(table, policy="knorm")["tokens"] == 100
+
+
+def speeds(tmp_path, rows):
+    return generation(load([write_run(str(tmp_path / "run"), {"generation": rows})]).rows("generation"))
+
+
+def test_speed_ratio_is_paired_by_round(tmp_path):
+    dense = [generation_row(i, policy="dense", tpot_seconds=0.001 * (i + 1)) for i in range(7)]
+    pruned = [generation_row(i, tpot_seconds=0.0005 * (i + 1)) for i in range(7)]
+    row = one(speeds(tmp_path, dense + pruned[::-1]), policy="knorm")
+    assert row["tpot_ratio"] == pytest.approx(0.5)
+    assert (row["tpot_low"], row["tpot_high"]) == pytest.approx((0.5, 0.5))
+    assert row["tpot_words"] == "2.00x faster"
+    assert row["ttft_words"] == NO_DIFFERENCE
+    assert row["tpot_seconds"] == pytest.approx(0.002)
+
+
+def test_timings_of_another_run_are_no_twin(tmp_path):
+    rows = [generation_row(i, policy="dense", run_id="run-0") for i in range(7)] + [generation_row(i) for i in range(7)]
+    assert one(speeds(tmp_path, rows), policy="knorm")["tpot_ratio"] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_without_a_counter_is_null_without_a_warning(tmp_path):
+    row = one(speeds(tmp_path, [generation_row(0, policy="dense"), generation_row(0)]), policy="knorm")
+    assert row["peak_memory_bytes"] is None
+    assert row["tpot_low"] is None
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ((0.8, 0.7, 0.9, 7), "1.25x faster"), ((1.25, 1.1, 1.4, 7), "1.25x slower"), ((0.8, 0.7, 1.0, 7), NO_DIFFERENCE),
+        ((0.8, 0.7, 0.9, 5), f"{NO_DIFFERENCE} (only 5 rounds)"), ((0.8, None, None, 1), f"{NO_DIFFERENCE} (only one round)"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_named_only_where_it_was_shown(figures, words):
+    assert in_words(*figures, more_is_better=False) == words
+
+
+def test_median_interval_agrees_with_scipy():
+    values = np.random.default_rng(1).normal(1.0, 0.1, 9)
+    wanted = stats.bootstrap(
+        (values,), np.median, method="percentile", n_resamples=3000, rng=np.random.default_rng(5), batch=3000
+    )
+    assert median_interval(values, 3000, 5) == pytest.approx(tuple(wanted.confidence_interval), rel=1e-12)
+
+
+def test_retrieval_accuracy_has_wilsons_interval(tmp_path):
+    rows = [retrieval_row(i, correct=i < 8) for i in range(10)] + [retrieval_row(i, policy="dense") for i in range(10)]
+    table = retrieval(load([write_run(str(tmp_path / "run"), {"retrieval": rows})]).rows("retrieval"))
+    row = one(table, policy="knorm")
+    wanted = stats.binomtest(8, 10).proportion_ci(method="wilson")
+    assert (row["accuracy"], row["dense_accuracy"]) == (0.8, 1.0)
+    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_a_directory_that_is_no_run_says_what_to_do(tmp_path):
+    with pytest.raises(RunUnreadableError, match=r"no such directory.*kvsweep run"):
+        load([str(tmp_path / "absent")])
+    with pytest.raises(RunUnreadableError, match=r"has no run\.json"):
+        load([str(tmp_path)])
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunUnreadableError, match="is not JSON"):
+        load([str(tmp_path)])
+
+
+def test_made_up_cells_have_an_id_of_their_own():
+    assert len({cell(keep_ratio=r, prune_after=a)["cell_id"] for r in (0.5, 0.9) for a in (32, 512)}) == 4

@@ -1,0 +1,193 @@
+"""The page: complete, self-contained, and harmless whatever the rows say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import coverage
+from analysis.load import load
+from analysis.report import main, script_safe, write_report
+from tests.rows import NASTY, failure_row, generation_row, perplexity_row, retrieval_row, synthetic_run, write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def page_of(directory, **tables):
+    return Path(write_report([write_run(str(directory), tables)])).read_text()
+
+
+def specs_of(page):
+    return [json.loads(text) for text in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory):
+    return Path(write_report([synthetic_run(str(tmp_path_factory.mktemp("run")))])).read_text()
+
+
+def test_page_has_every_section_and_no_outside_address(whole_page):
+    for name in ("coverage", "by-ratio", "cells", "generation", "retrieval", "failures"):
+        assert f'<table id="table-{name}">' in whole_page
+    for name in ("ucurve", "budget", "tradeoff", "tpot", "ttft"):
+        assert f'id="chart-{name}-1"' in whole_page
+    assert "default-src 'none'" in whole_page
+    assert not re.search(r'<(?:script|img|link|iframe)[^>]+(?:src|href)\s*=\s*["\']?(?:https?:)?//', whole_page)
+
+
+def test_u_curve_has_a_panel_per_threshold_and_the_never_pruned_points_are_marked(whole_page):
+    titles = [(spec["title"]["text"], *spec["title"].get("subtitle", [])) for spec in specs_of(whole_page)]
+    for after in (32, 512, 2048):
+        assert titles.count(("toy · text", f"prune_after {after}")) >= 2
+    hollow = {
+        (point["after"], point["hollow"])
+        for spec in specs_of(whole_page) for point in spec["data"]["values"]
+    }  # fmt: skip
+    assert hollow == {("32", False), ("512", False), ("2048", True)}
+
+
+def test_every_chart_is_described_for_those_who_cannot_see_it(whole_page):
+    assert all(" against " in spec["description"] for spec in specs_of(whole_page))
+
+
+def test_findings_are_computed_from_the_rows(tmp_path):
+    rows = [perplexity_row(i, policy="dense") for i in range(3)]
+    rows += [perplexity_row(i, nll_sum=210.0) for i in range(3)] + [
+        perplexity_row(i, nll_sum=250.0, keep_ratio=0.5) for i in range(3)
+    ]
+    page = page_of(tmp_path / "a", perplexity=rows)
+    assert "lowest PPL ratio 1.105 [1.105, 1.105] at 50.0 % of the dense cache (knorm, keep_ratio 0.9" in page
+    assert "highest 1.649 [1.649, 1.649]" in page
+    assert "n &lt; 30" in page
+
+
+def test_names_from_outside_are_escaped_in_text_attributes_and_specs(tmp_path):
+    names = {"model": NASTY, "dataset": NASTY, "device_name": NASTY}
+    rows = [perplexity_row(i, **names, policy=policy) for i in range(2) for policy in ("dense", NASTY)]
+    timed = [generation_row(i, **names, policy=policy) for i in range(2) for policy in ("dense", "knorm")]
+    failed = [failure_row(**names, error_type=NASTY, message=NASTY, traceback=NASTY, node=NASTY)]
+    info = {"name": NASTY, "models": [{"name": NASTY}], "argv": [NASTY], "hardware": {"cpu": NASTY}, "notes": [NASTY]}
+    directory = write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "failures": failed}, **info)
+    page = Path(write_report([directory])).read_text()
+    assert "<script>alert" not in page
+    assert "<img" not in page.split("<script>")[0]
+    assert "</script><script>" not in page.replace("</script>\n<script>", "")
+    assert any(NASTY in json.dumps(spec, ensure_ascii=False) or NASTY in spec["title"]["text"] for spec in specs_of(page))
+
+
+def test_script_safe_changes_no_value():
+    text = json.dumps({"a": NASTY, "b": "\u2029"}, ensure_ascii=False)
+    assert not set("<>&\u2028\u2029") & set(script_safe(text))
+    assert json.loads(script_safe(text)) == json.loads(text)
+
+
+NULLS = dict.fromkeys(
+    ["nll_sum", "tokens_correct", "prune_events", "tokens_scored_pruned", "cache_tokens_mean", "recent_retained", "sink_retained"]
+)
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({}, "No perplexity rows."),
+        ({"failures": [failure_row()]}, "OutOfMemoryError"),
+        ({"perplexity": [perplexity_row(policy="dense")]}, "No cell other than the dense twin has a perplexity."),
+        ({"perplexity": [perplexity_row()]}, "No row of the dense twin"),
+        ({"perplexity": [perplexity_row(policy="dense"), perplexity_row()]}, "Compared on one window"),
+        ({"perplexity": [perplexity_row(policy="dense", **NULLS), perplexity_row(**NULLS)]}, "No finite perplexity"),
+        ({"generation": [generation_row(ttft_seconds=None, tpot_seconds=None, tokens_per_second=None)]}, "No perplexity rows."),
+        ({"retrieval": [retrieval_row(correct=None)]}, "Retrieval"),
+    ],
+    ids=["empty", "failures only", "dense only", "no twin", "one window", "nulls", "null times", "null answer"],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_poor_run_gives_a_page_that_says_what_it_can(tmp_path, tables, said):
+    page = page_of(tmp_path / "run", **tables)
+    assert said in page
+    assert "NaN" not in page.split("<script>")[0]
+
+
+def test_an_old_directory_without_facts_says_so(tmp_path):
+    (tmp_path / "run.json").write_text('{"git": 3, "planned": [], "models": "x", "hardware": null, "dropped": {}}')
+    page = Path(write_report([str(tmp_path)])).read_text()
+    assert page.count("not recorded") >= 6
+
+
+def test_a_broken_part_is_an_error_with_advice_not_a_traceback(tmp_path, capsys):
+    directory = write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})
+    (tmp_path / "run" / "perplexity" / "unit-1.parquet").write_bytes(b"PAR1 half a file")
+    assert main([directory]) == 2
+    assert "kvsweep run" in capsys.readouterr().err
+
+
+def test_coverage_counts_a_partial_cell_as_missing_and_a_redone_one_as_done(tmp_path):
+    rows = [perplexity_row(i, policy="dense") for i in range(3)] + [perplexity_row(i) for i in range(3)]
+    rows += [perplexity_row(0, keep_ratio=0.5)]
+    failed = [failure_row(), failure_row(policy="h2o")]  # the first is of the knorm cell above, which was completed later
+    directory = write_run(str(tmp_path / "run"), {"perplexity": rows, "failures": failed}, planned={"perplexity": 5})
+    table = coverage.coverage(load([directory]))
+    assert table.row(0, named=True) == {"run": "run-1", "task": "perplexity", "planned": 5, "done": 2, "failed": 1, "missing": 2}
+
+
+def test_failures_are_grouped_by_what_went_wrong(tmp_path):
+    failed = [failure_row(keep_ratio=r) for r in (0.5, 0.6, 0.7)] + [failure_row(task="generation", message="other")]
+    kinds = coverage.failure_kinds(coverage.failures(load([write_run(str(tmp_path / "run"), {"failures": failed * 2})])))
+    assert dict(zip(kinds["message"], kinds["cells"], strict=True)) == {"tried to allocate 2 GiB": 3, "other": 1}
+
+
+def test_two_runs_give_one_page_and_cells_count_once(tmp_path):
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0)]
+    first = write_run(str(tmp_path / "a"), {"perplexity": rows}, name="first")
+    second = write_run(str(tmp_path / "b"), {"perplexity": rows}, name="second")
+    out = tmp_path / "both.html"
+    assert write_report([first, second], str(out)) == str(out)
+    page = out.read_text()
+    assert "first, second" in page
+    assert len(re.findall(r">VALID<", page)) == 1
+
+
+@pytest.mark.slow
+def test_more_points_than_altairs_limit(tmp_path):
+    rows = [perplexity_row(0, policy="dense")]
+    rows += [perplexity_row(0, keep_ratio=round(0.0001 * i, 4)) for i in range(1, 5200)]
+    assert len(specs_of(page_of(tmp_path / "run", perplexity=rows))) == 3
+
+
+def test_script_runs_from_anywhere_and_refuses_what_is_no_run(tmp_path):
+    directory = write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, str(ROOT / "analysis" / "report.py")]
+    done = subprocess.run([*command, "run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, f"{directory}/report.html"), done.stderr
+    refused = subprocess.run([*command, "absent"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no such directory" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_importing_the_report_loads_no_torch_and_no_ray():
+    code = "import sys, analysis.report; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_cells_differing_only_in_the_protocol_are_shown_apart(tmp_path):
+    rows = [perplexity_row(0, policy=policy, protocol_version=version) for policy in ("dense", "knorm") for version in (1, 2)]
+    page = page_of(tmp_path / "run", perplexity=rows)
+    assert "more than one protocol version" in page
+    assert {line for spec in specs_of(page) for line in spec["title"].get("subtitle", [])} >= {
+        "prune_after 32 · protocol_version 1",
+        "prune_after 32 · protocol_version 2",
+    }
+
+
+def test_null_versions_still_find_their_twin(tmp_path):
+    rows = [perplexity_row(0, policy=policy, model_revision=None) for policy in ("dense", "knorm")]
+    page = page_of(tmp_path / "run", perplexity=rows)
+    assert "No row of the dense twin" not in page

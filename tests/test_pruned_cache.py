@@ -1,0 +1,152 @@
+"""The cache as a drop-in for generate, and what it refuses."""
+
+import pytest
+import torch
+
+from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
+from workers.clock import Clock
+from workers.generation import forward, generate, interleaved, round_orders
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
+
+CLOCK = Clock(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "kvsweep"])
+def test_generate_of_a_stock_model_equals_our_loop(architecture, attention):
+    model = tiny_model(architecture, attention)
+    prompt = repetitive_tokens(1, 40)
+    settings = PruneSettings("knorm", 0.7, 24, (0,))
+    out = model.generate(
+        prompt, past_key_values=PrunedCache(model.config, settings), max_new_tokens=30, do_sample=False, pad_token_id=0
+    )
+    model.set_attn_implementation("kvsweep")
+    assert out[0, 40:].tolist() == generate(model, prompt, settings, 30, CLOCK).output_tokens
+
+
+def test_generate_takes_options_by_name_batches_and_sampling():
+    model = tiny_model("llama")
+    cache = PrunedCache(model.config, keep_ratio=0.5, prune_after=16, skip_layers=[0])
+    torch.manual_seed(1)
+    out = model.generate(repetitive_tokens(3, 20), past_key_values=cache, max_new_tokens=10, do_sample=True, pad_token_id=0)
+    assert out.shape == (3, 30)
+    assert [layer.seen for layer in cache.pruned_layers] == [29] * 3
+    assert cache.pruned_layers[0].held == 29
+    assert cache.pruned_layers[1].held < 20
+
+
+def test_dense_cache_gives_the_tokens_of_the_dynamic_cache():
+    model = tiny_model("llama", "sdpa")
+    prompt = repetitive_tokens(1, 30)
+    theirs = model.generate(prompt, max_new_tokens=25, do_sample=False, pad_token_id=0)[0, 30:].tolist()
+    model.set_attn_implementation("kvsweep")
+    assert generate(model, prompt, PruneSettings("dense"), 25, CLOCK).output_tokens == theirs
+
+
+def test_positions_are_tokens_seen_whatever_was_dropped():
+    model = tiny_model("neox")
+    cache = PrunedCache(model.config, PruneSettings("knorm", 0.5, 4))
+    tokens = repetitive_tokens(1, 30)
+    with torch.inference_mode():
+        for step in range(30):
+            assert cache.get_seq_length() == step
+            forward(model, tokens[:, step : step + 1], cache)
+    layer = cache.pruned_layers[0]
+    assert layer.held < 8
+    assert bool((layer.stored_positions().diff(dim=-1) > 0).all())
+
+
+def test_order_of_entries_changes_no_result():
+    """Attention is a sum over a set: the same kept entries shuffled give the same logits."""
+    model = tiny_model("llama")
+    tokens = repetitive_tokens(1, 40)
+    caches = [PrunedCache(model.config, PruneSettings("knorm", 0.5, 16)) for _ in range(2)]
+    with torch.inference_mode():
+        for cache in caches:
+            forward(model, tokens[:, :30], cache)
+        for layer in caches[1].pruned_layers:
+            order = torch.randperm(layer.held)
+            for buffer in (layer.keys, layer.values):
+                buffer[:, :, : layer.held] = buffer[:, :, : layer.held][:, :, order].clone()
+        straight, shuffled = (forward(model, tokens[:, 30:31], cache) for cache in caches)
+    assert torch.allclose(straight, shuffled, atol=1e-5)
+
+
+def test_prefill_once_prunes_after_the_prompt_only():
+    model = tiny_model("neox")
+    run = generate(model, repetitive_tokens(1, 40), PruneSettings("knorm", 0.5, 8, schedule="prefill_once"), 20, CLOCK)
+    assert run.prune_events == 1
+    entry = 4 * 8 * 2 * 4 * 3
+    assert (run.kv_bytes_prompt, run.kv_bytes_final) == (20 * entry, (20 + 19) * entry)
+
+
+def test_every_step_prunes_while_decoding():
+    run = generate(tiny_model("neox"), repetitive_tokens(1, 40), PruneSettings("knorm", 0.5, 24), 20, CLOCK)
+    assert run.prune_events > 1
+    assert run.kv_bytes_peak < 41 * 4 * 8 * 2 * 4 * 3
+
+
+@pytest.mark.parametrize(("attention", "second"), [("eager", 1), ("sdpa", 2)])
+def test_stock_attention_with_a_wrong_mask_is_refused(attention, second):
+    model = tiny_model("neox", attention)
+    cache = PrunedCache(model.config, keep_ratio=0.5, prune_after=8)
+    with torch.inference_mode():
+        model(repetitive_tokens(1, 10), past_key_values=cache)
+        with pytest.raises(ValueError, match="set_attn_implementation"):
+            model(repetitive_tokens(1, second), past_key_values=cache)
+
+
+def test_padded_batches_are_refused():
+    model = tiny_model("llama")
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, :4] = 0
+    with pytest.raises(ValueError, match="padded"):
+        model.generate(
+            repetitive_tokens(2, 12), attention_mask=mask, max_new_tokens=2, pad_token_id=0,
+            past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=4),
+        )  # fmt: skip
+
+
+def test_beam_search_is_refused():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="beam"):
+        model.generate(
+            repetitive_tokens(1, 12), past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=4), num_beams=2,
+            max_new_tokens=4, pad_token_id=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"keep_ratio": 0}, "keep_ratio"), ({"keep_ratio": 1.2}, "keep_ratio"), ({"prune_after": 0}, "prune_after"),
+        ({"skip_layers": [99]}, "0..2"), ({"policy": "best"}, "knorm"), ({"schedule": "x"}, "every_step"),
+        ({"position_mode": "x"}, "absolute"), ({"protect_sink": -1}, "negative"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_with_what_is_allowed(options, word):
+    with pytest.raises(ValueError, match=word):
+        PrunedCache(tiny_model("neox").config, **options)
+
+
+def test_rounds_run_every_cell_once_in_recorded_random_order():
+    orders = round_orders(4, 6, seed=0)
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    assert orders == round_orders(4, 6, seed=0) != round_orders(4, 6, seed=1)
+    many = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]
+    runs = interleaved(tiny_model("neox"), repetitive_tokens(1, 10), many, 3, repeats=4, warmup=1, seed=7)
+    assert [len(cell) for cell in runs] == [4, 4]
+    places = [{runs[0][i][0], runs[1][i][0]} for i in range(4)]
+    assert places == [{0, 1}] * 4
+
+
+def test_timing_parts_add_up_and_prune_time_is_inside():
+    run = generate(tiny_model("neox"), repetitive_tokens(1, 40), PruneSettings("knorm", 0.5, 8), 10, CLOCK)
+    assert run.total_seconds == pytest.approx(run.ttft_seconds + sum(run.token_seconds))
+    assert 0 < run.prune_seconds < run.total_seconds
+    assert run.tpot_seconds == pytest.approx(sum(run.token_seconds) / 9)
+    dense = generate(tiny_model("neox"), repetitive_tokens(1, 40), PruneSettings("dense"), 10, CLOCK)
+    assert dense.prune_seconds == 0.0
+    assert dense.kv_bytes_final == 49 * 4 * 8 * 2 * 4 * 3

@@ -1,0 +1,161 @@
+"""The page in a real browser with the network off: charts are drawn, names do no harm, tables sort, nothing scrolls sideways."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from analysis.report import write_report
+from tests.rows import NASTY, failure_row, generation_row, perplexity_row, synthetic_run, write_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"no browser at {CHROMIUM}: install Debian's chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_report([synthetic_run(str(tmp_path_factory.mktemp("run")))])
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory):
+    names = {"model": NASTY, "dataset": NASTY, "device_name": NASTY}
+    rows = [perplexity_row(i, **names, policy=p, nll_sum=200.0 + i + len(p)) for i in range(3) for p in ("dense", "knorm", NASTY)]
+    timed = [generation_row(i, **names, policy=p) for i in range(7) for p in ("dense", "knorm")]
+    failed = [failure_row(**names, error_type=NASTY, message=NASTY, traceback=NASTY)]
+    tables = {"perplexity": rows, "generation": timed, "failures": failed}
+    return write_report([write_run(str(tmp_path_factory.mktemp("nasty")), tables, name=NASTY, argv=[NASTY])])
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; whatever it asks the network for, says on the console or pops up ends in ``trouble``."""
+    opened = []
+
+    def open_page(path, width=1400, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        opened.append(page)
+        page.trouble = []
+        page.on("console", lambda message: page.trouble.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: page.trouble.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (page.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+        def only_files(route):
+            if route.request.url.startswith("file://"):
+                return route.continue_()
+            page.trouble.append(f"request: {route.request.url}")
+            return route.abort()
+
+        page.route("**/*", only_files)
+        page.goto(f"file://{path}")
+        page.wait_for_selector("body[data-charts=drawn]", timeout=30_000)
+        return page
+
+    yield open_page
+    for page in opened:
+        page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (360, "dark")])
+def test_every_chart_draws_its_points_and_nothing_is_asked_of_the_network(visit, whole, width, scheme):
+    page = visit(whole, width, scheme)
+    charts = page.locator("div.chart")
+    assert charts.count() == 11
+    for index in range(charts.count()):
+        chart = charts.nth(index)
+        assert chart.locator(".mark-symbol.role-mark path").count() >= 1, chart.get_attribute("id")
+        assert chart.locator("svg").bounding_box()["width"] > 250
+    assert page.trouble == []
+
+
+def test_points_of_a_cell_that_never_pruned_are_hollow(visit, whole):
+    page = visit(whole)
+    holes = "path[fill='var(--bg)']"
+    counts = [page.locator(f"#chart-ucurve-{number} .role-mark {holes}").count() for number in (1, 2, 3)]
+    assert counts == [0, 0, 6]
+
+
+def test_colours_follow_the_scheme_without_a_second_drawing(visit, whole):
+    seen = set()
+    for scheme in ("light", "dark"):
+        label = visit(whole, scheme=scheme).locator("#chart-ucurve-1 .role-axis-label text").first
+        seen.add(label.evaluate("element => getComputedStyle(element).fill"))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("width", [1400, 360])
+def test_malicious_names_are_shown_and_do_nothing(visit, nasty, width):
+    page = visit(nasty, width)
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#chart-ucurve-1").scroll_into_view_if_needed()
+    page.locator("#chart-ucurve-1 .mark-symbol.role-mark path").first.hover()
+    tooltip = page.locator("#vg-tooltip-element")
+    tooltip.wait_for(state="visible")
+    assert "keep_ratio" in tooltip.inner_text()
+    for element in page.locator("summary").all():
+        element.click()
+    assert "alert(1)" in page.locator("h1").inner_text()
+    assert page.trouble == []
+
+
+def test_the_page_never_scrolls_sideways_on_a_phone_while_tables_do(visit, whole):
+    page = visit(whole, 360)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    boxes = page.locator("div.scroll").all()
+    assert any(box.evaluate("e => e.scrollWidth > e.clientWidth") for box in boxes)
+
+
+def column(page, table, heading):
+    index = page.locator(f"#{table} th").evaluate_all(
+        "(all, name) => all.findIndex(h => h.innerText.trim().startsWith(name))", heading
+    )
+    cells = page.locator(f"#{table} tbody tr").evaluate_all("(rows, i) => rows.map(r => r.cells[i].dataset.sort)", index)
+    return page.locator(f"#{table} th button").nth(index), cells
+
+
+def test_pressing_a_heading_sorts_as_numbers_both_ways_with_nulls_last(visit, whole):
+    page = visit(whole)
+    button, before = column(page, "table-cells", "recent retained")
+    button.click()
+    _, up = column(page, "table-cells", "recent retained")
+    button.click()
+    _, down = column(page, "table-cells", "recent retained")
+    numbers = sorted(float(value) for value in before if value)
+    empty = before.count("")
+    assert empty > 0
+    assert [float(value) for value in up[:-empty]] == numbers
+    assert [float(value) for value in down[:-empty]] == numbers[::-1]
+    assert set(up[-empty:]) == set(down[-empty:]) == {""}
+
+
+def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path):
+    page = visit(whole)
+    with page.expect_download() as waiting:
+        page.locator("button.save").first.click()
+    saved = tmp_path / "chart.svg"
+    waiting.value.save_as(saved)
+    text = saved.read_text()
+    assert waiting.value.suggested_filename == "chart-ucurve-1.svg"
+    assert "<svg" in text
+    assert "var(--" not in text
+    assert page.trouble == []

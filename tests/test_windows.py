@@ -1,0 +1,37 @@
+"""Which tokens are in a window and which of them are scored: off-by-one errors are found by eye here."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.windows import plan_windows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "stride", "limit", "expected"),
+    [
+        (10, 4, 4, None, [(0, 0, 1), (1, 4, 1)]),
+        (10, 4, 2, None, [(0, 0, 1), (1, 2, 2), (2, 4, 2), (3, 6, 2)]),
+        (10, 4, 3, 2, [(0, 0, 1), (1, 3, 1)]),
+        (3, 4, 4, None, []),
+        (4, 4, 1, None, [(0, 0, 1)]),
+    ],
+)
+def test_windows_literal(tokens, window, stride, limit, expected):
+    assert [(w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, limit)] == expected
+
+
+@given(st.integers(2, 200), st.integers(2, 40), st.data())
+def test_overlapping_windows_score_each_token_once(tokens, window, data):
+    stride = data.draw(st.integers(1, window))
+    windows = plan_windows(tokens, window, stride)
+    scored = [w.start + i for w in windows for i in range(w.first_scored, w.length)]
+    assert len(scored) == len(set(scored)) == sum(w.tokens_scored for w in windows)
+    if windows and stride < window:
+        assert sorted(scored) == list(range(1, windows[-1].start + window))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (4, 0), (4, 5)])
+def test_impossible_windows_are_refused(window, stride):
+    with pytest.raises(ValueError, match="window"):
+        plan_windows(100, window, stride)
