@@ -47,7 +47,7 @@ def test_u_curve_has_a_panel_per_threshold_and_the_never_pruned_points_are_marke
         assert titles.count(("toy · text", f"prune_after {after}")) >= 2
     hollow = {
         (point["after"], point["hollow"])
-        for spec in specs_of(whole_page) for point in spec["data"]["values"]
+        for spec in specs_of(whole_page) for point in spec["datasets"]["points"]
     }  # fmt: skip
     assert hollow == {("32", False), ("512", False), ("2048", True)}
 

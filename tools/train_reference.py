@@ -12,6 +12,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -87,7 +88,7 @@ class HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):  # noqa: ANN001, ANN205  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of hidden and head; targets and weights have none."""
         into_hidden, into_head = ctx.saved_tensors
         return into_hidden * grad, into_head * grad, None, None
@@ -112,7 +113,7 @@ def rate_at(seen: int, settings: Settings) -> float:
 
 
 @torch.no_grad()
-def digit_accuracy(model: nn.Module, body: nn.Module, mixture: Mixture, length: int, documents: int = 8) -> float:
+def digit_accuracy(model: Any, body: nn.Module, mixture: Mixture, length: int, documents: int = 8) -> float:
     """Share of answer tokens that the model predicts best, teacher-forced, on fresh retrieval documents."""
     right = total = 0
     for _ in range(documents):
@@ -125,7 +126,7 @@ def digit_accuracy(model: nn.Module, body: nn.Module, mixture: Mixture, length: 
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, body: nn.Module, streams: dict[str, torch.Tensor], length: int = 1024) -> dict[str, float]:
+def validation_loss(model: Any, body: nn.Module, streams: dict[str, torch.Tensor], length: int = 1024) -> dict[str, float]:
     """Mean NLL per stream over at most 8 windows."""
     losses = {}
     for name, ids in streams.items():
@@ -146,7 +147,7 @@ def load_text(folder: Path, tokenizer_dir: Path) -> tuple[PreTrainedTokenizerFas
 def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, texts: dict[str, list[str]], resume: bool) -> None:
     """Run the whole schedule; checkpoints and the loss curve go to ``out``."""
     torch.manual_seed(settings.seed)
-    model = make_model(settings.architecture)
+    model: Any = make_model(settings.architecture)
     body = model.base_model
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     split = {name: held_out(torch.cat(list(encoded(group, encode, 0)))) for name, group in texts.items()}
@@ -180,7 +181,7 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
         for opt in opts:
             opt.step()
             opt.zero_grad()
-        seen, step, running = seen + per_step, step + 1, 0.95 * running + 0.05 * float(loss)
+        seen, step, running = seen + per_step, step + 1, 0.95 * running + 0.05 * loss.item()
         if step % 50 == 0:
             seconds = spent + time.monotonic() - begin
             point = {"tokens": seen, "seconds": round(seconds), "train": round(running / (1 - 0.95 ** min(step, 500)), 4)}

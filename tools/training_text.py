@@ -45,7 +45,7 @@ def documentation_page(module: str) -> str:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            page = pydoc.render_doc(module, renderer=pydoc.plaintext)
+            page = pydoc.render_doc(module, renderer=pydoc.plaintext)  # pyright: ignore[reportAttributeAccessIssue]
         except (Exception, SystemExit) as error:
             print(f"no documentation of {module}: {type(error).__name__}", file=sys.__stderr__)
             return ""

@@ -120,7 +120,7 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
     assert isinstance(work, RetrievalWork)
     for cell in unit.cells:
         try:
-            rows = [{"cell_id": cell.cell_id, **row} for row in _answers(model, device, cell.settings, work)]
+            rows = [{"cell_id": cell.cell_id, **row} for row in answers(model, device, cell.settings, work)]
         except Exception as error:
             result.failures.append(Failure.of(cell.cell_id, error))
         else:
@@ -128,7 +128,7 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
 
 
 @torch.inference_mode()
-def _answers(model: nn.Module, device: torch.device, settings: PruneSettings, work: RetrievalWork) -> Iterator[dict[str, Any]]:
+def answers(model: nn.Module, device: torch.device, settings: PruneSettings, work: RetrievalWork) -> Iterator[dict[str, Any]]:
     """Greedy answers; ``answer`` is the ids, which the driver turns into text."""
     for question in work.questions:
         cache = PrunedCache(model.config, settings, row_ids=[question.index])  # pyright: ignore[reportArgumentType]

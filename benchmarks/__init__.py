@@ -1,0 +1,1 @@
+"""Ratios measured side by side in one run; an absolute time on a shared machine proves nothing."""

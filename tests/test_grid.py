@@ -1,0 +1,180 @@
+"""Sweep -> cells: ids, dense twins, what is dropped and why, what can never prune."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import grid
+from pipeline.grid import Cell, Target, make_grid, never_prunes
+from pipeline.spec import SweepSpec
+from workers.budget import event_schedule
+
+TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
+CELL = Cell(
+    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0,
+    json.dumps({"stride": 64, "window": 64, "windows": 3}),
+)  # fmt: skip
+
+
+def spec_of(**keys) -> SweepSpec:
+    small = {"window": 64, "stride": 64, "windows": 3}
+    basis = {"name": "x", "models": ["m"], "datasets": ["d"], "keep_ratios": [0.9, 0.5], "prune_after": [8], "perplexity": small}
+    return SweepSpec.model_validate_json(json.dumps({**basis, **keys}))
+
+
+def grid_of(**keys) -> grid.Grid:
+    return make_grid(spec_of(**keys), [TARGET])
+
+
+def pruning(made: grid.Grid) -> list[Cell]:
+    return [cell for cell in made.cells if cell.policy != "dense"]
+
+
+def test_cell_ids_are_the_ones_of_stored_results():
+    """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these by accident."""
+    assert CELL.cell_id == "c3f53a840cb2e6e1"
+    assert CELL.dense.cell_id == "636cbbf1ed3ef36f"
+
+
+CHANGED = {
+    "task": "retrieval", "model": "m2", "model_revision": "r2", "dataset": "d2", "dataset_fingerprint": "f2", "device": "cuda",
+    "dtype": "bfloat16", "policy": "random", "keep_ratio": 0.8, "prune_after": 33, "skip_layers": (1,), "protect_sink": 1,
+    "protect_recent": 1, "schedule": "prefill_once", "position_mode": "cache_length", "seed": 1, "settings": "{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Cell)])
+def test_the_cell_id_changes_with_each_field(name):
+    assert replace(CELL, **{name: CHANGED[name]}).cell_id != CELL.cell_id
+
+
+def test_the_cell_id_changes_with_the_protocol(monkeypatch):
+    before = CELL.cell_id
+    monkeypatch.setattr(grid, "PROTOCOL_VERSION", grid.PROTOCOL_VERSION + 1)
+    assert CELL.cell_id != before
+
+
+def test_cells_that_differ_in_pruning_only_share_their_dense_twin():
+    for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule"):
+        assert replace(CELL, **{name: CHANGED[name]}).dense == CELL.dense
+    for name in ("model", "dataset", "device", "dtype", "seed", "settings", "task"):
+        assert replace(CELL, **{name: CHANGED[name]}).dense != CELL.dense
+
+
+def test_the_dense_twin_is_added_once_to_each_group_before_its_cells():
+    spec = spec_of(keep_ratios=[0.9], policies=["knorm", "random"], retrieval={"context_tokens": [64]})
+    cells = make_grid(spec, [TARGET, replace(TARGET, dtype="bfloat16")]).cells
+    assert [(c.dtype, c.task, c.policy) for c in cells] == [
+        (dtype, task, policy)
+        for dtype in ("float32", "bfloat16")
+        for task in ("perplexity", "retrieval")
+        for policy in ("dense", "knorm", "random")
+    ]
+    assert all(cell.dense in cells for cell in cells)
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+
+
+def test_the_dense_cell_under_any_threshold_is_one_cell_and_the_rest_is_counted():
+    made = grid_of(keep_ratios=[1.0, 0.5], prune_after=[8, 16, 32], skip_layers=[[], [0]], policies=["knorm", "dense"])
+    assert [(c.policy, c.keep_ratio) for c in made.cells].count(("dense", 1.0)) == 1
+    assert {(c.policy, c.keep_ratio) for c in pruning(made)} == {("knorm", 0.5)} and len(pruning(made)) == 6
+    assert made.dropped == {"keep_ratio 1.0 or policy dense: is the dense cell": 18}  # 24 combinations
+
+
+def test_all_layers_skipped_is_the_dense_cell_and_counted():
+    made = grid_of(skip_layers=[[0], [2, 1, 0]])
+    assert {c.skip_layers for c in pruning(made)} == {(0,)}
+    assert made.dropped == {"all layers skipped: is the dense cell": 2}
+
+
+def test_the_same_layers_in_another_order_are_the_same_cell():
+    made = grid_of(skip_layers=[[0, 1], [1, 0], [1, 0, 0]], keep_ratios=[0.5])
+    assert [c.skip_layers for c in pruning(made)] == [(0, 1)]
+    assert made.dropped == {"listed twice": 2}
+
+
+def test_protection_above_the_budget_is_dropped_and_below_it_kept():
+    # 8 entries at the first prune, of which ceil(0.5 * 8) = 4 stay
+    made = grid_of(keep_ratios=[0.5], protect_sink=[0, 2], protect_recent=[2, 3])
+    assert [(c.protect_sink, c.protect_recent) for c in pruning(made)] == [(0, 2), (0, 3), (2, 2)]
+    assert made.dropped == {"protect_sink + protect_recent exceed the entries kept at the first prune": 1}
+
+
+def test_prefill_once_is_dropped_for_perplexity_and_kept_for_generation():
+    keys = {"schedules": ["prefill_once"], "keep_ratios": [0.5], "generation": {"prompt_tokens": [32], "new_tokens": 8}}
+    made = grid_of(**keys)
+    assert [c.task for c in pruning(made)] == ["generation"]
+    assert made.dropped == {"prefill_once prunes after a prompt, and perplexity has none": 1}
+
+
+def test_generation_filters_leave_cells_out_without_counting_them():
+    task = {"prompt_tokens": [32, 48], "new_tokens": 8, "keep_ratios": [0.5], "policies": ["knorm"], "skip_layers": [[1, 0]]}
+    made = grid_of(generation=task, policies=["knorm", "random"], skip_layers=[[], [0, 1]])
+    timed = [c for c in made.cells if c.task == "generation"]
+    prompts = [(json.loads(c.settings)["prompt_tokens"], c.policy, c.skip_layers) for c in timed]
+    assert prompts == [(n, policy, skipped) for n in (32, 48) for policy, skipped in (("dense", ()), ("knorm", (0, 1)))]
+    assert not made.dropped
+
+
+def test_a_timed_cell_is_another_one_beside_other_partners_and_an_untimed_is_not():
+    task = {"prompt_tokens": [32], "new_tokens": 8}
+    few, more = grid_of(generation=task, keep_ratios=[0.5]), grid_of(generation=task, keep_ratios=[0.5, 0.3])
+
+    def ids(made: grid.Grid, task: str) -> set[str]:
+        return {c.cell_id for c in made.cells if c.task == task and c.keep_ratio in (0.5, 1.0)}
+
+    assert ids(few, "perplexity") == ids(more, "perplexity")
+    assert ids(few, "generation").isdisjoint(ids(more, "generation"))
+    for made in (few, more):
+        assert {c.dense.cell_id for c in made.cells} <= {c.cell_id for c in made.cells}
+
+
+def test_a_changed_task_leaves_the_other_tasks_cells_alone():
+    def ids(tokens: int) -> set[str]:
+        made = grid_of(generation={"prompt_tokens": [32], "new_tokens": tokens})
+        return {c.cell_id for c in made.cells if c.task == "perplexity"}
+
+    assert ids(8) == ids(9)
+
+
+RATIOS = st.integers(1, 100).map(lambda hundredths: hundredths / 100)
+
+
+@given(RATIOS, st.integers(1, 80), st.integers(2, 80))
+def test_a_perplexity_cell_never_prunes_exactly_where_no_token_is_scored_pruned(ratio, threshold, window):
+    cell = replace(CELL, keep_ratio=ratio, prune_after=threshold)
+    held, dropped_before, scored_pruned = 0, False, 0
+    for _ in range(window - 1):  # each pass stores one token and scores the next
+        held += 1
+        scored_pruned += dropped_before
+        kept = -(-round(ratio * 100) * held // 100)
+        if held >= threshold and kept < held:
+            held, dropped_before = kept, True
+    assert never_prunes(cell, {"window": window}) == (scored_pruned == 0)
+    assert event_schedule(ratio, threshold, window - 1).scored_pruned(1) == scored_pruned
+
+
+@given(RATIOS, st.integers(1, 60), st.integers(1, 40), st.integers(2, 20), st.sampled_from(["every_step", "prefill_once"]))
+def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_pruned_cache(ratio, threshold, prompt, new, schedule):
+    cell = replace(CELL, task="generation", keep_ratio=ratio, prune_after=threshold, schedule=schedule)
+    held, pruned, from_pruned = prompt, False, False
+    for step in range(new):  # pass `step` gives new token `step`; the prompt's pass is the first
+        held += step > 0
+        from_pruned |= pruned
+        kept = -(-round(ratio * 100) * held // 100)
+        if held >= threshold and kept < held and (step == 0 or schedule == "every_step"):
+            held, pruned = kept, True
+    assert never_prunes(cell, {"prompt_tokens": prompt, "new_tokens": new}) == (not from_pruned)
+
+
+def test_a_retrieval_cell_whose_prompt_reaches_the_threshold_is_not_flagged():
+    cell = replace(CELL, task="retrieval", prune_after=64)
+    assert not never_prunes(cell, {"context_tokens": [32, 64]})
+    assert never_prunes(cell, {"context_tokens": [32]})
+
+
+def test_the_dense_cell_is_not_flagged_as_one_that_never_prunes():
+    assert not never_prunes(CELL.dense, {"window": 64})

@@ -1,0 +1,157 @@
+"""Cells -> work units: each row planned once, the same units every time, and what is done left out."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from pipeline.plan import CELLS_PER_UNIT, WINDOWS_PER_UNIT, make_plan, pending_units, questions_of
+from pipeline.spec import SweepError, load_spec
+
+
+@pytest.fixture
+def plan_of(sweep_file):
+    """``plan_of(key="YAML", ...)``: the plan of a small sweep with these keys."""
+    return lambda **keys: make_plan(load_spec(str(sweep_file(**keys))))
+
+
+MANY = {
+    "keep_ratios": "[1.0, 0.9, 0.8, 0.7, 0.6, 0.5]",
+    "prune_after": "[8, 16, 24]",
+    "skip_layers": "[[], [0]]",
+    "policies": "[knorm, random]",
+    "perplexity": "{window: 64, stride: 64, windows: 20}",
+}
+
+
+def test_units_cover_each_window_of_each_cell_exactly_once(plan_of):
+    plan = plan_of(**MANY)
+    covered = Counter((cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.windows)
+    assert len(plan.grid.cells) == 61
+    assert covered == Counter((cell.cell_id, i) for cell in plan.grid.cells for i in range(20))
+    assert max(len(unit.cells) for unit in plan.units) <= CELLS_PER_UNIT
+    assert max(len(unit.windows) for unit in plan.units) <= WINDOWS_PER_UNIT
+
+
+def test_units_and_their_ids_are_the_same_every_time(plan_of):
+    first, second = plan_of(**MANY).units, plan_of(**MANY).units
+    assert first == second
+    ids = [unit.unit_id for unit in first]
+    assert ids == [unit.unit_id for unit in second]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_units_id_follows_from_its_cells_and_windows(plan_of):
+    plan = plan_of(**MANY)
+    ids = {unit.unit_id for unit in plan.units}
+    fewer = pending_units(plan, lambda cell, windows: cell == plan.units[0].cells[0])
+    assert sum(unit.unit_id not in ids for unit in fewer) == sum(plan.units[0].cells[0] in unit.cells for unit in plan.units)
+
+
+def test_nothing_done_leaves_all_units_and_everything_done_none(plan_of):
+    plan = plan_of(**MANY)
+    assert pending_units(plan, lambda cell, windows: False) == plan.units
+    assert pending_units(plan, lambda cell, windows: True) == []
+
+
+def test_only_cells_with_all_rows_of_a_unit_are_left_out(plan_of):
+    plan = plan_of(**MANY)
+    done = {(cell.cell_id, window.index) for cell in plan.grid.cells[::3] for window in plan.windows(cell)[:17]}
+    pending = pending_units(plan, lambda cell, windows: all((cell.cell_id, w.index) in done for w in windows))
+    left = {(cell.cell_id, w.index) for unit in pending for cell in unit.cells for w in unit.windows}
+    everything = {(cell.cell_id, i) for cell in plan.grid.cells for i in range(20)}
+    again = left & done
+    assert left | done == everything
+    assert {index for _, index in again} == {16}  # windows 16..19 are one unit, of which only 16 is done
+
+
+def test_timed_cells_of_a_comparison_are_one_unit_that_runs_whole_or_not_at_all(plan_of):
+    plan = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8, repeats: 2}")
+    assert [len(unit.cells) for unit in plan.units] == [3, 3]
+    assert all(unit.cells[0].policy == "dense" for unit in plan.units)
+    one_missing = pending_units(plan, lambda cell, windows: cell != plan.units[0].cells[1])
+    assert one_missing == plan.units[:1]
+    assert pending_units(plan, lambda cell, windows: True) == []
+
+
+def test_rows_expected_are_those_of_each_task(plan_of):
+    retrieval = "{kinds: [passkey, needle], context_tokens: [240], depths: [0.1, 0.5], questions: 3}"
+    plan = plan_of(generation="{prompt_tokens: [32], new_tokens: 8, repeats: 5}", retrieval=retrieval)
+    assert {cell.task: plan.rows_expected(cell) for cell in plan.grid.cells} == {
+        "perplexity": 3, "generation": 5, "retrieval": 2 * 1 * 2 * 3,
+    }  # fmt: skip
+
+
+def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of):
+    plan = plan_of(perplexity=None, retrieval="{kinds: [passkey, needle], context_tokens: [240], depths: [0, 1], questions: 2}")
+    dense, *others = plan.grid.cells
+    questions = questions_of(plan, dense)
+    assert len(questions) == plan.rows_expected(dense) and {len(q.prompt_ids) for q in questions} == {240}
+    assert all(questions_of(plan, cell) == questions for cell in others)
+
+
+def test_estimates_are_positive_and_the_longest_units_come_first(plan_of):
+    plan = plan_of(**MANY, generation="{prompt_tokens: [32], new_tokens: 8}", retrieval="{context_tokens: [240]}")
+    assert all(unit.cost_seconds > 0 for unit in plan.units)
+    windows = [unit for unit in plan.units if unit.task == "perplexity"]
+    assert plan.units[: len(windows)] == windows
+    assert all(a.cost_seconds >= b.cost_seconds for a, b in pairwise(windows))
+
+
+def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
+    plan = plan_of(prune_after="[16, 63, 64]", perplexity="{window: 64, stride: 64, windows: 1000}")
+    assert {(c.prune_after, c.keep_ratio) for c in plan.never_prune} == {(n, r) for n in (63, 64) for r in (0.9, 0.5)}
+    assert any(note.startswith("4 cells can never prune") for note in plan.notes)
+    assert any("1000 were asked for" in note for note in plan.notes)
+    (note,) = plan_of(perplexity="{window: 64, stride: 64, windows: 1}").notes
+    assert "no interval can be given from 1 window" in note
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"skip_layers": "[[0], [99]]"}, ["skip_layers: layer 99 does not exist", "layers 0..1"]),
+        ({"perplexity": "{window: 257, stride: 64}"}, ["perplexity.window: 257 is longer than the context", "256 tokens"]),
+        (
+            {"perplexity": None, "generation": "{prompt_tokens: [250], new_tokens: 8}"},
+            ["generation.prompt_tokens + new_tokens: 258 is longer than the context"],
+        ),
+        ({"perplexity": None, "retrieval": "{context_tokens: [256]}"}, ["retrieval.context_tokens", "264 is longer"]),
+        ({"datasets": "[pydoc]"}, ["dataset 'pydoc' is unknown; allowed: pydocs, wikitext-2"]),
+        ({"datasets": '["text:/no/such/file"]'}, ["there is no file /no/such/file"]),
+        ({"models": "[/no/such/model]"}, ["model '/no/such/model': there is no such directory"]),
+        ({"models": "[no-such/model]"}, ["model 'no-such/model': not one of reference-neox, reference-llama, not a local"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_work_is_refused_at_planning(plan_of, keys, parts):
+    with pytest.raises(SweepError) as caught:
+        plan_of(**keys)
+    (message,) = caught.value.faults
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"", "holds no text"), (b" \n\t\n", "holds no text"), (b"abc", "3 tokens"), (b"\xff", "not UTF-8 text (byte 0)")],
+)
+def test_a_text_without_enough_text_is_refused(plan_of, tmp_path, content, part):
+    file = tmp_path / "short.txt"
+    file.write_bytes(content)
+    with pytest.raises(SweepError) as caught:
+        plan_of(datasets=f'["text:{file}"]')
+    (message,) = caught.value.faults
+    assert part in message and str(file) in message
+
+
+def test_faults_of_models_and_datasets_are_all_reported(plan_of):
+    with pytest.raises(SweepError) as caught:
+        plan_of(models="[/no/model, ./no]", datasets="[pydoc, text:no]", skip_layers="[[99]]")
+    assert len(caught.value.faults) == 4
+
+
+def test_auto_and_the_device_it_means_are_one_device(plan_of, monkeypatch):
+    monkeypatch.setattr("pipeline.resolve.find_device", lambda: "cpu")
+    assert {cell.device for cell in plan_of(devices="[auto, cpu]").grid.cells} == {"cpu"}
+    assert len(plan_of(devices="[auto, cpu]").grid.cells) == 3

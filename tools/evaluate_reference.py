@@ -1,0 +1,164 @@
+"""Evaluate a trained reference model and write its model card: ``python -m tools.evaluate_reference DIR --texts EVAL_DIR``.
+
+DIR holds config, weights, tokenizer and training.json (tools/train_reference.py makes them). Every figure in the card comes
+from this run: perplexity at windows of 1,024, the curve by position up to 2,048, passkey accuracy with the full cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from workers.corpora import read_corpus, tokenize
+from workers.model_files import find_model
+from workers.models import load
+from workers.perplexity import evaluate
+from workers.retrieval import build_question
+from workers.settings import PruneSettings
+from workers.unit import answers
+from workers.windows import plan_windows
+from workers.work import RetrievalWork
+
+BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
+PASSKEY_LENGTHS = (512, 1024, 1900)
+
+
+def token_losses(model: torch.nn.Module, ids: torch.Tensor, window: int, limit: int) -> torch.Tensor:
+    """NLL of tokens 1..window-1 of each window, [windows, window - 1], in batches of 8."""
+    windows = plan_windows(len(ids), window, window, limit)
+    parts = []
+    for first in range(0, len(windows), 8):
+        batch = windows[first : first + 8]
+        tokens = torch.stack([ids[w.start : w.start + w.length] for w in batch])
+        parts.append(evaluate(model, tokens, [], [w.start for w in batch])[0].nll)
+    return torch.cat(parts)
+
+
+def by_position(nll: torch.Tensor) -> list[tuple[str, float]]:
+    """Perplexity of the tokens between each two bounds of position."""
+    return [
+        (f"{low}-{high - 1}", math.exp(nll[:, low - 1 : high - 1].double().mean())) for low, high in itertools.pairwise(BOUNDS)
+    ]
+
+
+def passkey_accuracy(
+    model: torch.nn.Module, tokenizer: Tokenizer, kind: str, length: int, filler: list[int], questions: int
+) -> float:
+    """Share of questions answered exactly with the full cache, depths drawn evenly."""
+    rng = random.Random(f"card/{kind}/{length}")
+    asked = tuple(
+        build_question(
+            lambda text: tokenizer.encode(text, add_special_tokens=False).ids, kind, length, rng.random(), i, 1_000_003, filler
+        )
+        for i in range(questions)
+    )
+    rows = list(answers(model, torch.device("cpu"), PruneSettings("dense"), RetrievalWork(asked)))
+    return sum(row["correct"] for row in rows) / len(rows)
+
+
+def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str, Any]:
+    """All figures of the card."""
+    facts = find_model(str(folder))
+    model = load(facts, "float32", torch.device("cpu"))
+    tokenizer = Tokenizer.from_file(facts.tokenizer_file)
+    names = {
+        "pydocs": "pydocs", "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
+        "wikitext-2-test.txt": f"text:{texts / 'wikitext-2-test.txt'}",
+    }  # fmt: skip
+    found: dict[str, Any] = {
+        "perplexity": {},
+        "positions": {},
+        "accuracy": {},
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    filler: list[int] = []
+    for label, name in names.items():
+        ids = torch.from_numpy(tokenize(read_corpus(name), facts.tokenizer_file).ids).long()
+        nll = token_losses(model, ids, 1024, windows)
+        found["perplexity"][label] = (math.exp(nll.double().mean()), nll.shape[0])
+        found["positions"][label] = by_position(token_losses(model, ids, 2048, windows // 2))
+        filler = ids.tolist()
+    for kind in ("passkey", "needle"):
+        found["accuracy"][kind] = [passkey_accuracy(model, tokenizer, kind, n, filler, questions) for n in PASSKEY_LENGTHS]
+    return found
+
+
+def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: int) -> str:
+    """The model card as Markdown."""
+    settings, curve = training["settings"], training["curve"]
+    lines = [
+        f"# {name}",
+        "",
+        f"A language model of {found['parameters'] / 1e6:.1f}M parameters that kvsweep trains itself and carries, so that a "
+        "sweep runs with no download. It exists to measure caches on, not to be talked to.",
+        "",
+        "## How it was made",
+        "",
+        f"`python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT --tokens {settings['tokens']} "
+        f"--seed {settings['seed']}`, {curve[-1]['tokens']:,} tokens in {curve[-1]['seconds'] / 60:.0f} minutes on CPU "
+        "(bfloat16 autocast, one thread).",
+        *[f"{note}" for note in training.get("notes", [])],
+        "Two thirds of the sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages "
+        "of the standard library, 35 %), one third are passkey and needle documents of `workers/retrieval.py`. `pydoc_data.topics` "
+        "(the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were held out.",
+        f"Settings: `{json.dumps(settings)}`.",
+        "",
+        "## Perplexity, windows of 1,024 (dense)",
+        "",
+        "| text | perplexity | windows |",
+        "| --- | ---: | ---: |",
+        *[f"| {text} | {ppl:.2f} | {count} |" for text, (ppl, count) in found["perplexity"].items()],
+        "",
+        "By position in windows of 2,048 (a KV cache is for later positions to be predicted better):",
+        "",
+        "| positions | " + " | ".join(found["positions"]) + " |",
+        "| --- |" + " ---: |" * len(found["positions"]),
+    ]
+    for i, (span, _) in enumerate(found["positions"]["pydocs"]):
+        lines.append(f"| {span} | " + " | ".join(f"{rows[i][1]:.2f}" for rows in found["positions"].values()) + " |")
+    lines += [
+        "",
+        f"## Retrieval with the full cache ({questions} questions of 5 digits per cell, exact match)",
+        "",
+        "| kind | " + " | ".join(f"{n:,} tokens" for n in PASSKEY_LENGTHS) + " |",
+        "| --- |" + " ---: |" * len(PASSKEY_LENGTHS),
+        *[f"| {kind} | " + " | ".join(f"{100 * a:.0f} %" for a in row) + " |" for kind, row in found["accuracy"].items()],
+        "",
+        "## Loss curve (nats per token on held-out ends of the training texts; answer digits right, teacher-forced)",
+        "",
+        "| tokens | books | documentation | 128 | 512 | 1,024 |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        *[
+            f"| {p['tokens']:,} | {p['books']:.3f} | {p['documentation']:.3f} | "
+            f"{p['answers_128']:.2f} | {p['answers_512']:.2f} | {p['answers_1024']:.2f} |"
+            for p in curve
+        ],
+        "",
+        "License: Apache-2.0, as the project. No safety training; output is meaningless as advice.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--texts", type=Path, required=True, help="folder with moby-dick.txt and wikitext-2-test.txt")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=50)
+    args = parser.parse_args()
+    training = json.loads((args.folder / "training.json").read_text())
+    found = measure(args.folder.resolve(), args.texts, args.windows, args.questions)
+    (args.folder / "README.md").write_text(card(args.folder.name, training, found, args.questions))
+    print((args.folder / "README.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
