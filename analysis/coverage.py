@@ -52,6 +52,16 @@ def _count(outcomes: pl.DataFrame, source: int, task: str, info: dict[str, Any])
     return info.get("run_id"), task, planned, done, failed, max(0, planned - done - failed)
 
 
+def in_words(covered: pl.DataFrame) -> str:
+    """All tasks and runs of ``coverage`` in one line for the head of the page."""
+    planned = covered["planned"]
+    asked = (
+        "a number of cells that was not recorded" if planned.null_count() or covered.is_empty() else f"{planned.sum():,} cells"
+    )
+    found = ", ".join(f"{name} {covered[name].sum():,}" for name in ("done", "failed", "missing"))
+    return f"planned {asked}; {found}"
+
+
 def failures(results: Results) -> pl.DataFrame:
     """One row per cell, task and kind of error, with the cell's settings; the longest-tried attempt count."""
     rows = results.rows("failures").drop("source", "pool_id")

@@ -18,7 +18,7 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4]]
 
 TOOLTIPS = {
-    "policy": "policy", "kept": "keep_ratio", "after": "prune_after", "variant": "settings", "value": "value",
+    "policy": "policy", "kept": "keep_ratio", "after": "prune_after", "variant": "settings", "value": "value drawn",
     "ratio": "ratio to dense", "bounds": "95 % interval", "held": "realised budget", "n": "n", "verdict": "verdict",
 }  # fmt: skip
 
@@ -54,8 +54,8 @@ def specification(points: list[Point], x: Axis, y: Axis, title: list[str], descr
         width="container",
         height=270,
     )
-    # Set as a plain dict: altair's schema does not know legend.layout, which Vega has.
-    return json.dumps(chart.to_dict() | {"config": _config()}, allow_nan=False)
+    # As plain dicts: altair's schema does not know legend.layout, which Vega has, and checks every point slowly.
+    return json.dumps(chart.to_dict() | {"datasets": {"points": points}, "config": _config()}, allow_nan=False)
 
 
 def _layers(points: list[Point], x: Axis, y: Axis, *, lines: bool) -> list[Any]:
@@ -71,11 +71,19 @@ def _layers(points: list[Point], x: Axis, y: Axis, *, lines: bool) -> list[Any]:
     )
     if lines:
         layers.append(_line(points, x, place))
-    bars = [point for point in points if point["low"] is not None]
-    if bars:
-        mark = _chart(bars).mark_rule(strokeWidth=1.3, opacity=0.8).encode(**place)
+    if any(point["low"] is not None for point in points):
+        mark = (
+            alt.Chart(alt.NamedData("points"))
+            .transform_filter("isValid(datum.low)")
+            .mark_rule(strokeWidth=1.3, opacity=0.8)
+            .encode(**place)
+        )
         layers.append(mark.encode(y=_y(points, y, "low"), y2=alt.Y2("high")))
-    layers.append(_chart(points).mark_point(filled=True, size=70, opacity=1).encode(**place, shape=shape, tooltip=tooltip))
+    layers.append(
+        alt.Chart(alt.NamedData("points"))
+        .mark_point(filled=True, size=70, opacity=1)
+        .encode(**place, shape=shape, tooltip=tooltip)
+    )
     hollow = [point for point in points if point["hollow"]]
     layers += [
         layer.encode(x=place["x"], y=place["y"], tooltip=tooltip) for layer in _holes(hollow, _names(points, series), series)
@@ -126,7 +134,7 @@ def _reference(value: float, y: alt.Y, label: str) -> list[alt.Chart]:
 def _x(points: list[Point], axis: Axis) -> alt.X:
     places = [*(point["x"] for point in points), *axis.reach]
     low, high = min(places), max(places)
-    pad = 0.04 * (high - low) or 0.02
+    pad = 0.04 * (high - low) or 0.05
     scale = alt.Scale(domain=[low - pad, high + pad], nice=False)
     return alt.X("x:Q", title=axis.title, scale=scale, axis=axis.ticks())
 
@@ -188,7 +196,7 @@ def _config() -> dict[str, Any]:
     below = {"direction": "vertical", "anchor": "start", "margin": 8}
     title = {"color": "var(--fg)", "font": font, "fontSize": 13, "anchor": "start", "offset": 10, "limit": 360}
     return {
-        "axis": {**text, **lines, "labelFontSize": 11, "titleFontSize": 12, "labelFlush": False},
+        "axis": {**text, **lines, "labelFontSize": 11, "titleFontSize": 12, "labelFlush": False, "labelOverlap": "greedy"},
         "legend": {**text, "labelFontSize": 11, "titleFontSize": 11, "rowPadding": 3, "layout": {"bottom": below}},
         "title": {**title, "subtitleFont": font, "subtitleColor": "var(--muted)", "subtitleFontSize": 11, "subtitlePadding": 4},
         "view": {"stroke": "transparent"},

@@ -43,9 +43,10 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     )
     keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    # A missing sum must not count as zero nats: NaN carries it through every sum to a null at the end.
-    known = [pl.col("nll_sum").fill_null(float("nan")), pl.col("dense_nll").fill_null(float("nan"))]
-    return joined.with_columns(*known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
+    # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the end.
+    sums = pl.col("nll_sum", "dense_nll")
+    known = pl.when(sums.is_finite()).then(sums).otherwise(float("nan")).name.keep()
+    return joined.with_columns(known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
 
 
 def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pl.DataFrame:

@@ -13,7 +13,8 @@ def facts(run: Run) -> dict[str, str]:
     """The lines of the page's head for one run. Any part of run.json may be missing or of another type."""
     info = run.info
     return {
-        "run": f"{_text(info.get('run_id'))} ({_text(info.get('name'))}), started {_text(info.get('started_at'))}{_resumed(info)}",
+        "run": f"{_text(info.get('run_id'))} ({_text(info.get('name'))})",
+        "started": _text(info.get("started_at")) + _resumed(info),
         "models": _listed(
             info.get("models"), lambda m: f"{m.get('name')} (revision {m.get('revision')}, {m.get('layers')} layers)"
         ),

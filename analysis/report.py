@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def render(results: Results) -> str:
     )
     return environment.get_template("template.html").render(
         runs=[facts(run) for run in results.runs],
+        head=coverage.in_words(frames.covered),
         names=[str(run.info.get("name") or "unnamed run") for run in results.runs],
         findings=findings(frames.cells, frames.speeds),
         warnings=warnings(results, frames.cells, frames.speeds, frames.covered),
@@ -82,9 +84,14 @@ def render(results: Results) -> str:
         few=tables.BARELY,
         resamples=RESAMPLES,
         level=LEVEL,
-        bundle=Markup(vl_convert.javascript_bundle(BUNDLE)),
+        bundle=_bundle(),
         script_safe=script_safe,
     )
+
+
+@functools.cache
+def _bundle() -> Markup:
+    return Markup(vl_convert.javascript_bundle(BUNDLE))
 
 
 def script_safe(json_text: str) -> Markup:

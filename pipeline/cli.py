@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -49,28 +49,17 @@ def run(
 @app.command()
 def status(directory: str) -> None:
     """Cells done, failed and missing in a run directory."""
-    import json
+    from pipeline.results import STORE_ERRORS, RunStore
+    from pipeline.run_status import describe
 
-    from pipeline.results import TASKS, RunStore
-
-    store = RunStore(directory)
-    content = store.get("run.json")
+    try:
+        store = RunStore(directory)
+        content = store.get("run.json")
+    except STORE_ERRORS as error:
+        _refuse([str(error).splitlines()[0]])
     if content is None:
         _refuse([f"{directory}: holds no run.json, so it is no kvsweep run directory"])
-        return
-    record = json.loads(content)
-    failed = store.scan("failures").select("cell_id").unique().collect()["cell_id"].to_list()
-    print(f"{record['name']} ({record['run_id']}), started {record['started_at']}")
-    for task in TASKS:
-        if not record["planned"].get(task):
-            continue
-        rows = store.scan(task).group_by("cell_id").len().collect()
-        done = set(rows["cell_id"].to_list())
-        planned = record["planned"][task]
-        bad = len(set(failed) - done) if task == "perplexity" else 0
-        print(f"{task}: {planned} cells planned, {len(done)} with rows, {planned - len(done)} missing, {rows['len'].sum()} rows")
-        if bad:
-            print(f"  {bad} failed cells without rows")
+    print("\n".join(describe(store, content)))
 
 
 @app.command()
@@ -86,7 +75,7 @@ def report(
     raise typer.Exit(report_main([*directories, *(["-o", output] if output else [])]))
 
 
-def _refuse(faults: list[str]) -> None:
+def _refuse(faults: list[str]) -> NoReturn:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     raise typer.Exit(2)

@@ -39,9 +39,13 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
             corpora[name] = read_corpus(name)
         except CorpusError as error:
             faults.append(f"datasets: {error}")
-    for facts in models.values():
+    tokens: dict[tuple[str, str], TokenizedCorpus] = {}
+    for name, facts in models.items():
         faults += _model_faults(spec, facts)
-    tokens = {(m, d): tokenize(corpus, facts.tokenizer_file) for m, facts in models.items() for d, corpus in corpora.items()}
+        try:
+            tokens |= {(name, dataset): tokenize(corpus, facts.tokenizer_file) for dataset, corpus in corpora.items()}
+        except Exception as error:  # the tokenizers library knows no narrower type
+            faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
     for (model, dataset), tokenized in tokens.items():
         faults += _text_faults(spec, model, dataset, len(tokenized.ids))
     if faults:

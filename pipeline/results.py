@@ -19,6 +19,9 @@ from obstore.store import ObjectStore, from_url
 
 SCHEMA_VERSION = 1
 
+STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
+"""What an unreachable or refusing store raises."""
+
 CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "run_id": pl.String,
     "protocol_version": pl.Int32,
@@ -136,7 +139,7 @@ def is_remote(directory: str) -> bool:
 class RunStore:
     """One run directory: local path or object-store URL (s3://, gs://).
 
-    Raises obstore's exceptions where the store cannot be reached.
+    Raises FileNotFoundError for a local directory that is not there, STORE_ERRORS where the store cannot be reached.
     """
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
@@ -146,6 +149,8 @@ class RunStore:
         else:
             if create:
                 Path(self.directory).mkdir(parents=True, exist_ok=True)
+            elif not Path(self.directory).is_dir():
+                raise FileNotFoundError(f"{directory}: there is no such directory")
             self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:

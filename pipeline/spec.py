@@ -135,8 +135,8 @@ def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
         mark = error.problem_mark
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         raise SweepError([f"{where}: not valid YAML: {error.problem or error.context}"]) from None
-    except YAMLError as error:
-        raise SweepError([f"{file}: not valid YAML: {error}"]) from None
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # the last three: what ruamel.yaml lets through
+        raise SweepError([f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}"]) from None
     if not isinstance(document, CommentedMap):
         raise SweepError([f"{file}: a sweep file is a mapping of keys to values, like 'name: my-sweep'"])
     positions: dict[tuple[Any, ...], Position] = {}
@@ -162,10 +162,10 @@ def _find(path: str | None) -> Path:
 def _plain(node: Any, at: tuple[Any, ...], file: str, positions: dict[tuple[Any, ...], Position]) -> Any:
     """The node as dicts and lists; remembers where each key and item stands."""
     if isinstance(node, CommentedMap):
-        for key in node:
+        for key in set(node) & set(node.lc.data or ()):  # a key merged in with << has no place of its own
             line, column = node.lc.key(key)
-            positions[(*at, key)] = (file, line + 1, column + 1)
-        return {key: _plain(value, (*at, key), file, positions) for key, value in node.items()}
+            positions[(*at, str(key))] = (file, line + 1, column + 1)
+        return {str(key): _plain(value, (*at, str(key)), file, positions) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
         for i in range(len(node)):
             line, column = node.lc.item(i)
@@ -178,19 +178,22 @@ def _apply(plain: dict[str, Any], override: str, positions: dict[tuple[Any, ...]
     """``a.b=value`` with a YAML value. Raises SweepError where it is malformed."""
     key, equals, text = override.partition("=")
     try:
-        value = YAML(typ="safe").load(text)
-    except YAMLError:
+        value = json.loads(json.dumps(YAML(typ="safe").load(text), default=str))
+    except (YAMLError, ValueError, TypeError, RecursionError):
         raise SweepError([f"--set {override}: the value is not valid YAML"]) from None
     if not equals or not key:
         raise SweepError([f"--set {override}: write key=value, like --set perplexity.windows=4"])
-    *parents, last = key.split(".")
+    path = tuple(key.split("."))
     target = plain
-    for parent in parents:
+    for depth, parent in enumerate(path[:-1], 1):
+        positions.setdefault(path[:depth], (f"--set {override}", 0, 0))
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise SweepError([f"--set {override}: {parent} is not a block of keys"])
-    target[last] = value
-    positions[(*parents, last)] = (f"--set {override}", 0, 0)
+    target[path[-1]] = value
+    for replaced in [at for at in positions if at[: len(path)] == path]:
+        del positions[replaced]
+    positions[path] = (f"--set {override}", 0, 0)
 
 
 def _validated(plain: dict[str, Any], file: str, positions: dict[tuple[Any, ...], Position]) -> SweepSpec:

@@ -27,7 +27,7 @@ from pipeline.grid import PROTOCOL_VERSION, Cell
 from pipeline.plan import Plan, PlannedUnit, make_plan, pending_units, questions_of
 from pipeline.progress import Progress
 from pipeline.provenance import as_json, describe_run
-from pipeline.results import CELL_COLUMNS, TASKS, RunStore, is_remote, to_arrow
+from pipeline.results import CELL_COLUMNS, STORE_ERRORS, TASKS, RunStore, is_remote, to_arrow
 from pipeline.schedule import run_units
 from pipeline.spec import SweepError, load_spec
 from workers.settings import PruneSettings
@@ -89,10 +89,10 @@ def _open(plan: Plan, out: str) -> tuple[RunStore, dict[str, Any], list[PlannedU
         for task in TASKS:
             for name in store.set_aside_unreadable(task):
                 print(f"warning: {name} is no readable Parquet file; set aside, its cells run again", file=sys.stderr)
-        pending = pending_units(plan, done_index(plan, store).__call__)
+        pending = pending_units(plan, done_index(plan, store))
         run = describe_run(plan, previous)
         store.put("run.json", as_json(run), overwrite=True)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError) as error:
         if isinstance(error, SweepError):
             raise
         raise SweepError([f"--out {out}: {type(error).__name__}: {str(error).splitlines()[0]}"]) from error

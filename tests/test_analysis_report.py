@@ -135,6 +135,13 @@ def test_coverage_counts_a_partial_cell_as_missing_and_a_redone_one_as_done(tmp_
     assert table.row(0, named=True) == {"run": "run-1", "task": "perplexity", "planned": 5, "done": 2, "failed": 1, "missing": 2}
 
 
+def test_a_reproduced_bug_is_no_finding(tmp_path):
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]
+    page = page_of(tmp_path / "run", perplexity=[*rows, perplexity_row(0, nll_sum=300.0, position_mode="cache_length")])
+    assert "PPL ratio 1.105 – at 50.0 % of the dense cache (knorm, keep_ratio 0.9, no layer skipped); the only cell" in page
+    assert "a bug reproduced on purpose: 1 of 2 cells" in page
+
+
 def test_failures_are_grouped_by_what_went_wrong(tmp_path):
     failed = [failure_row(keep_ratio=r) for r in (0.5, 0.6, 0.7)] + [failure_row(task="generation", message="other")]
     kinds = coverage.failure_kinds(coverage.failures(load([write_run(str(tmp_path / "run"), {"failures": failed * 2})])))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from workers.attention import NAME as OWN_ATTENTION
 from workers.model_files import ModelError, ModelFacts
@@ -24,6 +25,7 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
 
     Raises ModelError where it cannot be loaded, has sliding-window layers, or fails the self-check.
     """
+    transformers_logging.disable_progress_bar()  # the driver alone draws
     try:
         model = AutoModelForCausalLM.from_pretrained(
             facts.source, revision=facts.commit, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True,

@@ -1,0 +1,170 @@
+"""The tables: declared schema, atomic parts, first writer wins, broken parts set aside."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.results import CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, RunStore, schema, to_arrow
+from tests.rows import generation_row, perplexity_row
+
+TABLES = list(TASK_COLUMNS)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(str(tmp_path / "run"), create=True)
+
+
+def part(store: RunStore, task: str, unit_id: str) -> Path:
+    return Path(store.directory) / task / f"{unit_id}.parquet"
+
+
+def empty_row(task: str) -> dict:
+    return dict.fromkeys(schema(task))
+
+
+@pytest.mark.parametrize("task", TABLES)
+def test_every_table_starts_with_the_cell_columns_and_reads_back_as_declared(store, task):
+    assert store.write_part(task, "u", to_arrow(task, [empty_row(task)]))
+    frame = store.scan(task).collect()
+    assert frame.schema == schema(task)
+    assert frame.columns[: len(CELL_COLUMNS)] == list(CELL_COLUMNS)
+    assert frame.row(0) == (None,) * len(frame.columns)
+
+
+@pytest.mark.parametrize("task", TABLES)
+def test_a_table_without_parts_is_empty_with_its_schema(store, task):
+    frame = store.scan(task).collect()
+    assert frame.is_empty() and frame.schema == schema(task)
+
+
+def test_token_nlls_survive_as_float32_from_arrays_of_unequal_length(store):
+    nlls = [np.array([0.1, 2.5, 3e-30], np.float32), np.array([], np.float32), np.linspace(0, 9, 50, dtype=np.float32)]
+    rows = [perplexity_row(i, nll=nll) for i, nll in enumerate(nlls)]
+    store.write_part("perplexity", "u", to_arrow("perplexity", rows))
+    read = store.scan("perplexity").collect()
+    assert read.schema["nll"] == pl.List(pl.Float32)
+    for nll, series in zip(nlls, read["nll"], strict=True):
+        assert series.to_numpy().tobytes() == nll.tobytes()
+
+
+def test_nulls_stay_nulls_and_empty_lists_empty(store):
+    rows = [generation_row(0, peak_memory_bytes=None, skip_layers=[]), generation_row(1, peak_memory_bytes=5, skip_layers=[0, 1])]
+    store.write_part("generation", "u", to_arrow("generation", rows))
+    read = store.scan("generation").collect()
+    assert read["peak_memory_bytes"].to_list() == [None, 5]
+    assert read["skip_layers"].to_list() == [[], [0, 1]]
+
+
+def test_rows_of_all_parts_are_read_whatever_is_null_in_one_of_them(store):
+    store.write_part("perplexity", "b", to_arrow("perplexity", [perplexity_row(1, policy="dense")]))
+    store.write_part("perplexity", "a", to_arrow("perplexity", [perplexity_row(0)]))
+    assert store.parts("perplexity") == ["perplexity/a.parquet", "perplexity/b.parquet"]
+    read = store.scan("perplexity").collect()
+    assert read["recent_retained"].to_list() == [0.5, None]
+    assert read["prune_after"].to_list() == [32, None]
+
+
+def test_the_first_writer_of_a_part_wins(store):
+    first, second = (to_arrow("perplexity", [perplexity_row(i)]) for i in (1, 2))
+    assert store.write_part("perplexity", "u", first) is True
+    content = part(store, "perplexity", "u").read_bytes()
+    assert store.write_part("perplexity", "u", second) is False
+    assert part(store, "perplexity", "u").read_bytes() == content
+    assert store.scan("perplexity").collect()["window_index"].to_list() == [1]
+
+
+def test_a_part_names_its_schema_and_unit(store):
+    store.write_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
+    metadata = pq.read_metadata(part(store, "perplexity", "u")).metadata
+    assert metadata[b"kvsweep_schema"] == str(SCHEMA_VERSION).encode()
+    assert metadata[b"unit_id"] == b"u"
+
+
+def test_only_whole_files_are_ever_in_the_table_folder(store, monkeypatch):
+    """The part is complete in memory before anything is put, and put in one call."""
+    puts = []
+    monkeypatch.setattr(store, "put", lambda name, content: puts.append((name, content)) or True)
+    store.write_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
+    ((name, content),) = puts
+    assert name == "perplexity/u.parquet"
+    assert pq.read_table(io.BytesIO(content)).num_rows == 1
+    assert not part(store, "perplexity", "u").exists()
+
+
+def test_a_put_leaves_no_other_file_behind(store):
+    store.write_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
+    assert [file.name for file in Path(store.directory).rglob("*") if file.is_file()] == ["u.parquet"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-20], lambda b: b"not parquet at all", lambda b: b[:4] + b[-4:]])
+def test_unreadable_parts_are_set_aside_and_the_others_stay(store, damage):
+    for name in ("bad", "good"):
+        store.write_part("perplexity", name, to_arrow("perplexity", [perplexity_row()]))
+    file = part(store, "perplexity", "bad")
+    broken = damage(file.read_bytes())
+    file.write_bytes(broken)
+    assert store.set_aside_unreadable("perplexity") == ["perplexity/bad.parquet"]
+    assert store.parts("perplexity") == ["perplexity/good.parquet"]
+    assert file.with_name("bad.parquet.unreadable").read_bytes() == broken
+    assert store.scan("perplexity").collect().height == 1
+    assert store.set_aside_unreadable("perplexity") == []
+    assert store.write_part("perplexity", "bad", to_arrow("perplexity", [perplexity_row()])), "its name is free again"
+
+
+def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_left_out(store):
+    table = to_arrow("perplexity", [perplexity_row(0)])
+    store.write_part("perplexity", "new", table)
+    store.write_part("perplexity", "old", table.drop_columns(["score_ties"]).append_column("retired", [["x"]]))
+    read = store.scan("perplexity").collect()
+    assert read.schema == schema("perplexity")
+    assert read["score_ties"].to_list() == [0.02, None]
+
+
+@pytest.mark.parametrize("change", [lambda row: row | {"nll_mean": 1.0}, lambda row: {k: row[k] for k in row if k != "nll_sum"}])
+def test_a_row_with_an_unknown_or_without_a_known_column_is_refused(change):
+    with pytest.raises(ValueError, match=r"perplexity row: missing .*, unknown .*nll_mean|missing \['nll_sum'\]"):
+        to_arrow("perplexity", [perplexity_row(), change(perplexity_row())])
+
+
+def test_values_of_another_type_are_refused_rather_than_stored_as_null():
+    with pytest.raises((TypeError, pl.exceptions.PolarsError)):
+        to_arrow("perplexity", [perplexity_row() | {"tokens_scored": "many"}])
+
+
+def test_failures_of_a_unit_are_numbered_so_that_none_replaces_another(store):
+    assert store.next_number("failures", "u") == 0
+    store.write_part("failures", "u-0", to_arrow("failures", [empty_row("failures")]))
+    store.write_part("failures", "uu-0", to_arrow("failures", [empty_row("failures")]))
+    assert store.next_number("failures", "u") == 1
+
+
+def test_objects_are_put_once_unless_told_to_overwrite(store):
+    assert store.get("run.json") is None
+    assert store.put("run.json", b"1") and not store.put("run.json", b"2")
+    assert store.get("run.json") == b"1"
+    assert store.put("run.json", b"3", overwrite=True) and store.get("run.json") == b"3"
+
+
+def test_a_folder_is_made_only_where_asked(tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(Exception):  # noqa: B017 - the store's own type
+        RunStore(str(missing)).parts("perplexity")
+    assert not missing.exists()
+
+
+def test_the_same_folder_is_read_by_relative_path(store, monkeypatch):
+    store.write_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
+    monkeypatch.chdir(Path(store.directory).parent)
+    assert RunStore("run").scan("perplexity").collect().height == 1
+
+
+def test_folder_names_with_spaces_and_brackets_work(tmp_path):
+    odd = RunStore(str(tmp_path / "a [b] *ü%20"), create=True)
+    odd.write_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
+    assert odd.scan("perplexity").collect().height == 1
+    assert part(odd, "perplexity", "u").exists()

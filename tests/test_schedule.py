@@ -1,0 +1,177 @@
+"""The loop over submit and wait with an executor that is told what to do: who is tried again, who is given up."""
+
+from collections import Counter, deque
+from itertools import accumulate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.schedule import MAX_ATTEMPTS, Fault, Outcome, run_units
+from workers.model_files import ModelFacts
+from workers.settings import PruneSettings
+from workers.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
+
+FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, 2, 8, 1000, "tokenizer.json")
+DIED = Fault("ActorDiedError", "killed by signal 9")
+NODE_DIED = Fault("NodeDiedError", "its node has died", strike=False)
+NO_PLACE = Fault("NoCapacity", "no node has a GPU", final=True)
+
+
+def unit(name: str, cells: int = 1) -> WorkUnit:
+    own = tuple(UnitCell(f"{name}{i}", PruneSettings()) for i in range(cells))
+    return WorkUnit(name, "retrieval", FACTS, "cpu", "float32", own, RetrievalWork(()))
+
+
+class FakeExecutor:
+    """Ends units in order with the faults written for them, then with a result; ``rooms`` units run at once."""
+
+    def __init__(self, faults: dict[str, list[Fault]] | None = None, rooms: int = 2) -> None:
+        self.faults = {name: deque(listed) for name, listed in (faults or {}).items()}
+        self.rooms = rooms
+        self.running: deque[WorkUnit] = deque()
+        self.started: list[str] = []
+        self.most = 0
+
+    def submit(self, unit: WorkUnit) -> bool:
+        if len(self.running) == self.rooms:
+            return False
+        self.running.append(unit)
+        self.started.append(unit.unit_id)
+        self.most = max(self.most, len(self.running))
+        return True
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self.running:
+            raise AssertionError("waits for nothing")
+        ended = self.running.popleft()
+        left = self.faults.get(ended.unit_id)
+        return [Outcome(ended, left.popleft() if left else UnitResult(node="fake"))]
+
+
+class Reports:
+    """What the caller of run_units is told."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, tuple[UnitResult, int]] = {}
+        self.order: list[str] = []
+
+    def __call__(self, unit: WorkUnit, result: UnitResult, attempts: int) -> None:
+        self.order.append(unit.unit_id)
+        self.results[unit.unit_id] = result, attempts
+
+    def failures(self, name: str) -> list[Failure]:
+        return self.results[name][0].failures
+
+    def attempts(self, name: str) -> int:
+        return self.results[name][1]
+
+
+def run(names: str, faults: dict[str, list[Fault]] | None = None, rooms: int = 2) -> tuple[FakeExecutor, Reports]:
+    executor, reports = FakeExecutor(faults, rooms), Reports()
+    run_units([unit(name) for name in names], executor, reports)
+    return executor, reports
+
+
+def test_every_unit_is_started_and_reported_once_in_order():
+    executor, reports = run("abcde")
+    assert executor.started == reports.order == list("abcde")
+    assert executor.most == 2
+    assert {reports.attempts(name) for name in "abcde"} == {1}
+
+
+def test_no_units_is_no_work():
+    executor, reports = run("")
+    assert executor.started == reports.order == []
+
+
+def test_a_unit_whose_process_died_is_tried_again_before_those_that_wait():
+    executor, reports = run("abc", {"a": [DIED]}, rooms=1)
+    assert executor.started == ["a", "a", "b", "c"]
+    assert reports.order == ["a", "b", "c"]
+    assert reports.failures("a") == [] and reports.attempts("a") == 2
+
+
+def test_a_unit_that_kills_every_process_is_given_up_and_the_rest_goes_on():
+    executor, reports = run("abc", {"b": [DIED] * 10})
+    assert Counter(executor.started) == {"a": 1, "b": MAX_ATTEMPTS, "c": 1}
+    assert reports.failures("b") == [Failure("b0", "ActorDiedError", "killed by signal 9", "")]
+    assert reports.attempts("b") == MAX_ATTEMPTS == 2
+    assert reports.failures("a") == reports.failures("c") == []
+
+
+def test_a_final_fault_is_not_tried_again():
+    executor, reports = run("ab", {"a": [NO_PLACE]})
+    assert executor.started.count("a") == 1
+    assert reports.failures("a") == [Failure("a0", "NoCapacity", "no node has a GPU", "")]
+    assert reports.attempts("a") == 1 and reports.failures("b") == []
+
+
+def test_the_death_of_nodes_does_not_count_against_a_unit():
+    executor, reports = run("a", {"a": [NODE_DIED] * 5})
+    assert len(executor.started) == 6
+    assert reports.failures("a") == [] and reports.attempts("a") == 1
+
+
+def test_a_unit_given_up_is_a_failure_of_each_of_its_cells():
+    executor, reports = FakeExecutor({"a": [DIED, DIED]}), Reports()
+    run_units([unit("a", cells=3)], executor, reports)
+    assert [failure.cell_id for failure in reports.failures("a")] == ["a0", "a1", "a2"]
+
+
+def test_failures_of_a_units_own_code_are_results_and_not_tried_again():
+    class Failing(FakeExecutor):
+        def wait(self, timeout: float) -> list[Outcome]:
+            return [Outcome(o.unit, UnitResult(failures=[Failure("a0", "ValueError", "x", "")])) for o in super().wait(timeout)]
+
+    executor, reports = Failing(), Reports()
+    run_units([unit("a"), unit("b")], executor, reports)
+    assert executor.started == ["a", "b"]
+    assert reports.failures("a")[0].error_type == "ValueError"
+
+
+def test_a_refused_unit_waits_and_lets_others_pass():
+    class OnlySmall(FakeExecutor):
+        """Has room for ``big`` only when nothing else runs."""
+
+        def submit(self, unit: WorkUnit) -> bool:
+            return not (unit.unit_id == "big" and self.running) and super().submit(unit)
+
+    executor, reports = OnlySmall(), Reports()
+    run_units([unit("a"), unit("big"), unit("b"), unit("c")], executor, reports)
+    assert sorted(reports.order) == ["a", "b", "big", "c"]
+    assert executor.started[-1] == "big"
+
+
+def test_ticks_tell_what_waits_and_runs_and_end_at_nothing():
+    ticks: list[tuple[int, int]] = []
+    run_units([unit(name) for name in "abc"], FakeExecutor(), Reports(), lambda queued, running: ticks.append((queued, running)))
+    assert ticks == [(1, 2), (0, 2), (0, 1), (0, 0)]
+
+
+def test_an_interrupt_leaves_the_loop_at_once():
+    class Interrupted(FakeExecutor):
+        def wait(self, timeout: float) -> list[Outcome]:
+            raise KeyboardInterrupt
+
+    reports = Reports()
+    with pytest.raises(KeyboardInterrupt):
+        run_units([unit("a")], Interrupted(), reports)
+    assert reports.order == []
+
+
+FAULTS = st.lists(st.sampled_from([DIED, NODE_DIED, NO_PLACE]), max_size=5)
+
+
+@given(st.lists(FAULTS, max_size=8), st.integers(1, 4))
+def test_whatever_happens_each_unit_is_reported_once_and_fails_only_where_it_must(sequences, rooms):
+    faults = {f"u{i}": listed for i, listed in enumerate(sequences)}
+    executor, reports = FakeExecutor(faults, rooms), Reports()
+    run_units([unit(name) for name in faults], executor, reports)
+    assert sorted(reports.order) == sorted(faults)
+    assert executor.most <= rooms
+    for name, listed in faults.items():
+        strikes = list(accumulate(fault.strike for fault in listed))
+        last = next((i for i, fault in enumerate(listed) if fault.final or strikes[i] == MAX_ATTEMPTS), None)
+        assert executor.started.count(name) == (len(listed) if last is None else last) + 1
+        assert [f.error_type for f in reports.failures(name)] == ([] if last is None else [listed[last].error_type])
