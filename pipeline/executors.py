@@ -195,7 +195,10 @@ def _first_line(error: Exception) -> str:
 
 
 def start_ray(address: str) -> Any:
-    """Ray, started here (``local``) or joined (``auto``, HOST:PORT), quiet and with token authentication on."""
+    """Ray, started here (``local``) or joined (``auto``, HOST:PORT), quiet and with token authentication on.
+
+    Raises ConnectionError where there is no cluster to join.
+    """
     for key, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_AUTH_MODE": "token",
@@ -206,6 +209,8 @@ def start_ray(address: str) -> Any:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
     import ray
 
+    if ray.is_initialized():
+        return ray
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
     if address == "local":
         ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)

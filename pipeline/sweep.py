@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer
 
-from pipeline.executors import InlineExecutor, RayExecutor
+from pipeline.executors import InlineExecutor, RayExecutor, start_ray
 from pipeline.grid import PROTOCOL_VERSION, Cell
 from pipeline.plan import Plan, PlannedUnit, make_plan, pending_units, questions_of
 from pipeline.progress import Progress
@@ -51,6 +51,8 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
     """The whole of ``kvsweep run``; returns the exit status. The last line on stdout is the path of the report."""
     try:
         plan = make_plan(load_spec(path, overrides))
+        if not options.inline and options.address != "local":
+            join_cluster(options.address)
         store, run, pending = _open(plan, options.out or f"results/{plan.spec.name}")
     except SweepError as error:
         for fault in error.faults:
@@ -74,6 +76,16 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
     return SOME_FAILED if failures else DONE
 
 
+def join_cluster(address: str) -> None:
+    """Connect before anything is written. Raises SweepError where there is no cluster to join."""
+    try:
+        start_ray(address)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        hint = "start one with `ray start --head`, or use --address local"
+        raise SweepError([f"--address {address}: no Ray cluster can be joined ({reason}); {hint}"]) from error
+
+
 def _open(plan: Plan, out: str) -> tuple[RunStore, dict[str, Any], list[PlannedUnit]]:
     """The run directory with run.json written, and the units that miss rows. Raises SweepError for a directory of others."""
     if not is_remote(out):
@@ -89,7 +101,7 @@ def _open(plan: Plan, out: str) -> tuple[RunStore, dict[str, Any], list[PlannedU
         for task in TASKS:
             for name in store.set_aside_unreadable(task):
                 print(f"warning: {name} is no readable Parquet file; set aside, its cells run again", file=sys.stderr)
-        pending = pending_units(plan, done_index(plan, store))
+        pending = pending_units(plan, DoneIndex(plan, store))
         run = describe_run(plan, previous)
         store.put("run.json", as_json(run), overwrite=True)
     except (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError) as error:
@@ -99,8 +111,8 @@ def _open(plan: Plan, out: str) -> tuple[RunStore, dict[str, Any], list[PlannedU
     return store, run, pending
 
 
-class done_index:  # noqa: N801 - used as a function with memory
-    """``done_index(plan, store)(cell, windows)``: whether the store holds every row of a cell on these windows."""
+class DoneIndex:
+    """``DoneIndex(plan, store)(cell, windows)``: whether the store holds every row of a cell on these windows."""
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
         self.plan = plan

@@ -152,9 +152,11 @@ def test_objects_are_put_once_unless_told_to_overwrite(store):
 
 def test_a_folder_is_made_only_where_asked(tmp_path):
     missing = tmp_path / "missing"
-    with pytest.raises(Exception):  # noqa: B017 - the store's own type
-        RunStore(str(missing)).parts("perplexity")
+    with pytest.raises(FileNotFoundError, match="there is no such directory"):
+        RunStore(str(missing))
     assert not missing.exists()
+    RunStore(str(missing), create=True)
+    assert missing.is_dir()
 
 
 def test_the_same_folder_is_read_by_relative_path(store, monkeypatch):

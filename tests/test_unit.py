@@ -1,0 +1,125 @@
+"""A unit and a model -> rows in the declared columns; failures of cells and of models are data, not exceptions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
+from tests.tiny import repetitive_tokens, tiny_model
+from workers import perplexity
+from workers.clock import peak_memory, reset_peak_memory
+from workers.model_files import ModelFacts
+from workers.retrieval import Question
+from workers.settings import PruneSettings
+from workers.unit import answers, run_unit
+from workers.windows import plan_windows
+from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
+from workers.worker import Worker
+
+CPU = torch.device("cpu")
+NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, 2, 8, 0, "")
+
+
+def perplexity_unit(cells, rows=3, length=40):
+    windows = plan_windows(rows * length, length, length)
+    tokens = repetitive_tokens(rows, length).numpy().astype(np.int32)
+    work = PerplexityWork(tuple(windows), tokens, (None,) * rows, length)
+    named = tuple(UnitCell(f"cell{i}", cell) for i, cell in enumerate(cells))
+    return WorkUnit("u", "perplexity", NOWHERE, "cpu", "float32", named, work)
+
+
+def columns(task):
+    return set(TASK_COLUMNS[task]) | {"cell_id"}
+
+
+def test_perplexity_rows_have_the_declared_columns_and_add_up():
+    unit = perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8, (0,))])
+    result = run_unit(unit, tiny_model("llama"), CPU)
+    assert len(result.rows) == 6
+    assert not result.failures
+    for row in result.rows:
+        assert set(row) == columns("perplexity")
+        assert not set(TASK_COLUMNS["perplexity"]) & set(CELL_COLUMNS)
+        assert len(row["nll"]) == row["tokens_scored"] == 39
+        assert row["nll_sum"] == pytest.approx(float(row["nll"].sum()), rel=1e-5)
+    dense, pruned = result.rows[0], result.rows[3]
+    assert (dense["prune_events"], dense["tokens_scored_pruned"], dense["recent_retained"]) == (0, 0, None)
+    assert pruned["tokens_scored_pruned"] == 39 - 8
+    assert 0 < pruned["recent_retained"] < 1
+    assert pruned["cache_tokens_final"][0] == 39 > pruned["cache_tokens_final"][1]
+
+
+def test_a_cell_that_cannot_prune_reuses_the_dense_result_bit_for_bit_and_says_so():
+    result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 99)]), tiny_model("neox"), CPU)
+    dense, same = result.rows[0], result.rows[3]
+    assert np.array_equal(dense["nll"], same["nll"])
+    assert (dense["forward_passes"], same["forward_passes"]) == (1, 0)
+
+
+def test_a_unit_run_alone_and_with_other_cells_gives_the_same_rows():
+    knorm = PruneSettings("knorm", 0.5, 8)
+    alone = run_unit(perplexity_unit([knorm]), tiny_model("llama"), CPU).rows
+    others = [PruneSettings("random", 0.9, 4), knorm, PruneSettings("dense")]
+    together = [r for r in run_unit(perplexity_unit(others), tiny_model("llama"), CPU).rows if r["cell_id"] == "cell1"]
+    for a, b in zip(alone, together, strict=True):
+        assert np.allclose(a["nll"], b["nll"], atol=2e-5)
+        assert {k: v for k, v in a.items() if k.startswith(("cache", "prune", "kv"))} == {
+            k: v for k, v in b.items() if k.startswith(("cache", "prune", "kv"))
+        }
+
+
+def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
+    monkeypatch.setattr(perplexity, "_continue", lambda *_: (_ for _ in ()).throw(FloatingPointError("NaN here")))
+    result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]), tiny_model("neox"), CPU)
+    assert {row["cell_id"] for row in result.rows} == {"cell0"}
+    (failure,) = result.failures
+    assert (failure.cell_id, failure.error_type, failure.message) == ("cell1", "FloatingPointError", "NaN here")
+    assert "Traceback" in failure.traceback
+
+
+def test_generation_rows_have_the_declared_columns_and_the_same_rounds_for_all():
+    cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("knorm", 0.5, 8)))
+    work = GenerationWork(tuple(repetitive_tokens(1, 20)[0].tolist()), 5, repeats=3, warmup=1, seed=0)
+    result = run_unit(WorkUnit("u", "generation", NOWHERE, "cpu", "float32", cells, work), tiny_model("neox"), CPU)
+    assert all(set(row) == columns("generation") for row in result.rows)
+    assert sorted((row["cell_id"], row["repeat"]) for row in result.rows) == [(c, r) for c in "ab" for r in range(3)]
+    for row in result.rows:
+        assert len(row["output_tokens"]) == row["new_tokens"] == 5
+        assert len(row["token_seconds"]) == 4
+        assert (row["peak_memory_bytes"] is None) == (row["peak_memory_method"] is None)
+
+
+def test_retrieval_tells_a_dropped_answer_from_a_kept_one():
+    model, prompt = tiny_model("llama"), repetitive_tokens(1, 40)[0].tolist()
+    question = Question("passkey", 40, 0.1, 0, prompt, [1, 2, 3], "123", (4, 9))
+    settings = [PruneSettings("dense"), PruneSettings("recent", 0.5, 8), PruneSettings("streaming", 0.5, 8)]
+    rows = [next(answers(model, CPU, each, RetrievalWork((question,)))) for each in settings]
+    assert all(set(row) | {"cell_id"} == columns("retrieval") for row in rows)
+    assert [row["answer_position_retained"] for row in rows] == [1.0, 0.0, 0.0]
+    assert [len(row["answer"]) for row in rows] == [3, 3, 3]
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_cells_and_the_worker_goes_on():
+    worker = Worker(1)
+    result = worker.run(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]))
+    assert [failure.cell_id for failure in result.failures] == ["cell0", "cell1"]
+    assert {failure.error_type for failure in result.failures} == {"ModelError"}
+    assert "gone" in result.failures[0].message
+    again = worker.run(dataclasses.replace(perplexity_unit([PruneSettings("dense")]), unit_id="v"))
+    assert len(again.failures) == 1
+
+
+def test_peak_memory_is_null_where_there_is_no_counter():
+    if not reset_peak_memory(CPU):
+        pytest.skip("this system lets no process reset its peak resident set")
+    before, method = peak_memory(CPU)
+    block = torch.ones(64 * 2**20 // 4)
+    grown, _ = peak_memory(CPU)
+    del block
+    assert grown - before > 32 * 2**20
+    assert "resident" in method
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU)[0] < grown
+    assert peak_memory(torch.device("meta")) == (None, None)
