@@ -30,9 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.windows} windows of {args.window} of pydocs, float32")
-    print(
-        f"{'model':16} {'prune_after':>11} {'cells':>5} {'reference s':>11} {'kvsweep s':>9} {'ratio':>6} {'largest NLL difference':>22}"
-    )
+    print("model            prune_after cells reference s kvsweep s  ratio largest NLL difference")
     for name in args.models:
         facts = find_model(name)
         model = load(facts, "float32", torch.device("cpu"))

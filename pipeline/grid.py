@@ -19,6 +19,9 @@ from workers.budget import event_schedule, kept_count, next_event
 PROTOCOL_VERSION = 1
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
+ANSWER_TOKENS = 8
+"""Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -156,10 +159,18 @@ def _reason_to_drop(cell: Cell, layers: int, generation: GenerationTask | None) 
     if cell.task == "perplexity" and cell.schedule == "prefill_once":
         return "prefill_once prunes after a prompt, and perplexity has none"
     assert cell.prune_after is not None
-    first = next_event(cell.keep_ratio, cell.prune_after, 0)
+    first = next_event(cell.keep_ratio, max(cell.prune_after, _prompt_tokens(cell)), 0)
     if first is not None and cell.protect_sink + cell.protect_recent > kept_count(cell.keep_ratio, first):
         return "protect_sink + protect_recent exceed the entries kept at the first prune"
     return None
+
+
+def _prompt_tokens(cell: Cell) -> int:
+    """Tokens that go through before the first check: the (shortest) prompt, or one step of perplexity."""
+    settings = json.loads(cell.settings)
+    if cell.task == "generation":
+        return settings["prompt_tokens"]
+    return min(settings["context_tokens"]) if cell.task == "retrieval" else 1
 
 
 def _wanted(cell: Cell, task: GenerationTask) -> bool:
@@ -182,4 +193,5 @@ def never_prunes(cell: Cell, settings: dict[str, Any]) -> bool:
         prompt = settings["prompt_tokens"]
         last = prompt if cell.schedule == "prefill_once" else prompt + settings["new_tokens"] - 2
         return first is None or first > last
-    return first is None or first > max(settings["context_tokens"])
+    decoded = 0 if cell.schedule == "prefill_once" else ANSWER_TOKENS - 2
+    return first is None or first > max(settings["context_tokens"]) + decoded

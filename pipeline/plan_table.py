@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from itertools import groupby
 
 from rich.console import Console
@@ -17,7 +18,7 @@ LISTED = 400
 
 def print_plan(plan: Plan, every: bool = False) -> None:
     """Cells with their realised budget, then units, dropped combinations, notes and estimates."""
-    console = Console(width=None)
+    console = Console() if sys.stdout.isatty() else Console(width=160)  # a pipe has no width of its own
     never = {cell.cell_id for cell in plan.never_prune}
     cells = plan.grid.cells if every else plan.grid.cells[:LISTED]
     for dense, group in groupby(cells, key=lambda cell: cell.dense):

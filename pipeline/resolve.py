@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from pipeline.grid import Target
+from pipeline.grid import ANSWER_TOKENS, Target
 from pipeline.spec import SweepError, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
@@ -26,7 +26,8 @@ class Resolved:
 
 def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     """Find models and datasets and check the sweep against them. Raises SweepError with every fault found."""
-    faults: list[str] = []
+    names = [ref.name for ref in spec.models]
+    faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if names.count(name) > 1][:1]
     models: dict[str, ModelFacts] = {}
     corpora: dict[str, Corpus] = {}
     for ref in spec.models:
@@ -81,7 +82,8 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
             ("generation.prompt_tokens + new_tokens", n + spec.generation.new_tokens) for n in spec.generation.prompt_tokens
         ]
     if spec.retrieval:
-        wanted += [("retrieval.context_tokens + 8 for the answer", n + 8) for n in spec.retrieval.context_tokens]
+        key = f"retrieval.context_tokens + {ANSWER_TOKENS} for the answer"
+        wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
     return faults + [
         f"{key}: {length} is longer than the context of {facts.name}, {facts.context} tokens"
         for key, length in wanted

@@ -21,9 +21,9 @@ def describe(store: RunStore, run_json: bytes) -> list[str]:
         rows = store.scan(task).group_by("cell_id").len().collect()
         failed = failures.filter(pl.col("task") == task).join(rows, on="cell_id", how="anti")
         bad = failed["cell_id"].n_unique()
-        lines.append(
-            f"{task}: {planned} cells planned, {len(rows)} with rows, {bad} failed, {max(0, planned - len(rows) - bad)} missing"
-        )
+        missing = max(0, planned - len(rows) - bad)
+        lines.append(f"{task}: {planned} cells planned, {len(rows)} with rows, {bad} failed, {missing} missing")
+        lines.append(f"  {rows['len'].sum()} of {run['planned_rows'][task]} rows")
         for (kind, message), group in failed.group_by("error_type", "message"):
             lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {str(message).splitlines()[0][:200]}")
     return lines

@@ -10,6 +10,9 @@ from typing import Protocol
 from workers.work import Failure, UnitResult, WorkUnit
 
 MAX_ATTEMPTS = 2
+"""Tries of a unit whose own process keeps dying."""
+MAX_STARTS = 5
+"""Starts of a unit in all, so that one which takes its whole node down each time ends too."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def run_units(
     """
     queue: deque[WorkUnit] = deque(units)
     attempts: Counter[str] = Counter()
+    starts: Counter[str] = Counter()
     running = 0
     while queue or running:
         for _ in range(len(queue)):
@@ -67,15 +71,16 @@ def run_units(
         for outcome in executor.wait(1.0):
             running -= 1
             unit, result = outcome.unit, outcome.result
+            starts[unit.unit_id] += 1
             if isinstance(result, Fault):
                 attempts[unit.unit_id] += result.strike
-                if not result.final and attempts[unit.unit_id] < MAX_ATTEMPTS:
+                tries_left = attempts[unit.unit_id] < MAX_ATTEMPTS and starts[unit.unit_id] < MAX_STARTS
+                if tries_left and not result.final:
                     queue.appendleft(unit)
                     continue
                 result = _gave_up(unit, result)
-                on_result(unit, result, max(1, attempts[unit.unit_id]))
-            else:
-                on_result(unit, result, attempts[unit.unit_id] + 1)
+            on_tick(len(queue), running)
+            on_result(unit, result, starts[unit.unit_id])
     on_tick(0, 0)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -52,7 +52,12 @@ ModelEntry = Annotated[ModelRef, BeforeValidator(lambda v: {"name": v} if isinst
 
 
 class PerplexityTask(_Strict):
-    """Sliding windows; ``windows`` is how many at most are scored per dataset."""
+    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are scored per dataset."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stride_is_the_window(cls, given: Any) -> Any:
+        return {"stride": given["window"], **given} if isinstance(given, dict) and "window" in given else given
 
     window: Annotated[int, Field(ge=2)] = 1024
     stride: Count = 1024

@@ -151,6 +151,13 @@ def test_faults_of_models_and_datasets_are_all_reported(plan_of):
     assert len(caught.value.faults) == 4
 
 
+def test_one_model_in_two_revisions_is_refused_rather_than_merged(plan_of, tiny_model_dir):
+    with pytest.raises(SweepError) as caught:
+        plan_of(models=f"[{tiny_model_dir}, {{name: {tiny_model_dir}, revision: other}}]")
+    (message,) = caught.value.faults
+    assert "several revisions" in message and str(tiny_model_dir) in message
+
+
 def test_auto_and_the_device_it_means_are_one_device(plan_of, monkeypatch):
     monkeypatch.setattr("pipeline.resolve.find_device", lambda: "cpu")
     assert {cell.device for cell in plan_of(devices="[auto, cpu]").grid.cells} == {"cpu"}

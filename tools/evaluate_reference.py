@@ -105,10 +105,10 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         f"`python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT --tokens {settings['tokens']} "
         f"--seed {settings['seed']}`, {curve[-1]['tokens']:,} tokens in {curve[-1]['seconds'] / 60:.0f} minutes on CPU "
         "(bfloat16 autocast, one thread).",
-        *[f"{note}" for note in training.get("notes", [])],
+        *training.get("notes", []),
         "Two thirds of the sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages "
-        "of the standard library, 35 %), one third are passkey and needle documents of `workers/retrieval.py`. `pydoc_data.topics` "
-        "(the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were held out.",
+        "of the standard library, 35 %), one third are passkey and needle documents of `workers/retrieval.py`. "
+        "`pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were held out.",
         f"Settings: `{json.dumps(settings)}`.",
         "",
         "## Perplexity, windows of 1,024 (dense)",

@@ -182,10 +182,10 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
             opt.step()
             opt.zero_grad()
         seen, step, running = seen + per_step, step + 1, 0.95 * running + 0.05 * loss.item()
-        if step % 50 == 0:
+        if step % 50 == 0 or seen >= settings.tokens:
             seconds = spent + time.monotonic() - begin
             point = {"tokens": seen, "seconds": round(seconds), "train": round(running / (1 - 0.95 ** min(step, 500)), 4)}
-            if step % 200 == 0:
+            if step % 200 == 0 or seen >= settings.tokens:
                 valid = validation_loss(model, body, {name: part[1] for name, part in split.items()})
                 point |= {name: round(value, 4) for name, value in valid.items()}
                 point |= {f"answers_{n}": round(digit_accuracy(model, body, mixture, n), 3) for n in (128, 512, 1024)}

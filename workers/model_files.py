@@ -39,9 +39,12 @@ class ModelFacts:
 
 def find_model(name: str, revision: str | None = None) -> ModelFacts:
     """Resolve a model name. Raises ModelError where it does not exist, cannot be reached or lacks what is needed."""
+    is_local = name in EMBEDDED_NAMES or name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
+    if is_local and revision is not None:
+        raise ModelError(f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash")
     if name in EMBEDDED_NAMES:
         return _local(name, EMBEDDED / name)
-    if name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir():
+    if is_local:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise ModelError(f"model {name!r}: there is no such directory")

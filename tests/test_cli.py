@@ -1,0 +1,333 @@
+"""The command line as a user meets it: exit status, messages, what is left on disk, resuming."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.plan import make_plan
+from pipeline.results import RunStore
+from pipeline.spec import load_spec
+from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED, RunOptions, run_sweep
+
+ROOT = Path(__file__).parent.parent
+
+
+def kvsweep(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, started in ``folder``."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def run_inline(sweep: Path, out: Path) -> int:
+    """The same as ``kvsweep run --inline`` in this process."""
+    return run_sweep(str(sweep), [], RunOptions(out=str(out), inline=True, threads=1))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All table parts and their bytes."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("*/*.parquet")}
+
+
+def rows(out: Path, task: str = "perplexity") -> pl.DataFrame:
+    return RunStore(str(out)).scan(task).collect()
+
+
+def keys(frame: pl.DataFrame) -> Counter:
+    return Counter(frame.select("cell_id", "window_index").iter_rows())
+
+
+def planned_keys(sweep: Path) -> Counter:
+    plan = make_plan(load_spec(str(sweep)))
+    return Counter((c.cell_id, w.index) for c in plan.grid.cells if c.task == "perplexity" for w in plan.windows(c))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def test_help_names_the_commands(tmp_path):
+    done = kvsweep("--help", folder=tmp_path)
+    assert done.returncode == 0
+    for command in ("plan", "run", "status", "report"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"keep_ratio": "[0.5]"}, "sweep.yaml:8:1: keep_ratio: unknown key; did you mean keep_ratios?"),
+        ({"keep_ratios": "[0]"}, "sweep.yaml:5:15: keep_ratios.0: should be greater than 0 (got 0)"),
+        ({"keep_ratios": "[1.2]"}, "sweep.yaml:5:15: keep_ratios.0: should be less than or equal to 1 (got 1.2)"),
+        ({"keep_ratios": '["abc"]'}, 'sweep.yaml:5:15: keep_ratios.0: should be a valid number (got "abc")'),
+        ({"prune_after": "[-1]"}, "sweep.yaml:6:15: prune_after.0: should be greater than or equal to 1 (got -1)"),
+        ({"skip_layers": "[[99]]"}, "skip_layers: layer 99 does not exist"),
+        ({"perplexity": "{window: 512, stride: 64}"}, "perplexity.window: 512 is longer than the context"),
+        ({"models": "[no-such/model]"}, "model 'no-such/model': not one of reference-neox"),
+        ({"datasets": '["text:empty.txt"]'}, "dataset 'text:empty.txt' holds no text"),
+        ({"datasets": '["text:none.txt"]'}, "there is no file none.txt"),
+        ({"models": "[broken]"}, "its tokenizer.json cannot be used"),
+        ({"name": "[x"}, "not valid YAML"),
+    ],
+    ids=lambda value: "-".join(value) + "=" + "".join(value.values()) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_wrong_sweep_is_refused_with_one_message_and_leaves_nothing_behind(
+    command, changes, part, sweep_file, tiny_model_dir, tmp_path, monkeypatch, capsys
+):
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_file(**changes)
+    Path("empty.txt").touch()
+    shutil.copytree(tiny_model_dir, "broken")
+    Path("broken/tokenizer.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(app, [command, sweep.name])
+    assert done.exit_code == BAD_INPUT
+    assert isinstance(done.exception, SystemExit)
+    (message,) = done.stderr.splitlines()
+    assert message.startswith("error: ") and part in message
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_sweep_file_is_refused_by_the_real_command_without_a_traceback(tmp_path):
+    for command in ("plan", "run"):
+        done = kvsweep(command, "none.yaml", folder=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: none.yaml: there is no such sweep file")
+        assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_and_a_wrong_override_are_refused(sweep_file, tmp_path):
+    sweep = sweep_file()
+    assert kvsweep("run", sweep, "--inlin", folder=tmp_path).returncode == 2
+    done = kvsweep("run", sweep, "--set", "keep_ratios=[2]", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --set keep_ratios=[2]: keep_ratios.0: ")
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_folder_of_other_files_is_never_written_to(sweep_file, out, capsys):
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    assert run_inline(sweep_file(), out) == BAD_INPUT
+    assert "is not empty and holds no kvsweep run" in capsys.readouterr().err
+    assert [file.name for file in out.iterdir()] == ["thesis.tex"]
+    assert run_inline(sweep_file(), out / "thesis.tex") == BAD_INPUT
+    assert "is a file; name a directory" in capsys.readouterr().err
+
+
+def test_an_unreachable_object_store_is_refused_without_a_traceback(sweep_file, capsys):
+    assert run_sweep(str(sweep_file()), [], RunOptions(out="nosuchstore://bucket/run", inline=True)) == BAD_INPUT
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: --out nosuchstore://bucket/run: ")
+
+
+def test_a_damaged_run_json_is_refused_and_left_alone(sweep_file, out, capsys):
+    out.mkdir()
+    (out / "run.json").write_text("{")
+    assert run_inline(sweep_file(), out) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("error: --out ")
+    assert (out / "run.json").read_text() == "{"
+
+
+def test_plan_shows_every_cell_what_was_dropped_and_what_never_prunes(sweep_file, tmp_path):
+    sweep = sweep_file(keep_ratios="[1.0, 0.5]", prune_after="[16, 64]", skip_layers="[[], [0, 1]]")
+    done = kvsweep("plan", sweep, folder=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "3 cells in 1 units" in done.stdout
+    assert "4 combinations dropped: keep_ratio 1.0 or policy dense: is the dense cell" in done.stdout
+    assert "2 combinations dropped: all layers skipped: is the dense cell" in done.stdout
+    lines = [[field.strip() for field in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [(line[0], line[1], line[2], line[-1]) for line in lines] == [
+        ("dense", "1", "-", ""),
+        ("knorm", "0.5", "16", ""),
+        ("knorm", "0.5", "64", "never prunes"),
+    ]
+    assert [line[-2] for line in lines][::2] == ["1.000", "1.000"] and float(lines[1][-2]) < 0.5
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model_dir, text_file):
+    """A finished run of all three tasks by the real command: the sweep, its folder, what was printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    sweep = folder / "sweep.yaml"
+    sweep.write_text(
+        f"name: tiny\nmodels: [{tiny_model_dir}]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.9, 0.5]\n"
+        "prune_after: [16]\nperplexity: {window: 64, stride: 64, windows: 3}\n"
+        "generation: {prompt_tokens: [32], new_tokens: 6, repeats: 2, warmup: 1, keep_ratios: [0.5]}\n"
+        "retrieval: {kinds: [passkey, needle], context_tokens: [240], depths: [0.5], questions: 2}\n"
+    )
+    done = kvsweep("run", sweep.name, "--inline", "--out", "out", folder=folder)
+    return sweep, folder / "out", done
+
+
+def test_a_run_ends_with_0_and_the_path_of_its_report(finished):
+    _, out, done = finished
+    assert done.returncode == DONE, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    assert (out / "report.html").read_text().startswith("<!")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_has_every_row_of_every_planned_cell_once(finished):
+    sweep, out, _ = finished
+    assert keys(rows(out)) == planned_keys(sweep)
+    plan = make_plan(load_spec(str(sweep)))
+    for task in ("generation", "retrieval"):
+        expected = {cell.cell_id: plan.rows_expected(cell) for cell in plan.grid.cells if cell.task == task}
+        assert dict(Counter(rows(out, task)["cell_id"])) == expected
+    assert rows(out, "failures").is_empty()
+
+
+def test_rows_name_their_run_and_their_dense_twin(finished):
+    _, out, _ = finished
+    run = json.loads((out / "run.json").read_text())
+    for task in ("perplexity", "generation", "retrieval"):
+        frame = rows(out, task)
+        assert set(frame["run_id"]) == {run["run_id"]}
+        dense = set(frame.filter(policy="dense")["cell_id"])
+        assert set(frame["dense_cell_id"]) == dense and len(dense) == 1
+    assert run["planned"] == {"perplexity": 3, "generation": 2, "retrieval": 3}
+
+
+def test_pruned_cells_were_pruned_and_differ_from_the_dense_one(finished):
+    _, out, _ = finished
+    by_ratio = {ratio: frame for (ratio,), frame in rows(out).group_by("keep_ratio")}
+    assert set(by_ratio[1.0]["prune_events"]) == {0}
+    sums = {ratio: frame["nll_sum"].sum() for ratio, frame in by_ratio.items()}
+    assert len(set(sums.values())) == 3
+    assert by_ratio[0.5]["cache_tokens_mean"].max() < by_ratio[0.9]["cache_tokens_mean"].min() < 32
+    assert all(len(nll) == scored for nll, scored in rows(out).select("nll", "tokens_scored").iter_rows())
+
+
+def test_a_second_run_does_nothing_again(finished, capsys):
+    sweep, out, _ = finished
+    before = contents(out)
+    run = json.loads((out / "run.json").read_text())
+    assert run_inline(sweep, out) == DONE
+    assert "8 cells, 0 to do in 0 units" in capsys.readouterr().err
+    assert contents(out) == before
+    again = json.loads((out / "run.json").read_text())
+    assert again["run_id"] == run["run_id"] and len(again["resumed_at"]) == len(run["resumed_at"]) + 1
+
+
+def test_status_tells_what_is_planned_and_done(finished, tmp_path):
+    _, out, _ = finished
+    done = kvsweep("status", out, folder=tmp_path)
+    assert done.returncode == 0
+    assert "perplexity: 3 cells planned" in done.stdout
+    missing = kvsweep("status", tmp_path / "none", folder=tmp_path)
+    assert missing.returncode == 2 and missing.stderr.startswith("error: ") and len(missing.stderr.splitlines()) == 1
+    assert kvsweep("status", tmp_path, folder=tmp_path).returncode == 2
+
+
+def test_a_larger_sweep_into_the_same_folder_adds_only_what_is_new(sweep_file, out):
+    assert run_inline(sweep_file(keep_ratios="[0.9]"), out) == DONE
+    before = contents(out)
+    larger = sweep_file(keep_ratios="[0.9, 0.5]", policies="[knorm, random]")
+    assert run_inline(larger, out) == DONE
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert keys(rows(out)) == planned_keys(larger)
+
+
+def test_a_damaged_part_is_set_aside_and_its_rows_computed_again(sweep_file, out, capsys):
+    sweep = sweep_file()
+    assert run_inline(sweep, out) == DONE
+    good = rows(out).drop("seconds").sort("cell_id", "window_index")
+    (name,) = contents(out)
+    (out / name).write_bytes(b"")
+    assert run_inline(sweep, out) == DONE
+    assert f"warning: {name} is no readable Parquet file" in capsys.readouterr().err
+    assert (out / f"{name}.unreadable").exists()
+    assert rows(out).drop("seconds").sort("cell_id", "window_index").equals(good)
+
+
+def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, out, monkeypatch, capsys):
+    from workers import perplexity
+
+    original = perplexity._continue
+
+    def failing(dense, cell, schedule):
+        if cell.policy == "random":
+            raise RuntimeError("out of luck")
+        return original(dense, cell, schedule)
+
+    sweep = sweep_file(policies="[knorm, random]")
+    with monkeypatch.context() as patch:
+        patch.setattr(perplexity, "_continue", failing)
+        assert run_inline(sweep, out) == SOME_FAILED
+        captured = capsys.readouterr()
+        assert "failed: 2 cells: RuntimeError: out of luck" in captured.err
+        assert captured.out.splitlines()[-1] == str(out / "report.html")
+        assert dict(Counter(rows(out)["policy"])) == {"dense": 3, "knorm": 6}
+        failures = rows(out, "failures")
+        assert failures["policy"].to_list() == ["random"] * 2
+        assert set(failures["message"]) == {"out of luck"}
+        assert all("in failing" in trace for trace in failures["traceback"])
+        assert run_inline(sweep, out) == SOME_FAILED, "it is tried again, and its failure recorded beside the first"
+        assert rows(out, "failures").height == 4
+    before = contents(out)
+    assert run_inline(sweep, out) == DONE
+    assert keys(rows(out)) == planned_keys(sweep)
+    assert before.items() <= contents(out).items(), "what had worked was not done again"
+
+
+def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(sweep_file, tiny_model_dir, tmp_path, out, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir, broken)
+    (broken / "model.safetensors").write_bytes(b"\0" * 64)
+    sweep = sweep_file(models=f"[{broken}, {tiny_model_dir}]")
+    assert run_inline(sweep, out) == SOME_FAILED
+    assert set(rows(out)["model"]) == {str(tiny_model_dir)} and rows(out).height == 9
+    assert rows(out, "failures").height == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+INTERRUPTIBLE = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it otherwise
+from pipeline.sweep import RunOptions, run_sweep
+sys.exit(run_sweep(sys.argv[1], [], RunOptions(out=sys.argv[2], inline=True, threads=1)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_number, sweep_file, out):
+    ratios = str([n / 100 for n in range(30, 80, 2)])
+    sweep = sweep_file(keep_ratios=ratios, prune_after="[16, 24]", perplexity="{window: 128, stride: 88, windows: 32}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", INTERRUPTIBLE, str(sweep), str(out)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(out.glob("perplexity/*.parquet")):
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        printed, errors = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, errors
+    assert "interrupted; what is done is kept" in errors and "Traceback" not in errors
+    assert printed == ""
+    before = contents(out)
+    done, planned = keys(rows(out)), planned_keys(sweep)
+    assert done and done.keys() < planned.keys(), "some was done and some was not"
+    assert run_inline(sweep, out) == DONE
+    assert keys(rows(out)) == planned
+    assert before.items() <= contents(out).items()
