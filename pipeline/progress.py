@@ -39,6 +39,7 @@ class Progress:
 
     def finished(self, what: str, done: int, failed: int, cost: float) -> None:
         """A unit ended: its cells done and failed, and what the plan had estimated for it."""
+        self.running = max(0, self.running - 1)
         self.done, self.failed, self.cost_done = self.done + done, self.failed + failed, self.cost_done + cost
         self._say(f"{what}: {done} done" + (f", {failed} failed" if failed else ""))
 

@@ -52,7 +52,7 @@ def run_units(
     on_result: Callable[[WorkUnit, UnitResult, int], None],
     on_tick: Callable[[int, int], None] = lambda queued, running: None,
 ) -> None:
-    """Run all units; ``on_result(unit, result, attempts)`` once for each, ``on_tick(queued, running)`` at least every second.
+    """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least every second.
 
     A unit that ends in faults MAX_ATTEMPTS times is a result with one failure per cell; the rest goes on.
     """
@@ -79,7 +79,6 @@ def run_units(
                     queue.appendleft(unit)
                     continue
                 result = _gave_up(unit, result)
-            on_tick(len(queue), running)
             on_result(unit, result, starts[unit.unit_id])
     on_tick(0, 0)
 

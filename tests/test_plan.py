@@ -154,8 +154,9 @@ def test_faults_of_models_and_datasets_are_all_reported(plan_of):
 def test_one_model_in_two_revisions_is_refused_rather_than_merged(plan_of, tiny_model_dir):
     with pytest.raises(SweepError) as caught:
         plan_of(models=f"[{tiny_model_dir}, {{name: {tiny_model_dir}, revision: other}}]")
-    (message,) = caught.value.faults
-    assert "several revisions" in message and str(tiny_model_dir) in message
+    several, local = caught.value.faults
+    assert "several revisions" in several and str(tiny_model_dir) in several
+    assert "models of a hub" in local and "other" in local
 
 
 def test_auto_and_the_device_it_means_are_one_device(plan_of, monkeypatch):

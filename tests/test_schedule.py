@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.schedule import MAX_ATTEMPTS, Fault, Outcome, run_units
+from pipeline.schedule import MAX_ATTEMPTS, MAX_STARTS, Fault, Outcome, run_units
 from workers.model_files import ModelFacts
 from workers.settings import PruneSettings
 from workers.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
@@ -108,9 +108,15 @@ def test_a_final_fault_is_not_tried_again():
 
 
 def test_the_death_of_nodes_does_not_count_against_a_unit():
-    executor, reports = run("a", {"a": [NODE_DIED] * 5})
-    assert len(executor.started) == 6
-    assert reports.failures("a") == [] and reports.attempts("a") == 1
+    executor, reports = run("a", {"a": [NODE_DIED] * 4})
+    assert len(executor.started) == 5
+    assert reports.failures("a") == [] and reports.attempts("a") == 5
+
+
+def test_a_unit_that_takes_its_node_down_every_time_ends():
+    executor, reports = run("ab", {"a": [NODE_DIED] * 99})
+    assert executor.started.count("a") == 5
+    assert len(reports.failures("a")) == 1 and reports.failures("b") == []
 
 
 def test_a_unit_given_up_is_a_failure_of_each_of_its_cells():
@@ -172,6 +178,8 @@ def test_whatever_happens_each_unit_is_reported_once_and_fails_only_where_it_mus
     assert executor.most <= rooms
     for name, listed in faults.items():
         strikes = list(accumulate(fault.strike for fault in listed))
-        last = next((i for i, fault in enumerate(listed) if fault.final or strikes[i] == MAX_ATTEMPTS), None)
+        last = next(
+            (i for i, fault in enumerate(listed) if fault.final or strikes[i] == MAX_ATTEMPTS or i + 1 == MAX_STARTS), None
+        )
         assert executor.started.count(name) == (len(listed) if last is None else last) + 1
         assert [f.error_type for f in reports.failures(name)] == ([] if last is None else [listed[last].error_type])
