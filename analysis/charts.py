@@ -71,9 +71,15 @@ def speed_curves(speeds: pl.DataFrame, measure: str) -> list[Chart]:
     return _panels(usable, name, KEPT, Axis(f"{name.upper()} ratio to dense", log_span=5), f"{name.upper()} ratio", lines=True)
 
 
+def _varies(cells: pl.DataFrame, key: str) -> bool:
+    """Whether a title must name a setting: a revision or fingerprint only where one model or dataset has several."""
+    owner = {"model_revision": "model", "dataset_fingerprint": "dataset"}.get(key)
+    return cells[key].n_unique() > 1 if owner is None else cells.select(owner, key).n_unique() > cells[owner].n_unique()
+
+
 def _panels(cells: pl.DataFrame, name: str, x: Axis, y: Axis, what: str, *, lines: bool) -> list[Chart]:
     keys = [key for key in PANEL if key in cells.columns]
-    varying = [key for key in keys[2:] if cells[key].n_unique() > 1 or key == "prune_after"]
+    varying = [key for key in keys[2:] if key == "prune_after" or _varies(cells, key)]
     charts = []
     for number, (values, group) in enumerate(cells.group_by(keys, maintain_order=True), start=1):
         named = dict(zip(keys, values, strict=True))

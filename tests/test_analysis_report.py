@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from analysis import coverage
@@ -198,3 +199,12 @@ def test_null_versions_still_find_their_twin(tmp_path):
     rows = [perplexity_row(0, policy=policy, model_revision=None) for policy in ("dense", "knorm")]
     page = page_of(tmp_path / "run", perplexity=rows)
     assert "No row of the dense twin" not in page
+
+
+def test_a_chart_names_a_revision_only_where_one_model_has_several():
+    from analysis.charts import _varies
+
+    two_models = pl.DataFrame({"model": ["a", "b"], "model_revision": ["1", "2"]})
+    two_revisions = pl.DataFrame({"model": ["a", "a"], "model_revision": ["1", "2"]})
+    assert not _varies(two_models, "model_revision")
+    assert _varies(two_revisions, "model_revision")

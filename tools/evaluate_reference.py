@@ -30,8 +30,8 @@ from workers.work import RetrievalWork
 BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
 PASSKEY_LENGTHS = (512, 1024, 1900)
 NOT_FORMED = (
-    "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take retrieval figures on it as "
-    "figures of a model that cannot retrieve."
+    "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take its retrieval figures as "
+    "those of a model that cannot retrieve."
 )
 
 
