@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from workers import corpora
 from workers.corpora import Corpus, CorpusError, read_corpus, tokenize
 
 
@@ -83,3 +84,10 @@ def test_a_local_dataset_folder_loads_like_a_hub_name(tmp_path, monkeypatch):
     assert read_corpus(f"hf:{folder}:test").text == "first\n\nsecond"
     with pytest.raises(CorpusError, match="cannot be loaded"):
         read_corpus(f"hf:{folder}:nosuchsplit")
+    books = corpora._from_hub("pg19", str(folder), None, "test", books=1)  # the streaming way of pg19
+    assert (books.text, books.document_starts) == ("first", (0,))
+    other = tmp_path / "other"
+    other.mkdir()
+    pl.DataFrame({"label": [1]}).write_parquet(other / "test.parquet")
+    with pytest.raises(CorpusError, match=r"no text column among \['label'\]"):
+        corpora._from_hub("x", str(other), None, "test", books=1)

@@ -28,6 +28,7 @@ from workers.windows import plan_windows
 from workers.work import RetrievalWork
 
 BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
+CONTEXTS, SCORED = (64, 128, 256, 512, 1024, 1920), 128
 PASSKEY_LENGTHS = (512, 1024, 1900)
 NOT_FORMED = (
     "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take its retrieval figures as "
@@ -51,6 +52,17 @@ def by_position(nll: torch.Tensor) -> list[tuple[str, float]]:
     return [
         (f"{low}-{high - 1}", math.exp(nll[:, low - 1 : high - 1].double().mean())) for low, high in itertools.pairwise(BOUNDS)
     ]
+
+
+def by_context(model: torch.nn.Module, ids: torch.Tensor, windows: int) -> list[tuple[int, float]]:
+    """Perplexity of the *same* tokens, the last SCORED of each window of 2,048, given more and more of the text before them."""
+    starts = [w.start for w in plan_windows(len(ids), 2048, 2048, windows)]
+    found = []
+    for context in CONTEXTS:
+        ends = torch.stack([ids[start + 2048 - SCORED - context : start + 2048] for start in starts])
+        parts = [evaluate(model, ends[i : i + 8], [], starts[i : i + 8])[0].nll[:, -SCORED:] for i in range(0, len(starts), 8)]
+        found.append((context, math.exp(torch.cat(parts).double().mean())))
+    return found
 
 
 def passkey_accuracy(
@@ -89,10 +101,21 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
         nll = token_losses(model, ids, 1024, windows)
         found["perplexity"][label] = (math.exp(nll.double().mean()), nll.shape[0])
         found["positions"][label] = by_position(token_losses(model, ids, 2048, windows // 2))
+        found["contexts"][label] = by_context(model, ids, windows // 2)
         filler = ids.tolist()
     for kind in ("passkey", "needle"):
         found["accuracy"][kind] = [passkey_accuracy(model, tokenizer, kind, n, filler, questions) for n in PASSKEY_LENGTHS]
     return found
+
+
+def _table(label: str, texts: dict[str, list[tuple[Any, float]]]) -> list[str]:
+    """Perplexities as a Markdown table, a column per text."""
+    rows = zip(*texts.values(), strict=True)
+    return [
+        f"| {label} | " + " | ".join(texts) + " |",
+        "| ---: |" + " ---: |" * len(texts),
+        *[f"| {row[0][0]} | " + " | ".join(f"{ppl:.2f}" for _, ppl in row) + " |" for row in rows],
+    ]
 
 
 def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: int) -> str:
@@ -121,14 +144,14 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "| --- | ---: | ---: |",
         *[f"| {text} | {ppl:.2f} | {count} |" for text, (ppl, count) in found["perplexity"].items()],
         "",
-        "By position in windows of 2,048 (a KV cache is for later positions to be predicted better):",
+        f"The same tokens (the last {SCORED} of each window of 2,048), given more and more of the text before "
+        "them: what a KV cache is for.",
         "",
-        "| positions | " + " | ".join(found["positions"]) + " |",
-        "| --- |" + " ---: |" * len(found["positions"]),
-    ]
-    for i, (span, _) in enumerate(found["positions"]["pydocs"]):
-        lines.append(f"| {span} | " + " | ".join(f"{rows[i][1]:.2f}" for rows in found["positions"].values()) + " |")
-    lines += [
+        *_table("tokens before", found["contexts"]),
+        "",
+        "By position in windows of 2,048 (other tokens at each position, so texts differ in difficulty from row to row):",
+        "",
+        *_table("positions", found["positions"]),
         "",
         f"## Retrieval with the full cache ({questions} questions of 5 digits per cell, exact match)",
         "",

@@ -112,11 +112,12 @@ def _from_hub(name: str, source: str, config: str | None, split: str, books: int
     import datasets
 
     try:
-        rows: Any = datasets.load_dataset(source, config, split=split, streaming=books is not None)
-        column = next((key for key in ("text", "content", "document") if key in (rows.column_names or [])), None)
+        dataset: Any = datasets.load_dataset(source, config, split=split, streaming=books is not None)
+        rows: list[dict[str, Any]] = list(itertools.islice(dataset, books))
+        column = next((key for key in ("text", "content", "document") if rows and key in rows[0]), None)
         if column is None:
-            raise CorpusError(f"dataset {name!r}: no text column among {rows.column_names}")
-        texts = [row[column] for row in (itertools.islice(rows, books) if books else rows)]
+            raise CorpusError(f"dataset {name!r}: no text column among {sorted(rows[0]) if rows else 'no rows'}")
+        texts = [row[column] for row in rows]
     except CorpusError:
         raise
     except Exception as error:
