@@ -156,11 +156,7 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
     print({name: len(part[0]) for name, part in split.items()}, "tokens of training text", flush=True)
     opts, seen, curve, spent = optimizers(model, settings.learning_rate), 0, [], 0.0
     if resume and (out / "checkpoint.pt").exists():
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        for opt, saved in zip(opts, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-        seen, curve, spent = state["seen"], state["curve"], state["seconds"]
+        seen, curve, spent = restore(out, model, opts)
         mixture.rng.seed(settings.seed + seen)
     begin, last_save, running = time.monotonic(), time.monotonic(), 0.0
     step = 0
@@ -193,11 +189,24 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
             print(json.dumps(point), flush=True)
         if time.monotonic() - last_save > 120 or seen >= settings.tokens:
             last_save = time.monotonic()
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "seen": seen, "curve": curve}
-            state["seconds"] = spent + time.monotonic() - begin
-            torch.save(state, out / "checkpoint.tmp")
-            (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+            save(out, model, opts, seen, curve, spent + time.monotonic() - begin)
     export(model, tokenizer, out, settings, curve)
+
+
+def save(out: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, curve: list[dict], seconds: float) -> None:
+    """A checkpoint, whole or not at all."""
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "seen": seen, "curve": curve}
+    torch.save(state | {"seconds": seconds}, out / "checkpoint.tmp")
+    (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+
+
+def restore(out: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> tuple[int, list[dict], float]:
+    """Load the checkpoint; returns tokens seen, the curve and the seconds spent so far."""
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["optimizers"], strict=True):
+        opt.load_state_dict(saved)
+    return state["seen"], state["curve"], state["seconds"]
 
 
 def export(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path, settings: Settings, curve: list[dict]) -> None:
