@@ -130,7 +130,8 @@ def validation_loss(model: Any, body: nn.Module, streams: dict[str, torch.Tensor
     """Mean NLL per stream over at most 8 windows."""
     losses = {}
     for name, ids in streams.items():
-        windows = ids[: len(ids) // length * length].view(-1, length)[:8]
+        size = min(length, len(ids))
+        windows = ids[: len(ids) // size * size].view(-1, size)[:8]
         logits = model.get_output_embeddings()(body(input_ids=windows).last_hidden_state)
         losses[name] = float(nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), windows[:, 1:].flatten()))
     return losses
