@@ -89,12 +89,9 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
         "pydocs": "pydocs", "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
         "wikitext-2-test.txt": f"text:{texts / 'wikitext-2-test.txt'}",
     }  # fmt: skip
-    found: dict[str, Any] = {
-        "perplexity": {},
-        "positions": {},
-        "accuracy": {},
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    sections = ("perplexity", "contexts", "positions", "accuracy")
+    found: dict[str, Any] = {section: {} for section in sections}
+    found["parameters"] = sum(p.numel() for p in model.parameters())
     filler: list[int] = []
     for label, name in names.items():
         ids = torch.from_numpy(tokenize(read_corpus(name), facts.tokenizer_file).ids).long()
