@@ -121,15 +121,11 @@ class RayExecutor:
     def _collect(self, slot: _Slot) -> Outcome | None:
         unit = slot.unit
         assert unit is not None
-        errors = self.ray.exceptions
         try:
             value = self.ray.get(slot.pending)
-        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError, errors.WorkerCrashedError) as error:
+        except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
             return Outcome(unit, Fault(type(error).__name__, _first_line(error), strike="its node has died" not in str(error)))
-        except errors.RayError as error:
-            self._drop(slot)
-            return Outcome(unit, Fault(type(error).__name__, _first_line(error)))
         if not slot.ready:
             slot.ready = True
             slot.pending = slot.actor.run.remote(unit)

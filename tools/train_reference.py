@@ -37,6 +37,10 @@ class Settings:
     answer_weight: float
     warmup_tokens: int = 300_000
     decay_from: float = 0.6
+    shortest: int = 128
+    """Sequences are at least this long, whatever the stage says."""
+    start_from: str | None = None
+    """Folder of a trained model whose weights are the start, instead of random ones."""
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -149,6 +153,8 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
     """Run the whole schedule; checkpoints and the loss curve go to ``out``."""
     torch.manual_seed(settings.seed)
     model: Any = make_model(settings.architecture)
+    if settings.start_from:
+        model.load_state_dict(type(model).from_pretrained(settings.start_from, dtype=torch.float32).state_dict())
     body = model.base_model
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     split = {name: held_out(torch.cat(list(encoded(group, encode, 0)))) for name, group in texts.items()}
@@ -163,6 +169,7 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
     step = 0
     while seen < settings.tokens:
         _, length, per_step = [s for s in STAGES if s[0] <= seen / settings.tokens][-1]
+        length = max(length, settings.shortest)
         ids, weights = mixture.batch(per_step // length, length, settings.retrieval_share, settings.answer_weight)
         for opt in opts:
             for group in opt.param_groups:
@@ -227,13 +234,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retrieval-share", type=float, default=1 / 3)
     parser.add_argument("--answer-weight", type=float, default=5.0)
+    parser.add_argument("--shortest", type=int, default=128, help="shortest sequence, for training a finished model on long ones")
+    parser.add_argument("--start-from", metavar="DIR", help="go on from the weights and the tokenizer in DIR")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(args.architecture, args.tokens, args.learning_rate, args.seed, args.retrieval_share, args.answer_weight)
-    tokenizer, texts = load_text(args.texts, args.out.parent / "tokenizer")
+    settings = Settings(
+        args.architecture, args.tokens, args.learning_rate, args.seed, args.retrieval_share, args.answer_weight,
+        shortest=args.shortest, start_from=args.start_from,
+    )  # fmt: skip
+    tokenizer, texts = load_text(args.texts, Path(args.start_from) if args.start_from else args.out.parent / "tokenizer")
     train(settings, args.out, tokenizer, texts, args.resume)
 
 
