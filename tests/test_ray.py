@@ -127,6 +127,7 @@ class KillsActors:
     def __init__(self, executor: RayExecutor, unit_id: str, times: int) -> None:
         self.executor, self.unit_id, self.left = executor, unit_id, times
         self.submitted: Counter[str] = Counter()
+        self.killed: list[object] = []
 
     def submit(self, unit: WorkUnit) -> bool:
         taken = self.executor.submit(unit)
@@ -135,8 +136,10 @@ class KillsActors:
 
     def wait(self, timeout: float) -> list[Outcome]:
         working = [s for s in self.executor._slots if s.unit and s.unit.unit_id == self.unit_id and s.ready]
+        working = [s for s in working if s.actor not in self.killed]  # its death may be reported after another unit's result
         if working and self.left:
             self.left -= 1
+            self.killed.append(working[0].actor)
             self.executor.ray.kill(working[0].actor)
         return self.executor.wait(timeout)
 
