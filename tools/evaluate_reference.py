@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from tools.train_reference import Settings
 from workers.corpora import read_corpus, tokenize
 from workers.model_files import find_model
 from workers.models import load
@@ -28,7 +29,7 @@ from workers.windows import plan_windows
 from workers.work import RetrievalWork
 
 BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
-CONTEXTS, SCORED = (64, 128, 256, 512, 1024, 1920), 128
+REGIONS, REGION, STEP = 4, 4096, 64
 PASSKEY_LENGTHS = (512, 1024, 1900)
 NOT_FORMED = (
     "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take its retrieval figures as "
@@ -47,22 +48,28 @@ def token_losses(model: torch.nn.Module, ids: torch.Tensor, window: int, limit: 
     return torch.cat(parts)
 
 
-def by_position(nll: torch.Tensor) -> list[tuple[str, float]]:
-    """Perplexity of the tokens between each two bounds of position."""
+def by_position(model: torch.nn.Module, ids: torch.Tensor) -> list[tuple[str, float]]:
+    """Perplexity between each two bounds of position, of the *same* tokens everywhere.
+
+    Windows of 2,048 start at every 64th token, so that each token of a region comes at every multiple of 64 (plus its own
+    remainder) once: text that happens to be hard cannot make a position look bad. Tokens that would be at position 0 of
+    some window are left out.
+    """
+    sums, counts = torch.zeros(2048, dtype=torch.float64), torch.zeros(2048, dtype=torch.float64)
+    for region in range(REGIONS):
+        first = (len(ids) - REGION - 4096) * region // (REGIONS - 1)
+        starts = list(range(first, first + REGION + 2048, STEP))
+        for i in range(0, len(starts), 8):
+            batch = starts[i : i + 8]
+            nll = evaluate(model, torch.stack([ids[s : s + 2048] for s in batch]), [], batch)[0].nll.double()
+            for start, row in zip(batch, nll, strict=True):
+                at = torch.arange(1, 2048)
+                inside = (start + at >= first + 2048) & (start + at < first + 2048 + REGION) & (at % STEP != 0)
+                sums[1:] += row * inside
+                counts[1:] += inside
     return [
-        (f"{low}-{high - 1}", math.exp(nll[:, low - 1 : high - 1].double().mean())) for low, high in itertools.pairwise(BOUNDS)
+        (f"{low}-{high - 1}", math.exp(sums[low:high].sum() / counts[low:high].sum())) for low, high in itertools.pairwise(BOUNDS)
     ]
-
-
-def by_context(model: torch.nn.Module, ids: torch.Tensor, windows: int) -> list[tuple[int, float]]:
-    """Perplexity of the *same* tokens, the last SCORED of each window of 2,048, given more and more of the text before them."""
-    starts = [w.start for w in plan_windows(len(ids), 2048, 2048, windows)]
-    found = []
-    for context in CONTEXTS:
-        ends = torch.stack([ids[start + 2048 - SCORED - context : start + 2048] for start in starts])
-        parts = [evaluate(model, ends[i : i + 8], [], starts[i : i + 8])[0].nll[:, -SCORED:] for i in range(0, len(starts), 8)]
-        found.append((context, math.exp(torch.cat(parts).double().mean())))
-    return found
 
 
 def passkey_accuracy(
@@ -89,7 +96,7 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
         "pydocs": "pydocs", "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
         "wikitext-2-test.txt": f"text:{texts / 'wikitext-2-test.txt'}",
     }  # fmt: skip
-    sections = ("perplexity", "contexts", "positions", "accuracy")
+    sections = ("perplexity", "positions", "accuracy")
     found: dict[str, Any] = {section: {} for section in sections}
     found["parameters"] = sum(p.numel() for p in model.parameters())
     filler: list[int] = []
@@ -97,8 +104,7 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
         ids = torch.from_numpy(tokenize(read_corpus(name), facts.tokenizer_file).ids).long()
         nll = token_losses(model, ids, 1024, windows)
         found["perplexity"][label] = (math.exp(nll.double().mean()), nll.shape[0])
-        found["positions"][label] = by_position(token_losses(model, ids, 2048, windows // 2))
-        found["contexts"][label] = by_context(model, ids, windows // 2)
+        found["positions"][label] = by_position(model, ids)
         filler = ids.tolist()
     for kind in ("passkey", "needle"):
         found["accuracy"][kind] = [passkey_accuracy(model, tokenizer, kind, n, filler, questions) for n in PASSKEY_LENGTHS]
@@ -115,9 +121,26 @@ def _table(label: str, texts: dict[str, list[tuple[Any, float]]]) -> list[str]:
     ]
 
 
+def _run(name: str, run: dict[str, Any]) -> list[str]:
+    """How one training run was made: command, tokens, minutes, what else there is to say."""
+    settings, last = run["settings"], run["curve"][-1]
+    defaults = Settings(settings["architecture"], 0, 0, 0, 0, 0)
+    options = [
+        f"--{field.replace('_', '-')} {value}"
+        for field, value in settings.items()
+        if field not in ("architecture", "bfloat16") and value != getattr(defaults, field)
+    ]
+    if not settings.get("bfloat16", True):
+        options.append("--float32")
+    return [
+        f"`python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT {' '.join(options)}`: "
+        f"{last['tokens']:,} tokens in {last['seconds'] / 60:.0f} minutes on CPU, one thread.",
+        *run.get("notes", []),
+    ]
+
+
 def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: int) -> str:
     """The model card as Markdown."""
-    settings, curve = training["settings"], training["curve"]
     lines = [
         f"# {name}",
         "",
@@ -126,14 +149,10 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "",
         "## How it was made",
         "",
-        f"`python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT --tokens {settings['tokens']} "
-        f"--seed {settings['seed']}`, {curve[-1]['tokens']:,} tokens in {curve[-1]['seconds'] / 60:.0f} minutes on CPU "
-        "(bfloat16 autocast, one thread).",
-        *training.get("notes", []),
+        *[line for run in training["runs"] for line in [*_run(name, run), ""]],
         "Two thirds of the sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages "
         "of the standard library, 35 %), one third are passkey and needle documents of `workers/retrieval.py`. "
         "`pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were held out.",
-        f"Settings: `{json.dumps(settings)}`.",
         "",
         "## Perplexity, windows of 1,024 (dense)",
         "",
@@ -141,12 +160,9 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "| --- | ---: | ---: |",
         *[f"| {text} | {ppl:.2f} | {count} |" for text, (ppl, count) in found["perplexity"].items()],
         "",
-        f"The same tokens (the last {SCORED} of each window of 2,048), given more and more of the text before "
-        "them: what a KV cache is for.",
-        "",
-        *_table("tokens before", found["contexts"]),
-        "",
-        "By position in windows of 2,048 (other tokens at each position, so texts differ in difficulty from row to row):",
+        "By position in windows of 2,048, what a KV cache is for. Windows start at every 64th token, so every row scores the "
+        f"same {REGIONS * REGION * 63 // 64:,} tokens ({REGIONS} stretches of {REGION:,}) and differs only in how much text comes "
+        "before them.",
         "",
         *_table("positions", found["positions"]),
         "",
@@ -159,12 +175,13 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "",
         "## Loss curve (nats per token on held-out ends of the training texts; answer digits right, teacher-forced)",
         "",
-        "| tokens | books | documentation | 128 | 512 | 1,024 |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| run | tokens | books | documentation | 128 | 512 | 1,024 |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *[
-            f"| {p['tokens']:,} | {p['books']:.3f} | {p['documentation']:.3f} | "
+            f"| {number} | {p['tokens']:,} | {p['books']:.3f} | {p['documentation']:.3f} | "
             f"{p['answers_128']:.2f} | {p['answers_512']:.2f} | {p['answers_1024']:.2f} |"
-            for p in curve
+            for number, run in enumerate(training["runs"], 1)
+            for p in run["curve"]
         ],
         "",
         "License: Apache-2.0, as the project. No safety training; output is meaningless as advice.",

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import _muon
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tools.training_text import Mixture, books, encoded, held_out, module_documentation
@@ -39,8 +40,15 @@ class Settings:
     decay_from: float = 0.6
     shortest: int = 128
     """Sequences are at least this long, whatever the stage says."""
+    longest: int = CONTEXT
+    """Sequences are at most this long, whatever the stage says."""
+    copy_share: float = 0.0
+    """Share of sequences in which spans of earlier text come again (training_text.Mixture)."""
+    bfloat16: bool = True
+    """Autocast; only faster where the processor multiplies bfloat16 in hardware."""
+    rope_theta: float = 10_000.0
     start_from: str | None = None
-    """Folder of a trained model whose weights are the start, instead of random ones."""
+    """Name of the trained model whose weights were the start, instead of random ones."""
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -56,7 +64,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, model_max_length=CONTEXT)
 
 
-def make_model(architecture: str) -> GPTNeoXForCausalLM | LlamaForCausalLM:
+def make_model(architecture: str, rope_theta: float) -> GPTNeoXForCausalLM | LlamaForCausalLM:
     """The two shapes of the embedded models, randomly initialised."""
     shape = {
         "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 6, "num_attention_heads": 8,
@@ -66,10 +74,11 @@ def make_model(architecture: str) -> GPTNeoXForCausalLM | LlamaForCausalLM:
     if architecture == "neox":
         config = GPTNeoXConfig(
             intermediate_size=4 * HIDDEN, use_parallel_residual=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}, **shape,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta, "partial_rotary_factor": 0.25}, **shape,
         )  # fmt: skip
         return GPTNeoXForCausalLM(config)
-    return LlamaForCausalLM(LlamaConfig(intermediate_size=768, num_key_value_heads=2, **shape))
+    rotary = {"rope_type": "default", "rope_theta": rope_theta}
+    return LlamaForCausalLM(LlamaConfig(intermediate_size=768, num_key_value_heads=2, rope_parameters=rotary, **shape))
 
 
 class HeadLoss(torch.autograd.Function):
@@ -109,6 +118,18 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+def orthogonalised(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Muon's Newton-Schulz iteration in float32: torch's own is in bfloat16, four times slower where that is not in hardware."""
+    tall = grad.shape[0] > grad.shape[1]
+    x = grad.T if tall else grad
+    x = x / x.norm().clamp(min=eps)
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
 def rate_at(seen: int, settings: Settings) -> float:
     """Warm-up, constant, linear decay to 2 %."""
     warm = min(1.0, (seen + 4096) / settings.warmup_tokens)
@@ -130,7 +151,7 @@ def digit_accuracy(model: Any, body: nn.Module, mixture: Mixture, length: int, d
 
 
 @torch.no_grad()
-def validation_loss(model: Any, body: nn.Module, streams: dict[str, torch.Tensor], length: int = 1024) -> dict[str, float]:
+def validation_loss(model: Any, body: nn.Module, streams: dict[str, Tensor], length: int = 1024) -> dict[str, float]:
     """Mean NLL per stream over at most 8 windows."""
     losses = {}
     for name, ids in streams.items():
@@ -149,12 +170,15 @@ def load_text(folder: Path, tokenizer_dir: Path) -> tuple[PreTrainedTokenizerFas
     return PreTrainedTokenizerFast.from_pretrained(tokenizer_dir), texts
 
 
-def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, texts: dict[str, list[str]], resume: bool) -> None:
+def train(
+    settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, texts: dict[str, list[str]],
+    start_from: Path | None, resume: bool,
+) -> None:  # fmt: skip
     """Run the whole schedule; checkpoints and the loss curve go to ``out``."""
     torch.manual_seed(settings.seed)
-    model: Any = make_model(settings.architecture)
-    if settings.start_from:
-        model.load_state_dict(type(model).from_pretrained(settings.start_from, dtype=torch.float32).state_dict())
+    model: Any = make_model(settings.architecture, settings.rope_theta)
+    if start_from:
+        model.load_state_dict(type(model).from_pretrained(start_from, dtype=torch.float32).state_dict())
     body = model.base_model
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     split = {name: held_out(torch.cat(list(encoded(group, encode, 0)))) for name, group in texts.items()}
@@ -169,15 +193,17 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
     step = 0
     while seen < settings.tokens:
         _, length, per_step = [s for s in STAGES if s[0] <= seen / settings.tokens][-1]
-        length = max(length, settings.shortest)
-        ids, weights = mixture.batch(per_step // length, length, settings.retrieval_share, settings.answer_weight)
+        length = min(max(length, settings.shortest), settings.longest)
+        ids, weights = mixture.batch(
+            per_step // length, length, settings.retrieval_share, settings.answer_weight, settings.copy_share
+        )
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = rate_at(seen, settings)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             hidden = body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             loss = HeadLoss.apply(
-                hidden.flatten(0, 1).to(torch.bfloat16), model.get_output_embeddings().weight,
+                hidden.flatten(0, 1).to(torch.bfloat16 if settings.bfloat16 else torch.float32), model.get_output_embeddings().weight,
                 ids[:, 1:].flatten(), weights[:, 1:].flatten(),
             )  # fmt: skip
         loss.backward()
@@ -198,7 +224,7 @@ def train(settings: Settings, out: Path, tokenizer: PreTrainedTokenizerFast, tex
         if time.monotonic() - last_save > 120 or seen >= settings.tokens:
             last_save = time.monotonic()
             save(out, model, opts, seen, curve, spent + time.monotonic() - begin)
-    export(model, tokenizer, out, settings, curve)
+    export(model, tokenizer, out, earlier_runs(start_from) + [{"settings": asdict(settings), "curve": curve, "notes": []}])
 
 
 def save(out: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, curve: list[dict], seconds: float) -> None:
@@ -217,11 +243,16 @@ def restore(out: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> t
     return state["seen"], state["curve"], state["seconds"]
 
 
-def export(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path, settings: Settings, curve: list[dict]) -> None:
-    """Write the bfloat16 weights, the tokenizer and how they were made."""
+def earlier_runs(start_from: Path | None) -> list[dict[str, Any]]:
+    """How the weights that training starts from were made."""
+    return json.loads((start_from / "training.json").read_text())["runs"] if start_from else []
+
+
+def export(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path, runs: list[dict[str, Any]]) -> None:
+    """Write the bfloat16 weights, the tokenizer and how they were made, run by run."""
     model.to(torch.bfloat16).save_pretrained(out / "export")  # pyright: ignore[reportCallIssue]
     tokenizer.save_pretrained(out / "export")
-    (out / "export" / "training.json").write_text(json.dumps({"settings": asdict(settings), "curve": curve}, indent=1) + "\n")
+    (out / "export" / "training.json").write_text(json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -234,19 +265,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retrieval-share", type=float, default=1 / 3)
     parser.add_argument("--answer-weight", type=float, default=5.0)
+    parser.add_argument("--copy-share", type=float, default=0.0, help="share of sequences with repeated spans")
     parser.add_argument("--shortest", type=int, default=128, help="shortest sequence, for training a finished model on long ones")
-    parser.add_argument("--start-from", metavar="DIR", help="go on from the weights and the tokenizer in DIR")
+    parser.add_argument("--longest", type=int, default=CONTEXT, help="longest sequence, for a run on short ones alone")
+    parser.add_argument("--decay-from", type=float, default=0.6, help="share of the run after which the learning rate falls")
+    parser.add_argument("--rope-theta", type=float, default=10_000.0)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16, for processors that do not multiply it in hardware")
+    parser.add_argument("--start-from", type=Path, metavar="DIR", help="go on from the weights and the tokenizer in DIR")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.float32:
+        _muon._zeropower_via_newtonschulz = orthogonalised
     args.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         args.architecture, args.tokens, args.learning_rate, args.seed, args.retrieval_share, args.answer_weight,
-        shortest=args.shortest, start_from=args.start_from,
+        decay_from=args.decay_from, shortest=args.shortest, longest=args.longest, copy_share=args.copy_share,
+        bfloat16=not args.float32, rope_theta=args.rope_theta, start_from=args.start_from.name if args.start_from else None,
     )  # fmt: skip
-    tokenizer, texts = load_text(args.texts, Path(args.start_from) if args.start_from else args.out.parent / "tokenizer")
-    train(settings, args.out, tokenizer, texts, args.resume)
+    tokenizer, texts = load_text(args.texts, args.start_from or args.out.parent / "tokenizer")
+    train(settings, args.out, tokenizer, texts, args.start_from, args.resume)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,37 @@ class Mixture:
         self.encode, self.end_id = encode, end_id
         self.rng = random.Random(seed)
 
-    def batch(self, rows: int, length: int, retrieval_share: float, answer_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, rows: int, length: int, retrieval_share: float, answer_weight: float, copy_share: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """``rows`` sequences of ``length + 1`` ids and the loss weight of each id: two tensors [rows, length + 1]."""
-        made = [
-            self._retrieval(length + 1, answer_weight) if self.rng.random() < retrieval_share else self._text(length + 1)
-            for _ in range(rows)
-        ]
+        made = []
+        for _ in range(rows):
+            kind = self.rng.random()
+            if kind < retrieval_share:
+                made.append(self._retrieval(length + 1, answer_weight))
+            elif kind < retrieval_share + copy_share:
+                made.append(self._copies(length + 1))
+            else:
+                made.append(self._text(length + 1))
         return torch.stack([ids for ids, _ in made]), torch.stack([weights for _, weights in made])
+
+    def _copies(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text, or random ids, in which spans come again at any distance: teaches to look up what followed last time.
+
+        Half of the sequences are text with a few spans repeated; half are random ids, where only the repeated ones count.
+        """
+        rng, random_ids = self.rng, self.rng.random() < 0.5
+        ids = torch.tensor(rng.choices(range(1, 4096), k=length)) if random_ids else self._text(length)[0].clone()
+        weights = torch.full((length,), 0.0 if random_ids else 1.0)
+        at = rng.randint(8, 32)
+        while at < length - 8:
+            span = min(rng.choice((8, 16, 32, 64)), at, length - at)
+            source = rng.randint(0, at - span)
+            ids[at : at + span] = ids[source : source + span]
+            weights[at + 1 : at + span] = 1.0  # what starts a copy cannot be known
+            at += span + (rng.randint(1, 8) if random_ids else rng.randint(16, 128))
+        return ids, weights
 
     def _text(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         stream = self.streams[self.rng.choices(self.names, self.weights)[0]]
