@@ -5,20 +5,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.eviction import POLICIES, CacheView, round_significant, select
+from workers.eviction import POLICIES, CacheView, Policy, find_policy, round_significant, select, select_ragged
 from workers.settings import POLICY_NAMES
 
 
-def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=1):
+def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=1, keep=3, mass=None):
     torch.manual_seed(0)
     keys = torch.randn(batch, heads, n, 8) if keys is None else keys
     positions = torch.arange(keys.shape[2], dtype=torch.int32).expand(*keys.shape[:2], -1)
     row_ids = torch.tensor(rows if rows is not None else list(range(keys.shape[0])))
-    return CacheView(keys, positions, seen or keys.shape[2], layer, seed, row_ids)
+    seen, keep, seed = (torch.full((1, 1, 1), x) for x in (seen or keys.shape[2], keep, seed))
+    queries = torch.ones(keys.shape[0], 2 * keys.shape[1], min(32, keys.shape[2]), keys.shape[3], dtype=keys.dtype)
+    mass = torch.rand(keys.shape[:3]) if mass is None else mass
+    return CacheView(keys, positions, seen, keep, layer, seed, row_ids[:, None, None], queries, mass)
 
 
 def kept(policy, v, keep):
-    return select(POLICIES[policy](v), keep)[0]
+    return select(POLICIES[policy].score(v), keep)[0]
 
 
 def test_every_named_policy_has_a_function():
@@ -27,7 +30,7 @@ def test_every_named_policy_has_a_function():
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
-    [("knorm", [1, 2, 4]), ("knorm_high", [0, 3, 5]), ("recent", [3, 4, 5]), ("streaming", [0, 1, 2])],
+    [("knorm", [1, 2, 4]), ("knorm_high", [0, 3, 5]), ("recent", [3, 4, 5]), ("streaming", [0, 1, 2]), ("tova", [0, 3, 5])],
 )
 def test_policy_keeps_literal_entries(policy, expected):
     keys = torch.tensor([5.0, 1.0, 2.0, 6.0, 3.0, 4.0]).view(1, 1, 6, 1)
@@ -36,6 +39,34 @@ def test_policy_keeps_literal_entries(policy, expected):
 
 def test_streaming_keeps_four_sinks_and_the_newest():
     assert kept("streaming", view(n=20, batch=1, heads=1), 7).flatten().tolist() == [0, 1, 2, 3, 17, 18, 19]
+
+
+def test_h2o_gives_half_of_the_budget_to_the_newest_and_half_to_the_heaviest():
+    mass = torch.tensor([5.0, 1.0, 2.0, 6.0, 3.0, 4.0]).view(1, 1, 6)
+    v = view(torch.zeros(1, 1, 6, 1), keep=4, mass=mass)
+    assert kept("h2o", v, 4).flatten().tolist() == [0, 3, 4, 5]
+
+
+def test_snapkv_keeps_its_observation_window_and_what_pooled_attention_favours():
+    """One strongly attended entry lifts its two neighbours on either side; ties go to the earliest."""
+    keys = torch.zeros(1, 1, 45, 1)
+    keys[0, 0, 6] = 5.0
+    v = view(keys)
+    assert kept("snapkv", v, 32).flatten().tolist() == list(range(13, 45))
+    assert kept("snapkv", v, 35).flatten().tolist() == [4, 5, 6, *range(13, 45)]
+    assert kept("snapkv", v, 10).flatten().tolist() == list(range(35, 45))
+
+
+def test_observed_queries_do_not_see_what_came_after_them():
+    chance = view(n=40).attention(32)
+    assert chance.shape == (2, 3, 2, 32, 40)
+    assert torch.equal(chance > 0, torch.ones(32, 40, dtype=torch.bool).tril(8).expand_as(chance))
+    assert torch.allclose(chance.sum(-1), torch.ones(2, 3, 2, 32))
+
+
+def test_tova_heads_of_a_layer_keep_the_same():
+    index = kept("tova", view(n=30), 7)
+    assert torch.equal(index, index[:, :1].expand_as(index))
 
 
 def test_each_head_chooses_for_itself():
@@ -51,6 +82,24 @@ def test_selection_is_a_stable_sort(scores, data):
     index, tied = select(torch.tensor(scores).view(1, 1, -1), keep)
     assert index.flatten().tolist() == sorted(order[:keep])
     assert bool(tied) == (scores[order[keep - 1]] == scores[order[keep]])
+
+
+@given(st.integers(0, 1000), st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4))
+def test_ragged_selection_is_selection_row_by_row(seed, rows):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-4, 4, (len(rows), 2, max(n for n, _ in rows) + 1), generator=generator).float()
+    protected = torch.rand(scores.shape, generator=generator) < 0.2
+    lengths = torch.tensor([n for n, _ in rows])
+    keep = torch.tensor([min(k, n) for n, k in rows])
+    index, tied = select_ragged(scores, keep, lengths, int(keep.max()), protected)
+    for i, (n, k) in enumerate(zip(lengths.tolist(), keep.tolist(), strict=True)):
+        if k == n:
+            assert index[i, :, :k].tolist() == [list(range(n))] * 2
+            assert not tied[i].any()
+        else:
+            alone, alone_tied = select(scores[i : i + 1, :, :n], k, protected[i : i + 1, :, :n])
+            assert torch.equal(index[i, :, :k], alone[0])
+            assert torch.equal(tied[i], alone_tied[0])
 
 
 def test_protected_entries_outlive_better_ones_within_the_budget():
@@ -74,8 +123,8 @@ def test_rounding_keeps_twelve_bits():
 
 def test_scores_are_float32_whatever_the_cache():
     keys = torch.randn(1, 2, 10, 8, dtype=torch.bfloat16)
-    for policy, score in POLICIES.items():
-        assert score(view(keys)).dtype == torch.float32, policy
+    for policy in POLICIES:
+        assert POLICIES[policy].score(view(keys)).dtype == torch.float32, policy
 
 
 def test_random_does_not_depend_on_the_batch_around_a_text():
@@ -95,3 +144,17 @@ def test_random_is_uniform_over_positions():
         counts += torch.bincount(kept("random", view(n=40, seed=seed), 10).flatten(), minlength=40)
     expected = 200 * 6 * 10 / 40
     assert ((counts - expected) ** 2 / expected).sum() < 75  # chi-square, 39 degrees of freedom: p < 0.001 beyond
+
+
+def test_a_users_own_policy_is_found_by_module_and_name(tmp_path, monkeypatch):
+    (tmp_path / "my_policies.py").write_text("def oldest(view):\n    return -view.positions.float()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = find_policy("my_policies:oldest")
+    assert isinstance(policy, Policy)
+    assert select(policy.score(view(n=6)), 2)[0][0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["no_such_module:score", "workers.eviction:no_such_score", ":score", "best"])
+def test_a_policy_that_does_not_exist_is_refused_with_what_is_allowed(name):
+    with pytest.raises(ValueError, match="knorm"):
+        find_policy(name)

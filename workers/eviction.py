@@ -6,27 +6,74 @@ entries are kept is decided in ``budget.py`` alone; what is protected is added i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from workers.settings import POLICY_NAMES
+
+OBSERVED_QUERIES = 32
+"""How many of the last queries a policy that observes queries can ask for."""
+
+POOLING = 5
+"""Neighbouring entries over which ``snapkv`` pools, as in its authors' code."""
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """What a policy sees of one layer at a prune event."""
+    """What a policy sees of one layer at a prune event; the newest entry is the last one."""
 
     keys: Tensor
     """[batch, kv_heads, n, head_dim], rotated as cached."""
     positions: Tensor
     """[batch, kv_heads, n], absolute positions of the entries, ascending."""
-    seen: int
-    """Tokens seen so far."""
+    seen: Tensor
+    """[batch, 1, 1], tokens seen so far."""
+    keep: Tensor
+    """[batch, 1, 1], how many entries will stay."""
     layer: int
-    seed: int
+    seed: Tensor
+    """[batch, 1, 1], the cell's seed."""
     row_ids: Tensor
-    """[batch], what tells one text from another whatever the batch (perplexity: the window's start)."""
+    """[batch, 1, 1], what tells one text from another whatever the batch (perplexity: the window's start)."""
+    queries: Tensor | None = None
+    """[batch, heads, w, head_dim], the last w = min(32, seen) queries, rotated, oldest first; for policies that observe them."""
+    mass: Tensor | None = None
+    """[batch, kv_heads, n], attention that each entry got from all queries so far, summed over the head's group."""
+    scaling: float = 1.0
+    softcap: float | None = None
+
+    def attention(self, last: int) -> Tensor:
+        """Attention of the last queries over the entries held now: [batch, kv_heads, group, w, n], w = min(last, seen)."""
+        assert self.queries is not None
+        queries = self.queries[:, :, -last:]
+        batch, heads, count, width = queries.shape
+        kv_heads = self.keys.shape[1]
+        grouped = queries.view(batch, kv_heads, heads // kv_heads, count, width)
+        logits = (grouped.float() @ self.keys[:, :, None].transpose(3, 4).float()) * self.scaling
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        asked_at = self.seen[..., None] - count + torch.arange(count, device=queries.device)[:, None]
+        later = self.positions[:, :, None] > asked_at
+        return logits.masked_fill(later[:, :, None], -torch.inf).softmax(-1)
+
+
+Score = Callable[[CacheView], Tensor]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A score function and what the cache must record for it."""
+
+    score: Score
+    observes: Literal["nothing", "queries", "mass"] = "nothing"
+    entrywise: bool = False
+    """An entry's score depends on that entry alone, so entries of other cells may stand behind it in the tensor."""
 
 
 def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
@@ -42,7 +89,7 @@ def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
 
 def knorm(view: CacheView) -> Tensor:
     """Keep the keys of lowest L2 norm (Devoto et al. 2024, arXiv 2406.11430, section 3)."""
-    return -round_significant(torch.linalg.vector_norm(view.keys, dim=-1, dtype=torch.float32))
+    return -knorm_high(view)
 
 
 def knorm_high(view: CacheView) -> Tensor:
@@ -53,7 +100,7 @@ def knorm_high(view: CacheView) -> Tensor:
 def random(view: CacheView) -> Tensor:
     """A fresh uniform draw per event, the same for a (seed, layer, head, text, position, event) in any batch."""
     head = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None]
-    state = _mix(view.row_ids.long()[:, None, None] + _mix(head + (view.layer << 20) + (view.seed << 32)))
+    state = _mix(view.row_ids + _mix(head + (view.layer << 20) + (view.seed << 32)))
     state = _mix(state ^ _mix(view.positions.long() + (view.seen << 32)))
     return (state & 0xFFFFFF).float() / float(1 << 24)
 
@@ -68,9 +115,67 @@ def streaming(view: CacheView) -> Tensor:
     return torch.where(view.positions < 4, torch.inf, view.positions.float())
 
 
-Score = Callable[[CacheView], Tensor]
-POLICIES: dict[str, Score] = {f.__name__: f for f in (knorm, knorm_high, random, recent, streaming)}
+def h2o(view: CacheView) -> Tensor:
+    """Heavy hitters: half of the budget to the newest entries, half to those with most attention accumulated over all queries.
+
+    Zhang et al. 2023 (arXiv 2306.14048), section 4: "a balance of recent and H2 tokens"; equal halves as in its experiments.
+    With grouped-query attention an entry's mass is the sum over the query heads that share it.
+    """
+    assert view.mass is not None
+    n = view.keys.shape[2]
+    newest = torch.arange(n, device=view.keys.device) >= n - view.keep // 2
+    return torch.where(newest, torch.inf, round_significant(view.mass))
+
+
+def snapkv(view: CacheView) -> Tensor:
+    """Attention of the last 32 queries, averaged, smoothed over 5 neighbouring entries; those 32 positions always stay.
+
+    Li et al. 2024 (arXiv 2404.14469), section 4 (observation window, pooling). A budget below 32 keeps the newest.
+    """
+    mass = view.attention(OBSERVED_QUERIES).mean((2, 3))
+    pooled = functional.avg_pool1d(mass, POOLING, stride=1, padding=POOLING // 2)
+    age = view.seen - view.positions
+    return torch.where(age <= OBSERVED_QUERIES, 2.0 + OBSERVED_QUERIES - age, round_significant(pooled))
+
+
+def tova(view: CacheView) -> Tensor:
+    """Attention of the last query, averaged over all heads of the layer, so that its heads keep the same entries.
+
+    Oren et al. 2024 (arXiv 2401.06104), section 3.2. Heads hold the same entries because they always kept the same.
+    """
+    mass = view.attention(1).mean((1, 2, 3))
+    return round_significant(mass)[:, None].expand(-1, view.keys.shape[1], -1)
+
+
+POLICIES: dict[str, Policy] = {
+    "knorm": Policy(knorm, entrywise=True),
+    "knorm_high": Policy(knorm_high, entrywise=True),
+    "random": Policy(random, entrywise=True),
+    "recent": Policy(recent, entrywise=True),
+    "streaming": Policy(streaming, entrywise=True),
+    "h2o": Policy(h2o, observes="mass"),
+    "snapkv": Policy(snapkv, observes="queries"),
+    "tova": Policy(tova, observes="queries"),
+}
 """Every policy that prunes; ``dense`` is the absence of one."""
+
+
+def find_policy(name: str) -> Policy:
+    """A policy by its name, or a user's own by ``module:function`` (the function itself, or a ``Policy``).
+
+    Raises ValueError where there is none.
+    """
+    if name in POLICIES or name == "dense":
+        return POLICIES.get(name, POLICIES["knorm"])
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"policy {name!r}: {error}; it must be one of {', '.join(POLICY_NAMES)}, or module:function of a module that "
+            "can be imported where the workers run"
+        ) from error
+    return found if isinstance(found, Policy) else Policy(found)
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -80,19 +185,49 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
+def _order(scores: Tensor, protected: Tensor | None) -> Tensor:
+    """One int64 per entry that orders by protection, score, earlier position: no two are equal, so the choice never
+    depends on a sort's whims. ``>> 24`` gives back what ties compare."""
+    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+    rank = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    if protected is not None:
+        rank = rank + (protected.long() << 33)
+    n = scores.shape[-1]
+    return (rank << 24) + torch.arange(n - 1, -1, -1, device=scores.device)
+
+
 def select(scores: Tensor, keep: int, protected: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the ``keep`` best entries in temporal order, and whether the cut fell on a tie.
 
     scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their score.
     Returns ([batch, kv_heads, keep] ascending, [batch, kv_heads] bool).
     """
-    n = scores.shape[-1]
-    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
-    rank = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
-    if protected is not None:
-        rank = rank + (protected.long() << 33)
-    # One integer orders by score, then by earlier position: no two are equal, so the choice never depends on a sort's whims.
-    order = (rank << 24) + torch.arange(n - 1, -1, -1, device=scores.device)
-    best, index = order.topk(keep + 1, dim=-1)
+    best, index = _order(scores, protected).topk(keep + 1, dim=-1)
     tied = (best[..., keep - 1] >> 24) == (best[..., keep] >> 24)
     return index[..., :keep].sort(dim=-1).values, tied
+
+
+def select_ragged(
+    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <= lengths[i]``.
+
+    scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``. Returns ([batch, kv_heads, widest]
+    ascending, meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
+    """
+    n = scores.shape[-1]
+    slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]
+    order = _order(scores, protected).masked_fill(slot >= lengths[:, None, None], -(1 << 62))
+    best, index = order.sort(dim=-1, descending=True)
+    at = keep.expand(-1, scores.shape[1], -1)
+    cut = (best.gather(-1, at - 1) >> 24) == (best.gather(-1, at.clamp(max=n - 1)) >> 24)
+    tied = cut[..., 0] & (keep < lengths[:, None, None])[..., 0]
+    kept = index.masked_fill(slot >= keep, n).sort(dim=-1).values[..., :widest]
+    return kept.clamp_(max=n - 1), tied
+
+
+def take_entries(entries: Tensor, index: Tensor) -> Tensor:
+    """entries [batch, kv_heads, n, width], index [batch, kv_heads, k] -> [batch, kv_heads, k, width]."""
+    batch, heads, n, width = entries.shape
+    rows = index + torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * n
+    return entries.reshape(-1, width).index_select(0, rows.flatten()).view(*index.shape, width)

@@ -2,127 +2,30 @@
 
 The reference *defines* the numbers: one forward pass per token, a prune check after each. Between two prune events nothing is
 dropped, so the tokens up to the next event go through in one pass with the same result; the tokens before the first event
-are the same for every cell and go through once, after which each cell goes on from a fork of that cache.
+are the same for every cell and are computed once, in one dense pass; and cells whose passes are short share them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from workers.budget import Schedule, event_schedule
-from workers.pruned_cache import PrunedCache, Validity
+from workers.cell_batch import BatchCache, Pass, Track
+from workers.cell_scores import CellScores, Validity, score
+from workers.eviction import find_policy
+from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
+from workers.shared_prefix import SharedPrefix
 
-LOGIT_BYTES = 64 * 2**20
-"""Logits are made in slices of at most this size: a window of a 50k vocabulary is never materialised."""
+SHORT_PASS_TOKENS = 512
+"""Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""
 
-
-@dataclass
-class CellScores:
-    """What one cell did on a batch of windows; lists have one entry per window."""
-
-    nll: Tensor
-    """[windows, length - 1] float32 on the CPU: NLL of tokens 1..length-1 in nats."""
-    correct: Tensor
-    """[windows, length - 1] bool on the CPU: the token had the highest logit."""
-    schedule: Schedule
-    pruned_layers: tuple[bool, ...]
-    kv_bytes_per_entry: int
-    """Bytes of one entry of one layer: keys and values of all its KV heads."""
-    validity: Validity
-    forward_passes: int
-    """Passes made for this cell alone; tokens it shares with the dense cell are not counted."""
-    seconds: float
-    """Wall time of those passes, for cost estimates only."""
-
-    def entries_mean(self) -> float:
-        """Entries held after a step, averaged over steps and layers."""
-        return self._over_layers(self.schedule.mean) / len(self.pruned_layers)
-
-    def entries_peak(self) -> int:
-        """Most entries any layer stored at once."""
-        return self.schedule.peak if all(self.pruned_layers) else self.schedule.steps
-
-    def entries_final(self) -> list[int]:
-        """Entries each layer held after the last step."""
-        return [self.schedule.final if prunes else self.schedule.steps for prunes in self.pruned_layers]
-
-    def kv_bytes_mean(self) -> float:
-        """Bytes of keys and values of all layers, averaged over the steps."""
-        return self._over_layers(self.schedule.mean) * self.kv_bytes_per_entry
-
-    def kv_bytes_peak(self) -> int:
-        """Most bytes of keys and values stored at once over all layers, before a prune."""
-        schedule, skipped = self.schedule, len(self.pruned_layers) - sum(self.pruned_layers)
-        points = [(seen, before) for seen, before, _ in schedule.events] + [(schedule.steps, schedule.final)]
-        return max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points) * self.kv_bytes_per_entry
-
-    def _over_layers(self, pruned: float) -> float:
-        full = (self.schedule.steps + 1) / 2
-        return sum(pruned if prunes else full for prunes in self.pruned_layers)
-
-
-class _Run:
-    """One cache being fed: its tokens' NLLs, passes and seconds so far."""
-
-    def __init__(self, model: nn.Module, tokens: Tensor, cache: PrunedCache) -> None:
-        self.model, self.tokens, self.cache = model, tokens, cache
-        self.nll = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, device=tokens.device)
-        self.correct = torch.zeros_like(self.nll, dtype=torch.bool)
-        self.passes, self.seconds = 0, 0.0
-
-    def feed(self, start: int, end: int) -> None:
-        """One forward pass over tokens [start, end); scores the tokens that they predict."""
-        begin = time.perf_counter()
-        first = self.cache.next_position()
-        hidden = self.model.base_model(  # pyright: ignore[reportCallIssue]
-            input_ids=self.tokens[:, start:end],
-            position_ids=torch.arange(first, first + end - start, device=self.tokens.device)[None],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.nll[:, start:end], self.correct[:, start:end] = score(self.model, hidden, self.tokens[:, start + 1 : end + 1])
-        self.passes += 1
-        self.seconds += time.perf_counter() - begin
-
-    def result(self, schedule: Schedule) -> CellScores:
-        """The scores, after a check that the cache did what the schedule says. Raises RuntimeError where it did not."""
-        cache = self.cache
-        prunes = tuple(cache.settings.prunes(i) for i in range(len(cache.layers)))
-        wanted = [schedule.final if p else schedule.steps for p in prunes]
-        held = [layer.held for layer in cache.pruned_layers]
-        if held != wanted:
-            raise RuntimeError(
-                f"the cache holds {held} entries per layer where its schedule says {wanted}: this is a bug, report it"
-            )
-        layer = cache.pruned_layers[0]
-        assert layer.keys is not None and layer.values is not None
-        entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
-        nll = self.nll.cpu()
-        if not bool(torch.isfinite(nll).all()):
-            raise FloatingPointError("the model gave NaN or infinite logits; try dtype float32")
-        return CellScores(nll, self.correct.cpu(), schedule, prunes, entry, cache.validity(), self.passes, self.seconds)
-
-
-def score(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL in nats (float32) and top-1 hits of ``targets``: hidden [batch, q, width], targets [batch, q] -> [batch, q] each."""
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    flat, wanted = hidden.flatten(0, 1), targets.flatten()
-    nll = torch.empty(len(wanted), device=hidden.device)
-    correct = torch.empty(len(wanted), dtype=torch.bool, device=hidden.device)
-    rows = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
-    for start in range(0, len(wanted), rows):
-        part = slice(start, start + rows)
-        logits = head(flat[part]).float()
-        picked = logits.gather(1, wanted[part, None])[:, 0]
-        nll[part] = logits.logsumexp(1) - picked
-        correct[part] = logits.argmax(1) == wanted[part]
-    return nll.view(targets.shape), correct.view(targets.shape)
+BATCH_BYTES = 2**30
+"""Keys and values of the cells that go through together, at most."""
 
 
 @torch.inference_mode()
@@ -133,25 +36,22 @@ def evaluate(
 
     tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this length is None: it
     *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised:
-    RuntimeError where a cache departs from its schedule, FloatingPointError for NaN logits.
+    FloatingPointError for NaN logits.
     """
     steps = tokens.shape[1] - 1
-    schedules = [schedule_of(cell, steps) for cell in cells]
-    forks = sorted({first for s in schedules if (first := s.first_event) is not None})
+    count = model.config.get_text_config().num_hidden_layers  # pyright: ignore
     results: list[CellScores | Exception | None] = [None] * len(cells)
-    dense = _Run(model, tokens, PrunedCache(model.config, PruneSettings("dense"), row_ids=row_ids))  # pyright: ignore[reportArgumentType]
-    fed = 0
-    for point in [*forks, steps]:
-        if point > fed:
-            dense.feed(fed, point)
-            fed = point
-        for i, schedule in enumerate(schedules):
-            if schedule.first_event == point:
-                try:
-                    results[i] = _continue(dense, cells[i], schedule)
-                except Exception as error:
-                    results[i] = error
-    return dense.result(event_schedule(1.0, 1, steps)), results
+    tracks = []
+    for i, cell in enumerate(cells):
+        try:
+            tracks += _tracks(i, cell, steps, count)
+        except ValueError as error:
+            results[i] = error
+    dense, prefix = _dense(model, tokens, tracks, count)
+    for group in _groups(tracks, tokens.shape[0], dense.kv_bytes_per_entry, count):
+        for part, outcome in _attempt(model, tokens, prefix, dense, group, row_ids):
+            results[part.index] = outcome
+    return dense, results
 
 
 def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
@@ -160,24 +60,165 @@ def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
     return event_schedule(ratio, cell.prune_after, steps)
 
 
-def _continue(dense: _Run, cell: PruneSettings, schedule: Schedule) -> CellScores:
-    """Fork the dense run at the cell's first event and feed the rest, one pass per event."""
-    begin = time.perf_counter()
-    run = _Run(dense.model, dense.tokens, dense.cache.fork(cell))
-    run.seconds = time.perf_counter() - begin
-    fed = schedule.events[0][0]
-    run.nll[:, :fed], run.correct[:, :fed] = dense.nll[:, :fed], dense.correct[:, :fed]
-    for point in [*(seen for seen, _, _ in schedule.events[1:]), schedule.steps]:
-        if point > fed:
-            run.feed(fed, point)
-            fed = point
-    return run.result(schedule)
+def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Track]:
+    """The cell at its first event; nothing where it has none. Raises ValueError where its policy cannot be found."""
+    schedule = schedule_of(cell, steps)
+    if not schedule.events or not any(cell.prunes(i) for i in range(layers)):
+        return []
+    seen, _, held = schedule.events[0]
+    return [Track(index, cell, schedule, find_policy(cell.policy), seen, held)]
+
+
+def _dense(model: nn.Module, tokens: Tensor, tracks: Sequence[Track], layers: int) -> tuple[CellScores, SharedPrefix]:
+    """One pass over everything. Raises FloatingPointError for NaN logits."""
+    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    points = [track.seen for track in tracks if track.policy.observes != "nothing"]
+    prefix = SharedPrefix(layers, points, any(track.policy.observes == "mass" for track in tracks))
+    hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
+    nll, correct = (x.cpu() for x in score(model, hidden, tokens[:, 1:]))
+    _check_finite(nll)
+    layer = prefix.prefix_layers[0]
+    assert layer.keys is not None and layer.values is not None
+    entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
+    seconds = time.perf_counter() - begin
+    return CellScores(nll, correct, event_schedule(1.0, 1, steps), (False,) * layers, entry, Validity(0), 1, seconds), prefix
+
+
+def _hidden(model: nn.Module, ids: Tensor, positions: Tensor, cache: object) -> Tensor:
+    """Last hidden states [batch, q, width]."""
+    return model.base_model(  # pyright: ignore[reportCallIssue]
+        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+
+
+def _check_finite(nll: Tensor) -> None:
+    if not bool(torch.isfinite(nll).all()):
+        raise FloatingPointError("the model gave NaN or infinite logits; try dtype float32")
+
+
+def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int) -> Iterator[list[Track]]:
+    """Cells that share passes: same skipped layers, same observation, and short passes or the very same schedule."""
+    groups: dict[object, list[Track]] = {}
+    for track in tracks:
+        events = track.schedule.events
+        stride = events[1][0] - events[0][0] if len(events) > 1 else track.schedule.steps
+        is_short = stride * windows < SHORT_PASS_TOKENS
+        key = (track.settings.skip_layers, track.policy.observes, None if is_short else events)
+        groups.setdefault(key, []).append(track)
+    for group in groups.values():
+        pruned = sum(group[0].settings.prunes(i) for i in range(layers))
+        peak = max(track.schedule.peak for track in group)
+        row = (pruned * peak + (layers - pruned) * group[0].schedule.steps) * entry_bytes
+        size = max(1, BATCH_BYTES // max(1, row * windows))
+        group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def _attempt(
+    model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, group: list[Track], row_ids: Sequence[int]
+) -> Iterator[tuple[Track, CellScores | Exception]]:
+    """A group's cells; where the group fails, each alone, so that a failing cell takes no other down."""
+    start = [(track.seen, track.held, track.event) for track in group]
+    try:
+        yield from zip(group, _Group(model, tokens, prefix, dense, group, row_ids).run(), strict=True)
+    except Exception as error:
+        if len(group) == 1:
+            yield group[0], error
+            return
+        for track, (track.seen, track.held, track.event) in zip(group, start, strict=True):  # noqa: B020
+            yield from _attempt(model, tokens, prefix, dense, [track], row_ids)
+
+
+class _Group:
+    """Cells that go through together, one pass per event, until each has seen all tokens."""
+
+    def __init__(
+        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, tracks: list[Track], row_ids: Sequence[int]
+    ) -> None:  # fmt: skip
+        self.model, self.tokens, self.dense, self.tracks = model, tokens, dense, tracks
+        begin = time.perf_counter()
+        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids)
+        shape = (len(tracks), *dense.nll.shape)
+        self.nll = torch.zeros(shape, device=tokens.device)
+        self.correct = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+        self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
+        self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
+
+    def run(self) -> list[CellScores]:
+        """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
+        active = list(range(len(self.tracks)))
+        starts = [track.seen for track in self.tracks]
+        while active := self._retire(active):
+            self._feed(active)
+        return [self._result(i, start) for i, start in enumerate(starts)]
+
+    def _feed(self, active: list[int]) -> None:
+        begin, windows = time.perf_counter(), self.tokens.shape[0]
+        plan = self.cache.current = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
+        rows, at = plan.tokens_at
+        hidden = _hidden(self.model, self.tokens[rows, at][None], plan.positions, self.cache)
+        nll, correct = score(self.model, hidden, self.tokens[rows, at + 1][None])
+        cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
+        self.nll[cells, rows, at], self.correct[cells, rows, at] = nll[0], correct[0]
+        per_token = (time.perf_counter() - begin) / int(plan.counts.sum())
+        for i, count in zip(active, plan.counts.tolist(), strict=True):
+            self.tracks[i].advance()
+            self.passes[i] += 1
+            self.seconds[i] += per_token * count
+
+    def _retire(self, active: list[int]) -> list[int]:
+        """Take the cells that are done out of the cache; returns those that go on."""
+        done = [i for i in active if self.tracks[i].seen == self.tracks[i].schedule.steps]
+        if not done:
+            return active
+        windows = self.tokens.shape[0]
+        layers = [layer for layer in self.cache.batch_layers if layer.prunes]
+        sums = torch.stack([layer.sums for layer in layers]).mean(0).mean(-1)  # [3, rows]
+        for place, i in enumerate(active):
+            if i in done:
+                events = len(self.tracks[i].schedule.events)
+                shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
+                self.validity[i] = Validity(events, *shares)
+        going = [place for place, i in enumerate(active) if i not in done]
+        rows = torch.tensor([place * windows + w for place in going for w in range(windows)], dtype=torch.long)
+        self.cache.drop_rows(rows.to(self.tokens.device))
+        return [active[place] for place in going]
+
+    def _result(self, i: int, start: int) -> CellScores:
+        track, dense = self.tracks[i], self.dense
+        nll, correct = self.nll[i].cpu(), self.correct[i].cpu()
+        nll[:, :start], correct[:, :start] = dense.nll[:, :start], dense.correct[:, :start]
+        _check_finite(nll)
+        prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
+        return CellScores(
+            nll, correct, track.schedule, prunes, dense.kv_bytes_per_entry, self.validity[i], self.passes[i], self.seconds[i]
+        )
 
 
 @torch.inference_mode()
 def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, row_ids: Sequence[int]) -> CellScores:
-    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for judging."""
-    run = _Run(model, tokens, PrunedCache(model.config, cell, row_ids=row_ids))  # pyright: ignore[reportArgumentType]
-    for step in range(tokens.shape[1] - 1):
-        run.feed(step, step + 1)
-    return run.result(schedule_of(cell, tokens.shape[1] - 1))
+    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for judging.
+
+    It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that ``model.generate`` takes.
+    """
+    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    cache = PrunedCache(model.config, cell, row_ids=row_ids)  # pyright: ignore[reportArgumentType]
+    scored = []
+    for step in range(steps):
+        position = torch.tensor([[cache.next_position()]], device=tokens.device)
+        hidden = _hidden(model, tokens[:, step : step + 1], position, cache)
+        scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
+    nll, correct = (torch.cat(parts, 1).cpu() for parts in zip(*scored, strict=True))
+    _check_finite(nll)
+    prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
+    layer = cache.pruned_layers[0]
+    assert layer.keys is not None and layer.values is not None
+    entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
+    scores = CellScores(
+        nll, correct, schedule_of(cell, steps), prunes, entry, cache.validity(), steps, time.perf_counter() - begin
+    )
+    held = [layer.held for layer in cache.pruned_layers]
+    if held != scores.entries_final():
+        raise RuntimeError(f"the cache holds {held} entries per layer where its schedule says {scores.entries_final()}")
+    return scores

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-POLICY_NAMES = ("dense", "knorm", "knorm_high", "random", "recent", "streaming")
-"""``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together)."""
+POLICY_NAMES = ("dense", "knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova")
+"""``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
+
+``module:function`` names a policy of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class PruneSettings:
             raise ValueError(f"prune_after must be at least 1 (got {self.prune_after})")
         if min(self.protect_sink, self.protect_recent, *self.skip_layers, 0) < 0:
             raise ValueError("protect_sink, protect_recent and skip_layers must not be negative")
+        policies = POLICY_NAMES if ":" not in self.policy else (self.policy,)
         for name, value, allowed in (
-            ("policy", self.policy, POLICY_NAMES),
+            ("policy", self.policy, policies),
             ("schedule", self.schedule, ("every_step", "prefill_once")),
             ("position_mode", self.position_mode, ("absolute", "cache_length")),
         ):

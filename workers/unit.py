@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.generation import GenerationRun, forward, interleaved
-from workers.perplexity import CellScores, evaluate
+from workers.perplexity import evaluate
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 from workers.windows import Window

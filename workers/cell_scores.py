@@ -1,0 +1,90 @@
+"""What a cell's evaluation gives: NLL per token, what its cache held, how much of it was really compressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from workers.budget import Schedule
+
+LOGIT_BYTES = 64 * 2**20
+"""Logits are made in slices of at most this size: a window of a 50k vocabulary is never materialised."""
+
+
+@dataclass(frozen=True)
+class Validity:
+    """How much of a pass was really compressed; one value per batch row, None where nothing was ever pruned."""
+
+    prune_events: int
+    recent_retained: list[float] | None = field(default=None)
+    sink_retained: list[float] | None = field(default=None)
+    score_ties: list[float] | None = field(default=None)
+
+
+@dataclass
+class CellScores:
+    """What one cell did on a batch of windows; lists have one entry per window."""
+
+    nll: Tensor
+    """[windows, length - 1] float32 on the CPU: NLL of tokens 1..length-1 in nats."""
+    correct: Tensor
+    """[windows, length - 1] bool on the CPU: the token had the highest logit."""
+    schedule: Schedule
+    pruned_layers: tuple[bool, ...]
+    kv_bytes_per_entry: int
+    """Bytes of one entry of one layer: keys and values of all its KV heads."""
+    validity: Validity
+    forward_passes: int
+    """Passes in which this cell took part; tokens it shares with the dense cell are not counted."""
+    seconds: float
+    """Its share, by tokens, of the wall time of those passes; for cost estimates only."""
+
+    def entries_mean(self) -> float:
+        """Entries held after a step, averaged over steps and layers."""
+        return self._over_layers(self.schedule.mean) / len(self.pruned_layers)
+
+    def entries_peak(self) -> int:
+        """Most entries any layer stored at once."""
+        return self.schedule.peak if all(self.pruned_layers) else self.schedule.steps
+
+    def entries_final(self) -> list[int]:
+        """Entries each layer held after the last step."""
+        return [self.schedule.final if prunes else self.schedule.steps for prunes in self.pruned_layers]
+
+    def kv_bytes_mean(self) -> float:
+        """Bytes of keys and values of all layers, averaged over the steps."""
+        return self._over_layers(self.schedule.mean) * self.kv_bytes_per_entry
+
+    def kv_bytes_peak(self) -> int:
+        """Most bytes of keys and values stored at once over all layers, before a prune."""
+        schedule, skipped = self.schedule, len(self.pruned_layers) - sum(self.pruned_layers)
+        points = [(seen, before) for seen, before, _ in schedule.events] + [(schedule.steps, schedule.final)]
+        return max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points) * self.kv_bytes_per_entry
+
+    def _over_layers(self, pruned: float) -> float:
+        full = (self.schedule.steps + 1) / 2
+        return sum(pruned if prunes else full for prunes in self.pruned_layers)
+
+
+def score(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL in nats (float32) and top-1 hits of ``targets``: hidden [batch, q, width], targets [batch, q] -> [batch, q] each."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # pyright: ignore
+    scale = getattr(model.config.get_text_config(), "logit_scale", None)  # pyright: ignore
+    if scale not in (None, 1.0):
+        raise ValueError(f"models that scale their logits (logit_scale {scale}) are not supported")
+    flat, wanted = hidden.flatten(0, 1), targets.flatten()
+    nll = torch.empty(len(wanted), device=hidden.device)
+    correct = torch.empty(len(wanted), dtype=torch.bool, device=hidden.device)
+    rows = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+    for start in range(0, len(wanted), rows):
+        part = slice(start, start + rows)
+        logits = head(flat[part]).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        picked = logits.gather(1, wanted[part, None])[:, 0]
+        nll[part] = logits.logsumexp(1) - picked
+        correct[part] = logits.argmax(1) == wanted[part]
+    return nll.view(targets.shape), correct.view(targets.shape)

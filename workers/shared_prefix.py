@@ -1,0 +1,93 @@
+"""The dense pass over a batch of windows, from which every cell goes on at its first prune event.
+
+Nothing is dropped before a cell's first event, so its cache there is the first entries of the dense one. Policies that observe
+queries need more than keys: the last queries, or the attention given so far, *as of that event*; the dense pass notes them
+at the points asked for. The pass itself is the same whatever cells go on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from workers.attention import LAYER, Scale, attention, probabilities
+from workers.eviction import OBSERVED_QUERIES
+
+
+class PrefixLayer(CacheLayerMixin):
+    """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at some points."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, points: Sequence[int], wants_mass: bool) -> None:
+        super().__init__()
+        self.points, self.wants_mass, self.seen = points, wants_mass, 0
+        self.scale = Scale(1.0, None)
+        self.queries: dict[int, Tensor] = {}
+        self.mass: dict[int, Tensor] = {}
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the one pass brings everything."""
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take the keys and values of the one pass. Raises RuntimeError on a second."""
+        if self.is_initialized:
+            raise RuntimeError("the shared prefix is computed in one pass")
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values, self.seen = key_states, value_states, key_states.shape[2]
+        setattr(key_states, LAYER, self)
+        return key_states, value_states
+
+    def attend(self, query: Tensor, scale: Scale) -> Tensor:
+        """Causal attention; notes queries and mass at the points asked for."""
+        assert self.keys is not None and self.values is not None
+        self.scale = scale
+        for point in self.points:
+            self.queries[point] = query[:, :, max(0, point - OBSERVED_QUERIES) : point].clone()
+        if self.wants_mass:
+            self._note_mass(query, scale)
+        return attention(query, self.keys, self.values, scale).transpose(1, 2)
+
+    def _note_mass(self, query: Tensor, scale: Scale) -> None:
+        """Attention that each entry got from the queries before each point, queries in order so that sums grow as in a loop."""
+        assert self.keys is not None
+        total = torch.zeros(self.keys.shape[:3], device=self.keys.device)
+        done = 0
+        for point in self.points:
+            keys = self.keys[:, :, :point]
+            mask = torch.zeros(point - done, point, device=query.device)
+            mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(done + 1), -torch.inf)[None, None]
+            for _, chance in probabilities(query[:, :, done:point], keys, scale, mask):
+                total[..., :point] += chance.sum((2, 3))
+            self.mass[point], done = total[..., :point].clone(), point
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens seen after the pass, offset)."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+class SharedPrefix(Cache):
+    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that observe queries."""
+
+    def __init__(self, layers: int, points: Sequence[int] = (), wants_mass: bool = False) -> None:
+        super().__init__(layers=[PrefixLayer(sorted(set(points)), wants_mass) for _ in range(layers)])
+
+    @property
+    def prefix_layers(self) -> list[PrefixLayer]:
+        """The layers, typed."""
+        return self.layers  # pyright: ignore[reportReturnType]
