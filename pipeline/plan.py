@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.grid import Cell, Grid, make_grid, never_prunes
-from pipeline.resolve import Resolved, resolve
+from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.spec import SweepSpec
 from workers.budget import Schedule, event_schedule
 from workers.model_files import ModelFacts
@@ -78,6 +78,7 @@ class Plan:
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
     """Resolve, expand, cut into units. Raises SweepError for what cannot work."""
+    spec = with_own_policies(spec)
     resolved = resolve(spec, auto_device)
     plan = Plan(spec, resolved, make_grid(spec, resolved.targets))
     groups = itertools.groupby(plan.grid.cells, key=lambda cell: cell.dense)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.grid import ANSWER_TOKENS, Target
 from pipeline.spec import SweepError, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
+from workers.policy_files import PolicyError
+from workers.policy_files import resolved as resolved_policy
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,30 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
         for dtype in spec.dtypes
     ]
     return Resolved(models, corpora, tokens, targets)
+
+
+def with_own_policies(spec: SweepSpec) -> SweepSpec:
+    """The sweep with ``module:function`` policies named by their code's hash too. Raises SweepError where one is not there.
+
+    Modules of the working directory are found, here and in the workers, which get this process's ``sys.path``.
+    """
+    if not any(":" in name for name in spec.policies):
+        return spec
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    faults, names = [], {}
+    for name in spec.policies:
+        try:
+            names[name] = resolved_policy(name)
+        except PolicyError as error:
+            faults.append(f"policies: {name!r}: {error}")
+    if faults:
+        raise SweepError(faults)
+    changes: dict[str, Any] = {"policies": list(names.values())}
+    if spec.generation and spec.generation.policies:
+        chosen = [names.get(name, name) for name in spec.generation.policies]
+        changes["generation"] = spec.generation.model_copy(update={"policies": chosen})
+    return spec.model_copy(update=changes)
 
 
 def find_device() -> str:

@@ -13,9 +13,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
+from workers.policy_files import PATTERN
+from workers.settings import POLICY_NAMES
 
-Policy = Literal["dense", "knorm", "knorm_high", "random", "recent", "streaming"]
+EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
 
 
 class SweepError(ValueError):
@@ -36,6 +37,15 @@ def _no_duplicates(values: list[Any]) -> list[Any]:
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _policy(name: str) -> str:
+    if name in POLICY_NAMES or PATTERN.fullmatch(name):
+        return name
+    raise ValueError(f"must be one of {', '.join(POLICY_NAMES)}, or module:function of your own")
+
+
+Policy = Annotated[str, AfterValidator(_policy)]
 
 
 class ModelRef(_Strict):

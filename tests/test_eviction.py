@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.eviction import POLICIES, CacheView, Policy, find_policy, round_significant, select, select_ragged
+from workers.policy_files import PolicyError, resolved
 from workers.settings import POLICY_NAMES
 
 
@@ -154,7 +155,25 @@ def test_a_users_own_policy_is_found_by_module_and_name(tmp_path, monkeypatch):
     assert select(policy.score(view(n=6)), 2)[0][0, 0].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["no_such_module:score", "workers.eviction:no_such_score", ":score", "best"])
-def test_a_policy_that_does_not_exist_is_refused_with_what_is_allowed(name):
-    with pytest.raises(ValueError, match="knorm"):
+def test_other_code_under_the_same_name_is_refused(tmp_path, monkeypatch):
+    """What a node with an older copy of the file must not do silently."""
+    (tmp_path / "edited_policy.py").write_text("def oldest(view):\n    return -view.positions.float()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = resolved("edited_policy:oldest")
+    find_policy(name)
+    (tmp_path / "edited_policy.py").write_text("def oldest(view):\n    return view.positions.float()\n")
+    assert resolved("edited_policy:oldest") != name
+    with pytest.raises(PolicyError, match="another version"):
         find_policy(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("no_such_module:f", "no module"), ("workers.eviction:nothing", "nothing"), (":score", "knorm"), ("best", "knorm")],
+)
+def test_a_policy_that_does_not_exist_is_refused(name, word):
+    with pytest.raises(ValueError, match=word):
+        find_policy(resolved(name) if name != "workers.eviction:nothing" else name)
+    if name.startswith("workers"):
+        with pytest.raises(PolicyError, match="defines no"):
+            resolved(name)

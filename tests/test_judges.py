@@ -114,7 +114,9 @@ def masked_full_cache(model, tokens, cell):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("policy", "ratio", "after"), [("knorm", 0.7, 12), ("h2o", 0.7, 12), ("tova", 0.7, 12), ("snapkv", 0.9, 40)])
+@pytest.mark.parametrize(
+    ("policy", "ratio", "after"), [("knorm", 0.7, 12), ("h2o", 0.7, 12), ("tova", 0.7, 12), ("snapkv", 0.9, 40)]
+)
 @pytest.mark.parametrize("skip", [(), (0,)])
 def test_masked_full_cache_gives_the_same_logits(architecture, policy, ratio, after, skip):
     """Distinct tokens, so that no two norms are near each other."""

@@ -85,7 +85,8 @@ def test_embedded_models_load_and_are_small(name):
 
 
 def test_attention_refuses_what_it_does_not_implement():
-    query = torch.randn(1, 2, 3, 4)
-    for option in ("softcap", "sliding_window"):
-        with pytest.raises(ValueError, match=option):
-            attention.attend(torch.nn.Identity(), query, query, query, None, **{option: 5})
+    query = torch.randn(1, 2, 6, 4)
+    with pytest.raises(ValueError, match="last 5 tokens"):
+        attention.attend(torch.nn.Identity(), query, query, query, None, sliding_window=5)
+    with pytest.raises(ValueError, match="s_aux"):
+        attention.attend(torch.nn.Identity(), query, query, query, None, s_aux=torch.zeros(2))

@@ -8,8 +8,8 @@ import torch
 
 from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import perplexity
 from workers.clock import peak_memory, reset_peak_memory
+from workers.eviction import POLICIES, Policy
 from workers.model_files import ModelFacts
 from workers.retrieval import Question
 from workers.settings import PruneSettings
@@ -71,7 +71,7 @@ def test_a_unit_run_alone_and_with_other_cells_gives_the_same_rows():
 
 
 def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
-    monkeypatch.setattr(perplexity, "_continue", lambda *_: (_ for _ in ()).throw(FloatingPointError("NaN here")))
+    monkeypatch.setitem(POLICIES, "knorm", Policy(lambda view: (_ for _ in ()).throw(FloatingPointError("NaN here"))))
     result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]), tiny_model("neox"), CPU)
     assert {row["cell_id"] for row in result.rows} == {"cell0"}
     (failure,) = result.failures

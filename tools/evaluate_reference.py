@@ -160,9 +160,9 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "| --- | ---: | ---: |",
         *[f"| {text} | {ppl:.2f} | {count} |" for text, (ppl, count) in found["perplexity"].items()],
         "",
-        "By position in windows of 2,048, what a KV cache is for. Windows start at every 64th token, so every row scores the "
-        f"same {REGIONS * REGION * 63 // 64:,} tokens ({REGIONS} stretches of {REGION:,}) and differs only in how much text comes "
-        "before them.",
+        "By position in windows of 2,048, what a KV cache is for. Windows start at every 64th token, so every row scores "
+        f"the same {REGIONS * REGION * 63 // 64:,} tokens ({REGIONS} stretches of {REGION:,}) and differs only in how much "
+        "text comes before them.",
         "",
         *_table("positions", found["positions"]),
         "",

@@ -203,8 +203,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             hidden = body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             loss = HeadLoss.apply(
-                hidden.flatten(0, 1).to(torch.bfloat16 if settings.bfloat16 else torch.float32), model.get_output_embeddings().weight,
-                ids[:, 1:].flatten(), weights[:, 1:].flatten(),
+                hidden.flatten(0, 1).to(torch.bfloat16 if settings.bfloat16 else torch.float32),
+                model.get_output_embeddings().weight, ids[:, 1:].flatten(), weights[:, 1:].flatten(),
             )  # fmt: skip
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -224,7 +224,7 @@ def train(
         if time.monotonic() - last_save > 120 or seen >= settings.tokens:
             last_save = time.monotonic()
             save(out, model, opts, seen, curve, spent + time.monotonic() - begin)
-    export(model, tokenizer, out, earlier_runs(start_from) + [{"settings": asdict(settings), "curve": curve, "notes": []}])
+    export(model, tokenizer, out, [*earlier_runs(start_from), {"settings": asdict(settings), "curve": curve, "notes": []}])
 
 
 def save(out: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, curve: list[dict], seconds: float) -> None:

@@ -53,7 +53,7 @@ def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tenso
 def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None) -> Tensor:
     """query [batch, heads, q, head_dim], keys and values [batch, kv_heads, n, head_dim] -> [batch, heads, q, head_dim].
 
-    mask: [batch, 1, q, n] float, added to the logits; without it stored entries are open and the last q causal.
+    mask: [batch, 1 or kv_heads, q, n] float, added to the logits; without it stored entries are open and the last q causal.
     """
     if scale.softcap is not None:
         return probe(query, keys, values, scale, mask)[0]
@@ -62,6 +62,12 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
     if mask is None and not causal and queries > 1:
         mask = _open_then_causal(queries, entries, query.device)
     grouped = query.shape[1] != keys.shape[1]
+    if grouped and mask is not None and mask.ndim == 4:  # the heads of a group as more queries of one head: no key is copied
+        batch, kv_heads, group = query.shape[0], keys.shape[1], query.shape[1] // keys.shape[1]
+        rows = query.reshape(batch, kv_heads, group * queries, -1)
+        mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
+        out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale.scaling)
+        return out.view(*query.shape[:3], -1)
     return functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=causal, scale=scale.scaling, enable_gqa=grouped
     )

@@ -8,133 +8,20 @@ it, every row drops what its cell's schedule says. No two rows touch, so the fig
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from workers.attention import LAYER, Scale, attention, probe
-from workers.budget import Schedule
-from workers.eviction import OBSERVED_QUERIES, CacheView, Policy, select, select_ragged, take_entries
+from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
+from workers.pass_plan import Pass, Track
 from workers.pruned_layer import RECENT
-from workers.settings import PruneSettings
 from workers.shared_prefix import PrefixLayer
 
-
-@dataclass
-class Track:
-    """One cell of a batch and where it is."""
-
-    index: int
-    settings: PruneSettings
-    schedule: Schedule
-    policy: Policy
-    seen: int
-    held: int
-    """Entries that each pruning layer holds now."""
-    event: int = 1
-    """Index of the next event; the first one happens when the cell leaves the shared prefix."""
-
-    @property
-    def target(self) -> int:
-        """Tokens seen at the next event, or at the end."""
-        events = self.schedule.events
-        return events[self.event][0] if self.event < len(events) else self.schedule.steps
-
-    @property
-    def kept_next(self) -> int:
-        """Entries that stay after the next event; all where there is none."""
-        events = self.schedule.events
-        return events[self.event][2] if self.event < len(events) else self.held + self.target - self.seen
-
-    def advance(self) -> None:
-        """After the pass to ``target``."""
-        self.seen, self.held, self.event = self.target, self.kept_next, self.event + 1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a pass go in layers that hold the same number of entries."""
-
-    slots: Tensor
-    """[tokens], place in its row's buffer."""
-    lengths: Tensor
-    """[rows], entries after the pass."""
-    entries: int
-    """The longest row."""
-    mask: Tensor | None
-    """[rows, 1, widest, entries] float, or None where each row is open then causal without padding."""
-
-
-class Pass:
-    """One forward pass: which tokens, at which positions, to which rows."""
-
-    def __init__(self, tracks: Sequence[Track], windows: int, device: torch.device) -> None:
-        self.tracks, self.windows, self.device = list(tracks), windows, device
-        counts = np.array([track.target - track.seen for track in tracks])
-        seen, held = (np.array([getattr(track, name) for track in tracks]) for name in ("seen", "held"))
-        per_row = counts.repeat(windows)
-        rows = np.arange(len(per_row)).repeat(per_row)
-        offset = np.arange(len(rows)) - (per_row.cumsum() - per_row).repeat(per_row)
-        cell = rows // windows
-        lost = np.array([t.settings.position_mode == "cache_length" for t in tracks])
-        self.counts, self.widest, self.is_even = counts, int(counts.max()), bool((counts == counts[0]).all())
-        self.tokens_at = self._tensor(np.stack([rows % windows, seen[cell] + offset]))
-        self.positions = self._tensor((np.where(lost, held, seen)[cell] + offset)[None])
-        self.true_positions = self.tokens_at[1].to(torch.int32)
-        self.rows, self.offset = self._tensor(rows), self._tensor(offset)
-        self.pruned = self._layout(held, held[cell] + offset)
-        self.full = self._layout(seen, seen[cell] + offset)
-        self._cuts(seen + counts)
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
-
-    def _per_row(self, values: Sequence[int] | np.ndarray) -> Tensor:
-        return self._tensor(np.asarray(values, dtype=np.int64).repeat(self.windows))
-
-    def _layout(self, before: np.ndarray, slots: np.ndarray) -> Layout:
-        after = before + self.counts
-        entries, mask = int(after.max()), None
-        if not self.is_even or not bool((before == before[0]).all()):
-            last = self._per_row(before)[:, None] + torch.arange(self.widest, device=self.device)
-            hidden = torch.arange(entries, device=self.device) > last[..., None]
-            mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)[:, None]
-        return Layout(self._tensor(slots), self._per_row(after), entries, mask)
-
-    def _cuts(self, seen_after: np.ndarray) -> None:
-        """What each row keeps, and the per-row numbers that policies see."""
-        keep = [track.kept_next for track in self.tracks]
-        self.is_due = [track.event < len(track.schedule.events) for track in self.tracks]
-        same = len(set(keep)) == 1 and self.pruned.mask is None
-        self.keep = keep[0] if same else None
-        self.per_row_counts = self._per_row(self.counts)
-        self.widest_keep, self.keep_rows = max(keep), self._per_row(keep)
-        self.seen_rows, self.most_seen = self._per_row(seen_after), int(seen_after.max())
-        self.due_rows = self._per_row(self.is_due).float()[:, None]
-        self.seeds = self._per_row([track.settings.seed for track in self.tracks])
-        sinks, recents = ([getattr(t.settings, name) for t in self.tracks] for name in ("protect_sink", "protect_recent"))
-        self.protects = any(sinks) or any(recents)
-        self.sink_rows, self.recent_rows = self._per_row(sinks), self._per_row(recents)
-
-    def laid_out(self, packed: Tensor) -> Tensor:
-        """packed [1, heads, tokens, width] -> [rows, heads, widest, width], zeros behind shorter rows."""
-        heads, width, rows = packed.shape[1], packed.shape[3], len(self.keep_rows)
-        tokens = packed[0].transpose(0, 1)
-        if self.is_even:
-            return tokens.reshape(rows, self.widest, heads, width).transpose(1, 2)
-        out = tokens.new_zeros(rows, self.widest, heads, width)
-        out[self.rows, self.offset] = tokens
-        return out.transpose(1, 2)
-
-    def packed(self, laid_out: Tensor) -> Tensor:
-        """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""
-        by_row = laid_out.transpose(1, 2)
-        return by_row.flatten(0, 1)[None] if self.is_even else by_row[self.rows, self.offset][None]
+if TYPE_CHECKING:
+    from workers.batch_cache import BatchCache
 
 
 class BatchLayer(CacheLayerMixin):
@@ -142,6 +29,8 @@ class BatchLayer(CacheLayerMixin):
 
     is_sliding = False
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, index: int, owner: BatchCache, prefix: PrefixLayer, tracks: Sequence[Track], prunes: bool) -> None:
         """Fork the prefix for each cell at its first event, and prune there."""
@@ -151,8 +40,8 @@ class BatchLayer(CacheLayerMixin):
         windows, heads, steps = prefix.keys.shape[:3]
         self.room = max(max(t.schedule.peak, t.held) for t in tracks) if prunes else steps
         rows = windows * len(tracks)
-        self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])
-        self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])
+        self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])  # pyright: ignore
+        self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])  # pyright: ignore
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
         self.positions = torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
         self.sums = torch.zeros(3, rows, heads, device=self.device)
@@ -202,44 +91,48 @@ class BatchLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the packed entries [1, kv_heads, tokens, head_dim] of the pass to their rows."""
-        plan = self.owner.current
-        layout = plan.pruned if self.prunes else plan.full
-        self.keys[plan.rows, :, layout.slots] = key_states[0].transpose(0, 1)
-        self.values[plan.rows, :, layout.slots] = value_states[0].transpose(0, 1)
-        if self.positions is not None:
-            self.positions[plan.rows, :, layout.slots] = plan.true_positions[:, None]
+        self.store(self.owner.current, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
         setattr(key_states, LAYER, self)
         return key_states, value_states
+
+    def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
+        """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads, head_dim]."""
+        slots = (plan.pruned if self.prunes else plan.full).slots
+        self.keys[plan.rows, :, slots] = key_states
+        self.values[plan.rows, :, slots] = value_states
+        if self.positions is not None:
+            self.positions[plan.rows, :, slots] = plan.true_positions[:, None]
+
+    def visible(self, plan: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of the entries, and the mask where rows are of unequal length."""
+        layout = plan.pruned if self.prunes else plan.full
+        return self.keys[:, :, : layout.entries], self.values[:, :, : layout.entries], layout.mask
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
         """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan says."""
         plan = self.owner.current
-        layout = plan.pruned if self.prunes else plan.full
-        keys, values = self.keys[:, :, : layout.entries], self.values[:, :, : layout.entries]
+        keys, values, mask = self.visible(plan)
         laid_out = plan.laid_out(query)
         if self.mass is not None:
-            counted = torch.arange(plan.widest, device=self.device) < plan.per_row_counts[:, None]
-            out, mass = probe(laid_out, keys, values, scale, layout.mask, counted)
-            self.mass[:, :, : layout.entries] += mass
+            counted = torch.arange(plan.widest, device=self.device) < plan.count_rows[:, None]
+            out, mass = probe(laid_out, keys, values, scale, mask, counted)
+            self.mass[:, :, : keys.shape[2]] += mass
         else:
-            out = attention(laid_out, keys, values, scale, layout.mask)
+            out = attention(laid_out, keys, values, scale, mask)
         if self.queries is not None:
             both = torch.cat([self.queries, laid_out], 2)
-            last = plan.per_row_counts[:, None] + torch.arange(OBSERVED_QUERIES, device=self.device)
+            last = plan.count_rows[:, None] + torch.arange(OBSERVED_QUERIES, device=self.device)
             self.queries = both.gather(2, last[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
         if self.prunes and any(plan.is_due):
-            self._prune(plan)
+            self.prune(plan)
         return plan.packed(out)
 
-    def _prune(self, plan: Pass) -> None:
+    def prune(self, plan: Pass) -> None:
+        """Move what stays of each row to its left, in temporal order."""
         entries = plan.pruned.entries
         assert self.positions is not None
         keys, values, positions = (x[:, :, :entries] for x in (self.keys, self.values, self.positions))
-        protected = None
-        if plan.protects:
-            protected = positions < plan.sink_rows[:, None, None]
-            protected |= positions >= (plan.seen_rows - plan.recent_rows)[:, None, None]
-        scores = self._scores(plan, keys, positions)
+        scores, protected = self.scores(plan, keys, positions), plan.protected(positions)
         if plan.keep is not None:
             index, tied = select(scores, plan.keep, protected)
         else:
@@ -247,18 +140,16 @@ class BatchLayer(CacheLayerMixin):
         kept, width = positions.gather(2, index), index.shape[2]
         self.keys[:, :, :width], self.values[:, :, :width] = take_entries(keys, index), take_entries(values, index)
         self.positions[:, :, :width] = kept
+        stays = torch.arange(width, device=self.device) < plan.keep_rows[:, None, None]
         if self.mass is not None:
             mass = self.mass[:, :, :entries].gather(2, index)
             self.mass.zero_()
-            self.mass[:, :, :width] = mass.masked_fill(
-                torch.arange(width, device=self.device) >= plan.keep_rows[:, None, None], 0.0
-            )
-        seen = plan.seen_rows[:, None, None]
-        recent = (kept >= seen - RECENT) & (torch.arange(width, device=self.device) < plan.keep_rows[:, None, None])
-        shares = torch.stack([recent.sum(-1) / seen[..., 0].clamp(max=RECENT), (kept[..., 0] == 0).float(), tied.float()])
-        self.sums += shares * plan.due_rows
+            self.mass[:, :, :width] = mass.masked_fill(~stays, 0.0)
+        recent = (kept >= (plan.seen_rows - RECENT)[:, None, None]) & stays
+        recent = recent.sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
+        self.sums += torch.stack([recent, (kept[..., 0] == 0).float(), tied.float()]) * plan.due_rows
 
-    def _scores(self, plan: Pass, keys: Tensor, positions: Tensor) -> Tensor:
+    def scores(self, plan: Pass, keys: Tensor, positions: Tensor) -> Tensor:
         """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding."""
         tracks, windows, parts, first = plan.tracks, plan.windows, [], 0
         while first < len(tracks):
@@ -279,8 +170,8 @@ class BatchLayer(CacheLayerMixin):
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone; the cells of the others are done."""
-        self.keys, self.values, self.sums = self.keys[rows], self.values[rows], self.sums[:, rows]
-        for name in ("positions", "queries", "mass"):
+        self.sums = self.sums[:, rows]
+        for name in ("keys", "values", "positions", "queries", "mass"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[rows])
 
@@ -300,25 +191,3 @@ class BatchLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """No maximum."""
         return -1
-
-
-class BatchCache(Cache):
-    """The layers of a batch of cells that skip the same layers and observe the same things."""
-
-    def __init__(self, prefix: Sequence[PrefixLayer], tracks: Sequence[Track], row_ids: Sequence[int]) -> None:
-        device = prefix[0].device
-        self.row_ids = torch.tensor(list(row_ids) * len(tracks), device=device)
-        self.current: Pass = None  # pyright: ignore[reportAttributeAccessIssue]
-        prunes = tracks[0].settings.prunes
-        super().__init__(layers=[BatchLayer(i, self, layer, tracks, prunes(i)) for i, layer in enumerate(prefix)])
-
-    @property
-    def batch_layers(self) -> list[BatchLayer]:
-        """The layers, typed."""
-        return self.layers  # pyright: ignore[reportReturnType]
-
-    def drop_rows(self, rows: Tensor) -> None:
-        """Go on with ``rows`` alone."""
-        self.row_ids = self.row_ids[rows]
-        for layer in self.batch_layers:
-            layer.drop_rows(rows)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.policy_files import PATTERN, PolicyError, digest
 from workers.settings import POLICY_NAMES
 
 OBSERVED_QUERIES = 32
@@ -167,14 +168,17 @@ def find_policy(name: str) -> Policy:
     """
     if name in POLICIES or name == "dense":
         return POLICIES.get(name, POLICIES["knorm"])
-    module, _, attribute = name.partition(":")
+    match = PATTERN.fullmatch(name)
+    if match is None:
+        raise ValueError(f"policy must be one of {', '.join(POLICY_NAMES)}, or module:function (got {name!r})")
+    if match["digest"] not in (None, digest(match["module"])):
+        raise PolicyError(
+            f"policy {name!r}: the code of {match['module']!r} here is another version than the sweep was planned with"
+        )
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"policy {name!r}: {error}; it must be one of {', '.join(POLICY_NAMES)}, or module:function of a module that "
-            "can be imported where the workers run"
-        ) from error
+        found = getattr(importlib.import_module(match["module"]), match["function"])
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(f"policy {name!r}: {error}") from error
     return found if isinstance(found, Policy) else Policy(found)
 
 
@@ -185,15 +189,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def _order(scores: Tensor, protected: Tensor | None) -> Tensor:
-    """One int64 per entry that orders by protection, score, earlier position: no two are equal, so the choice never
-    depends on a sort's whims. ``>> 24`` gives back what ties compare."""
+def order_by_score(scores: Tensor, positions: Tensor, protected: Tensor | None) -> Tensor:
+    """One int64 per entry that orders by protection, score, earlier position (below 2**24): no two are equal, so the choice
+    never depends on a sort's whims. ``>> 24`` gives back what ties compare."""
     bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
     rank = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     if protected is not None:
         rank = rank + (protected.long() << 33)
-    n = scores.shape[-1]
-    return (rank << 24) + torch.arange(n - 1, -1, -1, device=scores.device)
+    return (rank << 24) + (0xFFFFFF - positions).clamp_(min=0)
 
 
 def select(scores: Tensor, keep: int, protected: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -202,7 +205,8 @@ def select(scores: Tensor, keep: int, protected: Tensor | None = None) -> tuple[
     scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their score.
     Returns ([batch, kv_heads, keep] ascending, [batch, kv_heads] bool).
     """
-    best, index = _order(scores, protected).topk(keep + 1, dim=-1)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    best, index = order_by_score(scores, places, protected).topk(keep + 1, dim=-1)
     tied = (best[..., keep - 1] >> 24) == (best[..., keep] >> 24)
     return index[..., :keep].sort(dim=-1).values, tied
 
@@ -217,7 +221,7 @@ def select_ragged(
     """
     n = scores.shape[-1]
     slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]
-    order = _order(scores, protected).masked_fill(slot >= lengths[:, None, None], -(1 << 62))
+    order = order_by_score(scores, slot, protected).masked_fill(slot >= lengths[:, None, None], -(1 << 62))
     best, index = order.sort(dim=-1, descending=True)
     at = keep.expand(-1, scores.shape[1], -1)
     cut = (best.gather(-1, at - 1) >> 24) == (best.gather(-1, at.clamp(max=n - 1)) >> 24)

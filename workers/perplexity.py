@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from workers.batch_cache import BatchCache
 from workers.budget import Schedule, event_schedule
-from workers.cell_batch import BatchCache, Pass, Track
 from workers.cell_scores import CellScores, Validity, score
 from workers.eviction import find_policy
+from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
@@ -101,9 +102,7 @@ def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int
     groups: dict[object, list[Track]] = {}
     for track in tracks:
         events = track.schedule.events
-        stride = events[1][0] - events[0][0] if len(events) > 1 else track.schedule.steps
-        is_short = stride * windows < SHORT_PASS_TOKENS
-        key = (track.settings.skip_layers, track.policy.observes, None if is_short else events)
+        key = (track.settings.skip_layers, track.policy.entrywise, track.policy.observes, _is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
         pruned = sum(group[0].settings.prunes(i) for i in range(layers))
@@ -113,6 +112,13 @@ def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
         for first in range(0, len(group), size):
             yield group[first : first + size]
+
+
+def _is_short(track: Track, windows: int) -> bool:
+    """Whether the cell's passes bring few tokens."""
+    events = track.schedule.events
+    stride = events[1][0] - events[0][0] if len(events) > 1 else track.schedule.steps
+    return stride * windows < SHORT_PASS_TOKENS
 
 
 def _attempt(
@@ -126,7 +132,7 @@ def _attempt(
         if len(group) == 1:
             yield group[0], error
             return
-        for track, (track.seen, track.held, track.event) in zip(group, start, strict=True):  # noqa: B020
+        for track, (track.seen, track.held, track.event) in zip(group, start, strict=True):
             yield from _attempt(model, tokens, prefix, dense, [track], row_ids)
 
 
@@ -134,11 +140,12 @@ class _Group:
     """Cells that go through together, one pass per event, until each has seen all tokens."""
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, tracks: list[Track], row_ids: Sequence[int]
+        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, tracks: list[Track],
+        row_ids: Sequence[int],
     ) -> None:  # fmt: skip
         self.model, self.tokens, self.dense, self.tracks = model, tokens, dense, tracks
         begin = time.perf_counter()
-        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids)
+        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, _is_short(tracks[0], tokens.shape[0]))
         shape = (len(tracks), *dense.nll.shape)
         self.nll = torch.zeros(shape, device=tokens.device)
         self.correct = torch.zeros(shape, dtype=torch.bool, device=tokens.device)

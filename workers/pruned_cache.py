@@ -80,7 +80,7 @@ class PrunedCache(Cache):
             return
         name, remedy = self.config._attn_implementation, f"call model.set_attn_implementation({OWN_ATTENTION!r}) first"
         if self._pruning and self.policy.observes != "nothing":
-            raise ValueError(f"policy {self.settings.policy!r} observes queries, which attention {name!r} does not show; {remedy}")
+            raise ValueError(f"policy {self.settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}")
         stock_is_right = (layer.seen == layer.held and not self._pruning) or layer.seen == 0 or (name == "sdpa" and new == 1)
         if not stock_is_right:
             raise ValueError(f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}")

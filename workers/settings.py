@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workers.policy_files import PATTERN
+
 POLICY_NAMES = ("dense", "knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova")
 """``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
 
@@ -32,7 +34,7 @@ class PruneSettings:
             raise ValueError(f"prune_after must be at least 1 (got {self.prune_after})")
         if min(self.protect_sink, self.protect_recent, *self.skip_layers, 0) < 0:
             raise ValueError("protect_sink, protect_recent and skip_layers must not be negative")
-        policies = POLICY_NAMES if ":" not in self.policy else (self.policy,)
+        policies = (*POLICY_NAMES, self.policy) if PATTERN.fullmatch(self.policy) else POLICY_NAMES
         for name, value, allowed in (
             ("policy", self.policy, policies),
             ("schedule", self.schedule, ("every_step", "prefill_once")),

@@ -1,0 +1,51 @@
+"""The Hugging Face Cache of many cells in one forward pass: it chooses how each layer stores its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from workers.cell_batch import BatchLayer
+from workers.pass_plan import Pass, Track
+from workers.shared_prefix import PrefixLayer
+from workers.slot_layer import SlotLayer
+
+
+class BatchCache(Cache):
+    """The layers of a batch of cells that skip the same layers and observe the same things.
+
+    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head.
+    """
+
+    def __init__(
+        self, prefix: Sequence[PrefixLayer], tracks: Sequence[Track], row_ids: Sequence[int], short_passes: bool
+    ) -> None:
+        device = prefix[0].device
+        self.row_ids = torch.tensor(list(row_ids) * len(tracks), device=device)
+        self.current: Pass = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.tracks, self.windows, self.device = tracks, len(row_ids), device
+        prunes, in_slots = tracks[0].settings.prunes, short_passes and all(t.policy.entrywise for t in tracks)
+        super().__init__(
+            layers=[
+                (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self, layer, tracks, prunes(i))
+                for i, layer in enumerate(prefix)
+            ]
+        )
+
+    @property
+    def batch_layers(self) -> list[BatchLayer]:
+        """The layers, typed."""
+        return self.layers  # pyright: ignore[reportReturnType]
+
+    def held_rows(self) -> Tensor:
+        """[rows], entries of each row's pruning layers when the cells leave the prefix."""
+        return torch.tensor([t.held for t in self.tracks for _ in range(self.windows)], device=self.device)
+
+    def drop_rows(self, rows: Tensor) -> None:
+        """Go on with ``rows`` alone; the cells of the others are done."""
+        self.row_ids = self.row_ids[rows]
+        for layer in self.batch_layers:
+            layer.drop_rows(rows)
