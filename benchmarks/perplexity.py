@@ -4,8 +4,8 @@ Per model and threshold, over the whole grid of keep_ratios, in one process and 
 - reference: the protocol that defines the numbers, as public scripts run it: one token per forward pass, one window at a time.
   It is timed on the first ``--reference-windows`` windows and multiplied up (its windows do not share anything).
 - kvsweep: ``workers.perplexity.evaluate``, all cells and all windows.
-- floor: stock dense passes with streamed cross-entropy over as many tokens as no two cells share, plus the shared ones once.
-  Nothing that gives every cell its own numbers can do with less; floor / kvsweep is the efficiency.
+- floor: stock dense passes with streamed cross-entropy, one over all tokens for what the cells share, and for each cell one
+  over the tokens behind its first prune event, with the ones before it in a stock cache. floor / kvsweep is the efficiency.
 Next to each: the largest difference of a token's NLL between kvsweep and the reference.
 """
 
@@ -17,13 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from workers.cell_scores import score
 from workers.corpora import read_corpus, tokenize
 from workers.model_files import find_model
-from workers.models import check, load
+from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference, schedule_of
+from workers.self_check import check
 from workers.settings import PruneSettings
 from workers.windows import plan_windows
 
@@ -58,22 +59,28 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 @torch.inference_mode()
-def dense_passes(model: Any, tokens: torch.Tensor, lengths: list[int]) -> None:
-    """One stock dense pass over each length, with streamed cross-entropy."""
-    for length in lengths:
-        hidden = model.base_model(input_ids=tokens[:, :length], use_cache=False).last_hidden_state
-        score(model, hidden, tokens[:, 1 : length + 1])
+def dense_passes(model: Any, tokens: torch.Tensor, firsts: list[int]) -> None:
+    """A stock dense pass over all tokens, then one from each of ``firsts`` on, with streamed cross-entropy."""
+    steps, shared = tokens.shape[1] - 1, DynamicCache()
+    hidden = model.base_model(input_ids=tokens[:, :steps], past_key_values=shared).last_hidden_state
+    score(model, hidden, tokens[:, 1:])
+    for first in firsts:
+        cache = DynamicCache()
+        for i, layer in enumerate(shared.layers):
+            assert layer.keys is not None and layer.values is not None
+            cache.update(layer.keys[:, :, :first], layer.values[:, :, :first], i)
+        hidden = model.base_model(input_ids=tokens[:, first:steps], past_key_values=cache).last_hidden_state
+        score(model, hidden, tokens[:, first + 1 :])
 
 
 def compare(model: Any, tokens: torch.Tensor, starts: list[int], cells: list[PruneSettings], args: argparse.Namespace) -> str:
     """One line of the table."""
     steps = tokens.shape[1] - 1
-    firsts = [schedule_of(cell, steps).first_event for cell in cells]
-    own = [steps - first for first in firsts if first is not None]
+    firsts = [first for cell in cells if (first := schedule_of(cell, steps).first_event) is not None]
     floors, ours, found = [], [], None
     for _ in range(args.rounds):
         model.set_attn_implementation("sdpa")
-        floors.append(timed(lambda: dense_passes(model, tokens, [steps, *own]))[0])
+        floors.append(timed(lambda: dense_passes(model, tokens, firsts))[0])
         model.set_attn_implementation("kvsweep")
         seconds, found = timed(lambda: evaluate(model, tokens, cells, starts))
         ours.append(seconds)

@@ -17,6 +17,7 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # no test writes a token to the home directory or uses the one there
+    "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="kvcache"),  # passed self-checks
     "COLUMNS": "160",  # width of printed tables
 }
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):

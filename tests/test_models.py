@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from tests.tiny import tiny_model
-from workers import attention
+from workers import attention, self_check
 from workers.model_files import EMBEDDED_NAMES, ModelError, find_model
-from workers.models import check, load
+from workers.models import load
+from workers.self_check import check
 
 
 @pytest.fixture
@@ -61,17 +62,34 @@ def test_a_loaded_model_is_checked_and_frozen(saved):
 def test_a_wrong_attention_fails_the_self_check(monkeypatch):
     """What the check is for: a mask that lets a query see the future."""
     model = tiny_model("neox", "sdpa")
-    monkeypatch.setattr(attention, "_open_then_causal", lambda q, n, device: torch.ones(q, n, dtype=torch.bool))
-    with pytest.raises(ModelError, match="self-check failed"):
+    real = attention.attention
+    monkeypatch.setattr(attention, "attention", real)
+    for module in ("workers.shared_prefix", "workers.pruned_layer", "workers.cell_batch"):
+        monkeypatch.setattr(
+            f"{module}.attention", lambda q, k, v, scale, mask=None: real(q, k, v, scale, q.new_zeros(1, 1, 1, 1))
+        )
+    with pytest.raises(ModelError, match="stock model"):
         check(model, "broken", "float32")
 
 
-def test_sliding_window_layers_are_refused(saved):
-    config = json.loads((saved / "config.json").read_text())
-    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
-    (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="sliding"):
-        load(find_model(str(saved)), "float32", torch.device("cpu"))
+def test_a_wrong_pruned_cell_fails_the_self_check(monkeypatch):
+    """Positions stored wrongly: the evaluation drops other entries than the reference."""
+    monkeypatch.setattr("workers.batch_cache.SlotLayer.prune", lambda self, plan: self.free.roll(1, 0))
+    with pytest.raises(ModelError, match="one token per pass"):
+        check(tiny_model("neox", "sdpa"), "broken", "float32")
+
+
+def test_a_check_that_passed_is_remembered_until_something_changes(saved, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls = []
+    monkeypatch.setattr(self_check, "check", lambda model, name, dtype: calls.append((name, dtype)))
+    cpu = torch.device("cpu")
+    model = load(find_model(str(saved)), "float32", cpu)
+    again = load(find_model(str(saved)), "float32", cpu)
+    load(find_model(str(saved)), "bfloat16", cpu)
+    assert [dtype for _, dtype in calls] == ["float32", "bfloat16"]
+    assert again.config._attn_implementation == "kvsweep"
+    assert type(model) is type(again)
 
 
 @pytest.mark.parametrize("name", EMBEDDED_NAMES)

@@ -1,0 +1,91 @@
+"""Every architecture is exact under pruning, or refused with a reason; docs/models.md says which, from this list."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.architectures import ARCHITECTURES, Architecture, make
+from tests.tiny import repetitive_tokens
+from workers.attention import NAME
+from workers.model_files import ModelError
+from workers.perplexity import evaluate, evaluate_reference
+from workers.pruned_cache import PrunedCache
+from workers.self_check import check
+from workers.settings import PruneSettings
+
+TABLE = Path(__file__).parent.parent / "docs" / "models.md"
+CELLS = [
+    PruneSettings("knorm", 0.7, 12),
+    PruneSettings("knorm", 0.5, 16, (0,)),
+    PruneSettings("h2o", 0.5, 16),
+    PruneSettings("snapkv", 0.9, 40, (0,)),
+    PruneSettings("tova", 0.8, 20),
+]
+EXACT = [a for a in ARCHITECTURES if not a.refused]
+
+
+def named(architectures):
+    return pytest.mark.parametrize("architecture", architectures, ids=lambda a: a.name)
+
+
+@named(EXACT)
+def test_event_driven_equals_one_token_per_pass(architecture: Architecture):
+    model, tokens = make(architecture), repetitive_tokens(2, 60)
+    check(model, architecture.name, "float32")
+    dense, results = evaluate(model, tokens, CELLS, [0, 60])
+    for cell, result in zip(CELLS, results, strict=True):
+        assert not isinstance(result, Exception), result
+        reference = evaluate_reference(model, tokens, cell, [0, 60])
+        assert torch.allclose(result.nll, reference.nll, atol=2e-5), cell
+        assert (result.nll - dense.nll).abs().max() > 0.05, "a cell that changes nothing tests nothing"
+
+
+@named([a for a in ARCHITECTURES if a.refused])
+def test_what_is_not_exact_is_refused_with_the_reason(architecture: Architecture):
+    with pytest.raises(ModelError, match=architecture.refused):
+        check(make(architecture), architecture.name, "float32")
+
+
+@named(EXACT)
+def test_generate_with_the_cache_goes_on_from_the_right_position(architecture: Architecture):
+    """Greedy text of ``model.generate`` under our attention equals the stock model's with its own cache, nothing dropped."""
+    model, prompt = make(architecture), repetitive_tokens(2, 20)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2, "attention_mask": torch.ones_like(prompt)}
+    stock = model.generate(prompt, **options)
+    model.set_attn_implementation(NAME)
+    ours = model.generate(prompt, past_key_values=PrunedCache(model.config, PruneSettings("dense")), **options)
+    assert torch.equal(ours, stock)
+    pruned = model.generate(prompt, past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=8), **options)
+    assert pruned.shape[1] > prompt.shape[1]
+
+
+def table() -> str:
+    """docs/models.md."""
+    rows = [f"| {a.name} | {'refused: ' + a.refused if a.refused else 'exact'} |" for a in ARCHITECTURES]
+    return "\n".join(
+        [
+            "# Which models work",
+            "",
+            "Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a",
+            "small random instance (`tests/test_architectures.py`; `python -m tests.test_architectures` writes this file): *exact* means that",
+            "every token's NLL under pruning equals the one-token-per-pass reference; *refused* means that loading says why.",
+            "",
+            "| architecture | |",
+            "| --- | --- |",
+            *rows,
+            "",
+            "Layers with a sliding window are full attention as long as the text is no longer than the window; longer texts are refused,",
+            "because what such a layer would drop and what a policy drops cannot be told apart. Models whose code computes attention itself",
+            "(Falcon, Bloom, MPT) are refused when they are loaded. The self-check runs on every model, listed here or not.",
+            "",
+        ]
+    )  # fmt: skip
+
+
+def test_the_documentation_lists_what_is_tested():
+    assert TABLE.read_text(encoding="utf-8") == table()
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
