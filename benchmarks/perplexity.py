@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from workers.cell_scores import score
 from workers.corpora import read_corpus, tokenize
@@ -67,7 +68,7 @@ def dense_passes(model: Any, tokens: torch.Tensor, firsts: list[int]) -> None:
     for first in firsts:
         cache = DynamicCache()
         for i, layer in enumerate(shared.layers):
-            assert layer.keys is not None and layer.values is not None
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             cache.update(layer.keys[:, :, :first], layer.values[:, :, :first], i)
         hidden = model.base_model(input_ids=tokens[:, first:steps], past_key_values=cache).last_hidden_state
         score(model, hidden, tokens[:, first + 1 :])

@@ -113,10 +113,12 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     if spec.retrieval:
         key = f"retrieval.context_tokens + {ANSWER_TOKENS} for the answer"
         wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
+    limits = [("the context", facts.context), ("the sliding attention window", facts.sliding_window)]
     return faults + [
-        f"{key}: {length} is longer than the context of {facts.name}, {facts.context} tokens"
+        f"{key}: {length} is longer than {what} of {facts.name}, {limit} tokens"
         for key, length in wanted
-        if facts.context is not None and length > facts.context
+        for what, limit in limits
+        if limit is not None and length > limit
     ]
 
 

@@ -38,7 +38,8 @@ ARCHITECTURES = (
     Architecture("Qwen2", "Qwen2", GROUPED),
     Architecture("Qwen3 (norm of queries and keys)", "Qwen3", GROUPED),
     Architecture("Gemma 2 (soft-capped logits, alternating windows longer than the text)", "Gemma2", {
-        **GROUPED, "sliding_window": 128, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+        **GROUPED, "sliding_window": 128, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0}),
     Architecture("Gemma 2, windows shorter than the text", "Gemma2", {**GROUPED, "sliding_window": 16}, "last 16 tokens"),
     Architecture("Gemma 3 (two rotary bases, windows longer than the text)", "Gemma3", {**GROUPED, "sliding_window": 128}),
     Architecture("Phi-3", "Phi3", {"num_key_value_heads": 2}),

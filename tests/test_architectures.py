@@ -25,6 +25,21 @@ CELLS = [
 EXACT = [a for a in ARCHITECTURES if not a.refused]
 
 
+INTRODUCTION = """# Which models work
+
+Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a small
+random instance (`tests/test_architectures.py`; `python -m tests.test_architectures` writes this file): *exact* means that every
+token's NLL under pruning equals the one-token-per-pass reference; *refused* means that loading says why.
+
+| architecture | |
+| --- | --- |"""
+REMARKS = """
+Layers with a sliding window are full attention as long as the text is no longer than the window; longer texts are refused,
+because what such a layer drops and what a policy drops could not be told apart. Models whose code computes attention itself
+(Falcon, Bloom, MPT) are refused when they are loaded. The self-check runs on every model, listed here or not.
+"""
+
+
 def named(architectures):
     return pytest.mark.parametrize("architecture", architectures, ids=lambda a: a.name)
 
@@ -63,24 +78,7 @@ def test_generate_with_the_cache_goes_on_from_the_right_position(architecture: A
 def table() -> str:
     """docs/models.md."""
     rows = [f"| {a.name} | {'refused: ' + a.refused if a.refused else 'exact'} |" for a in ARCHITECTURES]
-    return "\n".join(
-        [
-            "# Which models work",
-            "",
-            "Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a",
-            "small random instance (`tests/test_architectures.py`; `python -m tests.test_architectures` writes this file): *exact* means that",
-            "every token's NLL under pruning equals the one-token-per-pass reference; *refused* means that loading says why.",
-            "",
-            "| architecture | |",
-            "| --- | --- |",
-            *rows,
-            "",
-            "Layers with a sliding window are full attention as long as the text is no longer than the window; longer texts are refused,",
-            "because what such a layer would drop and what a policy drops cannot be told apart. Models whose code computes attention itself",
-            "(Falcon, Bloom, MPT) are refused when they are loaded. The self-check runs on every model, listed here or not.",
-            "",
-        ]
-    )  # fmt: skip
+    return "\n".join([INTRODUCTION, *rows, REMARKS])
 
 
 def test_the_documentation_lists_what_is_tested():

@@ -1,7 +1,5 @@
 """Finding and loading models: facts without torch, the self-check, refusals."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

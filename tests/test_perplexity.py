@@ -22,6 +22,7 @@ cells = st.builds(
     skip_layers=st.sampled_from([(), (0,), (1, 2), (0, 1, 2)]),
     protect_sink=st.sampled_from([0, 1, 2]),
     protect_recent=st.sampled_from([0, 3]),
+    position_mode=st.sampled_from(["absolute", "absolute", "cache_length"]),
     seed=st.integers(0, 3),
 )
 
@@ -65,6 +66,55 @@ def test_forked_cell_equals_the_cell_run_alone(architecture):
         _, (alone,) = evaluate(MODELS[architecture], tokens, [cell], [0, 80])
         assert torch.allclose(result.nll, alone.nll, atol=TOLERANCE)
         assert result.validity == alone.validity
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(ARCHITECTURES), st.lists(cells, min_size=2, max_size=6, unique=True), st.randoms(), st.integers(30, 90))
+def test_order_and_company_of_cells_and_windows_change_nothing(architecture, many, rng, length):
+    """Cells share passes and windows share a batch; each must come out as if it were alone."""
+    model, tokens = MODELS[architecture], repetitive_tokens(3, length, seed=length)
+    starts = [0, length, 2 * length]
+    _, together = evaluate(model, tokens, many, starts)
+    order = rng.sample(range(len(many)), len(many))
+    for row in range(3):
+        _, alone = evaluate(model, tokens[row : row + 1], [many[i] for i in order], starts[row : row + 1])
+        for i, got in zip(order, alone, strict=True):
+            assert (together[i] is None) == (got is None)
+            if got is not None:
+                assert not isinstance(got, Exception)
+                assert torch.allclose(together[i].nll[row], got.nll[0], atol=TOLERANCE)
+                assert together[i].forward_passes == got.forward_passes
+
+
+def test_a_cell_that_skips_every_layer_is_the_dense_cell():
+    _, results = evaluate(MODELS["neox"], repetitive_tokens(1, 40), [PruneSettings("knorm", 0.5, 8, (0, 1, 2))], [0])
+    assert results == [None]
+
+
+@pytest.mark.parametrize("policy", ["knorm", "h2o", "tova"])
+def test_cells_too_many_for_the_memory_go_through_in_parts(policy, monkeypatch):
+    monkeypatch.setattr("workers.perplexity.BATCH_BYTES", 1)
+    tokens = repetitive_tokens(2, 60)
+    many = [PruneSettings(policy, ratio, 16) for ratio in (0.9, 0.5, 0.3)]
+    _, parts = evaluate(MODELS["llama"], tokens, many, [0, 60])
+    monkeypatch.undo()
+    _, whole = evaluate(MODELS["llama"], tokens, many, [0, 60])
+    for a, b in zip(parts, whole, strict=True):
+        assert torch.allclose(a.nll, b.nll, atol=TOLERANCE)
+        assert a.validity == b.validity
+
+
+def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(monkeypatch):
+    tokens = repetitive_tokens(2, 120)
+    many = [PruneSettings("knorm", ratio, 30, protect_recent=2) for ratio in (0.9, 0.5)]
+    _, short = evaluate(MODELS["llama"], tokens, many, [0, 120])
+    monkeypatch.setattr("workers.perplexity.SHORT_PASS_TOKENS", 0)
+    _, long = evaluate(MODELS["llama"], tokens, many, [0, 120])
+    for a, b in zip(short, long, strict=True):
+        assert torch.allclose(a.nll, b.nll, atol=TOLERANCE)
+        assert a.validity.recent_retained == pytest.approx(b.validity.recent_retained)
+        assert a.validity.sink_retained == pytest.approx(b.validity.sink_retained)
+        assert a.validity.score_ties == pytest.approx(b.validity.score_ties)
 
 
 def test_a_cell_that_never_prunes_is_the_dense_cell():

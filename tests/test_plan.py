@@ -1,7 +1,10 @@
 """Cells -> work units: each row planned once, the same units every time, and what is done left out."""
 
+import json
+import shutil
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +133,30 @@ def test_what_cannot_work_is_refused_at_planning(plan_of, keys, parts):
     (message,) = caught.value.faults
     for part in parts:
         assert part in message
+
+
+def test_a_window_longer_than_a_sliding_attention_window_is_refused(plan_of, tiny_model_dir, tmp_path):
+    folder = tmp_path / "sliding"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 48}))
+    with pytest.raises(SweepError, match=r"window: 64 is longer than the sliding attention window of .*, 48 tokens"):
+        plan_of(models=f"[{folder}]")
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 48, "use_sliding_window": False}))
+    plan_of(models=f"[{folder}]")
+
+
+def test_a_users_own_policy_is_named_with_the_hash_of_its_code(plan_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "def oldest(view):\n    return -view.positions.float()\n"
+    Path("planned_policy.py").write_text(source)
+    (name,) = {cell.policy for cell in plan_of(policies='["planned_policy:oldest"]').grid.cells} - {"dense"}
+    assert name.startswith("planned_policy:oldest@")
+    Path("planned_policy.py").write_text(source + "# edited\n")
+    assert name not in {cell.policy for cell in plan_of(policies='["planned_policy:oldest"]').grid.cells}
+    for missing, part in (("planned_policy:newest", "defines no 'newest'"), ("no_such:f", "no module 'no_such'")):
+        with pytest.raises(SweepError, match=part):
+            plan_of(policies=f'["{missing}"]')
 
 
 @pytest.mark.parametrize(

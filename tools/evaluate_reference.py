@@ -121,19 +121,21 @@ def _table(label: str, texts: dict[str, list[tuple[Any, float]]]) -> list[str]:
     ]
 
 
-def _run(name: str, run: dict[str, Any]) -> list[str]:
+def _run(number: int, run: dict[str, Any]) -> list[str]:
     """How one training run was made: command, tokens, minutes, what else there is to say."""
     settings, last = run["settings"], run["curve"][-1]
     defaults = Settings(settings["architecture"], 0, 0, 0, 0, 0)
     options = [
         f"--{field.replace('_', '-')} {value}"
         for field, value in settings.items()
-        if field not in ("architecture", "bfloat16") and value != getattr(defaults, field)
+        if field not in ("architecture", "bfloat16", "start_from") and value != getattr(defaults, field)
     ]
     if not settings.get("bfloat16", True):
         options.append("--float32")
+    if settings.get("start_from"):
+        options.append(f"--start-from RUN{number - 1}")
     return [
-        f"`python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT {' '.join(options)}`: "
+        f"{number}. `python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT {' '.join(options)}`: "
         f"{last['tokens']:,} tokens in {last['seconds'] / 60:.0f} minutes on CPU, one thread.",
         *run.get("notes", []),
     ]
@@ -149,10 +151,11 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "",
         "## How it was made",
         "",
-        *[line for run in training["runs"] for line in [*_run(name, run), ""]],
-        "Two thirds of the sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages "
-        "of the standard library, 35 %), one third are passkey and needle documents of `workers/retrieval.py`. "
-        "`pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were held out.",
+        *[line for number, run in enumerate(training["runs"], 1) for line in [*_run(number, run), ""]],
+        "Sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages of the standard "
+        "library, 35 %), passkey and needle documents of `workers/retrieval.py` (`--retrieval-share`) and texts in which spans "
+        "come again (`--copy-share`). `pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were "
+        "held out.",
         "",
         "## Perplexity, windows of 1,024 (dense)",
         "",

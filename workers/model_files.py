@@ -30,6 +30,8 @@ class ModelFacts:
     layers: int
     context: int | None
     """Trained context in tokens; None where the configuration does not say."""
+    sliding_window: int | None
+    """Some layers attend to so many of the last tokens only."""
     kv_heads: int
     head_dim: int
     parameters: int
@@ -100,6 +102,7 @@ def _facts(name: str, revision: str, source: str, commit: str | None, folder: Pa
         architecture=str(config.get("model_type", "unknown")),
         layers=layers,
         context=config.get("max_position_embeddings", config.get("n_positions")),
+        sliding_window=config.get("sliding_window") if config.get("use_sliding_window") is not False else None,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),
         parameters=size // stored_bytes,
