@@ -11,9 +11,10 @@ from tests.tiny import repetitive_tokens, tiny_model
 from workers.clock import peak_memory, reset_peak_memory
 from workers.eviction import POLICIES, Policy
 from workers.model_files import ModelFacts
+from workers.perplexity import evaluate, window_bytes
 from workers.retrieval import Question
 from workers.settings import PruneSettings
-from workers.unit import answers, run_unit
+from workers.unit import _batch_windows, answers, run_unit
 from workers.windows import plan_windows
 from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
@@ -123,3 +124,40 @@ def test_peak_memory_is_null_where_there_is_no_counter():
     reset_peak_memory(CPU)
     assert peak_memory(CPU)[0] < grown
     assert peak_memory(torch.device("meta")) == (None, None)
+
+
+def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch):
+    unit = perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("h2o", 0.5, 8)], rows=5)
+    whole = run_unit(unit, tiny_model("llama"), CPU).rows
+    sizes = []
+
+    def tight(model, tokens, cells, row_ids):
+        sizes.append(len(tokens))
+        if len(tokens) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return evaluate(model, tokens, cells, row_ids)
+
+    monkeypatch.setattr("workers.unit.evaluate", tight)
+    parts = run_unit(unit, tiny_model("llama"), CPU).rows
+    assert sizes == [5, 3, 2, 2, 1]
+    by_key = {(row["cell_id"], row["window_index"]): row for row in parts}
+    assert len(by_key) == len(whole) == len(parts)
+    for row in whole:
+        assert np.allclose(row["nll"], by_key[row["cell_id"], row["window_index"]]["nll"], atol=2e-5)
+
+
+def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("workers.unit.evaluate", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_unit(perplexity_unit([PruneSettings("dense")], rows=2), tiny_model("llama"), CPU)
+
+
+def test_the_batch_follows_free_memory(monkeypatch):
+    model = tiny_model("llama")
+    one = window_bytes(model, 100)
+    for free, expected in ((None, 16), (one * 100_000, 16), (0, 1)):
+        monkeypatch.setattr("workers.unit.free_bytes", lambda device, free=free: free)
+        assert _batch_windows(model, 100, CPU) == expected

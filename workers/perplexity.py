@@ -17,6 +17,7 @@ from workers.batch_cache import BatchCache
 from workers.budget import Schedule, event_schedule
 from workers.cell_scores import CellScores, Validity, score
 from workers.eviction import find_policy
+from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
@@ -36,8 +37,8 @@ def evaluate(
     """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score them.
 
     tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this length is None: it
-    *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised:
-    FloatingPointError for NaN logits.
+    *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised
+    (FloatingPointError for NaN logits), and so is running out of memory with more than one window.
     """
     steps = tokens.shape[1] - 1
     count = model.config.get_text_config().num_hidden_layers  # pyright: ignore
@@ -53,6 +54,15 @@ def evaluate(
         for part, outcome in _attempt(model, tokens, prefix, dense, group, row_ids):
             results[part.index] = outcome
     return dense, results
+
+
+def window_bytes(model: nn.Module, length: int) -> int:
+    """Roughly what a window of ``length`` tokens takes at most: the dense cache, its activations, a batch of cells."""
+    config = model.config.get_text_config()  # pyright: ignore
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    weight = next(model.parameters())
+    cache = 2 * config.num_hidden_layers * config.hidden_size
+    return length * weight.element_size() * (cache + 8 * config.hidden_size + 3 * inner)
 
 
 def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
@@ -130,6 +140,8 @@ def _attempt(
         yield from zip(group, _Group(model, tokens, prefix, dense, group, row_ids).run(), strict=True)
     except Exception as error:
         if len(group) == 1:
+            if is_out_of_memory(error) and tokens.shape[0] > 1:
+                raise  # fewer windows at a time may do
             yield group[0], error
             return
         for track, (track.seen, track.held, track.event) in zip(group, start, strict=True):

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.generation import GenerationRun, forward, interleaved
-from workers.perplexity import evaluate
+from workers.memory import cores_sharing, free_bytes, is_out_of_memory
+from workers.perplexity import evaluate, window_bytes
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
 MAX_BATCH_WINDOWS = 16
+MEMORY_SHARE = 0.3
+"""Of the free memory; the rest is for the cells that go on from the windows, and for what else runs here."""
 
 
 def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
@@ -36,12 +39,19 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     work = unit.work
     assert isinstance(work, PerplexityWork)
     failed: set[str] = set()
-    for start in range(0, len(work.windows), MAX_BATCH_WINDOWS):
-        part = slice(start, start + MAX_BATCH_WINDOWS)
+    start, size = 0, _batch_windows(model, work.tokens.shape[1], device)
+    while start < len(work.windows):
+        part = slice(start, start + size)
         windows = work.windows[part]
         tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
         cells = [cell for cell in unit.cells if cell.cell_id not in failed]
-        dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.start for w in windows])
+        try:
+            dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.start for w in windows])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(windows) == 1:
+                raise
+            size = (len(windows) + 1) // 2
+            continue
         for cell, outcome in zip(cells, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 failed.add(cell.cell_id)
@@ -51,7 +61,17 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
             for i, window in enumerate(windows):
                 row = _perplexity_row(window, i, dense if outcome is None else outcome, reused=outcome is None and not own)
                 result.rows.append({"cell_id": cell.cell_id, **row, "document": work.documents[start + i], "stride": work.stride})
+        start += len(windows)
     result.rows = [row for row in result.rows if row["cell_id"] not in failed]
+
+
+def _batch_windows(model: nn.Module, length: int, device: torch.device) -> int:
+    """Windows that go through together: what the free memory holds, at most MAX_BATCH_WINDOWS."""
+    free = free_bytes(device)
+    if free is None:
+        return MAX_BATCH_WINDOWS
+    share = free * MEMORY_SHARE / (cores_sharing() if device.type == "cpu" else 1)
+    return int(max(1, min(MAX_BATCH_WINDOWS, share // window_bytes(model, length))))
 
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
