@@ -18,6 +18,7 @@ def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=
     seen, keep, seed = (torch.full((1, 1, 1), x) for x in (seen or keys.shape[2], keep, seed))
     queries = torch.ones(keys.shape[0], 2 * keys.shape[1], min(32, keys.shape[2]), keys.shape[3], dtype=keys.dtype)
     mass = torch.rand(keys.shape[:3]) if mass is None else mass
+    layer = torch.full((1, 1, 1), layer)
     return CacheView(keys, positions, seen, keep, layer, seed, row_ids[:, None, None], queries, mass)
 
 

@@ -72,7 +72,7 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
 
 def test_a_wrong_pruned_cell_fails_the_self_check(monkeypatch):
     """Positions stored wrongly: the evaluation drops other entries than the reference."""
-    monkeypatch.setattr("workers.batch_cache.SlotLayer.prune", lambda self, plan: self.free.roll(1, 0))
+    monkeypatch.setattr("workers.slot_layer.order_by_score", lambda scores, positions, protected: positions.long() << 24)
     with pytest.raises(ModelError, match="one token per pass"):
         check(tiny_model("neox", "sdpa"), "broken", "float32")
 

@@ -124,7 +124,7 @@ def _table(label: str, texts: dict[str, list[tuple[Any, float]]]) -> list[str]:
 def _run(number: int, run: dict[str, Any]) -> list[str]:
     """How one training run was made: command, tokens, minutes, what else there is to say."""
     settings, last = run["settings"], run["curve"][-1]
-    defaults = Settings(settings["architecture"], 0, 0, 0, 0, 0)
+    defaults = Settings(settings["architecture"], 0, 0, -1, 0, 0)  # so that tokens, rate, seed and shares are always said
     options = [
         f"--{field.replace('_', '-')} {value}"
         for field, value in settings.items()

@@ -11,7 +11,7 @@ from transformers import Cache
 from workers.cell_batch import BatchLayer
 from workers.pass_plan import Pass, Track
 from workers.shared_prefix import PrefixLayer
-from workers.slot_layer import SlotLayer
+from workers.slot_layer import SlotLayer, SlotStore
 
 
 class BatchCache(Cache):
@@ -26,7 +26,6 @@ class BatchCache(Cache):
         device = prefix[0].device
         self.row_ids = torch.tensor(list(row_ids) * len(tracks), device=device)
         self.current: Pass = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.tracks, self.windows, self.device = tracks, len(row_ids), device
         prunes, in_slots = tracks[0].settings.prunes, short_passes and all(t.policy.entrywise for t in tracks)
         super().__init__(
             layers=[
@@ -35,17 +34,31 @@ class BatchCache(Cache):
             ]
         )
 
+        slots = [layer for layer in self.layers if isinstance(layer, SlotLayer)]
+        held = torch.tensor([track.held for track in tracks for _ in row_ids], device=device)
+        self._store = SlotStore(slots, held) if slots else None
+
     @property
     def batch_layers(self) -> list[BatchLayer]:
         """The layers, typed."""
         return self.layers  # pyright: ignore[reportReturnType]
 
-    def held_rows(self) -> Tensor:
-        """[rows], entries of each row's pruning layers when the cells leave the prefix."""
-        return torch.tensor([t.held for t in self.tracks for _ in range(self.windows)], device=self.device)
+    def begin(self, plan: Pass) -> None:
+        """Before a pass."""
+        self.current = plan
+        if self._store:
+            self._store.begin(plan)
+
+    def end(self) -> None:
+        """After a pass."""
+        if self._store:
+            self._store.end(self.current)
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone; the cells of the others are done."""
         self.row_ids = self.row_ids[rows]
+        if self._store:
+            self._store.drop_rows(rows)
         for layer in self.batch_layers:
-            layer.drop_rows(rows)
+            if not isinstance(layer, SlotLayer):
+                layer.drop_rows(rows)

@@ -64,9 +64,10 @@ class BatchLayer(CacheLayerMixin):
             return
         queries, mass = prefix.queries.get(point), prefix.mass.get(point)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)
-        scalars = [torch.full((1, 1, 1), x, device=self.device) for x in (point, track.held, track.settings.seed)]
+        numbers = (point, track.held, self.index, track.settings.seed)
+        seen, keep, layer, seed = (torch.full((1, 1, 1), x, device=self.device) for x in numbers)
         view = CacheView(
-            keys, positions, scalars[0], scalars[1], self.index, scalars[2], self.owner.row_ids[rows, None, None], queries, mass,
+            keys, positions, seen, keep, layer, seed, self.owner.row_ids[rows, None, None], queries, mass,
             *prefix.scale,
         )  # fmt: skip
         protected = None
@@ -159,10 +160,13 @@ class BatchLayer(CacheLayerMixin):
             rows = slice(first * windows, last * windows)
             n = keys.shape[2] if policy.entrywise else tracks[first].held + int(plan.counts[first])
             queries = None if self.queries is None else self.queries[rows, :, -min(OBSERVED_QUERIES, tracks[first].target) :]
+            seen, keep, seed, ids = (
+                x[rows, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.owner.row_ids)
+            )
+            mass = None if self.mass is None else self.mass[rows, :, :n]
             view = CacheView(
-                keys[rows, :, :n], positions[rows, :, :n], plan.seen_rows[rows, None, None], plan.keep_rows[rows, None, None],
-                self.index, plan.seeds[rows, None, None], self.owner.row_ids[rows, None, None], queries,
-                None if self.mass is None else self.mass[rows, :, :n], self.scale.scaling, self.scale.softcap,
+                keys[rows, :, :n], positions[rows, :, :n], seen, keep, torch.full_like(seed, self.index), seed, ids, queries,
+                mass, *self.scale,
             )  # fmt: skip
             parts.append(torch.nn.functional.pad(policy.score(view), (0, keys.shape[2] - n)))
             first = last

@@ -37,7 +37,8 @@ class CacheView:
     """[batch, 1, 1], tokens seen so far."""
     keep: Tensor
     """[batch, 1, 1], how many entries will stay."""
-    layer: int
+    layer: Tensor
+    """[batch, 1, 1], index of the layer."""
     seed: Tensor
     """[batch, 1, 1], the cell's seed."""
     row_ids: Tensor

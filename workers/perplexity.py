@@ -174,9 +174,11 @@ class _Group:
 
     def _feed(self, active: list[int]) -> None:
         begin, windows = time.perf_counter(), self.tokens.shape[0]
-        plan = self.cache.current = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
+        plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
+        self.cache.begin(plan)
         rows, at = plan.tokens_at
         hidden = _hidden(self.model, self.tokens[rows, at][None], plan.positions, self.cache)
+        self.cache.end()
         nll, correct = score(self.model, hidden, self.tokens[rows, at + 1][None])
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
         self.nll[cells, rows, at], self.correct[cells, rows, at] = nll[0], correct[0]

@@ -178,7 +178,7 @@ class PrunedLayer(CacheLayerMixin):
             return torch.full((1, 1, 1), value, device=device)
 
         return CacheView(
-            keys, self.stored_positions(), scalar(self.seen), scalar(keep), self.index, scalar(self.owner.settings.seed),
+            keys, self.stored_positions(), scalar(self.seen), scalar(keep), scalar(self.index), scalar(self.owner.settings.seed),
             self.owner.rows(keys.shape[0], keys.device)[:, None, None], self.queries, self.mass, *self.scale,
         )  # fmt: skip
 

@@ -1,19 +1,20 @@
-"""A batch layer in which entries never move: a dropped entry's place is where the next token of its row and head is written.
+"""Batch layers in which entries never move: a dropped entry's place is where the next token of its row and head is written.
 
 For cells that drop an entry or a few at every step, moving all the others closer together would cost more than the model. Each
 head has its own free places, so what a query may see follows from the positions stored beside the entries. Entries are not
 in temporal order here; ties are still broken by position, and policies that look at neighbouring entries do not use it.
+What the layers of a batch do before and after a pass they do together, in one set of operations.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from workers.cell_batch import BatchLayer
-from workers.eviction import order_by_score
+from workers.eviction import CacheView, order_by_score
 from workers.pass_plan import Pass
 from workers.pruned_layer import RECENT
 
@@ -22,52 +23,96 @@ FREE = 2**31 - 1
 
 
 class SlotLayer(BatchLayer):
-    """``BatchLayer`` for policies that score each entry alone; see the module."""
+    """``BatchLayer`` whose places ``SlotStore`` manages."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        assert self.positions is not None
-        held = self.owner.held_rows()[:, None, None]
-        place = torch.arange(self.room, device=self.device)
-        self.positions.masked_fill_(place >= held, FREE)
-        free = torch.arange(self.room - int(held.min()), device=self.device)
-        self.free = (held + free).clamp_(max=self.room - 1).expand(-1, self.positions.shape[1], -1)
-        self.heads = torch.arange(self.positions.shape[1], device=self.device)
+    place: tuple[Tensor, Tensor, Tensor]
+    mask: Tensor
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
         """Write each token where its row and head has room: key_states, value_states [tokens, kv_heads, head_dim]."""
-        assert self.positions is not None
-        place = (plan.rows[:, None], self.heads, self.free[plan.rows, :, plan.offset])
-        self.keys[place], self.values[place] = key_states, value_states
-        self.positions[place] = plan.true_positions[:, None]
+        self.keys[self.place], self.values[self.place] = key_states, value_states
 
     def visible(self, plan: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values of all places, and the mask [rows, kv_heads, widest, room]."""
-        assert self.positions is not None
-        hidden = self.positions[:, :, None] > plan.query_positions[:, None, :, None]
-        mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
-        return self.keys, self.values, mask
+        return self.keys, self.values, self.mask
 
     def prune(self, plan: Pass) -> None:
+        """``SlotStore.end`` does it for all layers."""
+
+
+class SlotStore:
+    """The places of all pruning layers of a batch: tensors [layers, rows, kv_heads, ...], of which the layers hold views."""
+
+    def __init__(self, layers: Sequence[SlotLayer], held: Tensor) -> None:
+        """held: [rows], entries of each row; they are in the first places."""
+        self.layers, self.device = layers, layers[0].device
+        self.keys, self.values, self.positions, self.sums = (
+            torch.stack([getattr(layer, name) for layer in layers], 1 if name == "sums" else 0)
+            for name in ("keys", "values", "positions", "sums")
+        )
+        self.heads = torch.arange(self.positions.shape[2], device=self.device)
+        self.room = self.positions.shape[3]
+        held = held[:, None, None]
+        self.positions.masked_fill_(torch.arange(self.room, device=self.device) >= held, FREE)
+        free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(max=self.room - 1)
+        self.free = free.expand(len(layers), -1, len(self.heads), -1)
+        self._bind()
+
+    def _bind(self) -> None:
+        for i, layer in enumerate(self.layers):
+            layer.keys, layer.values, layer.positions = self.keys[i], self.values[i], self.positions[i]
+            layer.sums = self.sums[:, i]
+
+    def begin(self, plan: Pass) -> None:
+        """Give every token of the pass its place in every layer and head, and every query what it may see."""
+        places = self.free[:, plan.rows, :, plan.offset].transpose(0, 1)  # [layers, tokens, kv_heads]
+        layer_of = torch.arange(len(self.layers), device=self.device)[:, None, None]
+        rows = plan.rows[:, None]
+        self.positions[layer_of, rows, self.heads, places] = plan.true_positions[:, None]
+        hidden = self.positions[:, :, :, None] > plan.query_positions[:, None, :, None]
+        masks = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+        for i, layer in enumerate(self.layers):
+            layer.place, layer.mask = (rows, self.heads, places[i]), masks[i]
+
+    def end(self, plan: Pass) -> None:
         """Free the places of what is dropped: all but the best ``keep`` of each row and head."""
-        positions = self.positions
-        assert positions is not None
-        protected = plan.protected(positions)
-        order = order_by_score(self.scores(plan, self.keys, positions), positions, protected)
-        order = order.masked_fill_(positions == FREE, -(1 << 62))
+        if not any(plan.is_due):
+            return
+        order = order_by_score(self._scores(plan), self.positions, plan.protected(self.positions))
+        order = order.masked_fill_(self.positions == FREE, -(1 << 62))
         spare = self.room - plan.keep_rows[:, None, None]
-        lowest = self.room - plan.narrowest_keep
-        worst, self.free = order.topk(min(lowest + 1, self.room), dim=-1, largest=False)
-        cut = spare.expand(-1, worst.shape[1], -1)
-        best_dropped, worst_kept = worst.gather(-1, (cut - 1).clamp(min=0)), worst.gather(-1, cut.clamp(max=worst.shape[2] - 1))
+        worst, self.free = order.topk(min(self.room - plan.narrowest_keep + 1, self.room), dim=-1, largest=False)
+        cut = spare.expand(*worst.shape[:3], 1)
+        best_dropped, worst_kept = worst.gather(-1, (cut - 1).clamp(min=0)), worst.gather(-1, cut.clamp(max=worst.shape[3] - 1))
         tied = ((best_dropped >> 24) == (worst_kept >> 24))[..., 0]
-        goes = torch.arange(worst.shape[2], device=self.device) < spare
-        positions.scatter_(2, self.free, positions.gather(2, self.free).masked_fill_(goes, FREE))
-        near = positions >= (plan.seen_rows - RECENT)[:, None, None]
-        recent = (near & (positions != FREE)).sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
-        self.sums += torch.stack([recent, (positions == 0).any(-1).float(), tied.float()]) * plan.due_rows
+        goes = torch.arange(worst.shape[3], device=self.device) < spare
+        self.positions.scatter_(3, self.free, self.positions.gather(3, self.free).masked_fill_(goes, FREE))
+        near = self.positions >= (plan.seen_rows - RECENT)[:, None, None]
+        recent = (near & (self.positions != FREE)).sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
+        self.sums += torch.stack([recent, (self.positions == 0).any(-1).float(), tied.float()]) * plan.due_rows
+
+    def _scores(self, plan: Pass) -> Tensor:
+        """[layers, rows, kv_heads, room], a policy at a time."""
+        parts, first, windows, count = [], 0, plan.windows, len(self.layers)
+        row_ids = self.layers[0].owner.row_ids
+        index = torch.tensor([layer.index for layer in self.layers], device=self.device)
+        while first < len(plan.tracks):
+            policy, last = plan.tracks[first].policy, first + 1
+            while last < len(plan.tracks) and plan.tracks[last].policy is policy:
+                last += 1
+            rows = slice(first * windows, last * windows)
+            keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
+            seen, keep, seed, ids = (
+                x[rows].repeat(count)[:, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids)
+            )
+            layer = index.repeat_interleave(rows.stop - rows.start)[:, None, None]
+            scores = policy.score(CacheView(keys, positions, seen, keep, layer, seed, ids))
+            parts.append(scores.unflatten(0, (count, -1)))
+            first = last
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone."""
-        super().drop_rows(rows)
-        self.free = self.free[rows]
+        self.keys, self.values, self.positions = self.keys[:, rows], self.values[:, rows], self.positions[:, rows]
+        self.free, self.sums = self.free[:, rows], self.sums[:, :, rows]
+        self._bind()
