@@ -1,5 +1,7 @@
 """Score functions and selection: signs, ties, temporal order, independence of the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -127,6 +129,16 @@ def test_scores_are_float32_whatever_the_cache():
     keys = torch.randn(1, 2, 10, 8, dtype=torch.bfloat16)
     for policy in POLICIES:
         assert POLICIES[policy].score(view(keys)).dtype == torch.float32, policy
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_entries_kept_in_16_bits_are_those_kept_of_the_same_keys_in_float32(policy, dtype):
+    """So a 16-bit run differs from a float32 run by its keys alone, never by how they are scored."""
+    narrow = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
+    queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(8)).to(dtype)
+    views = [replace(view(keys), queries=queries.to(keys.dtype)) for keys in (narrow, narrow.float())]
+    assert torch.equal(*(kept(policy, v, 40) for v in views))
 
 
 def test_random_does_not_depend_on_the_batch_around_a_text():

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pipeline.executors import InlineExecutor, RayExecutor
@@ -223,3 +224,19 @@ def test_a_client_without_the_token_is_refused_and_no_actor_outlives_its_executo
             break
         time.sleep(0.1)
     assert not alive(actor)
+
+
+def test_a_policy_beside_the_user_reaches_the_actors(sweep_file, tmp_path):
+    """``module:function`` in the directory where kvsweep is started, which is neither installed nor ours."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "users_policy.py").write_text("def oldest(view):\n    return -view.positions.float()\n")
+    sweep = sweep_file(policies='["users_policy:oldest"]')
+    command = [str(Path(sys.executable).parent / "kvsweep"), "run", str(sweep), "--out", "out"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = pl.read_parquet(folder / "out" / "perplexity" / "*.parquet").filter(pl.col("policy") != "dense")
+    assert rows["policy"].str.starts_with("users_policy:oldest@").all()
+    assert rows["prune_events"].min() > 0
+    assert set(rows["sink_retained"]) == {1.0}, "the oldest always stay"
+    assert rows["recent_retained"].max() < 0.2

@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that a process on this device could still take; None where nobody says."""
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a process on this device could still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    limits = [_available(), _left_in_container()]
-    known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
-
-
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    left = _left_in_container()
+    available = psutil.virtual_memory().available
+    return available if left is None else min(available, left)
 
 
 def _left_in_container() -> int | None:

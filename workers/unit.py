@@ -67,10 +67,7 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
 
 def _batch_windows(model: nn.Module, length: int, device: torch.device) -> int:
     """Windows that go through together: what the free memory holds, at most MAX_BATCH_WINDOWS."""
-    free = free_bytes(device)
-    if free is None:
-        return MAX_BATCH_WINDOWS
-    share = free * MEMORY_SHARE / (cores_sharing() if device.type == "cpu" else 1)
+    share = free_bytes(device) * MEMORY_SHARE / (cores_sharing() if device.type == "cpu" else 1)
     return int(max(1, min(MAX_BATCH_WINDOWS, share // window_bytes(model, length))))
 
 
