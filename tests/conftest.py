@@ -105,3 +105,9 @@ def sweep_file(tmp_path: Path, tiny_model_dir: Path, text_file: Path) -> Callabl
         return file
 
     return write
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a run goes."""
+    return tmp_path / "out"

@@ -17,21 +17,8 @@ import pytest
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
 from pipeline.spec import load_spec
-from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED, RunOptions, run_sweep
-
-ROOT = Path(__file__).parent.parent
-
-
-def kvsweep(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, started in ``folder``."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
-def run_inline(sweep: Path, out: Path) -> int:
-    """The same as ``kvsweep run --inline`` in this process."""
-    return run_sweep(str(sweep), [], RunOptions(out=str(out), inline=True, threads=1))
+from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
+from tests.command import ROOT, kvsweep, run_inline
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,99 +39,11 @@ def planned_keys(sweep: Path) -> Counter:
     return Counter((c.cell_id, w.index) for c in plan.grid.cells if c.task == "perplexity" for w in plan.windows(c))
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def test_help_names_the_commands(tmp_path):
     done = kvsweep("--help", folder=tmp_path)
     assert done.returncode == 0
     for command in ("plan", "run", "status", "report"):
         assert re.search(rf"\b{command}\b", done.stdout)
-
-
-@pytest.mark.parametrize("command", ["plan", "run"])
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"keep_ratio": "[0.5]"}, "sweep.yaml:8:1: keep_ratio: unknown key; did you mean keep_ratios?"),
-        ({"keep_ratios": "[0]"}, "sweep.yaml:5:15: keep_ratios.0: should be greater than 0 (got 0)"),
-        ({"keep_ratios": "[1.2]"}, "sweep.yaml:5:15: keep_ratios.0: should be less than or equal to 1 (got 1.2)"),
-        ({"keep_ratios": '["abc"]'}, 'sweep.yaml:5:15: keep_ratios.0: should be a valid number (got "abc")'),
-        ({"prune_after": "[-1]"}, "sweep.yaml:6:15: prune_after.0: should be greater than or equal to 1 (got -1)"),
-        ({"skip_layers": "[[99]]"}, "skip_layers: layer 99 does not exist"),
-        ({"perplexity": "{window: 512, stride: 64}"}, "perplexity.window: 512 is longer than the context"),
-        ({"models": "[no-such/model]"}, "model 'no-such/model': not one of reference-neox"),
-        ({"datasets": '["text:empty.txt"]'}, "dataset 'text:empty.txt' holds no text"),
-        ({"datasets": '["text:none.txt"]'}, "there is no file none.txt"),
-        ({"models": "[broken]"}, "its tokenizer.json cannot be used"),
-        ({"name": "[x"}, "not valid YAML"),
-    ],
-    ids=lambda value: "-".join(value) + "=" + "".join(value.values()) if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_a_wrong_sweep_is_refused_with_one_message_and_leaves_nothing_behind(
-    command, changes, part, sweep_file, tiny_model_dir, tmp_path, monkeypatch, capsys
-):
-    from typer.testing import CliRunner
-
-    from pipeline.cli import app
-
-    monkeypatch.chdir(tmp_path)
-    sweep = sweep_file(**changes)
-    Path("empty.txt").touch()
-    shutil.copytree(tiny_model_dir, "broken")
-    Path("broken/tokenizer.json").write_text("{")
-    before = sorted(tmp_path.rglob("*"))
-    done = CliRunner().invoke(app, [command, sweep.name])
-    assert done.exit_code == BAD_INPUT
-    assert isinstance(done.exception, SystemExit)
-    (message,) = done.stderr.splitlines()
-    assert message.startswith("error: ") and part in message
-    assert done.stdout == ""
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_missing_sweep_file_is_refused_by_the_real_command_without_a_traceback(tmp_path):
-    for command in ("plan", "run"):
-        done = kvsweep(command, "none.yaml", folder=tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: none.yaml: there is no such sweep file")
-        assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_option_and_a_wrong_override_are_refused(sweep_file, tmp_path):
-    sweep = sweep_file()
-    assert kvsweep("run", sweep, "--inlin", folder=tmp_path).returncode == 2
-    done = kvsweep("run", sweep, "--set", "keep_ratios=[2]", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --set keep_ratios=[2]: keep_ratios.0: ")
-    assert [file.name for file in tmp_path.iterdir()] == ["sweep.yaml"]
-
-
-def test_a_folder_of_other_files_is_never_written_to(sweep_file, out, capsys):
-    out.mkdir()
-    (out / "thesis.tex").write_text("x")
-    assert run_inline(sweep_file(), out) == BAD_INPUT
-    assert "is not empty and holds no kvsweep run" in capsys.readouterr().err
-    assert [file.name for file in out.iterdir()] == ["thesis.tex"]
-    assert run_inline(sweep_file(), out / "thesis.tex") == BAD_INPUT
-    assert "is a file; name a directory" in capsys.readouterr().err
-
-
-def test_an_unreachable_object_store_is_refused_without_a_traceback(sweep_file, capsys):
-    assert run_sweep(str(sweep_file()), [], RunOptions(out="nosuchstore://bucket/run", inline=True)) == BAD_INPUT
-    (message,) = capsys.readouterr().err.splitlines()
-    assert message.startswith("error: --out nosuchstore://bucket/run: ")
-
-
-def test_a_damaged_run_json_is_refused_and_left_alone(sweep_file, out, capsys):
-    out.mkdir()
-    (out / "run.json").write_text("{")
-    assert run_inline(sweep_file(), out) == BAD_INPUT
-    assert capsys.readouterr().err.startswith("error: --out ")
-    assert (out / "run.json").read_text() == "{"
 
 
 def test_plan_shows_every_cell_what_was_dropped_and_what_never_prunes(sweep_file, tmp_path):

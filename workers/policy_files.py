@@ -15,15 +15,19 @@ class PolicyError(ValueError):
     """A policy that cannot be found, with what to do."""
 
 
-def digest(module: str) -> str:
-    """8 hex digits of the module's source file. Raises PolicyError where there is no such module."""
+def _file(module: str) -> Path:
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         raise PolicyError(f"there is no module {module!r}; it must be importable where kvsweep is started")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:8]
+    return Path(spec.origin)
+
+
+def digest(module: str) -> str:
+    """8 hex digits of the module's source file. Raises PolicyError where there is no such module."""
+    return hashlib.sha256(_file(module).read_bytes()).hexdigest()[:8]
 
 
 def resolved(policy: str) -> str:
@@ -35,10 +39,8 @@ def resolved(policy: str) -> str:
     if match is None:
         return policy
     module, function = match["module"], match["function"]
-    version = digest(module)
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    text = Path(spec.origin).read_text(encoding="utf-8")
-    if not re.search(rf"^(def\s+{function}\b|{function}\s*[:=]|from\s.*\bimport\b.*\b{function}\b)", text, re.MULTILINE):
-        raise PolicyError(f"module {module!r} ({spec.origin}) defines no {function!r}")
-    return f"{module}:{function}@{version}"
+    file = _file(module)
+    defined = rf"^(def\s+{function}\b|{function}\s*[:=]|from\s.*\bimport\b.*\b{function}\b)"
+    if not re.search(defined, file.read_text(encoding="utf-8"), re.MULTILINE):
+        raise PolicyError(f"module {module!r} ({file}) defines no {function!r}")
+    return f"{module}:{function}@{digest(module)}"

@@ -23,10 +23,8 @@ from workers.settings import PruneSettings
 
 TOKENS, KEEP_RATIO, PRUNE_AFTER = 48, 0.5, 16
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""Largest difference of a token's NLL between our path and the stock one that is rounding and not a fault."""
-PRUNED_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""The same for the mean difference over a pruned text: in 16 bits, passes of other lengths round keys differently, and a
-key that falls to the other side of a cut changes single tokens by more."""
+"""Largest difference of a token's NLL that is rounding and not a fault. For a pruned cell in 16 bits it holds for the mean:
+passes of other lengths round keys differently, and a key that falls to the other side of a cut changes single tokens by more."""
 DRAWS = 3
 """Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
 
@@ -103,6 +101,6 @@ def _fault(model: Any, tokens: Tensor, stock: Tensor, dtype: str) -> str:
             )
     difference = (pruned.nll - evaluate_reference(model, tokens, cell, [0]).nll).abs()
     worst = float(difference.max() if dtype == "float32" else difference.mean())
-    if not worst <= PRUNED_TOLERANCE[dtype]:
-        return f"a pruned cell differs from one token per pass by {worst:.3g} nats ({PRUNED_TOLERANCE[dtype]:g} is rounding)"
+    if not worst <= TOLERANCE[dtype]:
+        return f"a pruned cell differs from one token per pass by {worst:.3g} nats ({TOLERANCE[dtype]:g} is rounding)"
     return ""

@@ -1,0 +1,22 @@
+"""The command, in a process of its own or in this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.sweep import RunOptions, run_sweep
+
+ROOT = Path(__file__).parent.parent
+
+
+def kvsweep(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, started in ``folder``."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def run_inline(sweep: Path, out: Path) -> int:
+    """The same as ``kvsweep run --inline`` in this process."""
+    return run_sweep(str(sweep), [], RunOptions(out=str(out), inline=True, threads=1))
