@@ -10,8 +10,8 @@ from analysis import labels
 from analysis.marks import Axis, Point, specification
 from analysis.speed import COMPARED, short
 
-HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED")
-"""Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning."""
+HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED", "BEYOND_CONTEXT")
+"""Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning alone."""
 
 PANEL = [
     "model", "dataset", "prune_after", "model_revision", "dataset_fingerprint", "protocol_version", "device", "dtype",

@@ -80,6 +80,7 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
     checks = [
         (pl.col("verdict") == "NEVER_PRUNED", "Never pruned anything, so that PPL equals dense by construction"),
         (pl.col("verdict") == "BARELY_PRUNED", "Scored under 5 % of the tokens with a pruned cache, so that PPL says little"),
+        (pl.col("verdict") == "BEYOND_CONTEXT", "Texts longer than the model was trained on, so that PPL shows that too"),
         (pl.col("verdict") == "NOT_FINITE", "No finite perplexity: a sum is missing, infinite or not a number"),
         (paired == 0, "No row of the dense twin: no ratio can be formed"),
         (paired == 1, "Compared on one window: a ratio without an interval"),

@@ -91,6 +91,7 @@ GENERATION = [
     Column("prune_seconds", "pruning (ms)", "milliseconds"), Column("kv_bytes_prompt", "KV after prompt (MiB)", "mebibytes"),
     Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"), Column("kv_bytes_final", "KV at end (MiB)", "mebibytes"),
     Column("peak_memory_bytes", "peak memory (MiB)", "mebibytes"), _setting("peak_memory_method", "memory counter"),
+    Column("note", "note", "text"),
 ]  # fmt: skip
 
 RETRIEVAL = [
@@ -99,6 +100,7 @@ RETRIEVAL = [
     Column("questions", "questions", "count"), Column("right", "right", "count"), Column("accuracy", "accuracy", "percent"),
     Column("accuracy_low", "lower 95 % bound", "percent"), Column("accuracy_high", "upper 95 % bound", "percent"),
     Column("dense_accuracy", "dense accuracy", "percent"), Column("answer_retained", "answer still held", "percent"),
+    Column("note", "note", "text"),
 ]  # fmt: skip
 
 COVERAGE = [

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from obstore.exceptions import BaseError
 
-from pipeline.results import RunStore, is_remote
+from pipeline.results import ANSWER_TOKENS, RunStore, is_remote
 
 VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint"]
 """What makes numbers incomparable. Part of every group key, beside the cell's id."""
@@ -30,6 +30,13 @@ POOLED_SETTINGS = [
 ]  # fmt: skip
 POOLED = {"perplexity": ["window", "stride"], "retrieval": []}
 """The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
+
+TOKENS_READ = {
+    "perplexity": pl.col("window"),
+    "generation": pl.col("prompt_tokens") + pl.col("new_tokens"),
+    "retrieval": pl.col("context_tokens") + ANSWER_TOKENS,
+}
+"""How much of a text the model of a row saw at once."""
 
 LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "output_tokens"]
 """List columns that no table or chart reads; leaving them out keeps them on disk."""
@@ -58,9 +65,22 @@ class Results:
     scanned: dict[str, pl.LazyFrame]
 
     def rows(self, task: str) -> pl.LazyFrame:
-        """The rows of a table, each once (units are delivered at least once, and runs may share cells), with ``pool_id``."""
+        """The rows of a table, each once (units are delivered at least once, and runs may share cells).
+
+        Adds ``pool_id`` and ``beyond_context``: more tokens than the model was trained on (null where run.json does not say).
+        """
         once = self.scanned[task].unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        if task in TOKENS_READ:
+            once = once.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
+            once = once.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
         return once.with_columns(pool_id=_pool_id(task))
+
+    def _contexts(self) -> pl.LazyFrame:
+        """Trained context in tokens of every model of the runs."""
+        listed = [model for run in self.runs for model in run.info.get("models", []) if isinstance(model, dict)]
+        rows = [(model.get("name"), model.get("revision"), model.get("context")) for model in listed]
+        schema = {"model": pl.String, "model_revision": pl.String, "context": pl.Int64}
+        return pl.LazyFrame(rows, schema=schema, orient="row").unique(["model", "model_revision"], keep="first")
 
 
 def load(directories: Sequence[str]) -> Results:

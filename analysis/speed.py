@@ -7,7 +7,7 @@ import polars as pl
 
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import LEVEL, POOL, RESAMPLES, SEED, SETTINGS, finite
-from analysis.tables import in_order
+from analysis.tables import beyond, in_order
 
 MEASURES = [
     "ttft_seconds", "tpot_seconds", "total_seconds", "tokens_per_second", "prune_seconds",
@@ -45,7 +45,7 @@ def generation(rows: pl.LazyFrame) -> pl.DataFrame:
     for measure in COMPARED:
         found = _ratio_intervals(ratios, measure)
         table = table.join(found, on=KEYS, how="left", nulls_equal=True, maintain_order="left")
-    return in_order(finite(table))
+    return in_order(finite(table.with_columns(note=beyond())))
 
 
 def short(measure: str) -> str:

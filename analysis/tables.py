@@ -32,11 +32,12 @@ def in_order(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def verdict() -> pl.Expr:
-    """What a cell's perplexity can speak for: DENSE, NEVER_PRUNED, BARELY_PRUNED, NOT_FINITE or VALID."""
+    """What a cell's perplexity can speak for: DENSE, BEYOND_CONTEXT, NEVER_PRUNED, BARELY_PRUNED, NOT_FINITE or VALID."""
     share = pl.col("share_pruned")
     return (
         pl.when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
         .when(pl.col("ppl").is_null()).then(pl.lit("NOT_FINITE"))
+        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
         .when(share == 0).then(pl.lit("NEVER_PRUNED"))
         .when(share < BARELY).then(pl.lit("BARELY_PRUNED"))
         .otherwise(pl.lit("VALID")).alias("verdict")
@@ -57,8 +58,13 @@ def note() -> pl.Expr:
     )
     seeds = pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds pooled", "seeds"))
     bug = pl.when(pl.col("position_mode") == "cache_length").then(pl.lit("reproduces the position bug on purpose"))
-    joined = pl.concat_str([few, lost, seeds, bug], separator="; ", ignore_nulls=True)
+    joined = pl.concat_str([few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True)
     return pl.when(joined != "").then(joined).alias("note")
+
+
+def beyond() -> pl.Expr:
+    """The note on figures from texts beyond the trained context; null elsewhere."""
+    return pl.when(pl.col("beyond_context")).then(pl.lit("longer than the model was trained on"))
 
 
 def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
@@ -100,7 +106,7 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
         prune_events=pl.col("prune_events").mean(),
     )
     shares = cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
-    return in_order(finite(shares.collect()))
+    return in_order(finite(shares.with_columns(note=beyond()).collect()))
 
 
 def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:

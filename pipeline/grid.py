@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.results import ANSWER_TOKENS
 from pipeline.spec import GenerationTask, SweepSpec
 from workers.budget import event_schedule, kept_count, next_event
 
 PROTOCOL_VERSION = 1
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
-
-ANSWER_TOKENS = 8
-"""Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +178,16 @@ def _wanted(cell: Cell, task: GenerationTask) -> bool:
         and (task.prune_after is None or cell.prune_after in task.prune_after)
         and (task.skip_layers is None or list(cell.skip_layers) in [sorted(set(s)) for s in task.skip_layers])
     )
+
+
+def tokens_read(cell: Cell) -> int:
+    """The most tokens of one text that the cell's model sees at once."""
+    settings = json.loads(cell.settings)
+    if cell.task == "perplexity":
+        return settings["window"]
+    if cell.task == "generation":
+        return settings["prompt_tokens"] + settings["new_tokens"]
+    return max(settings["context_tokens"]) + ANSWER_TOKENS
 
 
 def never_prunes(cell: Cell, settings: dict[str, Any]) -> bool:

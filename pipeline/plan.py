@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipeline.grid import Cell, Grid, make_grid, never_prunes
+from pipeline.grid import Cell, Grid, make_grid, never_prunes, tokens_read
 from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.spec import SweepSpec
 from workers.budget import Schedule, event_schedule
@@ -151,6 +151,12 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
+    for name, facts in plan.resolved.models.items():
+        beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]
+        if beyond:
+            notes.append(
+                f"{len(beyond)} cells read more than the {facts.context} tokens that {name} was trained on; they are marked"
+            )
     for dense in (cell for cell in plan.grid.cells if cell.policy == "dense" and cell.task == "perplexity"):
         count = len(plan.windows(dense))
         asked = json.loads(dense.settings)["windows"]

@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.grid import ANSWER_TOKENS, Target
+from pipeline.grid import Target
+from pipeline.results import ANSWER_TOKENS
 from pipeline.spec import SweepError, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
@@ -113,11 +114,18 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     if spec.retrieval:
         key = f"retrieval.context_tokens + {ANSWER_TOKENS} for the answer"
         wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
-    limits = [("the context", facts.context), ("the sliding attention window", facts.sliding_window)]
+    context = f"the context of {facts.name}, {facts.context} tokens"
+    if facts.learned_positions:
+        context += ", and it has no position embeddings beyond"
+    limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
+    if facts.learned_positions or not spec.allow_beyond_context:
+        limits.append(
+            (facts.context, context if facts.learned_positions else f"{context} (allow_beyond_context: true runs it, marked)")
+        )
     return faults + [
-        f"{key}: {length} is longer than {what} of {facts.name}, {limit} tokens"
+        f"{key}: {length} is longer than {what}"
         for key, length in wanted
-        for what, limit in limits
+        for limit, what in limits
         if limit is not None and length > limit
     ]
 

@@ -19,6 +19,9 @@ from obstore.store import ObjectStore, from_url
 
 SCHEMA_VERSION = 1
 
+ANSWER_TOKENS = 8
+"""Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
+
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
 

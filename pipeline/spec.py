@@ -128,6 +128,8 @@ class SweepSpec(_Strict):
     generation: GenerationTask | None = None
     retrieval: RetrievalTask | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    allow_beyond_context: bool = False
+    """Also texts longer than a model was trained on; such cells are marked and enter no aggregate."""
 
 
 Position = tuple[str, int, int]

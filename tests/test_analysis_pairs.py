@@ -90,6 +90,22 @@ def test_retained_figures_are_means_over_events_and_null_without_events(summaris
     assert one(table, policy="dense")["recent_retained"] is None
 
 
+def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tmp_path):
+    """The made-up model has a context of 1,024 tokens; a model that no run.json knows is not marked."""
+    long = {"window": 1025, "stride": 1025}
+    rows = [perplexity_row(i, policy=p, model=m, **long) for m in ("toy", "other") for p in ("dense", "knorm") for i in (0, 1)]
+    timed = [generation_row(i, policy="dense", prompt_tokens=n, new_tokens=24) for n in (1000, 1001) for i in range(2)]
+    asked = [retrieval_row(policy="dense", context_tokens=n) for n in (1016, 1017)]
+    run = load([write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})])
+    cells = summary(run.rows("perplexity"))
+    marked, other = one(cells, policy="knorm", model="toy"), one(cells, policy="knorm", model="other")
+    assert (marked["verdict"], other["verdict"]) == ("BEYOND_CONTEXT", "VALID")
+    assert "longer than the model was trained on" in marked["note"]
+    assert one(by_ratio(cells), model="toy")["valid"] == 0
+    assert [row["note"] is None for row in generation(run.rows("generation")).sort("prompt_tokens").to_dicts()] == [True, False]
+    assert [row["note"] is None for row in retrieval(run.rows("retrieval")).sort("context_tokens").to_dicts()] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("pruned", "verdict"), [(0, "NEVER_PRUNED"), (4, "BARELY_PRUNED"), (5, "VALID"), (100, "VALID")], ids=str
 )  # fmt: skip

@@ -135,6 +135,19 @@ def test_what_cannot_work_is_refused_at_planning(plan_of, keys, parts):
         assert part in message
 
 
+def test_texts_beyond_the_context_run_when_asked_for_and_are_noted(plan_of, tiny_model_dir, tmp_path):
+    longer = {"perplexity": "{window: 300, stride: 300, windows: 2}", "allow_beyond_context": "true"}
+    plan = plan_of(**longer)
+    assert f"{len(plan.grid.cells)} cells read more than the 256 tokens" in plan.notes[0]
+    assert not any("read more" in note for note in plan_of().notes)
+    folder = tmp_path / "learned"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
+    with pytest.raises(SweepError, match=r"300 is longer than .* it has no position embeddings beyond"):
+        plan_of(models=f"[{folder}]", **longer)
+
+
 def test_a_window_longer_than_a_sliding_attention_window_is_refused(plan_of, tiny_model_dir, tmp_path):
     folder = tmp_path / "sliding"
     shutil.copytree(tiny_model_dir, folder)

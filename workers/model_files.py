@@ -12,6 +12,10 @@ EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
 
 
+LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt")
+"""Model types with one learned vector per position: past the last there is none."""
+
+
 class ModelError(ValueError):
     """A model that cannot be found or used, with what to do."""
 
@@ -30,6 +34,8 @@ class ModelFacts:
     layers: int
     context: int | None
     """Trained context in tokens; None where the configuration does not say."""
+    learned_positions: bool
+    """Nothing can be computed beyond ``context``."""
     sliding_window: int | None
     """Some layers attend to so many of the last tokens only."""
     kv_heads: int
@@ -102,6 +108,7 @@ def _facts(name: str, revision: str, source: str, commit: str | None, folder: Pa
         architecture=str(config.get("model_type", "unknown")),
         layers=layers,
         context=config.get("max_position_embeddings", config.get("n_positions")),
+        learned_positions=config.get("model_type") in LEARNED_POSITIONS,
         sliding_window=config.get("sliding_window") if config.get("use_sliding_window") is not False else None,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),

@@ -78,7 +78,7 @@ class Pass:
         self.true_positions = self.tokens_at[1].to(torch.int32)
         self.rows, self.offset = self._tensor(rows), self._tensor(offset)
         self._held, self._seen, self._cell, self._offset = held, seen, cell, offset
-        self.query_positions = self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)
+        self.query_positions = (self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)).to(torch.int32)
         self._cuts(seen + counts)
 
     def _tensor(self, values: np.ndarray) -> Tensor:

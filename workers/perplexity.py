@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from workers.batch_cache import BatchCache
 from workers.budget import Schedule, event_schedule
-from workers.cell_scores import CellScores, Validity, score
+from workers.cell_scores import CellScores, Validity, score, tile_size
 from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
@@ -135,16 +136,16 @@ def _attempt(
     model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, group: list[Track], row_ids: Sequence[int]
 ) -> Iterator[tuple[Track, CellScores | Exception]]:
     """A group's cells; where the group fails, each alone, so that a failing cell takes no other down."""
-    start = [(track.seen, track.held, track.event) for track in group]
     try:
-        yield from zip(group, _Group(model, tokens, prefix, dense, group, row_ids).run(), strict=True)
+        started = [replace(track) for track in group]  # a failing attempt must not move the ones that are tried alone
+        yield from zip(group, _Group(model, tokens, prefix, dense, started, row_ids).run(), strict=True)
     except Exception as error:
         if len(group) == 1:
             if is_out_of_memory(error) and tokens.shape[0] > 1:
                 raise  # fewer windows at a time may do
             yield group[0], error
             return
-        for track, (track.seen, track.held, track.event) in zip(group, start, strict=True):
+        for track in group:
             yield from _attempt(model, tokens, prefix, dense, [track], row_ids)
 
 
@@ -163,6 +164,7 @@ class _Group:
         self.correct = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
         self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
         self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
+        self.unscored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def run(self) -> list[CellScores]:
         """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
@@ -170,6 +172,7 @@ class _Group:
         starts = [track.seen for track in self.tracks]
         while active := self._retire(active):
             self._feed(active)
+        self._score()
         return [self._result(i, start) for i, start in enumerate(starts)]
 
     def _feed(self, active: list[int]) -> None:
@@ -179,14 +182,24 @@ class _Group:
         rows, at = plan.tokens_at
         hidden = _hidden(self.model, self.tokens[rows, at][None], plan.positions, self.cache)
         self.cache.end()
-        nll, correct = score(self.model, hidden, self.tokens[rows, at + 1][None])
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
-        self.nll[cells, rows, at], self.correct[cells, rows, at] = nll[0], correct[0]
+        self.unscored.append((hidden[0], cells, rows, at))
+        if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
+            self._score()
         per_token = (time.perf_counter() - begin) / int(plan.counts.sum())
         for i, count in zip(active, plan.counts.tolist(), strict=True):
             self.tracks[i].advance()
             self.passes[i] += 1
             self.seconds[i] += per_token * count
+
+    def _score(self) -> None:
+        """Tokens of several short passes at once: nothing waits for their logits, and the output layer is read less often."""
+        if not self.unscored:
+            return
+        hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
+        nll, correct = score(self.model, hidden[None], self.tokens[rows, at + 1][None])
+        self.nll[cells, rows, at], self.correct[cells, rows, at] = nll[0], correct[0]
+        self.unscored = []
 
     def _retire(self, active: list[int]) -> list[int]:
         """Take the cells that are done out of the cache; returns those that go on."""

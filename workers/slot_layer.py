@@ -8,6 +8,7 @@ What the layers of a batch do before and after a pass they do together, in one s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +53,8 @@ class SlotStore:
         )
         self.heads = torch.arange(self.positions.shape[2], device=self.device)
         self.room = self.positions.shape[3]
+        self.shown, self.hidden = torch.tensor([0.0, -torch.inf], device=self.device)
+        self.mask_room = torch.empty(0, device=self.device)
         held = held[:, None, None]
         self.positions.masked_fill_(torch.arange(self.room, device=self.device) >= held, FREE)
         free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(max=self.room - 1)
@@ -69,10 +72,19 @@ class SlotStore:
         layer_of = torch.arange(len(self.layers), device=self.device)[:, None, None]
         rows = plan.rows[:, None]
         self.positions[layer_of, rows, self.heads, places] = plan.true_positions[:, None]
-        hidden = self.positions[:, :, :, None] > plan.query_positions[:, None, :, None]
-        masks = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+        masks = self._masks(plan)
         for i, layer in enumerate(self.layers):
             layer.place, layer.mask = (rows, self.heads, places[i]), masks[i]
+
+    def _masks(self, plan: Pass) -> Tensor:
+        """[layers, rows, kv_heads, widest, room], -inf where a place is free or later than the query; in memory kept for it."""
+        shape = (*self.positions.shape[:3], plan.widest, self.room)
+        size = math.prod(shape)
+        if self.mask_room.numel() < size:
+            self.mask_room = torch.empty(size, device=self.device)
+        masks = self.mask_room[:size].view(shape)
+        visible = self.positions[:, :, :, None] <= plan.query_positions[:, None, :, None]
+        return torch.where(visible, self.shown, self.hidden, out=masks)
 
     def end(self, plan: Pass) -> None:
         """Free the places of what is dropped: all but the best ``keep`` of each row and head."""
