@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,16 +93,16 @@ def _cut(plan: Plan, dense: Cell, cells: list[Cell]) -> list[PlannedUnit]:
     """One group of cells (same target, task and settings) as units."""
     facts = plan.resolved.models[dense.model]
     if dense.task == "generation":  # all cells of a comparison take turns in one unit
-        return [PlannedUnit("generation", tuple(cells), (), sum(_cost(facts, cell, ()) for cell in cells))]
+        return [PlannedUnit("generation", tuple(cells), (), sum(_cost(facts, cell) for cell in cells))]
     if dense.task == "retrieval":
         batches = [tuple(cells[i : i + 8]) for i in range(0, len(cells), 8)]
-        return [PlannedUnit("retrieval", batch, (), sum(_cost(facts, cell, ()) for cell in batch)) for batch in batches]
+        return [PlannedUnit("retrieval", batch, (), sum(_cost(facts, cell) for cell in batch)) for batch in batches]
     windows = plan.windows(dense)
     units = []
     for batch in _batches(cells):
         for start in range(0, len(windows), WINDOWS_PER_UNIT):
             part = tuple(windows[start : start + WINDOWS_PER_UNIT])
-            units.append(PlannedUnit("perplexity", batch, part, sum(_cost(facts, cell, part) for cell in batch)))
+            units.append(PlannedUnit("perplexity", batch, part, _perplexity_cost(facts, batch, len(part))))
     return units
 
 
@@ -129,15 +129,27 @@ def schedule_of(cell: Cell, steps: int) -> Schedule:
     return event_schedule(cell.keep_ratio, cell.prune_after or 1, steps)
 
 
-def _cost(facts: ModelFacts, cell: Cell, windows: Iterable[Window]) -> float:
-    """Estimated seconds of a cell on one core or one GPU."""
-    settings, flops = json.loads(cell.settings), 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[cell.device]
-    per_pass = SECONDS_PER_PASS_LAYER[cell.device] * facts.layers
-    if cell.task == "perplexity":
-        count, steps = len(list(windows)), settings["window"] - 1
-        schedule = schedule_of(cell, steps)
-        own = steps - (schedule.first_event or 0) if cell.prune_after is None or schedule.events else 0
-        return count * own * flops + len(schedule.events) * per_pass
+def _perplexity_cost(facts: ModelFacts, cells: Sequence[Cell], windows: int) -> float:
+    """Estimated seconds of a unit: one dense pass, each cell's tokens behind its first event, passes shared by the cells."""
+    steps = json.loads(cells[0].settings)["window"] - 1
+    schedules = [schedule_of(cell, steps) for cell in cells]
+    tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
+    passes = 1 + max(len(schedule.events) for schedule in schedules)
+    return windows * tokens * _seconds_per_token(facts, cells[0].device) + passes * _seconds_per_pass(facts, cells[0].device)
+
+
+def _seconds_per_token(facts: ModelFacts, device: str) -> float:
+    return 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[device]
+
+
+def _seconds_per_pass(facts: ModelFacts, device: str) -> float:
+    return SECONDS_PER_PASS_LAYER[device] * facts.layers
+
+
+def _cost(facts: ModelFacts, cell: Cell) -> float:
+    """Estimated seconds of a generation or retrieval cell on one core or one GPU."""
+    settings, flops = json.loads(cell.settings), _seconds_per_token(facts, cell.device)
+    per_pass = _seconds_per_pass(facts, cell.device)
     if cell.task == "generation":
         one = settings["prompt_tokens"] * flops + settings["new_tokens"] * (per_pass + flops)
         return one * (settings["repeats"] + settings["warmup"])

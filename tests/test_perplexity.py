@@ -1,5 +1,7 @@
 """Event-driven = reference = masked full cache, token by token; dense = the stock model."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
+from workers.attention import attention
 from workers.eviction import POLICIES, Policy
 from workers.perplexity import evaluate, evaluate_reference
 from workers.settings import PruneSettings
@@ -55,6 +58,26 @@ def test_event_driven_equals_one_token_per_pass(architecture, many, length, rows
         if result is not None:
             assert got.validity.prune_events == reference.validity.prune_events
             assert got.validity.recent_retained == pytest.approx(reference.validity.recent_retained)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(ARCHITECTURES), cells.filter(lambda cell: cell.policy != "h2o"), st.integers(2, 70), st.integers(0, 9))
+def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
+    """The same kept entries in another order at every step: attention is a sum over a set, so nothing else can matter."""
+    model, tokens = MODELS[architecture], repetitive_tokens(1, length, seed=length)
+    straight = evaluate_reference(model, tokens, cell, [0])
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(query, keys, values, scale, mask=None, values_too=True):
+        order = torch.rand(keys.shape[:3], generator=generator).argsort(-1)[..., None].expand_as(keys)
+        return attention(query, keys.gather(2, order), values.gather(2, order) if values_too else values, scale, mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.pruned_layer.attention", shuffled)
+        assert torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=TOLERANCE)
+        if length > 20:  # the shuffle is real: keys that lose their values show
+            patch.setattr("workers.pruned_layer.attention", partial(shuffled, values_too=False))
+            assert not torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

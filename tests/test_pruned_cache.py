@@ -25,6 +25,31 @@ def test_generate_of_a_stock_model_equals_our_loop(architecture, attention):
     assert out[0, 40:].tolist() == generate(model, prompt, settings, 30, CLOCK).output_tokens
 
 
+@torch.inference_mode()
+def decoded_by_our_loop(model, prompt, settings, new_tokens, *, sample):
+    """[batch, new_tokens], greedy or drawn from the softmax with torch's generator, as generate draws."""
+    cache, token, out = PrunedCache(model.config, settings), prompt, []
+    for _ in range(new_tokens):
+        logits = forward(model, token, cache)
+        token = torch.multinomial(logits.float().softmax(-1), 1) if sample else logits.argmax(-1, keepdim=True)
+        out.append(token)
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "kvsweep"])
+@pytest.mark.parametrize("sample", [False, True])
+def test_generate_of_a_batch_equals_our_loop_token_for_token(architecture, attention, sample):
+    model, prompt, settings = tiny_model(architecture, attention), repetitive_tokens(3, 40), PruneSettings("knorm", 0.7, 24, (1,))
+    torch.manual_seed(5)
+    cache = PrunedCache(model.config, settings)
+    out = model.generate(prompt, past_key_values=cache, max_new_tokens=30, do_sample=sample, top_k=0, pad_token_id=0)
+    assert cache.validity().prune_events > 1
+    model.set_attn_implementation("kvsweep")
+    torch.manual_seed(5)
+    assert torch.equal(out[:, 40:], decoded_by_our_loop(model, prompt, settings, 30, sample=sample))
+
+
 def test_generate_takes_options_by_name_batches_and_sampling():
     model = tiny_model("llama")
     cache = PrunedCache(model.config, keep_ratio=0.5, prune_after=16, skip_layers=[0])
