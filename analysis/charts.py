@@ -8,14 +8,14 @@ import polars as pl
 
 from analysis import labels
 from analysis.marks import Axis, Point, specification
-from analysis.speed import COMPARED, short
+from analysis.speed import COMPARED, WRONG, short
 
 HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED", "BEYOND_CONTEXT")
 """Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning alone."""
 
 PANEL = [
     "model", "dataset", "prune_after", "model_revision", "dataset_fingerprint", "protocol_version", "device", "dtype",
-    "window", "stride", "prompt_tokens",
+    "window", "stride", "prompt_tokens", "batch_size", "timing_protocol", "run_id",
 ]  # fmt: skip
 """Settings of which each combination gets a panel of its own; those that a frame lacks are ignored."""
 
@@ -84,6 +84,8 @@ def _panels(cells: pl.DataFrame, name: str, x: Axis, y: Axis, what: str, *, line
     for number, (values, group) in enumerate(cells.group_by(keys, maintain_order=True), start=1):
         named = dict(zip(keys, values, strict=True))
         title = [f"{named['model']} · {named['dataset']}", " · ".join(f"{key} {labels.text(named[key])[:16]}" for key in varying)]
+        if named.get("timing_protocol") == "report_2025":
+            title[0] += f" · {WRONG.upper()}"
         rows = [_point(row) for row in group.iter_rows(named=True)]
         description = f"{what} against {x.title}, {', '.join(part for part in title if part)}: {len(rows)} cells, {_span(group)}"
         spec = specification(rows, x, y, title, description, lines=lines)
@@ -103,7 +105,8 @@ def _point(row: labels.Row) -> Point:
         "x": row["x"], "y": row["y"], "low": row["low"], "high": row["high"], "reference": row["reference"],
         "order": row["keep_ratio"],
         "policy": row["policy"], "variant": labels.variant(row), "after": labels.text(after),
-        "hollow": row["verdict"] in HOLLOW, "kept": labels.ratio_setting(row["keep_ratio"]), "value": labels.figure(row["y"]),
+        "hollow": row["verdict"] in HOLLOW or row.get("timing", "STABLE") != "STABLE",
+        "kept": labels.ratio_setting(row["keep_ratio"]), "value": labels.figure(row["y"]),
         "ratio": labels.figure(row["ratio"]), "bounds": labels.interval(row["ratio_low"], row["ratio_high"]),
         "held": labels.percent(row.get("budget")), "n": labels.count(row["n"]), "verdict": row["verdict"],
     }  # fmt: skip

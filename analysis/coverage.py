@@ -30,7 +30,7 @@ def coverage(results: Results) -> pl.DataFrame:
 
 
 def _done(results: Results, task: str) -> pl.LazyFrame:
-    keys = [key for key in ROW_KEYS[task] if key not in ("cell_id", "run_id", *VERSION_COLUMNS)]
+    keys = [key for key in ROW_KEYS[task] if key not in ("cell_id", "run_id", "control", *VERSION_COLUMNS)]
     counted = results.scanned[task].group_by("source", "cell_id").agg(
         pl.col("dense_cell_id").first(), found=pl.struct(keys).n_unique()
     )  # fmt: skip

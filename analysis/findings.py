@@ -46,12 +46,16 @@ def _ratio(row: labels.Row) -> str:
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
     found = []
-    keys = ["model", "model_revision", "device_name", "prompt_tokens"]
-    for (model, _, device, prompt), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
+    keys = ["model", "model_revision", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id"]
+    for (model, _, device, prompt, batch, *_), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
         keys, maintain_order=True
     ):
-        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens"
-        shown = group.filter(~pl.col("tpot_words").str.starts_with(NO_DIFFERENCE)).sort("tpot_ratio").to_dicts()
+        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens" + (f", batch of {batch}" if batch != 1 else "")
+        if (group["timing"] != "STABLE").all():
+            found.append(f"{place}: time per output token: nothing can be said, {group['fault'][0]}.")
+            continue
+        told = ~pl.col("tpot_words").str.starts_with(NO_DIFFERENCE)
+        shown = group.filter(told, pl.col("timing") == "STABLE").sort("tpot_ratio").to_dicts()
         if not shown:
             found.append(f"{place}: time per output token: {NO_DIFFERENCE} in any of {group.height} cells.")
             continue
@@ -107,10 +111,15 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
 
 
 def _of_speed(speeds: pl.DataFrame) -> list[str]:
-    early = speeds.filter(pl.col("ttft_high") < EARLIER_THAN_POSSIBLE).height
+    wrong = speeds.filter(pl.col("timing") == "WRONG_ON_PURPOSE").height
+    found = [f"Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: {_cells(wrong)}."]
+    found = found if wrong else []
+    for (fault,), group in speeds.filter(pl.col("timing") == "UNSTABLE_TIMING").group_by("fault", maintain_order=True):
+        found.append(f"No speed-up or slow-down is named, {fault}: {_cells(group.height)}.")
+    early = speeds.filter(pl.col("ttft_high") < EARLIER_THAN_POSSIBLE, pl.col("timing") != "WRONG_ON_PURPOSE").height
     if not early:
-        return []
-    return [f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}."]
+        return found
+    return [*found, f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}."]
 
 
 def _cells(count: int) -> str:

@@ -86,6 +86,11 @@ def milliseconds(value: float | None) -> str:
     return NONE if value is None else figure(1000 * value)
 
 
+def gigabytes(value: float | None) -> str:
+    """Bytes as GB (10**9), without the unit."""
+    return figure(None if value is None else value / 1e9)
+
+
 def mebibytes(value: float | None) -> str:
     """Bytes as MiB, without the unit."""
     return NONE if value is None else figure(value / 2**20)
@@ -105,5 +110,6 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "points": points,
     "milliseconds": milliseconds,
     "mebibytes": mebibytes,
+    "gigabytes": gigabytes,
 }
 """The formats a table's column can name."""

@@ -40,7 +40,7 @@ class Table:
     same: list[str]
 
 
-NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "interval"}
+NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "gigabytes", "interval"}
 """The formats that are aligned right and sort as numbers."""
 
 
@@ -82,12 +82,19 @@ BY_RATIO = [
 
 GENERATION = [
     *SETTINGS,
-    Column("prompt_tokens", "prompt tokens", "count"), _setting("new_tokens", "new tokens", "count"),
+    Column("prompt_tokens", "prompt tokens", "count"), _setting("batch_size", "batch", "count"),
+    _setting("new_tokens", "new tokens", "count"), _setting("timing_protocol", "timing protocol"),
+    Column("timing", "timing", "text"),
     _setting("threads", "threads", "count"), Column("repeats", "repeats", "count"),
-    Column("ttft_seconds", "TTFT (ms)", "milliseconds"), Column("ttft_words", "TTFT against dense", "text"),
+    Column("ttft_seconds", "TTFT (ms)", "milliseconds"), Column("prefill_seconds", "of it prefill (ms)", "milliseconds"),
+    Column("prompt_prune_seconds", "of it pruning (ms)", "milliseconds"), Column("ttft_words", "TTFT against dense", "text"),
     Column("tpot_seconds", "TPOT (ms)", "milliseconds"), Column("tpot_ratio", "TPOT ratio"),
+    Column("plain_step_seconds", "step without prune (ms)", "milliseconds"),
+    Column("prune_step_seconds", "step with prune (ms)", "milliseconds"),
     Column("tpot_low", "95 % interval", "interval", "tpot_high"), Column("tpot_words", "TPOT against dense", "text"),
     Column("tokens_per_second", "tokens per second"), Column("tokens_words", "throughput against dense", "text"),
+    Column("bytes_per_step", "read per step (MiB)", "mebibytes"), Column("bytes_per_second", "achieved (GB/s)", "gigabytes"),
+    Column("memory_bandwidth", "memory gives (GB/s)", "gigabytes"),
     Column("prune_seconds", "pruning (ms)", "milliseconds"), Column("kv_bytes_prompt", "KV after prompt (MiB)", "mebibytes"),
     Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"), Column("kv_bytes_final", "KV at end (MiB)", "mebibytes"),
     Column("peak_memory_bytes", "peak memory (MiB)", "mebibytes"), _setting("peak_memory_method", "memory counter"),
@@ -101,6 +108,14 @@ RETRIEVAL = [
     Column("accuracy_low", "lower 95 % bound", "percent"), Column("accuracy_high", "upper 95 % bound", "percent"),
     Column("dense_accuracy", "dense accuracy", "percent"), Column("answer_retained", "answer still held", "percent"),
     Column("note", "note", "text"),
+]  # fmt: skip
+
+CHECKS = [
+    Column("model", "model", "text"), Column("device_name", "device name", "text"),
+    Column("prompt_tokens", "prompt tokens", "count"), Column("batch_size", "batch", "count"),
+    Column("rounds", "rounds", "count"), Column("drift", "dense, last / first round"), Column("null_ratio", "A against A"),
+    Column("null_low", "95 % interval", "interval", "null_high"), Column("timing", "timing", "text"),
+    Column("fault", "why", "text"),
 ]  # fmt: skip
 
 COVERAGE = [

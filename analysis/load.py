@@ -18,7 +18,7 @@ VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint"]
 
 ROW_KEYS: dict[str, list[str]] = {
     "perplexity": ["cell_id", *VERSION_COLUMNS, "window_index"],
-    "generation": ["cell_id", *VERSION_COLUMNS, "run_id", "prompt_tokens", "repeat"],
+    "generation": ["cell_id", *VERSION_COLUMNS, "run_id", "prompt_tokens", "repeat", "control"],
     "retrieval": ["cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "depth", "question_index"],
     "failures": ["cell_id", *VERSION_COLUMNS, "task", "error_type", "message"],
 }
@@ -38,7 +38,7 @@ TOKENS_READ = {
 }
 """How much of a text the model of a row saw at once."""
 
-LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "output_tokens"]
+LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens"]
 """List columns that no table or chart reads; leaving them out keeps them on disk."""
 
 
@@ -121,11 +121,27 @@ def _run_info(store: RunStore) -> dict[str, Any]:
 
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
+    derived = _step_times() if task == "generation" else []
     scans = [
-        store.scan(task).drop(LONG_COLUMNS, strict=False).with_columns(source=pl.lit(index, pl.Int32))
+        store.scan(task).with_columns(*derived, source=pl.lit(index, pl.Int32)).drop(LONG_COLUMNS, strict=False)
         for index, store in enumerate(stores)
     ]
     return pl.concat(scans)
+
+
+def _step_times() -> list[pl.Expr]:
+    """Mean time of the decoding steps that pruned, and of the others; null where there are none. Rows of older schemas: one text
+    at a time, in fair rounds, without a control.
+    """
+    steps, pruned = pl.col("token_seconds"), pl.col("token_seconds").list.gather(pl.col("prune_steps"))
+    others = steps.list.len() - pruned.list.len()
+    return [
+        pruned.list.mean().alias("prune_step_seconds"),
+        pl.when(others > 0).then((steps.list.sum() - pruned.list.sum()) / others).alias("plain_step_seconds"),
+        pl.col("control").fill_null(False),
+        pl.col("batch_size").fill_null(1),
+        pl.col("timing_protocol").fill_null("interleaved"),
+    ]
 
 
 def _pool_id(task: str) -> pl.Expr:

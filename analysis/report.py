@@ -23,7 +23,7 @@ from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError, load
 from analysis.pairs import LEVEL, RESAMPLES
 from analysis.provenance import facts
-from analysis.speed import generation
+from analysis.speed import DRIFT, checks, generation
 from pipeline.results import RunStore
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +41,7 @@ class Frames:
 
     cells: pl.DataFrame
     speeds: pl.DataFrame
+    checked: pl.DataFrame
     answers: pl.DataFrame
     covered: pl.DataFrame
     failed: pl.DataFrame
@@ -82,6 +83,7 @@ def render(results: Results) -> str:
         tables=_tables(frames),
         failure_kinds=coverage.failure_kinds(frames.failed).to_dicts(),
         few=tables.BARELY,
+        drift=DRIFT,
         resamples=RESAMPLES,
         level=LEVEL,
         bundle=_bundle(),
@@ -104,6 +106,7 @@ def _frames(results: Results) -> Frames:
         return Frames(
             cells=tables.summary(results.rows("perplexity")),
             speeds=generation(results.rows("generation")),
+            checked=checks(results.rows("generation")),
             answers=tables.retrieval(results.rows("retrieval")),
             covered=coverage.coverage(results),
             failed=coverage.failures(results),
@@ -130,6 +133,7 @@ def _tables(frames: Frames) -> dict[str, layout.Table]:
         "coverage": layout.table("coverage", frames.covered, layout.COVERAGE),
         "by-ratio": layout.table("by-ratio", tables.by_ratio(frames.cells), layout.BY_RATIO),
         "cells": layout.table("cells", frames.cells, layout.PERPLEXITY),
+        "checks": layout.table("checks", frames.checked, layout.CHECKS),
         "generation": layout.table("generation", frames.speeds, layout.GENERATION),
         "retrieval": layout.table("retrieval", frames.answers, layout.RETRIEVAL),
         "failures": layout.table("failures", frames.failed, layout.FAILURES),

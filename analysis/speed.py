@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import LEVEL, POOL, RESAMPLES, SEED, SETTINGS, finite
+from analysis.pairs import LEVEL, RESAMPLES, SEED, SETTINGS, finite
 from analysis.tables import beyond, in_order
 
 MEASURES = [
-    "ttft_seconds", "tpot_seconds", "total_seconds", "tokens_per_second", "prune_seconds",
-    "kv_bytes_prompt", "kv_bytes_peak", "kv_bytes_final", "peak_memory_bytes",
+    "ttft_seconds", "prompt_prune_seconds", "tpot_seconds", "prune_step_seconds", "plain_step_seconds", "total_seconds",
+    "tokens_per_second", "prune_seconds", "memory_bandwidth", "kv_bytes_prompt", "kv_bytes_peak", "kv_bytes_final",
+    "peak_memory_bytes",
 ]  # fmt: skip
 COMPARED = ["ttft_seconds", "tpot_seconds", "tokens_per_second"]
 """The measures of which a ratio to the dense twin is formed."""
@@ -21,31 +22,88 @@ FEWEST_ROUNDS = 6
 
 NO_DIFFERENCE = "no difference shown"
 
-KEYS = [*POOL, "device_name", "prompt_tokens"]
+TURNS = ["dense_cell_id", *VERSION_COLUMNS, "run_id", "device_name", "prompt_tokens", "batch_size", "timing_protocol"]
+"""What took turns: cells are compared with the dense twin of the same run, device and prompts."""
+
+KEYS = ["pool_id", *TURNS]
+
+DRIFT = 0.10
+"""The dense cell's time per token may change by this share from the first round to the last."""
+
+WRONG = "wrong on purpose (report_2025)"
 
 
 def generation(rows: pl.LazyFrame) -> pl.DataFrame:
-    """One row per pooled cell, device and prompt length.
+    """One row per cell, run, device, prompt length and batch.
 
-    Medians over repeats (seconds, bytes; null where nothing was counted), and for each of ``COMPARED`` the median ratio to the
-    dense twin of the same run and round: ``ttft_ratio``, ``ttft_low``, ``ttft_high``, ``ttft_words`` and so on.
+    Medians over rounds (seconds, bytes; null where nothing was counted), for each of ``COMPARED`` the median ratio to the dense
+    twin of the same run and round (``ttft_ratio``, ``ttft_low``, ``ttft_high``, ``ttft_words`` and so on), ``timing`` (STABLE,
+    UNSTABLE_TIMING, WRONG_ON_PURPOSE) and ``note``.
     """
-    once = rows.unique(["cell_id", *VERSION_COLUMNS, "prompt_tokens", "repeat"], keep="first", maintain_order=True)
+    own = rows.filter(~pl.col("control"))
+    step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
     table = (
-        once.group_by(KEYS, maintain_order=True)
+        own.group_by(KEYS, maintain_order=True)
         .agg(
-            *[pl.col(name).first() for name in SETTINGS if name != "device_name"],
+            *[pl.col(name).first() for name in SETTINGS if name not in KEYS],
             pl.col("new_tokens", "threads", "peak_memory_method").first(),
             pl.col("repeat").n_unique().alias("repeats"),
             *[pl.col(name).cast(pl.Float64).median() for name in [*MEASURES, "prune_events"]],
+            (pl.col("ttft_seconds") - pl.col("prompt_prune_seconds")).median().alias("prefill_seconds"),
+            step.median().alias("bytes_per_step"),
+            (step / pl.col("tpot_seconds")).median().alias("bytes_per_second"),
         )
         .collect()
     )
-    ratios = _paired_ratios(once, rows).collect()
+    checked = checks(rows)
+    table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
+    ratios = _paired_ratios(own).collect()
     for measure in COMPARED:
         found = _ratio_intervals(ratios, measure)
         table = table.join(found, on=KEYS, how="left", nulls_equal=True, maintain_order="left")
-    return in_order(finite(table.with_columns(note=beyond())))
+        words = pl.col(f"{short(measure)}_words")
+        doubted = pl.when(pl.col("timing") == "STABLE").then(words).otherwise(pl.col("fault"))
+        table = table.with_columns(pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words"))
+    note = pl.concat_str([pl.col("fault"), beyond()], separator="; ", ignore_nulls=True)
+    return in_order(finite(table.with_columns(note=pl.when(note != "").then(note))))
+
+
+def checks(rows: pl.LazyFrame) -> pl.DataFrame:
+    """One row per group that took turns: drift of the dense cell, A against A, and whether its timings can be compared.
+
+    ``drift``: dense time per token in the last round / first round. ``null_ratio``, ``null_low``, ``null_high``: the dense cell's
+    second run of a round against its first, by the arithmetic of every other ratio: its interval has to contain 1.
+    """
+    dense = rows.filter(pl.col("policy") == "dense").collect()
+    found = []
+    for keys, group in dense.group_by([*TURNS, "model"], maintain_order=True):
+        protocol = str(keys[-2])
+        by_round = group.group_by("repeat").agg(
+            both=pl.col("tpot_seconds").mean(),
+            first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
+            second=pl.col("tpot_seconds").filter("control").first(),
+        ).sort("repeat")  # fmt: skip
+        drift = by_round["both"][-1] / by_round["both"][0]
+        null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
+        low, high = median_interval(null)
+        ratio = float(np.median(null)) if len(null) else None
+        fault = WRONG if protocol == "report_2025" else _fault(drift, low, high)
+        timing = "WRONG_ON_PURPOSE" if fault == WRONG else "UNSTABLE_TIMING" if fault else "STABLE"
+        found.append((*keys, by_round.height, drift, ratio, low, high, timing, fault))
+    schema = {name: dense.schema[name] for name in [*TURNS, "model"]}
+    own = {"rounds": pl.Int64} | dict.fromkeys(("drift", "null_ratio", "null_low", "null_high"), pl.Float64)
+    return pl.DataFrame(found, schema=schema | own | {"timing": pl.String, "fault": pl.String}, orient="row")
+
+
+def _fault(drift: float, low: float | None, high: float | None) -> str | None:
+    """Why timings of a group cannot be compared; None where they can."""
+    if abs(drift - 1) > DRIFT:
+        return f"unstable timing: the dense cell's time per token changed by {100 * (drift - 1):+.0f} % from first to last round"
+    if low is None or high is None:
+        return "unstable timing: the dense cell was not timed against itself"
+    if not low <= 1 <= high:
+        return f"unstable timing: the dense cell differs from itself, {low:.3f} to {high:.3f}"
+    return None
 
 
 def short(measure: str) -> str:
@@ -53,16 +111,14 @@ def short(measure: str) -> str:
     return measure.split("_")[0]
 
 
-def _paired_ratios(once: pl.LazyFrame, rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Ratio to the twin of the same run, device, prompt and round; seeds of one round are reduced to their median."""
-    on = ["dense_cell_id", *VERSION_COLUMNS, "run_id", "device_name", "prompt_tokens", "repeat"]
-    twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
+def _paired_ratios(own: pl.LazyFrame) -> pl.LazyFrame:
+    """Ratio to the twin of the same run, device and round."""
+    on = [*TURNS, "repeat"]
+    twin = own.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *on, *[pl.col(name).alias(f"dense_{name}") for name in COMPARED]
     )
-    joined = once.filter(pl.col("policy") != "dense").join(twin, on=on, how="inner", nulls_equal=True)
-    return joined.group_by([*KEYS, "repeat"]).agg(
-        *[(pl.col(name) / pl.col(f"dense_{name}")).median().alias(name) for name in COMPARED]
-    )
+    joined = own.filter(pl.col("policy") != "dense").join(twin, on=on, how="inner", nulls_equal=True)
+    return joined.select(*KEYS, "repeat", *[(pl.col(name) / pl.col(f"dense_{name}")).alias(name) for name in COMPARED])
 
 
 def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:

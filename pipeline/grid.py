@@ -128,9 +128,9 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "perplexity", spec.perplexity.model_dump()
     if spec.generation:
         task = spec.generation
-        for prompt in task.prompt_tokens:
-            counts = {"new_tokens": task.new_tokens, "repeats": task.repeats, "warmup": task.warmup}
-            yield "generation", {"prompt_tokens": prompt, **counts}
+        chosen = {"prompt_tokens", "batch_sizes", "policies", "keep_ratios", "prune_after", "skip_layers"}
+        for prompt, batch in itertools.product(task.prompt_tokens, task.batch_sizes):
+            yield "generation", {"prompt_tokens": prompt, "batch_size": batch, **task.model_dump(exclude=chosen)}
     if spec.retrieval:
         yield "retrieval", spec.retrieval.model_dump()
 

@@ -61,7 +61,7 @@ class Plan:
         return [cell for cell in self.grid.cells if never_prunes(cell, json.loads(cell.settings))]
 
     def rows_expected(self, cell: Cell) -> int:
-        """How many rows make a cell complete."""
+        """How many rows make a cell complete; a timed one may have more rounds."""
         settings = json.loads(cell.settings)
         if cell.task == "perplexity":
             return len(self.windows(cell))
@@ -151,7 +151,8 @@ def _cost(facts: ModelFacts, cell: Cell) -> float:
     settings, flops = json.loads(cell.settings), _seconds_per_token(facts, cell.device)
     per_pass = _seconds_per_pass(facts, cell.device)
     if cell.task == "generation":
-        one = settings["prompt_tokens"] * flops + settings["new_tokens"] * (per_pass + flops)
+        per_step = per_pass + settings["batch_size"] * flops
+        one = settings["batch_size"] * settings["prompt_tokens"] * flops + settings["new_tokens"] * per_step
         return one * (settings["repeats"] + settings["warmup"])
     questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
     return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])

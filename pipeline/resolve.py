@@ -135,7 +135,8 @@ def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int) -> list
     if spec.perplexity:
         needs.append(("one perplexity window", spec.perplexity.window))
     if spec.generation:
-        needs.append(("the longest generation prompt", max(spec.generation.prompt_tokens)))
+        task = spec.generation
+        needs.append(("the largest batch of the longest prompts", max(task.prompt_tokens) * max(task.batch_sizes)))
     return [
         f"datasets: {dataset!r} has only {tokens} tokens under the tokenizer of {model}, {what} needs {length}"
         for what, length in needs

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
@@ -75,18 +75,26 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
     },
     "generation": {
         "prompt_tokens": pl.Int32,
+        "batch_size": pl.Int32,
         "new_tokens": pl.Int32,
+        "timing_protocol": pl.String,
         "repeat": pl.Int32,
         "round_order": pl.Int32,
+        "control": pl.Boolean,
         "ttft_seconds": pl.Float64,
+        "prompt_prune_seconds": pl.Float64,
         "tpot_seconds": pl.Float64,
         "total_seconds": pl.Float64,
         "tokens_per_second": pl.Float64,
         "token_seconds": pl.List(pl.Float64),
+        "prune_steps": pl.List(pl.Int32),
         "prune_seconds": pl.Float64,
         "kv_bytes_prompt": pl.Int64,
         "kv_bytes_peak": pl.Int64,
         "kv_bytes_final": pl.Int64,
+        "kv_bytes_step_mean": pl.Float64,
+        "weight_bytes": pl.Int64,
+        "memory_bandwidth": pl.Float64,
         "peak_memory_bytes": pl.Int64,
         "peak_memory_method": pl.String,
         "prune_events": pl.Int32,
@@ -113,7 +121,9 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "node": pl.String,
     },
 }
-"""The columns each task adds. ``seconds`` of perplexity is the window's share of its unit's wall time, for cost only."""
+"""The columns each task adds. ``control``: the second run of the dense cell in a round. ``prune_steps``: indices into
+``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured beside the run, bytes per second.
+``seconds`` of perplexity is the window's share of its unit's wall time, for cost only."""
 
 TASKS = ("perplexity", "generation", "retrieval")
 

@@ -23,7 +23,8 @@ def describe(store: RunStore, run_json: bytes) -> list[str]:
         bad = failed["cell_id"].n_unique()
         missing = max(0, planned - len(rows) - bad)
         lines.append(f"{task}: {planned} cells planned, {len(rows)} with rows, {bad} failed, {missing} missing")
-        lines.append(f"  {rows['len'].sum()} of {run['planned_rows'][task]} rows")
+        fewest = "at least " if task == "generation" else ""
+        lines.append(f"  {rows['len'].sum()} of {fewest}{run['planned_rows'][task]} rows")
         for (kind, message), group in failed.group_by("error_type", "message"):
             lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {str(message).splitlines()[0][:200]}")
     return lines

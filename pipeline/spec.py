@@ -75,12 +75,32 @@ class PerplexityTask(_Strict):
 
 
 class GenerationTask(_Strict):
-    """Timed greedy decoding; the filters restrict it to some cells of the grid, all of them where left out."""
+    """Timed greedy decoding in rounds; the filters restrict it to some cells of the grid, all of them where left out.
+
+    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval of every ratio of time per output token
+    is narrower than ``interval_width``. ``report_2025`` is a wrong protocol, kept to show what it made of the same runs.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_most_as_many_as_asked_for(cls, given: Any) -> Any:
+        asked = given.get("repeats", 7) if isinstance(given, dict) else None
+        return {"max_repeats": max(asked, 15), **given} if isinstance(asked, int) else given
+
+    @model_validator(mode="after")
+    def _more_are_more(self) -> GenerationTask:
+        if self.max_repeats < self.repeats:
+            raise ValueError(f"max_repeats {self.max_repeats} is less than repeats {self.repeats}")
+        return self
 
     prompt_tokens: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [512]
+    batch_sizes: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [1]
     new_tokens: Annotated[int, Field(ge=2)] = 64
-    repeats: Count = 7
+    repeats: Annotated[int, Field(ge=5, le=10_000)] = 7
+    max_repeats: Annotated[int, Field(ge=5, le=10_000)] = 15
+    interval_width: Annotated[float, Field(gt=0, le=1)] = 0.05
     warmup: NonNegative = 2
+    protocol: Literal["interleaved", "report_2025"] = "interleaved"
     policies: list[Policy] | None = None
     keep_ratios: list[Ratio] | None = None
     prune_after: list[Count] | None = None

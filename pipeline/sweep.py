@@ -144,6 +144,8 @@ def _execute(plan: Plan, store: RunStore, run_id: str, pending: list[PlannedUnit
                 source = planned[unit.unit_id]
                 _store(plan, store, run_id, source, result, attempts)
                 failures.extend(result.failures)
+                for warning in result.warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
                 failed = len({failure.cell_id for failure in result.failures})
                 what = f"{unit.task} {unit.model.name} {source.cells[0].dataset}"
                 progress.finished(what, len(unit.cells) - failed, failed, source.cost_seconds)
@@ -184,8 +186,10 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
         ids = np.stack([tokens.ids[w.start : w.start + w.length] for w in unit.windows])
         return PerplexityWork(unit.windows, ids, tuple(tokens.document_at(w.start) for w in unit.windows), settings["stride"])
     if unit.task == "generation":
-        prompt = tuple(tokens.ids[: settings["prompt_tokens"]].tolist())
-        return GenerationWork(prompt, settings["new_tokens"], settings["repeats"], settings["warmup"], first.seed)
+        length, batch = settings["prompt_tokens"], settings["batch_size"]
+        prompts = tuple(tuple(tokens.ids[i * length : (i + 1) * length].tolist()) for i in range(batch))
+        names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
+        return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
     return RetrievalWork(tuple(questions_of(plan, first)))
 
 

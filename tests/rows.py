@@ -54,7 +54,9 @@ def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
 def generation_row(repeat: int = 0, **values: Any) -> dict[str, Any]:
     """A repeat of a cell: 10 ms to the first token, 2 ms for each other."""
     defaults = {
-        "prompt_tokens": 128, "new_tokens": 16, "repeat": repeat, "round_order": 0, "ttft_seconds": 0.010, "tpot_seconds": 0.002,
+        "prompt_tokens": 128, "batch_size": 1, "new_tokens": 16, "timing_protocol": "interleaved", "repeat": repeat,
+        "round_order": 0, "control": False, "ttft_seconds": 0.010, "prompt_prune_seconds": 0.0005, "tpot_seconds": 0.002,
+        "prune_steps": [0, 8], "kv_bytes_step_mean": 5000.0, "weight_bytes": 1_000_000, "memory_bandwidth": 1e10,
         "total_seconds": 0.04, "tokens_per_second": 400.0, "token_seconds": [0.002] * 15, "prune_seconds": 0.001,
         "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096, "peak_memory_bytes": None,
         "peak_memory_method": None, "prune_events": 1, "output_tokens": [1, 2], "threads": 1,
@@ -133,7 +135,8 @@ def synthetic_run(directory: str, models: tuple[str, ...] = ("toy",), windows: i
         for setting in settings:
             tables["perplexity"] += [_measured(i, model=model, **setting) for i in range(windows)]
         for setting in settings[:9]:
-            tables["generation"] += [_timed(i, model=model, **setting) for i in range(7)]
+            turns = [False, True] if setting["policy"] == "dense" else [False]
+            tables["generation"] += [_timed(i, model=model, control=again, **setting) for i in range(7) for again in turns]
             tables["retrieval"] += [retrieval_row(i, model=model, correct=(i % 3 > 0), **setting) for i in range(20)]
     tables["failures"].append(failure_row(model=models[0], policy="h2o", keep_ratio=0.5))
     planned = {"perplexity": cells + 1, "generation": 9 * len(models), "retrieval": 9 * len(models)}
@@ -169,7 +172,7 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
 
 def _timed(repeat: int, **setting: Any) -> dict[str, Any]:
     ratio = 1.0 if setting["policy"] == "dense" else setting["keep_ratio"]
-    noise = 1 + 0.02 * _wobble(repeat, ratio, len(str(setting)))
+    noise = 1 + 0.02 * _wobble(repeat, ratio, setting["control"], len(str(setting)))
     tpot = 0.002 * (0.6 + 0.4 * ratio) * noise
     return generation_row(
         repeat, ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)), tpot_seconds=tpot, tokens_per_second=1 / tpot,

@@ -102,7 +102,8 @@ def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tm
     assert (marked["verdict"], other["verdict"]) == ("BEYOND_CONTEXT", "VALID")
     assert "longer than the model was trained on" in marked["note"]
     assert one(by_ratio(cells), model="toy")["valid"] == 0
-    assert [row["note"] is None for row in generation(run.rows("generation")).sort("prompt_tokens").to_dicts()] == [True, False]
+    notes = [str(row["note"]) for row in generation(run.rows("generation")).sort("prompt_tokens").to_dicts()]
+    assert ["longer" in note for note in notes] == [False, True]
     assert [row["note"] is None for row in retrieval(run.rows("retrieval")).sort("context_tokens").to_dicts()] == [True, False]
 
 
@@ -193,19 +194,68 @@ def test_rows_delivered_twice_or_by_two_runs_count_once(tmp_path):
     assert one(table, policy="knorm")["tokens"] == 100
 
 
+def dense_timings(rounds=7, **columns):
+    """The dense cell and its control in every round."""
+    values = {key: value if callable(value) else (lambda i, v=value: v) for key, value in columns.items()}
+    return [
+        generation_row(i, policy="dense", control=again, **{key: value(i) for key, value in values.items()})
+        for i in range(rounds)
+        for again in (False, True)
+    ]
+
+
 def speeds(tmp_path, rows):
     return generation(load([write_run(str(tmp_path / "run"), {"generation": rows})]).rows("generation"))
 
 
 def test_speed_ratio_is_paired_by_round(tmp_path):
-    dense = [generation_row(i, policy="dense", tpot_seconds=0.001 * (i + 1)) for i in range(7)]
-    pruned = [generation_row(i, tpot_seconds=0.0005 * (i + 1)) for i in range(7)]
+    times = [0.001, 0.003, 0.002, 0.004, 0.006, 0.005, 0.00105]
+    dense = dense_timings(tpot_seconds=lambda i: times[i])
+    pruned = [generation_row(i, tpot_seconds=times[i] / 2) for i in range(7)]
     row = one(speeds(tmp_path, dense + pruned[::-1]), policy="knorm")
     assert row["tpot_ratio"] == pytest.approx(0.5)
     assert (row["tpot_low"], row["tpot_high"]) == pytest.approx((0.5, 0.5))
     assert row["tpot_words"] == "2.00x faster"
     assert row["ttft_words"] == NO_DIFFERENCE
-    assert row["tpot_seconds"] == pytest.approx(0.002)
+    assert row["tpot_seconds"] == pytest.approx(0.0015)
+
+
+@pytest.mark.parametrize(
+    ("columns", "timing", "words"),
+    [
+        ({}, "STABLE", "2.00x faster"),
+        ({"tpot_seconds": lambda i: 0.002 * (1 + 0.12 * (i == 6))}, "UNSTABLE_TIMING", "changed by +12 % from first to last"),
+        ({"timing_protocol": "report_2025"}, "WRONG_ON_PURPOSE", "wrong on purpose"),
+    ],
+)
+def test_no_speed_up_is_named_where_the_dense_cell_drifts_or_the_protocol_is_wrong(tmp_path, columns, timing, words):
+    mine = {key: value for key, value in columns.items() if key == "timing_protocol"}
+    table = speeds(tmp_path, dense_timings(**columns) + [generation_row(i, tpot_seconds=0.001, **mine) for i in range(7)])
+    row = one(table, policy="knorm")
+    assert row["timing"] == timing
+    assert words in row["tpot_words"]
+    assert ("faster" in row["tpot_words"]) == (timing == "STABLE")
+    assert row["tpot_ratio"] == pytest.approx(0.5, rel=0.01)  # the figure stays, marked
+
+
+def test_no_speed_up_is_named_where_a_against_a_differs_or_was_not_run(tmp_path):
+    uneven = dense_timings()
+    for row in uneven:
+        row["tpot_seconds"] *= 1.2 if row["control"] else 1.0
+    pruned = [generation_row(i, tpot_seconds=0.001) for i in range(7)]
+    row = one(speeds(tmp_path / "uneven", uneven + pruned), policy="knorm")
+    assert "the dense cell differs from itself, 1.200 to 1.200" in row["tpot_words"]
+    alone = [row for row in uneven if not row["control"]]
+    assert "not timed against itself" in one(speeds(tmp_path / "alone", alone + pruned), policy="knorm")["tpot_words"]
+
+
+def test_steps_that_prune_are_told_apart_and_the_ceiling_stands_beside_the_figure(tmp_path):
+    row = generation_row(0, token_seconds=[0.004, 0.001, 0.001, 0.006], prune_steps=[0, 3], tpot_seconds=0.003)
+    found = one(speeds(tmp_path, [row]), policy="knorm")
+    assert (found["prune_step_seconds"], found["plain_step_seconds"]) == pytest.approx((0.005, 0.001))
+    assert found["prefill_seconds"] == pytest.approx(0.010 - 0.0005)
+    assert found["bytes_per_second"] == pytest.approx((1_000_000 + 5000) / 0.003)
+    assert found["memory_bandwidth"] == 1e10
 
 
 def test_timings_of_another_run_are_no_twin(tmp_path):

@@ -69,7 +69,7 @@ def test_only_cells_with_all_rows_of_a_unit_are_left_out(plan_of):
 
 
 def test_timed_cells_of_a_comparison_are_one_unit_that_runs_whole_or_not_at_all(plan_of):
-    plan = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8, repeats: 2}")
+    plan = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
     assert [len(unit.cells) for unit in plan.units] == [3, 3]
     assert all(unit.cells[0].policy == "dense" for unit in plan.units)
     one_missing = pending_units(plan, lambda cell, windows: cell != plan.units[0].cells[1])

@@ -153,7 +153,7 @@ def test_set_replaces_and_adds_values_also_in_blocks(sweep):
     assert spec.keep_ratios == [1.0]
     assert (spec.models[0].name, spec.models[0].revision) == ("a", "no")
     assert load_spec(path, ["seed=1", "seed=2"]).seed == 2
-    assert load_spec(path, ["generation.repeats=3", "perplexity="]).perplexity is None
+    assert load_spec(path, ["generation.repeats=6", "perplexity="]).perplexity is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 
 from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.clock import peak_memory, reset_peak_memory
 from workers.eviction import POLICIES, Policy
 from workers.model_files import ModelFacts
 from workers.perplexity import evaluate, window_bytes
@@ -20,7 +19,7 @@ from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
-NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, None, 2, 8, 0, "")
+NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, False, None, 2, 8, 0, "")
 
 
 def perplexity_unit(cells, rows=3, length=40):
@@ -82,12 +81,14 @@ def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
 
 def test_generation_rows_have_the_declared_columns_and_the_same_rounds_for_all():
     cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("knorm", 0.5, 8)))
-    work = GenerationWork(tuple(repetitive_tokens(1, 20)[0].tolist()), 5, repeats=3, warmup=1, seed=0)
+    prompts = tuple(map(tuple, repetitive_tokens(2, 20).tolist()))
+    work = GenerationWork(prompts, 5, repeats=3, max_repeats=3, interval_width=0.05, warmup=1, seed=0)
     result = run_unit(WorkUnit("u", "generation", NOWHERE, "cpu", "float32", cells, work), tiny_model("neox"), CPU)
     assert all(set(row) == columns("generation") for row in result.rows)
-    assert sorted((row["cell_id"], row["repeat"]) for row in result.rows) == [(c, r) for c in "ab" for r in range(3)]
+    assert sorted((row["cell_id"], row["repeat"]) for row in result.rows) == sorted((c, r) for c in "aab" for r in range(3))
+    assert [row["repeat"] for row in result.rows if row["control"]] == [0, 1, 2]
     for row in result.rows:
-        assert len(row["output_tokens"]) == row["new_tokens"] == 5
+        assert len(row["output_tokens"]) == row["batch_size"] * row["new_tokens"] == 10
         assert len(row["token_seconds"]) == 4
         assert (row["peak_memory_bytes"] is None) == (row["peak_memory_method"] is None)
 
@@ -110,20 +111,6 @@ def test_a_model_that_cannot_be_loaded_fails_its_cells_and_the_worker_goes_on():
     assert "gone" in result.failures[0].message
     again = worker.run(dataclasses.replace(perplexity_unit([PruneSettings("dense")]), unit_id="v"))
     assert len(again.failures) == 1
-
-
-def test_peak_memory_is_null_where_there_is_no_counter():
-    if not reset_peak_memory(CPU):
-        pytest.skip("this system lets no process reset its peak resident set")
-    before, method = peak_memory(CPU)
-    block = torch.ones(64 * 2**20 // 4)
-    grown, _ = peak_memory(CPU)
-    del block
-    assert grown - before > 32 * 2**20
-    assert "resident" in method
-    reset_peak_memory(CPU)
-    assert peak_memory(CPU)[0] < grown
-    assert peak_memory(torch.device("meta")) == (None, None)
 
 
 def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch):

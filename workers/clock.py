@@ -1,4 +1,4 @@
-"""Synchronised time and memory counters: cuda, mps and cpu behind one interface."""
+"""Synchronised time: cuda, mps and cpu behind one interface."""
 
 from __future__ import annotations
 
@@ -32,6 +32,34 @@ class Clock:
         return time.perf_counter()
 
 
+class Stopwatch:
+    """``with watch:`` adds up what the device does inside, without waiting for it where its stream can keep the time (cuda)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self._total, self._begin = clock, 0.0, 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.clock.device.type == "cuda":
+            self._marks.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self._marks[-1][0].record()
+        else:
+            self._begin = self.clock()
+
+    def __exit__(self, *_: object) -> None:
+        if self.clock.device.type == "cuda":
+            self._marks[-1][1].record()
+        else:
+            self._total += self.clock() - self._begin
+
+    def seconds(self) -> float:
+        """The sum so far; waits for the device."""
+        synchronize(self.clock.device)
+        self._total += sum(begin.elapsed_time(end) for begin, end in self._marks) / 1000
+        self._marks = []
+        return self._total
+
+
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Collect now and not in the timed part."""
@@ -43,33 +71,6 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def reset_peak_memory(device: torch.device) -> bool:
-    """Start a new peak; False where the device has no peak counter that can be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    if device.type == "cpu" and sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w") as refs:
-                refs.write("5")  # proc(5): resets the peak resident set size to the present one
-        except OSError:
-            return False
-        return True
-    return False
-
-
-def peak_memory(device: torch.device) -> tuple[int | None, str | None]:
-    """(bytes, method) since ``reset_peak_memory`` returned True; (None, None) where there is no counter."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "cuda allocator, peak allocated"
-    if device.type == "cpu" and sys.platform == "linux":
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024, "process peak resident set (VmHWM, reset before the run)"
-    return None, None
 
 
 def device_name(device: torch.device) -> str:

@@ -1,38 +1,46 @@
 """Prompt, prune, decode: one loop and one clock for the dense cell and for every compressed one.
 
 The prompt goes through in one pass with one check at its end; then one token per pass. Positions come from the cache
-(tokens seen), never from what it holds.
+(tokens seen), never from what it holds. What is only bookkeeping happens between the stamps, not under them.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Sequence
+import statistics
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from workers.clock import Clock, no_garbage_collection, peak_memory, reset_peak_memory
+from workers.clock import Clock, Stopwatch, no_garbage_collection
+from workers.peak_memory import PeakMemory
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 
 
 @dataclass(frozen=True)
 class GenerationRun:
-    """One generation; times in seconds."""
+    """One generation of a batch; times in seconds, bytes over the whole batch."""
 
-    output_tokens: list[int]
+    output_tokens: list[list[int]]
+    """[batch][new tokens]."""
     ttft_seconds: float
-    """From the tokenized prompt on the device to the first new token on the host."""
+    """From the tokenized prompts on the device to the first new tokens on the host."""
+    prompt_prune_seconds: float
+    """The part of TTFT in which the prompt's cache was pruned; the rest is prefill."""
     token_seconds: list[float]
-    """Time of each later token, from the token before it."""
+    """Time of each later step, of all rows at once."""
     total_seconds: float
-    prune_seconds: float | None
+    """First token and all others."""
+    prune_steps: list[int]
+    """Indices into ``token_seconds`` of the steps that pruned."""
+    prune_seconds: float
+    """Of all prunes, the prompt's included."""
     kv_bytes_prompt: int
     kv_bytes_peak: int
     kv_bytes_final: int
+    kv_bytes_step_mean: float
+    """Bytes of keys and values that a decoding step read, on average."""
     peak_memory_bytes: int | None
     peak_memory_method: str | None
     prune_events: int
@@ -40,7 +48,7 @@ class GenerationRun:
     @property
     def tpot_seconds(self) -> float | None:
         """(last - first token time) / (new tokens - 1); None for a single token."""
-        return sum(self.token_seconds) / len(self.token_seconds) if self.token_seconds else None
+        return statistics.fmean(self.token_seconds) if self.token_seconds else None
 
 
 def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
@@ -56,55 +64,41 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
 
 
 @torch.inference_mode()
-def generate(model: nn.Module, prompt: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock) -> GenerationRun:
-    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompt: [1, q] on the device, q >= 1, new_tokens >= 1."""
-    cache = PrunedCache(model.config, settings, row_ids=[0], clock=clock)  # pyright: ignore[reportArgumentType]
-    has_peak = reset_peak_memory(prompt.device)
+def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock) -> GenerationRun:
+    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompts: [batch, q] on the device, q >= 1, new_tokens >= 1."""
+    watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
+    rows = list(range(prompts.shape[0]))
+    cache = PrunedCache(model.config, settings, row_ids=rows, stopwatch=watch)  # pyright: ignore[reportArgumentType]
+    seconds, steps_that_pruned, kv, prompt_prune = [], [], [], 0.0
+    memory.start()
     with no_garbage_collection():
-        stamps = [clock()]
-        token = forward(model, prompt, cache).argmax(-1, keepdim=True)
-        output = [int(token)]
-        stamps.append(clock())
-        kv_prompt = kv_peak = cache.kv_bytes()
-        for _ in range(new_tokens - 1):
+        token, output = prompts, []
+        for step in range(new_tokens):
+            events = cache.events
+            begin = clock()
             token = forward(model, token, cache).argmax(-1, keepdim=True)
-            output.append(int(token))
-            stamps.append(clock())
-            kv_peak = max(kv_peak, cache.kv_bytes())
-    memory, method = peak_memory(prompt.device) if has_peak else (None, None)
+            output.append(token[:, 0].tolist())
+            seconds.append(clock() - begin)
+            kv.append(cache.kv_bytes())
+            memory.sample()
+            if step == 0:
+                prompt_prune = watch.seconds()
+            elif cache.events > events:
+                steps_that_pruned.append(step - 1)
+    peak, method = memory.result()
     return GenerationRun(
-        output_tokens=output,
-        ttft_seconds=stamps[1] - stamps[0],
-        token_seconds=[b - a for a, b in itertools.pairwise(stamps[1:])],
-        total_seconds=stamps[-1] - stamps[0],
-        prune_seconds=cache.prune_seconds,
-        kv_bytes_prompt=kv_prompt,
-        kv_bytes_peak=kv_peak,
-        kv_bytes_final=cache.kv_bytes(),
-        peak_memory_bytes=memory,
+        output_tokens=[list(row) for row in zip(*output, strict=True)],
+        ttft_seconds=seconds[0],
+        prompt_prune_seconds=prompt_prune,
+        token_seconds=seconds[1:],
+        total_seconds=sum(seconds),
+        prune_steps=steps_that_pruned,
+        prune_seconds=watch.seconds(),
+        kv_bytes_prompt=kv[0],
+        kv_bytes_peak=max(kv),
+        kv_bytes_final=kv[-1],
+        kv_bytes_step_mean=statistics.fmean(kv[:-1] or kv),
+        peak_memory_bytes=peak,
         peak_memory_method=method,
         prune_events=cache.validity().prune_events,
     )
-
-
-def round_orders(cells: int, rounds: int, seed: int) -> list[list[int]]:
-    """For each round, the seeded random order in which the compared cells run."""
-    rng = random.Random(f"kvsweep/rounds/{seed}")
-    return [rng.sample(range(cells), cells) for _ in range(rounds)]
-
-
-def interleaved(
-    model: nn.Module, prompt: Tensor, cells: Sequence[PruneSettings], new_tokens: int, repeats: int, warmup: int, seed: int
-) -> list[list[tuple[int, GenerationRun]]]:
-    """Every cell once per round, in seeded random order, after ``warmup`` rounds that are thrown away.
-
-    Returns for each cell its runs, one per round, each with its place in the round.
-    """
-    clock = Clock(prompt.device)
-    runs: list[list[tuple[int, GenerationRun]]] = [[] for _ in cells]
-    for number, order in enumerate(round_orders(len(cells), warmup + repeats, seed)):
-        for place, cell in enumerate(order):
-            run = generate(model, prompt, cells[cell], new_tokens, clock)
-            if number >= warmup:
-                runs[cell].append((place, run))
-    return runs

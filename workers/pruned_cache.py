@@ -5,7 +5,8 @@ Drop-in: ``model.generate(..., past_key_values=PrunedCache(model.config, keep_ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ from workers.settings import PruneSettings
 class PrunedCache(Cache):
     """KV cache that prunes by ``PruneSettings``; see the module's and the layer's docstring.
 
-    ``row_ids`` names the texts of the batch for the ``random`` policy. ``clock`` (seconds, device synchronised) is called
-    around every prune when given, and ``prune_seconds`` sums the differences; without it nothing is measured.
+    ``row_ids`` names the texts of the batch for the ``random`` policy. ``stopwatch``, where given, is entered around every
+    prune; without it nothing is measured.
     """
 
     def __init__(
         self, config: PretrainedConfig, settings: PruneSettings | None = None, *, row_ids: Sequence[int] | None = None,
-        clock: Callable[[], float] | None = None, **options: Any,
+        stopwatch: AbstractContextManager[Any] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """``options`` are the fields of PruneSettings, for use without one. Raises ValueError for a layer out of range."""
         self.config = config
@@ -38,7 +39,7 @@ class PrunedCache(Cache):
         if any(layer >= count for layer in self.settings.skip_layers):
             raise ValueError(f"skip_layers {list(self.settings.skip_layers)}: the model has layers 0..{count - 1}")
         self.policy = find_policy(self.settings.policy)
-        self.row_ids, self.clock, self.prune_seconds = row_ids, clock, 0.0
+        self.row_ids, self.stopwatch = row_ids, stopwatch or nullcontext()
         self._rows: Tensor | None = None
         self._pruning = [i for i in range(count) if self.settings.prunes(i)]
         super().__init__(layers=[PrunedLayer(i, self) for i in range(count)])
@@ -66,13 +67,10 @@ class PrunedCache(Cache):
             return layers[self._pruning[0]].held
         return layers[0].seen
 
-    def timed_prune(self, prune: Callable[[], None]) -> None:
-        """Run one layer's prune, under the clock where there is one."""
-        if self.clock is None:
-            return prune()
-        begin = self.clock()
-        prune()
-        self.prune_seconds += self.clock() - begin
+    @property
+    def events(self) -> int:
+        """Prunes so far, of all layers."""
+        return sum(layer.record.events for layer in self.pruned_layers)
 
     def check_attention(self, new: int, layer: PrunedLayer) -> None:
         """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises ValueError."""

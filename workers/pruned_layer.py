@@ -158,7 +158,8 @@ class PrunedLayer(CacheLayerMixin):
         """Drop entries down to the budget where this layer prunes and its threshold is reached."""
         settings = self.owner.settings
         if settings.prunes(self.index) and is_due(settings.keep_ratio, settings.prune_after, self.held):
-            self.owner.timed_prune(self._prune)
+            with self.owner.stopwatch:
+                self._prune()
 
     def _prune(self) -> None:
         settings, positions = self.owner.settings, self.stored_positions()

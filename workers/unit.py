@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
-from workers.generation import GenerationRun, forward, interleaved
+from workers.generation import forward
 from workers.memory import cores_sharing, free_bytes, is_out_of_memory
 from workers.perplexity import evaluate, window_bytes
 from workers.pruned_cache import PrunedCache
+from workers.rounds import Timed, timed_rounds
 from workers.settings import PruneSettings
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
@@ -101,34 +103,59 @@ def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool)
 def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
     work = unit.work
     assert isinstance(work, GenerationWork)
-    prompt = torch.tensor([work.prompt], device=device)
-    runs = interleaved(
-        model, prompt, [c.settings for c in unit.cells], work.new_tokens, work.repeats, work.warmup, work.seed
-    )  # fmt: skip
-    for cell, rounds in zip(unit.cells, runs, strict=True):
-        for repeat, (place, run) in enumerate(rounds):
-            result.rows.append({"cell_id": cell.cell_id, **_generation_row(work, repeat, place, run)})
+    prompts = torch.tensor(work.prompts, device=device)
+    weights = weight_bytes(model)
+    ceiling = memory_bandwidth(device, weights)
+    for timed in timed_rounds(model, prompts, [c.settings for c in unit.cells], work):
+        row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
+        result.rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})
+    result.warnings += above_ceiling(unit, result.rows)
 
 
-def _generation_row(work: GenerationWork, repeat: int, place: int, run: GenerationRun) -> dict[str, Any]:
+def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Cells whose median step reads its bytes faster than the memory was measured to give them."""
+    found = []
+    for cell in unit.cells:
+        own = [row for row in rows if row["cell_id"] == cell.cell_id]
+        if not own:
+            continue
+        achieved = statistics.median((row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in own)
+        ceiling = own[0]["memory_bandwidth"]
+        if achieved > ceiling:
+            found.append(
+                f"{unit.model.name} {cell.settings.policy} keep_ratio {cell.settings.keep_ratio:g}: a decoding step would have "
+                f"to read {achieved / 1e9:.1f} GB/s, and this machine was measured to read {ceiling / 1e9:.1f} GB/s at most: do "
+                "not trust this timing"
+            )
+    return found
+
+
+def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
+    run = timed.run
     return {
-        "prompt_tokens": len(work.prompt),
+        "prompt_tokens": len(work.prompts[0]),
+        "batch_size": len(work.prompts),
         "new_tokens": work.new_tokens,
-        "repeat": repeat,
-        "round_order": place,
+        "timing_protocol": work.protocol,
+        "repeat": timed.repeat,
+        "round_order": timed.place,
+        "control": timed.control,
         "ttft_seconds": run.ttft_seconds,
+        "prompt_prune_seconds": run.prompt_prune_seconds,
         "tpot_seconds": run.tpot_seconds,
         "total_seconds": run.total_seconds,
-        "tokens_per_second": work.new_tokens / run.total_seconds,
+        "tokens_per_second": len(work.prompts) * work.new_tokens / run.total_seconds,
         "token_seconds": run.token_seconds,
+        "prune_steps": run.prune_steps,
         "prune_seconds": run.prune_seconds,
         "kv_bytes_prompt": run.kv_bytes_prompt,
         "kv_bytes_peak": run.kv_bytes_peak,
         "kv_bytes_final": run.kv_bytes_final,
+        "kv_bytes_step_mean": run.kv_bytes_step_mean,
         "peak_memory_bytes": run.peak_memory_bytes,
         "peak_memory_method": run.peak_memory_method,
         "prune_events": run.prune_events,
-        "output_tokens": run.output_tokens,
+        "output_tokens": [token for row in run.output_tokens for token in row],
         "threads": torch.get_num_threads(),
     }
 

@@ -34,13 +34,19 @@ class PerplexityWork:
 
 @dataclass(frozen=True)
 class GenerationWork:
-    """One prompt (ids) that all cells of the unit continue in interleaved rounds."""
+    """A batch of prompts (ids, of one length) that all cells of the unit continue in interleaved rounds."""
 
-    prompt: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
     new_tokens: int
     repeats: int
+    """Rounds at least."""
+    max_repeats: int
+    interval_width: float
+    """More rounds than ``repeats`` are run until the intervals of all ratios are narrower than this."""
     warmup: int
     seed: int
+    protocol: str = "interleaved"
+    """``report_2025`` is wrong on purpose."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class UnitResult:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """For whoever started the sweep."""
     device_name: str = ""
     node: str = ""
     seconds: float = 0.0

@@ -1,0 +1,192 @@
+"""What pruning costs while decoding, in interleaved rounds: ``python -m benchmarks.generation [--kvpress-venv DIR]``.
+
+Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, knorm at keep_ratio 0.9 and 0.5 with prune_after
+512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv`` (tools/compare_kvpress.py) also
+kvpress's KnormPress at the prompt and its DecodingPress after it, with the same sizes and intervals, in its own process, on a
+model of Llama's architecture. Every round runs every contestant once, in random order; ratios are of time per output token to our
+dense loop in the same round, with a 95 % bootstrap interval of the median; the dense loop runs twice, A against A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.perplexity import pythia_70m_shape
+from workers.bandwidth import memory_bandwidth, weight_bytes
+from workers.clock import Clock, no_garbage_collection
+from workers.corpora import read_corpus, tokenize
+from workers.generation import generate
+from workers.model_files import find_model
+from workers.models import load
+from workers.settings import PruneSettings
+
+CPU = torch.device("cpu")
+DENSE = "kvsweep dense"
+Timing = tuple[float, float]
+"""Seconds to the first token, seconds per later token."""
+
+Contestant = Callable[[], Timing]
+
+
+def llama_shape() -> torch.nn.Module:
+    """Random weights in the shape of a small Llama with grouped queries; speed depends on the shape alone."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
+        intermediate_size=1376, max_position_embeddings=2048, attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+        eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "reference-neox": lambda: load(find_model("reference-neox"), "float32", CPU),
+    "pythia-70m-shape": pythia_70m_shape,
+    "llama-shape": llama_shape,
+}
+
+
+class Stamps:
+    """A streamer for ``model.generate``: when each token was known."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def put(self, _: torch.Tensor) -> None:
+        self.at.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    def timing(self) -> Timing:
+        """The first stamp is of the prompt, put back by generate before it starts."""
+        return self.at[1] - self.at[0], (self.at[-1] - self.at[1]) / (len(self.at) - 2)
+
+
+def ours(model: Any, prompt: torch.Tensor, settings: PruneSettings, new: int) -> Timing:
+    model.set_attn_implementation("kvsweep")
+    run = generate(model, prompt, settings, new, Clock(CPU))
+    assert run.tpot_seconds is not None
+    return run.ttft_seconds, run.tpot_seconds
+
+
+@torch.inference_mode()
+def transformers_generate(model: Any, prompt: torch.Tensor, new: int) -> Timing:
+    model.set_attn_implementation("sdpa")
+    stamps = Stamps()
+    with no_garbage_collection():
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(), max_new_tokens=new,
+            min_new_tokens=new, do_sample=False, pad_token_id=0, streamer=stamps,
+        )  # fmt: skip
+    return stamps.timing()
+
+
+@contextmanager
+def kvpress_process(python: Path, model: Any, prompt: torch.Tensor, new: int) -> Iterator[Callable[[float], Timing]]:
+    """A process in kvpress's environment that times one generation at a time when told to."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        script = Path(__file__).with_name("kvpress_contestant.py")
+        options = {"model": folder, "prompt": prompt[0].tolist(), "new_tokens": new, "threads": torch.get_num_threads()}
+        with subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None and child.stdout is not None
+            pipe_in, pipe_out = child.stdin, child.stdout
+
+            def ask(message: Any) -> Any:
+                pipe_in.write(json.dumps(message) + "\n")
+                pipe_in.flush()
+                return json.loads(pipe_out.readline())
+
+            ask(options)
+            yield lambda ratio: tuple(ask(ratio))
+            pipe_in.close()
+
+
+def rounds(contestants: dict[str, Contestant], count: int) -> dict[str, np.ndarray]:
+    """Per contestant [rounds, 2]: seconds to the first token, seconds per later token; after one round that is thrown away."""
+    rng, found = random.Random(0), {name: [] for name in contestants}
+    for number in range(count + 1):
+        for name in rng.sample(list(contestants), len(contestants)):
+            timing = contestants[name]()
+            if number:
+                found[name].append(timing)
+    return {name: np.array(timings) for name, timings in found.items()}
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def table(name: str, found: dict[str, np.ndarray]) -> None:
+    """Medians, and ratios of time per output token to our dense loop."""
+    base = found[DENSE][:, 1]
+    for contestant, timings in found.items():
+        ratios = timings[:, 1] / base
+        low, high = interval(ratios)
+        ttft, tpot = np.median(timings, axis=0) * 1000
+        shown = "" if contestant == DENSE else f"{np.median(ratios):6.3f}  [{low:.3f}, {high:.3f}]"
+        print(f"{name:17} {contestant:32} {ttft:9.1f} {tpot:9.3f} {shown}", flush=True)
+
+
+def contestants_of(model: Any, prompt: torch.Tensor, new: int) -> dict[str, Contestant]:
+    """What runs in this process."""
+    dense, most, half = PruneSettings("dense"), PruneSettings("knorm", 0.9, 512), PruneSettings("knorm", 0.5, 512)
+    return {
+        DENSE: lambda: ours(model, prompt, dense, new),
+        "kvsweep dense again (A / A)": lambda: ours(model, prompt, dense, new),
+        "kvsweep keep_ratio 0.9": lambda: ours(model, prompt, most, new),
+        "kvsweep keep_ratio 0.5": lambda: ours(model, prompt, half, new),
+        "transformers generate": lambda: transformers_generate(model, prompt, new),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--prompt-tokens", type=int, default=1024)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kvpress-venv", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    facts = find_model("reference-neox")
+    ids = torch.from_numpy(tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids).long()
+    prompt, new = ids[None, : args.prompt_tokens], args.new_tokens
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, {new} new tokens, {args.rounds} rounds"
+    )
+    print("model             contestant                         TTFT ms   TPOT ms  TPOT / kvsweep dense, 95 % interval")
+    for name in args.models:
+        model = MODELS[name]()
+        contestants = contestants_of(model, prompt, new)
+        if args.kvpress_venv and name == "llama-shape":
+            with kvpress_process(args.kvpress_venv / "bin" / "python", model, prompt, new) as ask:
+                more = {f"kvpress keep_ratio {ratio}": (lambda r=ratio: ask(r)) for ratio in (0.9, 0.5)}
+                table(name, rounds(contestants | more, args.rounds))
+        else:
+            table(name, rounds(contestants, args.rounds))
+        weights = weight_bytes(model)
+        gives = memory_bandwidth(CPU, weights) / 1e9
+        print(f"{'':17} weights read per step {weights / 2**20:.1f} MiB; memory gives {gives:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Peak memory of one run, by the counter of its device; none where there is none, never a made-up zero."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+
+class PeakMemory:
+    """``start()``, ``sample()`` after every step, ``result()``: (bytes, method), or (None, None) without a counter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._counts, self._sampled = device, False, 0
+
+    def start(self) -> None:
+        """Forget earlier peaks: what a run before this one left behind must not count for this one."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._counts = True
+        elif self.device.type == "mps":
+            self._counts, self._sampled = True, torch.mps.driver_allocated_memory()
+        elif self.device.type == "cpu" and sys.platform == "linux":
+            self._counts = _reset_resident_peak()
+
+    def sample(self) -> None:
+        """For devices that count only what is allocated now."""
+        if self.device.type == "mps":
+            self._sampled = max(self._sampled, torch.mps.driver_allocated_memory())
+
+    def result(self) -> tuple[int | None, str | None]:
+        """Peak in bytes since ``start``, and how it was obtained."""
+        if not self._counts:
+            return None, None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device), "cuda allocator, peak allocated"
+        if self.device.type == "mps":
+            return self._sampled, "mps driver, largest of samples after each token"
+        with open("/proc/self/status") as status:
+            held = next(line for line in status if line.startswith("VmHWM:"))
+        return int(held.split()[1]) * 1024, "process peak resident set (VmHWM, freed memory returned and reset before the run)"
+
+
+def _reset_resident_peak() -> bool:
+    """Give freed memory back to the system, then start a new peak; False where either cannot be done."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed blocks stay resident otherwise, and would count for the next run
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")  # proc(5): resets the peak resident set size to the present one
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""Fair turns: every compared cell runs once per round, in seeded random order, until the ratios are known well enough.
+
+The dense cell runs twice per round. Its second run is the control: A against A, by the same arithmetic as every comparison.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from workers.clock import Clock
+from workers.generation import GenerationRun, generate
+from workers.settings import PruneSettings
+from workers.work import GenerationWork
+
+RESAMPLES = 2_000
+REPORTED_TTFT_SHARE = 0.1
+"""``report_2025``: the baseline's TTFT was taken to be this share of its whole time."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One run and its turn."""
+
+    cell: int
+    """Index of the cell."""
+    repeat: int
+    place: int
+    """Place in its round."""
+    control: bool
+    run: GenerationRun
+
+
+def round_orders(runs: int, rounds: int, seed: int) -> list[list[int]]:
+    """For each round, the seeded random order in which the compared runs take their turns."""
+    rng = random.Random(f"kvsweep/rounds/{seed}")
+    return [rng.sample(range(runs), runs) for _ in range(rounds)]
+
+
+def timed_rounds(model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork) -> list[Timed]:
+    """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the device.
+
+    At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an interval narrower
+    than ``work.interval_width``, at most ``work.max_repeats``.
+    """
+    clock = Clock(prompts.device)
+    if work.protocol == "report_2025":
+        return _as_reported(model, prompts, cells, work, clock)
+    dense = next((i for i, cell in enumerate(cells) if cell.policy == "dense"), None)
+    turns = [(i, False) for i in range(len(cells))] + ([(dense, True)] if dense is not None else [])
+    found: list[Timed] = []
+    for number, order in enumerate(round_orders(len(turns), work.warmup + work.max_repeats, work.seed)):
+        repeat = number - work.warmup
+        for place, turn in enumerate(order):
+            cell, control = turns[turn]
+            run = generate(model, prompts, cells[cell], work.new_tokens, clock)
+            if repeat >= 0:
+                found.append(Timed(cell, repeat, place, control, run))
+        if repeat + 1 >= work.repeats and (dense is None or widest_interval(found, dense) <= work.interval_width):
+            break
+    return found
+
+
+def widest_interval(found: Sequence[Timed], dense: int) -> float:
+    """The widest 95 % bootstrap interval of a median ratio of TPOT to the dense run of the same round; 0 without a ratio."""
+    tpot = {(t.cell, t.control, t.repeat): t.run.tpot_seconds or 0.0 for t in found}
+    rounds = 1 + max(t.repeat for t in found)
+    base = np.array([tpot[dense, False, r] for r in range(rounds)])
+    widest, rng = 0.0, np.random.default_rng(0)
+    for cell, control in {(t.cell, t.control) for t in found} - {(dense, False)}:
+        ratios = np.array([tpot[cell, control, r] for r in range(rounds)]) / base
+        drawn = np.median(ratios[rng.integers(0, rounds, (RESAMPLES, rounds))], axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        widest = max(widest, float(high - low))
+    return widest
+
+
+def _as_reported(
+    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork, clock: Clock
+) -> list[Timed]:
+    """Wrong on purpose: no warm-up, baseline first, cells one after the other, the baseline's TTFT a guess."""
+    order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
+    found = []
+    for place, cell in enumerate(order):
+        for repeat in range(work.repeats):
+            run = generate(model, prompts, cells[cell], work.new_tokens, clock)
+            if cells[cell].policy == "dense":
+                run = replace(run, ttft_seconds=REPORTED_TTFT_SHARE * run.total_seconds)
+            found.append(Timed(cell, repeat, place, False, run))
+    return found
