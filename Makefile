@@ -30,6 +30,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.perplexity
+	$(BIN)/python -m benchmarks.generation
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

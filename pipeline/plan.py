@@ -164,6 +164,8 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
+    if plan.spec.generation and plan.spec.generation.protocol == "report_2025":
+        notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
     for name, facts in plan.resolved.models.items():
         beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]
         if beyond:

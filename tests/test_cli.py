@@ -228,3 +228,25 @@ def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_n
     assert run_inline(sweep, out) == DONE
     assert keys(rows(out)) == planned
     assert before.items() <= contents(out).items()
+
+
+def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, capsys, monkeypatch):
+    monkeypatch.setattr("workers.unit.memory_bandwidth", lambda device, size: 1.0)
+    task = "{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, keep_ratios: [0.5]}"
+    assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
+    printed = capsys.readouterr().err
+    assert "warning: " in printed and "do not trust this timing" in printed
+
+
+def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it_is_shown(sweep_file, out, capsys):
+    """A tenth of the baseline's whole time against a measured first token: a gain or loss out of nothing."""
+    task = "{prompt_tokens: [32], new_tokens: 16, repeats: 6, warmup: 0, protocol: report_2025, keep_ratios: [0.5]}"
+    assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
+    timed = rows(out, "generation")
+    dense = timed.filter(policy="dense")
+    assert dense["ttft_seconds"].to_list() == pytest.approx((dense["total_seconds"] * 0.1).to_list())
+    assert set(timed["timing_protocol"]) == {"report_2025"}
+    page = (out / "report.html").read_text()
+    for part in ("WRONG ON PURPOSE", "WRONG_ON_PURPOSE", "Timed by a wrong protocol on purpose"):
+        assert part in page
+    assert "faster" not in page.partition('<section id="speed">')[2].partition("</section>")[0].partition("<table")[2]

@@ -148,6 +148,11 @@ def test_texts_beyond_the_context_run_when_asked_for_and_are_noted(plan_of, tiny
         plan_of(models=f"[{folder}]", **longer)
 
 
+def test_the_wrong_protocol_is_called_wrong_before_it_runs(plan_of):
+    made = plan_of(generation="{prompt_tokens: [32], new_tokens: 8, protocol: report_2025}")
+    assert any("wrongly on purpose" in note for note in made.notes)
+
+
 def test_a_window_longer_than_a_sliding_attention_window_is_refused(plan_of, tiny_model_dir, tmp_path):
     folder = tmp_path / "sliding"
     shutil.copytree(tiny_model_dir, folder)

@@ -26,12 +26,14 @@ FREE = 2**31 - 1
 class SlotLayer(BatchLayer):
     """``BatchLayer`` whose places ``SlotStore`` manages."""
 
-    place: tuple[Tensor, Tensor, Tensor]
+    place: Tensor
+    """[tokens * kv_heads], index of each new entry among all places of the layer."""
     mask: Tensor
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
         """Write each token where its row and head has room: key_states, value_states [tokens, kv_heads, head_dim]."""
-        self.keys[self.place], self.values[self.place] = key_states, value_states
+        for entries, new in ((self.keys, key_states), (self.values, value_states)):
+            entries.view(-1, entries.shape[3]).index_copy_(0, self.place, new.reshape(-1, entries.shape[3]))
 
     def visible(self, plan: Pass) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values of all places, and the mask [rows, kv_heads, widest, room]."""
@@ -72,9 +74,10 @@ class SlotStore:
         layer_of = torch.arange(len(self.layers), device=self.device)[:, None, None]
         rows = plan.rows[:, None]
         self.positions[layer_of, rows, self.heads, places] = plan.true_positions[:, None]
+        flat = ((rows * len(self.heads) + self.heads) * self.room + places).flatten(1)
         masks = self._masks(plan)
         for i, layer in enumerate(self.layers):
-            layer.place, layer.mask = (rows, self.heads, places[i]), masks[i]
+            layer.place, layer.mask = flat[i], masks[i]
 
     def _masks(self, plan: Pass) -> Tensor:
         """[layers, rows, kv_heads, widest, room], -inf where a place is free or later than the query; in memory kept for it."""
