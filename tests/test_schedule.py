@@ -12,7 +12,7 @@ from workers.model_files import ModelFacts
 from workers.settings import PruneSettings
 from workers.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
 
-FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, None, 2, 8, 1000, "tokenizer.json")
+FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, False, None, 2, 8, 1000, "tokenizer.json")
 DIED = Fault("ActorDiedError", "killed by signal 9")
 NODE_DIED = Fault("NodeDiedError", "its node has died", strike=False)
 NO_PLACE = Fault("NoCapacity", "no node has a GPU", final=True)
