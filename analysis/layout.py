@@ -63,13 +63,28 @@ PERPLEXITY = [
     *SETTINGS,
     _setting("window", "window", "count"), _setting("stride", "stride", "count"),
     Column("verdict", "verdict", "text"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
-    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("budget", "realised budget", "percent"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("p_holm", "p (Holm)"),
+    Column("detectable", "smallest detectable ratio"), Column("budget", "realised budget", "percent"),
     Column("accuracy_difference", "accuracy difference (points)", "points"),
     Column("prune_events", "prune events per window", "count"),
     Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
     Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
-    Column("n_windows", "windows", "count"), Column("tokens", "tokens", "count"), Column("note", "note", "text"),
+    Column("n_windows", "windows", "count"), _setting("resampled", "resampled"), Column("n_units", "resampled units", "count"),
+    Column("tokens", "tokens", "count"), Column("note", "note", "text"),
 ]  # fmt: skip
+
+RECOMMENDED = [
+    Column("model", "model", "text"), _setting("model_revision", "revision"), Column("dataset", "dataset", "text"),
+    _setting("dataset_fingerprint", "data fingerprint"), _setting("device", "device"), _setting("dtype", "dtype"),
+    Column("advice", "advice", "text"), Column("policy", "policy", "text"), Column("keep_ratio", "keep_ratio", "setting"),
+    Column("prune_after", "prune_after", "count"), Column("skip_layers", "skip_layers", "text"),
+    Column("protect_recent", "protect_recent", "count"), Column("protect_sink", "protect_sink", "count"),
+    Column("budget", "realised budget", "percent"), Column("ratio", "PPL ratio"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("n_units", "resampled units", "count"),
+    Column("note", "note", "text"),
+]  # fmt: skip
+
+FRONT = [column for column in RECOMMENDED if column.key != "advice"]
 
 BY_RATIO = [
     Column("keep_ratio", "keep_ratio", "setting"), Column("dataset", "dataset", "text"),

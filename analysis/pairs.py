@@ -5,17 +5,14 @@ Sums of negative log-likelihood (nats) and token counts are pooled first and exp
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
+from analysis.uncertainty import RESAMPLES, SEED, bounds
 
 POOL = ["pool_id", *VERSION_COLUMNS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
 
-RESAMPLES = 10_000
-SEED = 20_240_611
-LEVEL = 0.95
 FEW_WINDOWS = 30
 """Below this many windows a 95 % interval covers less than it says; such cells are marked."""
 
@@ -55,8 +52,8 @@ def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) ->
     ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums) are null.
     """
     cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
-    bounds = _intervals(rows, resamples, seed)
-    return finite(cells.join(bounds, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
+    sure = bounds(rows, POOL, resamples, seed)
+    return finite(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
 
 
 def finite(frame: pl.DataFrame) -> pl.DataFrame:
@@ -100,42 +97,3 @@ def _figures() -> list[pl.Expr]:
         (pl.col("nll_difference") / tokens).exp().alias("ratio"),
         (pl.col("correct_difference") / tokens).alias("accuracy_difference"),
     ]
-
-
-def _intervals(rows: pl.DataFrame, resamples: int, seed: int) -> pl.DataFrame:
-    """``ratio_low``, ``ratio_high`` of every pooled cell with at least two paired windows."""
-    windows = (
-        rows.filter("paired", pl.col("policy") != "dense")
-        .group_by([*POOL, "window_index"])
-        .agg(nll=(pl.col("nll_sum") - pl.col("dense_nll")).sum(), tokens=pl.col("tokens_scored").sum())
-        .sort([*POOL, "window_index"])
-        .with_columns(n=pl.len().over(POOL))
-    )
-    empty = windows.select(POOL).clear().with_columns(ratio_low=pl.lit(None, pl.Float64), ratio_high=pl.lit(None, pl.Float64))
-    found = [empty]
-    for (n,), group in windows.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
-        shape = (-1, int(str(n)))
-        ratios = resampled_ratios(
-            group["nll"].to_numpy().reshape(shape), group["tokens"].to_numpy().reshape(shape), resamples, seed
-        )
-        low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
-        found.append(group.select(POOL).unique(maintain_order=True).with_columns(ratio_low=low, ratio_high=high))
-    return pl.concat(found)
-
-
-def resampled_ratios(differences: np.ndarray, tokens: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """PPL ratios of bootstrap resamples of windows, ``[cells, resamples]``.
-
-    ``differences`` (NLL minus the twin's, nats) and ``tokens`` are ``[cells, windows]``. All cells see the same resamples, so
-    that a difference between two cells is not one of the draws. Blocks of resamples bound the memory.
-    """
-    n = differences.shape[1]
-    rng = np.random.default_rng(seed)
-    block = max(1, 2_000_000 // n)
-    found = []
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-        found.append(np.exp((differences @ counts.T) / (tokens @ counts.T)))
-    return np.concatenate(found, axis=1)

@@ -21,9 +21,10 @@ from analysis import coverage, layout, tables
 from analysis.charts import Chart, speed_curves, trade_off, u_curves
 from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError, load
-from analysis.pairs import LEVEL, RESAMPLES
 from analysis.provenance import facts
+from analysis.recommend import MAX_PPL_INCREASE, front, recommended
 from analysis.speed import DRIFT, checks, generation
+from analysis.uncertainty import LEVEL, RESAMPLES
 from pipeline.results import RunStore
 
 HERE = Path(__file__).resolve().parent
@@ -47,14 +48,15 @@ class Frames:
     failed: pl.DataFrame
 
 
-def write_report(directories: Sequence[str], output: str | None = None) -> str:
+def write_report(directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE) -> str:
     """Write the report of one or several run directories; returns where it lies.
 
-    Default place: ``report.html`` in the first directory, which may be an s3:// URL. Raises RunUnreadableError where a directory
-    is not a run, and OSError where ``output`` cannot be written.
+    ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. Default place: ``report.html`` in the
+    first directory, which may be an s3:// URL. Raises RunUnreadableError where a directory is not a run, and OSError where
+    ``output`` cannot be written.
     """
     results = load(directories)
-    page = render(results).encode()
+    page = render(results, tolerance).encode()
     if output is not None:
         Path(output).write_bytes(page)
         return output
@@ -63,7 +65,7 @@ def write_report(directories: Sequence[str], output: str | None = None) -> str:
     return f"{store.directory}/report.html"
 
 
-def render(results: Results) -> str:
+def render(results: Results, tolerance: float = MAX_PPL_INCREASE) -> str:
     """The page as HTML text. Raises RunUnreadableError where a part is not a whole Parquet file."""
     frames = _frames(results)
     environment = jinja2.Environment(
@@ -80,7 +82,8 @@ def render(results: Results) -> str:
         findings=findings(frames.cells, frames.speeds),
         warnings=warnings(results, frames.cells, frames.speeds, frames.covered),
         charts=_charts(frames),
-        tables=_tables(frames),
+        tables=_tables(frames, tolerance),
+        tolerance=tolerance,
         failure_kinds=coverage.failure_kinds(frames.failed).to_dicts(),
         few=tables.BARELY,
         drift=DRIFT,
@@ -128,8 +131,10 @@ def _charts(frames: Frames) -> dict[str, list[Chart]]:
     }
 
 
-def _tables(frames: Frames) -> dict[str, layout.Table]:
+def _tables(frames: Frames, tolerance: float) -> dict[str, layout.Table]:
     return {
+        "recommended": layout.table("recommended", recommended(frames.cells, tolerance), layout.RECOMMENDED),
+        "front": layout.table("front", front(frames.cells), layout.FRONT),
         "coverage": layout.table("coverage", frames.covered, layout.COVERAGE),
         "by-ratio": layout.table("by-ratio", tables.by_ratio(frames.cells), layout.BY_RATIO),
         "cells": layout.table("cells", frames.cells, layout.PERPLEXITY),
@@ -140,6 +145,17 @@ def _tables(frames: Frames) -> dict[str, layout.Table]:
     }
 
 
+def _share(text: str) -> float:
+    """``1%`` or ``0.01`` as 0.01. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1; write 1% or 0.01")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, or 2 where a directory is not a run or the page cannot be written."""
     parser = argparse.ArgumentParser(
@@ -147,9 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="run directory, local or s3://")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the page (default: DIR/report.html)")
+    parser.add_argument(
+        "--max-ppl-increase", type=_share, default=MAX_PPL_INCREASE, metavar="SHARE", dest="tolerance",
+        help="what a recommended setting may cost, such as 1%% or 0.01 (default: 1%%)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
-        print(write_report(arguments.directories, arguments.output))
+        print(write_report(arguments.directories, arguments.output, arguments.tolerance))
     except (RunUnreadableError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import LEVEL, RESAMPLES, SEED, SETTINGS, finite
+from analysis.pairs import SETTINGS, finite
 from analysis.tables import beyond, in_order
+from analysis.uncertainty import LEVEL, RESAMPLES, SEED
 
 MEASURES = [
     "ttft_seconds", "prompt_prune_seconds", "tpot_seconds", "prune_step_seconds", "plain_step_seconds", "total_seconds",

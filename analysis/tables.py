@@ -6,9 +6,13 @@ import polars as pl
 
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare, finite, with_dense
+from analysis.uncertainty import holm
 
 BARELY = 0.05
 """Below this share of scored tokens that saw a pruned cache, a cell says little about pruning."""
+
+FAMILY = ["model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype"]
+"""What is compared as one grid: a small p among its many cells is expected by chance, hence Holm's correction."""
 
 Z95 = 1.959963984540054
 
@@ -16,9 +20,11 @@ ORDER = ["model", "dataset", *VERSION_COLUMNS, "prune_after", "policy", "variant
 
 
 def summary(perplexity: pl.LazyFrame) -> pl.DataFrame:
-    """One row per pooled perplexity cell, dense twins first: the columns of ``pairs.compare``, ``verdict`` and ``note``."""
-    cells = compare(with_dense(perplexity))
-    return in_order(cells.with_columns(verdict(), note()))
+    """One row per pooled perplexity cell, dense twins first: the columns of ``pairs.compare``, ``verdict``, ``note`` and
+    ``p_holm``: the p of the valid cells, adjusted for how many of them a model and dataset has."""
+    cells = compare(with_dense(perplexity)).with_columns(verdict(), note())
+    judged = pl.when(pl.col("verdict") == "VALID").then(pl.col("p_value"))
+    return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), FAMILY)))
 
 
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:

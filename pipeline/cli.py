@@ -68,11 +68,13 @@ def report(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Where to write it (default: report.html in the first).")
     ] = None,
+    max_ppl_increase: Annotated[str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")] = "1%",
 ) -> None:
     """Write the report of one or several run directories."""
     from analysis.report import main as report_main
 
-    raise typer.Exit(report_main([*directories, *(["-o", output] if output else [])]))
+    options = ["--max-ppl-increase", max_ppl_increase, *(["-o", output] if output else [])]
+    raise typer.Exit(report_main([*directories, *options]))
 
 
 def _refuse(faults: list[str]) -> NoReturn:
