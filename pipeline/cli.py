@@ -77,6 +77,23 @@ def report(
     raise typer.Exit(report_main([*directories, *options]))
 
 
+@app.command()
+def audit(
+    table: Annotated[
+        str, typer.Option(metavar="FILE.csv", help="Somebody's results: keep_ratio, ppl, ttft, total, samples, ...")
+    ],
+) -> None:
+    """Look for signs of measuring errors in a table of results. Exit status 1 where there are any."""
+    from analysis.table_audit import TableError, describe
+
+    try:
+        found = describe(table)
+    except TableError as error:
+        _refuse([str(error)])
+    print("\n".join(found) or f"{table}: none of the known signs of a measuring error")
+    raise typer.Exit(1 if found else 0)
+
+
 def _refuse(faults: list[str]) -> NoReturn:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
