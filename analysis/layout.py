@@ -76,11 +76,11 @@ PERPLEXITY = [
 RECOMMENDED = [
     Column("model", "model", "text"), _setting("model_revision", "revision"), Column("dataset", "dataset", "text"),
     _setting("dataset_fingerprint", "data fingerprint"), _setting("device", "device"), _setting("dtype", "dtype"),
-    Column("advice", "advice", "text"), Column("policy", "policy", "text"), Column("keep_ratio", "keep_ratio", "setting"),
-    Column("prune_after", "prune_after", "count"), Column("skip_layers", "skip_layers", "text"),
-    Column("protect_recent", "protect_recent", "count"), Column("protect_sink", "protect_sink", "count"),
-    Column("budget", "realised budget", "percent"), Column("ratio", "PPL ratio"),
-    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("n_units", "resampled units", "count"),
+    Column("advice", "advice", "text"), Column("budget", "realised budget", "percent"), Column("ratio", "PPL ratio"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("policy", "policy", "text"),
+    Column("keep_ratio", "keep_ratio", "setting"), Column("prune_after", "prune_after", "count"),
+    Column("skip_layers", "skip_layers", "text"), _setting("protect_recent", "protect_recent", "count"),
+    _setting("protect_sink", "protect_sink", "count"), Column("n_units", "resampled units", "count"),
     Column("note", "note", "text"),
 ]  # fmt: skip
 

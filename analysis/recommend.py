@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis import labels
+
 GROUP = ["model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride"]
 MAX_PPL_INCREASE = 0.01
 
@@ -22,7 +24,8 @@ def front(cells: pl.DataFrame) -> pl.DataFrame:
     """The usable cells that no other of their model and dataset beats in realised budget and upper bound of the PPL ratio."""
     ranked = cells.filter(usable()).sort("budget", "ratio_high", maintain_order=True)
     best_before = pl.col("ratio_high").cum_min().shift(1).over(GROUP)
-    return ranked.filter(best_before.is_null() | (pl.col("ratio_high") < best_before))
+    best = ranked.filter(best_before.is_null() | (pl.col("ratio_high") < best_before))
+    return best.sort(*GROUP, "budget", nulls_last=False, maintain_order=True)
 
 
 def recommended(cells: pl.DataFrame, tolerance: float = MAX_PPL_INCREASE) -> pl.DataFrame:
@@ -49,4 +52,16 @@ def recommended(cells: pl.DataFrame, tolerance: float = MAX_PPL_INCREASE) -> pl.
         )
         .otherwise(pl.lit("no recommendation: no cell that pruned has an interval"))
     )
-    return table.with_columns(advice=words).drop("least")
+    return table.with_columns(advice=words).drop("least").sort(GROUP, nulls_last=False, maintain_order=True)
+
+
+def advice_in_words(advised: pl.DataFrame) -> list[str]:
+    """A sentence per model and dataset; ``advised`` comes from ``recommended``."""
+    found = []
+    for row in advised.iter_rows(named=True):
+        place, advice = f"{row['model']} on {row['dataset']}", row["advice"]
+        if row["budget"] is not None:
+            cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
+            advice = f"least cache for a PPL {advice}: {labels.percent(row['budget'])} of the dense one ({cell})"
+        found.append(f"{place}: {advice}.")
+    return found

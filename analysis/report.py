@@ -22,7 +22,7 @@ from analysis.charts import Chart, speed_curves, trade_off, u_curves
 from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError, load
 from analysis.provenance import facts
-from analysis.recommend import MAX_PPL_INCREASE, front, recommended
+from analysis.recommend import MAX_PPL_INCREASE, advice_in_words, front, recommended
 from analysis.speed import DRIFT, checks, generation
 from analysis.uncertainty import LEVEL, RESAMPLES
 from pipeline.results import RunStore
@@ -79,7 +79,7 @@ def render(results: Results, tolerance: float = MAX_PPL_INCREASE) -> str:
         runs=[facts(run) for run in results.runs],
         head=coverage.in_words(frames.covered),
         names=[str(run.info.get("name") or "unnamed run") for run in results.runs],
-        findings=findings(frames.cells, frames.speeds),
+        findings=[*findings(frames.cells, frames.speeds), *advice_in_words(recommended(frames.cells, tolerance))],
         warnings=warnings(results, frames.cells, frames.speeds, frames.covered),
         charts=_charts(frames),
         tables=_tables(frames, tolerance),

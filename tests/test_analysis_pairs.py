@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from analysis.load import RunUnreadableError, load
-from analysis.recommend import front, recommended
+from analysis.recommend import advice_in_words, front, recommended
 from analysis.speed import NO_DIFFERENCE, generation, in_words, median_interval
 from analysis.tables import by_ratio, retrieval, summary
 from analysis.uncertainty import RESAMPLES, _figures, holm, resampled_ratios, sign_flip_p
@@ -371,6 +371,10 @@ def test_the_recommended_cell_holds_least_within_the_tolerance(summarise):
     assert front(cells)["keep_ratio"].to_list() == [0.5, 0.9]  # 0.6 holds more and loses more than 0.5; the bug is no setting
     assert one(recommended(cells, 0.02), model="toy")["keep_ratio"] == 0.5
     assert one(recommended(cells, 0.01), model="toy")["keep_ratio"] == 0.9
+    (sentence,) = advice_in_words(recommended(cells, 0.02))
+    assert sentence.startswith(
+        "toy on text: least cache for a PPL at most 2 % worse with 95 % confidence: 50.0 % of the dense one ("
+    )
     row = one(recommended(cells, 0.001), model="toy")
     assert row["keep_ratio"] is None
     assert row["advice"] == "no recommendation: no cell is shown to stay within 0.1 %; the closest may be 0.5 % worse"

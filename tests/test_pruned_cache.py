@@ -142,6 +142,14 @@ def test_beam_search_is_refused():
         )  # fmt: skip
 
 
+def test_cropping_is_refused():
+    """Assisted generation crops; what was dropped cannot come back."""
+    cache = PrunedCache(tiny_model("llama").config, keep_ratio=0.5, prune_after=4)
+    forward(tiny_model("llama"), repetitive_tokens(1, 12), cache)
+    with pytest.raises(ValueError, match="cropping"):
+        cache.crop(6)
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
