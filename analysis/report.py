@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from analysis import coverage, layout, tables
 from analysis.charts import Chart, speed_curves, trade_off, u_curves
+from analysis.export import write_charts
 from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError, load
 from analysis.provenance import facts
@@ -167,8 +168,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max-ppl-increase", type=_share, default=MAX_PPL_INCREASE, metavar="SHARE", dest="tolerance",
         help="what a recommended setting may cost, such as 1%% or 0.01 (default: 1%%)",
     )  # fmt: skip
+    parser.add_argument("--png", metavar="DIR", help="also write every chart as a PNG into this folder")
+    parser.add_argument("--svg", metavar="DIR", help="also write every chart as an SVG into this folder")
     arguments = parser.parse_args(argv)
     try:
+        for form, folder in (("png", arguments.png), ("svg", arguments.svg)):
+            if folder:
+                charts = _charts(_frames(load(arguments.directories)))
+                write_charts((chart for panels in charts.values() for chart in panels), folder, form)
         print(write_report(arguments.directories, arguments.output, arguments.tolerance))
     except (RunUnreadableError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)

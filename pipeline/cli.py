@@ -69,11 +69,15 @@ def report(
         str | None, typer.Option("-o", "--output", help="Where to write it (default: report.html in the first).")
     ] = None,
     max_ppl_increase: Annotated[str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")] = "1%",
+    png: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as a PNG into this folder.")] = None,
+    svg: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as an SVG into this folder.")] = None,
 ) -> None:
     """Write the report of one or several run directories."""
     from analysis.report import main as report_main
 
-    options = ["--max-ppl-increase", max_ppl_increase, *(["-o", output] if output else [])]
+    options = ["--max-ppl-increase", max_ppl_increase]
+    for name, value in (("-o", output), ("--png", png), ("--svg", svg)):
+        options += [name, value] if value else []
     raise typer.Exit(report_main([*directories, *options]))
 
 

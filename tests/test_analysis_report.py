@@ -208,3 +208,29 @@ def test_a_chart_names_a_revision_only_where_one_model_has_several():
     two_revisions = pl.DataFrame({"model": ["a", "a"], "model_revision": ["1", "2"]})
     assert not _varies(two_models, "model_revision")
     assert _varies(two_revisions, "model_revision")
+
+
+def test_every_chart_is_exported_as_a_picture_of_its_own(tmp_path, capsys):
+    run = write_run(
+        str(tmp_path / "run"),
+        {"perplexity": [perplexity_row(i, policy=p, model=NASTY) for i in (0, 1) for p in ("dense", "knorm")]},
+    )
+    folders = [str(tmp_path / name) for name in ("png", "svg")]
+    assert main([run, "--png", folders[0], "--svg", folders[1]]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    names = sorted(set(re.findall(r'data-chart="chart-([\w-]+)"', page)))
+    assert names == ["budget-1", "tradeoff-1", "ucurve-1"]
+    for name in names:
+        assert (tmp_path / "png" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        drawing = (tmp_path / "svg" / f"{name}.svg").read_text()
+        assert drawing.startswith("<svg") and "<script" not in drawing and "var(--" not in drawing
+    assert main([run, "--png", str(tmp_path / "run" / "report.html")]) == 2  # a file is in the way
+    assert "report.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["1.5", "-1%", "much"])
+def test_a_tolerance_that_is_no_share_is_refused(tmp_path, capsys, share):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), f"--max-ppl-increase={share}"])
+    assert caught.value.code == 2
+    assert "is no share between 0 and 1" in capsys.readouterr().err
