@@ -7,17 +7,47 @@
     return svg.replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
   }
 
+  function save(name, type, content) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
   function offerSaving(id, view) {
     const button = document.querySelector(`button[data-chart="${CSS.escape(id)}"]`);
     button.hidden = false;
-    button.addEventListener("click", async () => {
-      const drawing = new Blob([resolved(await view.toSVG())], { type: "image/svg+xml" });
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(drawing);
-      link.download = `${id}.svg`;
-      link.click();
-      URL.revokeObjectURL(link.href);
+    button.addEventListener("click", async () => save(`${id}.svg`, "image/svg+xml", resolved(await view.toSVG())));
+  }
+
+  // Names come from outside: quoted, and never the start of a spreadsheet's formula.
+  function quoted(text) {
+    const plain = /^[=+@\t\r-]/.test(text) ? `'${text}` : text;
+    return `"${plain.replaceAll('"', '""')}"`;
+  }
+
+  function asCsv(table) {
+    const headings = Array.from(table.tHead.rows[0].cells, (cell) => quoted(cell.innerText.trim()));
+    const isFigure = (cell) => cell.classList.contains("number") && !cell.textContent.startsWith("["); // an interval is two
+    const value = (cell) => (isFigure(cell) ? cell.dataset.sort : quoted(cell.textContent));
+    const rows = Array.from(table.tBodies[0].rows).filter((row) => !row.hidden);
+    return [headings, ...rows.map((row) => Array.from(row.cells, value))].map((row) => row.join(",") + "\r\n").join("");
+  }
+
+  function offerTools(tools) {
+    const table = document.getElementById(tools.dataset.table);
+    const rows = Array.from(table.tBodies[0].rows);
+    tools.querySelector("input").addEventListener("input", (event) => {
+      const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) {
+        const text = Array.from(row.cells, (cell) => cell.textContent).join(" ").toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+      const shown = rows.filter((row) => !row.hidden).length;
+      tools.querySelector("[role=status]").textContent = words.length ? `${shown} of ${rows.length} rows` : "";
     });
+    tools.querySelector("button").addEventListener("click", () => save(`${table.id}.csv`, "text/csv", asCsv(table)));
   }
 
   function drawCharts() {
@@ -54,5 +84,6 @@
       heading.querySelector("button").addEventListener("click", () => sortBy(table, heading));
     }
   }
+  document.querySelectorAll(".tools").forEach(offerTools);
   drawCharts();
 })();

@@ -86,6 +86,7 @@ def render(results: Results, tolerance: float = MAX_PPL_INCREASE) -> str:
         tables=_tables(frames, tolerance),
         tolerance=tolerance,
         failure_kinds=coverage.failure_kinds(frames.failed).to_dicts(),
+        numbers=layout.NUMBERS,
         few=tables.BARELY,
         drift=DRIFT,
         resamples=RESAMPLES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import polars as pl
 import pytest
 
 from analysis.report import write_report
@@ -151,7 +152,7 @@ def test_pressing_a_heading_sorts_as_numbers_both_ways_with_nulls_last(visit, wh
 def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path):
     page = visit(whole)
     with page.expect_download() as waiting:
-        page.locator("button.save").first.click()
+        page.locator("figure button.save").first.click()
     saved = tmp_path / "chart.svg"
     waiting.value.save_as(saved)
     text = saved.read_text()
@@ -159,3 +160,35 @@ def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path
     assert "<svg" in text
     assert "var(--" not in text
     assert page.trouble == []
+
+
+def test_a_table_is_filtered_by_words_and_saved_as_it_is_shown(visit, whole, tmp_path):
+    page = visit(whole)
+    tools, rows = page.locator(".tools[data-table=table-cells]"), page.locator("#table-cells tbody tr")
+    everything = rows.count()
+    tools.locator("input").fill("streaming 0.95")
+    shown = page.locator("#table-cells tbody tr:not([hidden])")
+    assert 0 < shown.count() < everything
+    assert all("streaming" in text for text in shown.all_inner_texts())
+    assert tools.locator("[role=status]").inner_text() == f"{shown.count()} of {everything} rows"
+    with page.expect_download() as download:
+        tools.locator("button").click()
+    download.value.save_as(tmp_path / "cells.csv")
+    table = pl.read_csv(tmp_path / "cells.csv")
+    assert table.height == shown.count()
+    assert set(table["policy"]) == {"streaming"} and table["PPL"].dtype == pl.Float64
+    assert table["95 % interval"][0].startswith("[") and "," in table["95 % interval"][0]
+    tools.locator("input").fill("")
+    assert page.locator("#table-cells tbody tr:not([hidden])").count() == everything
+    assert page.trouble == []
+
+
+def test_a_name_from_outside_is_no_formula_in_the_saved_table(visit, tmp_path):
+    names = {"model": '=HYPERLINK("http://x")'}
+    rows = [perplexity_row(i, policy=p, **names) for i in (0, 1) for p in ("dense", "knorm")]
+    rows += [perplexity_row(i, policy=p, model="b") for i in (0, 1) for p in ("dense", "knorm")]
+    page = visit(write_report([write_run(str(tmp_path / "run"), {"perplexity": rows})]))
+    with page.expect_download() as download:
+        page.locator(".tools[data-table=table-cells] button").click()
+    download.value.save_as(tmp_path / "cells.csv")
+    assert set(pl.read_csv(tmp_path / "cells.csv")["model"]) == {'\'=HYPERLINK("http://x")', "b"}
