@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +49,22 @@ class Frames:
     failed: pl.DataFrame
 
 
-def write_report(directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE) -> str:
+def write_report(
+    directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
+    pictures: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
     """Write the report of one or several run directories; returns where it lies.
 
-    ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. Default place: ``report.html`` in the
-    first directory, which may be an s3:// URL. Raises RunUnreadableError where a directory is not a run, and OSError where
-    ``output`` cannot be written.
+    ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. ``pictures``: folders for every chart by
+    form (png, svg). Default place: ``report.html`` in the first directory, which may be an s3:// URL. Raises RunUnreadableError
+    where a directory is not a run, and OSError where a file cannot be written.
     """
     results = load(directories)
-    page = render(results, tolerance).encode()
+    frames = _frames(results)
+    charts = _charts(frames)
+    page = _render(results, frames, charts, tolerance).encode()
+    for form, folder in (pictures or {}).items():
+        write_charts((chart for panels in charts.values() for chart in panels), folder, form)
     if output is not None:
         Path(output).write_bytes(page)
         return output
@@ -66,9 +73,9 @@ def write_report(directories: Sequence[str], output: str | None = None, toleranc
     return f"{store.directory}/report.html"
 
 
-def render(results: Results, tolerance: float = MAX_PPL_INCREASE) -> str:
-    """The page as HTML text. Raises RunUnreadableError where a part is not a whole Parquet file."""
-    frames = _frames(results)
+def _render(results: Results, frames: Frames, charts: dict[str, list[Chart]], tolerance: float) -> str:
+    """The page as HTML text."""
+    advised = recommended(frames.cells, tolerance)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -80,10 +87,10 @@ def render(results: Results, tolerance: float = MAX_PPL_INCREASE) -> str:
         runs=[facts(run) for run in results.runs],
         head=coverage.in_words(frames.covered),
         names=[str(run.info.get("name") or "unnamed run") for run in results.runs],
-        findings=[*findings(frames.cells, frames.speeds), *advice_in_words(recommended(frames.cells, tolerance))],
+        findings=[*findings(frames.cells, frames.speeds), *advice_in_words(advised)],
         warnings=warnings(results, frames.cells, frames.speeds, frames.covered),
-        charts=_charts(frames),
-        tables=_tables(frames, tolerance),
+        charts=charts,
+        tables=_tables(frames, advised),
         tolerance=tolerance,
         failure_kinds=coverage.failure_kinds(frames.failed).to_dicts(),
         numbers=layout.NUMBERS,
@@ -108,10 +115,11 @@ def script_safe(json_text: str) -> Markup:
 
 def _frames(results: Results) -> Frames:
     try:
+        checked = checks(results.rows("generation"))
         return Frames(
             cells=tables.summary(results.rows("perplexity")),
-            speeds=generation(results.rows("generation")),
-            checked=checks(results.rows("generation")),
+            speeds=generation(results.rows("generation"), checked),
+            checked=checked,
             answers=tables.retrieval(results.rows("retrieval")),
             covered=coverage.coverage(results),
             failed=coverage.failures(results),
@@ -133,9 +141,9 @@ def _charts(frames: Frames) -> dict[str, list[Chart]]:
     }
 
 
-def _tables(frames: Frames, tolerance: float) -> dict[str, layout.Table]:
+def _tables(frames: Frames, advised: pl.DataFrame) -> dict[str, layout.Table]:
     return {
-        "recommended": layout.table("recommended", recommended(frames.cells, tolerance), layout.RECOMMENDED),
+        "recommended": layout.table("recommended", advised, layout.RECOMMENDED),
         "front": layout.table("front", front(frames.cells), layout.FRONT),
         "coverage": layout.table("coverage", frames.covered, layout.COVERAGE),
         "by-ratio": layout.table("by-ratio", tables.by_ratio(frames.cells), layout.BY_RATIO),
@@ -173,11 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", metavar="DIR", help="also write every chart as an SVG into this folder")
     arguments = parser.parse_args(argv)
     try:
-        for form, folder in (("png", arguments.png), ("svg", arguments.svg)):
-            if folder:
-                charts = _charts(_frames(load(arguments.directories)))
-                write_charts((chart for panels in charts.values() for chart in panels), folder, form)
-        print(write_report(arguments.directories, arguments.output, arguments.tolerance))
+        pictures = {form: folder for form, folder in (("png", arguments.png), ("svg", arguments.svg)) if folder}
+        print(write_report(arguments.directories, arguments.output, arguments.tolerance, pictures))
     except (RunUnreadableError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -34,12 +34,12 @@ DRIFT = 0.10
 WRONG = "wrong on purpose (report_2025)"
 
 
-def generation(rows: pl.LazyFrame) -> pl.DataFrame:
+def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     """One row per cell, run, device, prompt length and batch.
 
     Medians over rounds (seconds, bytes; null where nothing was counted), for each of ``COMPARED`` the median ratio to the dense
     twin of the same run and round (``ttft_ratio``, ``ttft_low``, ``ttft_high``, ``ttft_words`` and so on), ``timing`` (STABLE,
-    UNSTABLE_TIMING, WRONG_ON_PURPOSE) and ``note``.
+    UNSTABLE_TIMING, WRONG_ON_PURPOSE) and ``note``. ``checked`` comes from ``checks`` on the same rows.
     """
     own = rows.filter(~pl.col("control"))
     step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
@@ -56,7 +56,6 @@ def generation(rows: pl.LazyFrame) -> pl.DataFrame:
         )
         .collect()
     )
-    checked = checks(rows)
     table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
     ratios = _paired_ratios(own).collect()
     for measure in COMPARED:
@@ -84,7 +83,8 @@ def checks(rows: pl.LazyFrame) -> pl.DataFrame:
             first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
             second=pl.col("tpot_seconds").filter("control").first(),
         ).sort("repeat")  # fmt: skip
-        drift = by_round["both"][-1] / by_round["both"][0]
+        known = by_round["both"].drop_nulls()
+        drift = known[-1] / known[0] if len(known) else None
         null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
         low, high = median_interval(null)
         ratio = float(np.median(null)) if len(null) else None
@@ -96,8 +96,10 @@ def checks(rows: pl.LazyFrame) -> pl.DataFrame:
     return pl.DataFrame(found, schema=schema | own | {"timing": pl.String, "fault": pl.String}, orient="row")
 
 
-def _fault(drift: float, low: float | None, high: float | None) -> str | None:
+def _fault(drift: float | None, low: float | None, high: float | None) -> str | None:
     """Why timings of a group cannot be compared; None where they can."""
+    if drift is None:
+        return "unstable timing: the dense cell has no time per token"
     if abs(drift - 1) > DRIFT:
         return f"unstable timing: the dense cell's time per token changed by {100 * (drift - 1):+.0f} % from first to last round"
     if low is None or high is None:

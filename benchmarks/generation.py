@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from analysis.speed import median_interval
 from benchmarks.perplexity import pythia_70m_shape
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.clock import Clock, no_garbage_collection
@@ -69,7 +70,7 @@ class Stamps:
         self.at.append(time.perf_counter())
 
     def end(self) -> None:
-        pass
+        """Part of a streamer; the last token was stamped already."""
 
     def timing(self) -> Timing:
         """The first stamp is of the prompt, put back by generate before it starts."""
@@ -127,19 +128,12 @@ def rounds(contestants: dict[str, Contestant], count: int) -> dict[str, np.ndarr
     return {name: np.array(timings) for name, timings in found.items()}
 
 
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    drawn = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def table(name: str, found: dict[str, np.ndarray]) -> None:
     """Medians, and ratios of time per output token to our dense loop."""
     base = found[DENSE][:, 1]
     for contestant, timings in found.items():
         ratios = timings[:, 1] / base
-        low, high = interval(ratios)
+        low, high = median_interval(ratios)
         ttft, tpot = np.median(timings, axis=0) * 1000
         shown = "" if contestant == DENSE else f"{np.median(ratios):6.3f}  [{low:.3f}, {high:.3f}]"
         print(f"{name:17} {contestant:32} {ttft:9.1f} {tpot:9.3f} {shown}", flush=True)

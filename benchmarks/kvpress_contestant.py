@@ -32,7 +32,7 @@ class Stamps:
         self.at.append(time.perf_counter())
 
     def end(self) -> None:
-        pass
+        """Part of a streamer; the last token was stamped already."""
 
 
 def press_for(keep_ratio: float, prompt: int) -> PrefillDecodingPress:

@@ -114,14 +114,12 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     if spec.retrieval:
         key = f"retrieval.context_tokens + {ANSWER_TOKENS} for the answer"
         wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
+    limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
     context = f"the context of {facts.name}, {facts.context} tokens"
     if facts.learned_positions:
-        context += ", and it has no position embeddings beyond"
-    limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
-    if facts.learned_positions or not spec.allow_beyond_context:
-        limits.append(
-            (facts.context, context if facts.learned_positions else f"{context} (allow_beyond_context: true runs it, marked)")
-        )
+        limits.append((facts.context, f"{context}, and it has no position embeddings beyond"))
+    elif not spec.allow_beyond_context:
+        limits.append((facts.context, f"{context} (allow_beyond_context: true runs it, marked)"))
     return faults + [
         f"{key}: {length} is longer than {what}"
         for key, length in wanted

@@ -111,3 +111,13 @@ def sweep_file(tmp_path: Path, tiny_model_dir: Path, text_file: Path) -> Callabl
 def out(tmp_path: Path) -> Path:
     """Where a run goes."""
     return tmp_path / "out"
+
+
+@pytest.fixture
+def summarise(tmp_path):
+    """Perplexity rows -> the summary table of a run that holds them."""
+    from analysis.load import load
+    from analysis.tables import summary
+    from tests.rows import write_run
+
+    return lambda rows: summary(load([write_run(str(tmp_path / "run"), {"perplexity": rows})]).rows("perplexity"))

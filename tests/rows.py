@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+import polars as pl
+
 from pipeline.results import RunStore, schema, to_arrow
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\\\n\u2028{{7*7}}"
@@ -103,6 +105,13 @@ def run_info(**values: Any) -> dict[str, Any]:
         "planned": {"perplexity": 0, "generation": 0, "retrieval": 0}, "dropped": [], "never_prunes": [],
     }  # fmt: skip
     return {**info, **values}
+
+
+def one(frame: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
+    """The only row with these values."""
+    found = frame.filter(*[pl.col(name) == value for name, value in wanted.items()])
+    assert found.height == 1, found
+    return found.row(0, named=True)
 
 
 def write_run(directory: str, tables: dict[str, list[dict[str, Any]]] | None = None, **info: Any) -> str:

@@ -70,8 +70,8 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
     rows = list(range(prompts.shape[0]))
     cache = PrunedCache(model.config, settings, row_ids=rows, stopwatch=watch)  # pyright: ignore[reportArgumentType]
     seconds, steps_that_pruned, kv, prompt_prune = [], [], [], 0.0
-    memory.start()
     with no_garbage_collection():
+        memory.start()  # after the collection, which gives back what the run before left
         token, output = prompts, []
         for step in range(new_tokens):
             events = cache.events
