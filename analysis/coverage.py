@@ -52,14 +52,15 @@ def _count(outcomes: pl.DataFrame, source: int, task: str, info: dict[str, Any])
     return info.get("run_id"), task, planned, done, failed, max(0, planned - done - failed)
 
 
-def in_words(covered: pl.DataFrame) -> str:
-    """All tasks and runs of ``coverage`` in one line for the head of the page."""
+def in_words(covered: pl.DataFrame, excluded: pl.DataFrame) -> str:
+    """All tasks and runs of ``coverage`` in one line for the head of the page, and what ``tables.excluded`` leaves out."""
     planned = covered["planned"]
     asked = (
         "a number of cells that was not recorded" if planned.null_count() or covered.is_empty() else f"{planned.sum():,} cells"
     )
     found = ", ".join(f"{name} {covered[name].sum():,}" for name in ("done", "failed", "missing"))
-    return f"planned {asked}; {found}"
+    left_out = ", ".join(f"{cells:,} {verdict}" for verdict, cells in excluded.select("verdict", "cells").iter_rows())
+    return f"planned {asked}; {found}; in no aggregate: {left_out or 'none'}"
 
 
 def failures(results: Results) -> pl.DataFrame:

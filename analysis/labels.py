@@ -39,11 +39,15 @@ def cell(row: Row) -> str:
     return f"{row['policy']}, keep_ratio {ratio_setting(row['keep_ratio'])}, {variant(row)}"
 
 
+LINE_ENDS = {0x2028: "⏎", 0x2029: "⏎"}
+"""Characters of a name that Vega's expressions take for an end of line, and what is shown instead."""
+
+
 def text(value: Any) -> str:
     """Anything as text, lists joined; a dash for null."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return NONE if value is None else str(value)
+    return NONE if value is None else str(value).translate(LINE_ENDS)
 
 
 def count(value: float | None) -> str:

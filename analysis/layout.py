@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +33,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready for the template. ``same`` lists the settings that are equal in every row and have no column of their own."""
+    """A table ready for the template.
+
+    ``same`` lists the settings that are equal in every row and have no column of their own; ``fixed`` has their values as text.
+    ``rows`` stand in the page, the page's script adds those of ``rest`` (JSON), and ``left_out`` are in neither.
+    """
 
     name: str
     headings: list[Column]
     rows: list[list[Cell]]
     same: list[str]
+    fixed: dict[str, str]
+    rest: str
+    left_out: int
 
+
+ROWS_AT_ONCE = 200
+"""Rows that stand in the page itself; a script shows the others as they are asked for."""
+ROWS_MOST = 4_000
+"""Rows of a table in a page; beyond, a page would grow past a few MB, and ``--csv`` has them all."""
 
 NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "gigabytes", "interval"}
 """The formats that are aligned right and sort as numbers."""
@@ -69,8 +82,19 @@ PERPLEXITY = [
     Column("prune_events", "prune events per window", "count"),
     Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
     Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
+    Column("kv_bytes_mean", "KV mean (MiB)", "mebibytes"), Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"),
     Column("n_windows", "windows", "count"), _setting("resampled", "resampled"), Column("n_units", "resampled units", "count"),
     Column("tokens", "tokens", "count"), Column("note", "note", "text"),
+]  # fmt: skip
+
+SHAPES = [
+    _setting("model", "model"), _setting("model_revision", "revision"), _setting("dataset", "dataset"),
+    _setting("dataset_fingerprint", "data fingerprint"), Column("prune_after", "prune_after", "count"),
+    Column("policy", "policy", "text"), Column("variant", "settings", "text"), Column("cells", "cells", "count"),
+    Column("phases", "from keep_ratio 1 (dense) downwards", "text"), Column("minimum_at", "lowest PPL at keep_ratio", "setting"),
+    Column("minimum_low", "between", "interval", "minimum_high"), Column("ppl", "PPL there"), Column("ratio", "PPL ratio"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("budget", "realised budget", "percent"),
+    Column("n_units", "resampled units", "count"),
 ]  # fmt: skip
 
 RECOMMENDED = [
@@ -138,6 +162,11 @@ COVERAGE = [
     Column("done", "done", "count"), Column("failed", "failed", "count"), Column("missing", "missing", "count"),
 ]  # fmt: skip
 
+EXCLUDED = [
+    Column("task", "task", "text"), Column("verdict", "verdict", "text"), Column("cells", "cells", "count"),
+    Column("why", "why it enters no aggregate", "text"),
+]  # fmt: skip
+
 FAILURES = [
     Column("task", "task", "text"), Column("error_type", "error", "text"), Column("message", "message", "text"),
     Column("attempts", "attempts", "count"), Column("node", "node", "text"), *SETTINGS,
@@ -149,10 +178,13 @@ def table(name: str, frame: pl.DataFrame, columns: Sequence[Column]) -> Table:
     present = [column for column in columns if column.key in frame.columns]
     constant = [column for column in present if column.setting and frame.height > 1 and _values(frame, column) <= 1]
     shown = [column for column in present if column not in constant]
-    rows = [[_cell(column, row) for column in shown] for row in frame.iter_rows(named=True)]
+    rows = [[_cell(column, row) for column in shown] for row in frame.head(ROWS_MOST).iter_rows(named=True)]
     known = [(column, frame[column.key].drop_nulls()) for column in constant]
-    same = [f"{column.label} {labels.FORMATS[column.form](_first(values))}" for column, values in known if len(values)]
-    return Table(name, shown, rows, same)
+    fixed = {column.key: labels.FORMATS[column.form](_first(values)) for column, values in known if len(values)}
+    same = [f"{column.label} {fixed[column.key]}" for column, values in known if len(values)]
+    rest = [[cell.text if cell.text == cell.sort else [cell.text, cell.sort] for cell in row] for row in rows[ROWS_AT_ONCE:]]
+    packed = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+    return Table(name, shown, rows[:ROWS_AT_ONCE], same, fixed, packed, frame.height - len(rows))
 
 
 def _first(values: pl.Series) -> Any:
@@ -166,8 +198,13 @@ def _values(frame: pl.DataFrame, column: Column) -> int:
 def _cell(column: Column, row: labels.Row) -> Cell:
     value = row[column.key]
     if column.form == "interval":
-        return Cell(labels.interval(value, row[column.upper]), "" if value is None else repr(value))
+        return Cell(labels.interval(value, row[column.upper]), "" if value is None else _sort_key(value))
     text = labels.FORMATS[column.form](value)
     if column.key in ("model_revision", "dataset_fingerprint") and len(text) > 12:
         text = text[:12]
-    return Cell(text, "" if value is None else repr(value) if column.form in NUMBERS else text)
+    return Cell(text, "" if value is None else _sort_key(value) if column.form in NUMBERS else text)
+
+
+def _sort_key(value: float) -> str:
+    """Enough digits to sort by and to save."""
+    return f"{value:.9g}"

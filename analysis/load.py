@@ -38,8 +38,12 @@ TOKENS_READ = {
 }
 """How much of a text the model of a row saw at once."""
 
-LONG_COLUMNS = ["nll", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens"]
-"""List columns that no table or chart reads; leaving them out keeps them on disk."""
+LONG_COLUMNS = ["nll", "event_steps", "event_kept", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens"]
+"""List columns, which only ``Results.lists`` reads, for chosen cells; leaving them out keeps them on disk."""
+
+
+QUANTILES = {"step_low": 0.1, "step_middle": 0.5, "step_high": 0.9}
+"""Of the times per token of one run of a cell."""
 
 
 class RunUnreadableError(ValueError):
@@ -62,6 +66,7 @@ class Results:
     """
 
     runs: list[Run]
+    stores: list[RunStore]
     scanned: dict[str, pl.LazyFrame]
 
     def rows(self, task: str) -> pl.LazyFrame:
@@ -69,11 +74,24 @@ class Results:
 
         Adds ``pool_id`` and ``beyond_context``: more tokens than the model was trained on (null where run.json does not say).
         """
-        once = self.scanned[task].unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        short = self.scanned[task].drop(LONG_COLUMNS, strict=False)
+        once = short.unique(ROW_KEYS[task], keep="first", maintain_order=True)
         if task in TOKENS_READ:
             once = once.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
             once = once.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
         return once.with_columns(pool_id=_pool_id(task))
+
+    def lists(self, cell_ids: Sequence[str], *columns: str) -> pl.DataFrame:
+        """The perplexity rows of some cells, each once: ``cell_id``, versions, ``window_index`` and these columns.
+
+        Only the parts that hold those cells are read.
+        """
+        keys, wanted = ROW_KEYS["perplexity"], pl.col("cell_id").is_in(list(cell_ids))
+        scans = [
+            store.scan("perplexity", store.parts_with("perplexity", cell_ids)).filter(wanted).select(*keys, *columns)
+            for store in self.stores
+        ]
+        return pl.concat(scans).collect().unique(keys, keep="first", maintain_order=True)
 
     def _contexts(self) -> pl.LazyFrame:
         """Trained context in tokens of every model of the runs."""
@@ -88,7 +106,7 @@ def load(directories: Sequence[str]) -> Results:
     unique = list(dict.fromkeys(d if is_remote(d) else str(Path(d).resolve()) for d in directories))
     stores = [_open(directory) for directory in unique]
     runs = [Run(store.directory, _run_info(store)) for store in stores]
-    return Results(runs, {task: _scan(stores, task) for task in ROW_KEYS})
+    return Results(runs, stores, {task: _scan(stores, task) for task in ROW_KEYS})
 
 
 def _open(directory: str) -> RunStore:
@@ -122,10 +140,7 @@ def _run_info(store: RunStore) -> dict[str, Any]:
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
     derived = _step_times() if task == "generation" else []
-    scans = [
-        store.scan(task).with_columns(*derived, source=pl.lit(index, pl.Int32)).drop(LONG_COLUMNS, strict=False)
-        for index, store in enumerate(stores)
-    ]
+    scans = [store.scan(task).with_columns(*derived, source=pl.lit(index, pl.Int32)) for index, store in enumerate(stores)]
     return pl.concat(scans)
 
 
@@ -137,6 +152,7 @@ def _step_times() -> list[pl.Expr]:
     others = steps.list.len() - pruned.list.len()
     return [
         pruned.list.mean().alias("prune_step_seconds"),
+        *[steps.list.eval(pl.element().quantile(at)).list.first().alias(name) for name, at in QUANTILES.items()],
         pl.when(others > 0).then((steps.list.sum() - pruned.list.sum()) / others).alias("plain_step_seconds"),
         pl.col("control").fill_null(False),
         pl.col("batch_size").fill_null(1),

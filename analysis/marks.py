@@ -1,197 +1,260 @@
-"""How a panel is drawn: one Vega-Lite specification from points, two axes and a title.
+"""What every chart shares: its data, axes, colours, legends, reference rules, and how layers become one Vega-Lite specification.
 
-Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print.
+Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print. Data stays outside
+the specification, in a ``Points`` that several charts can share.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import altair as alt
+import polars as pl
 
-PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova"]
+from analysis.labels import LINE_ENDS
+
+PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova", "knorm_sorted", "dense"]
 """Policies with a colour of their own (``--c-NAME`` in style.css), in the order of the legend."""
 
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4]]
+DIGITS = 6
+"""Significant digits of a number in a chart's data."""
 
-TOOLTIPS = {
-    "policy": "policy", "kept": "keep_ratio", "after": "prune_after", "variant": "settings", "value": "value drawn",
-    "ratio": "ratio to dense", "bounds": "95 % interval", "held": "realised budget", "n": "n", "verdict": "verdict",
-}  # fmt: skip
+BLANK = "no points"
+HEIGHT = 270
 
-Point = dict[str, Any]
-"""``x y low high reference order`` are numbers or null, ``hollow`` a bool, ``policy variant after`` and other tooltips text."""
+
+@dataclass(frozen=True)
+class Points:
+    """The data of one or several charts; ``name`` is a word."""
+
+    name: str
+    frame: pl.DataFrame
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As Vega takes them."""
+        return self._rounded().to_dicts()
+
+    def json(self) -> str:
+        """Column by column, which names each column once. Raises ValueError where a number has no word in JSON."""
+        return json.dumps(self._rounded().to_dict(as_series=False), allow_nan=False, separators=(",", ":"))
+
+    def _rounded(self) -> pl.DataFrame:
+        words = pl.selectors.string().str.replace_all("[\u2028\u2029]", "⏎")  # as labels.text writes them
+        return self.frame.with_columns(pl.selectors.float().round_sig_figs(DIGITS), words)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One panel: its container has the id ``chart-NAME``. ``about`` is what the page's selection asks for: model, dataset."""
+
+    name: str
+    description: str
+    spec: dict[str, Any]
+    points: Points
+    about: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """The specification without its data, not yet escaped for HTML."""
+        return json.dumps(self.spec, allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+
+    def whole(self) -> dict[str, Any]:
+        """The specification with its data, as a renderer outside the page takes it."""
+        return json.loads(self.json()) | {"datasets": {self.points.name: self.points.rows()}}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its title, the format of its ticks, values it has to reach.
+    """An axis: the field it shows, its title, the format of its ticks, values it has to reach.
 
-    ``log_span`` is the quotient of largest and smallest value from which the axis turns logarithmic.
+    ``log_span`` is the quotient of largest and smallest value from which the axis turns logarithmic. ``also`` names further
+    fields that have to fit.
     """
 
+    name: str
     title: str
     form: str = ""
     reach: tuple[float, ...] = ()
     log_span: float | None = None
+    also: tuple[str, ...] = ()
 
     def ticks(self) -> alt.Axis:
         """About six ticks; Vega's own number format unless one was asked for."""
         return alt.Axis(tickCount=6, format=self.form) if self.form else alt.Axis(tickCount=6)
 
+    def scale(self, frame: pl.DataFrame, pad: float = 0.05) -> alt.Scale:
+        """Fixed by all rows of a panel, so that a selection among them moves nothing."""
+        columns = [frame[name].drop_nulls().to_list() for name in (self.name, *self.also) if name in frame.columns]
+        values = [*self.reach, *(value for column in columns for value in column)] or [0.0, 1.0]
+        low, high = min(values), max(values)
+        if self.log_span is not None and low > 0 and high > self.log_span * low:
+            factor = (high / low) ** 0.08
+            return alt.Scale(type="log", domain=[low / factor**1.5, high * factor], nice=False)
+        room = pad * (high - low) or 0.01 * abs(high) or 0.05
+        return alt.Scale(domain=[low - 2 * room, high + room], zero=False, nice=False)
 
-def specification(points: list[Point], x: Axis, y: Axis, title: list[str], description: str, *, lines: bool) -> str:
-    """A panel as JSON text (not yet escaped for HTML). ``lines`` joins the points of a policy and its settings.
+    def named(self, scale: alt.Scale) -> str:
+        """The title, which says where a scale is logarithmic."""
+        return f"{self.title} (log scale)" if scale.to_dict().get("type") == "log" else self.title
 
-    Raises ValueError where a point holds a number that JSON has no word for.
-    """
-    chart = alt.layer(*_layers(points, x, y, lines=lines)).properties(
-        title=alt.TitleParams(title[0], subtitle=[line for line in title[1:] if line] or alt.Undefined),
-        description=description,
-        width="container",
-        height=270,
-    )
-    # As plain dicts: altair's schema does not know legend.layout, which Vega has, and checks every point slowly.
-    return json.dumps(chart.to_dict() | {"datasets": {"points": points}, "config": _config()}, allow_nan=False)
+    def x(self, frame: pl.DataFrame, name: str = "") -> alt.X:
+        """The channel; ``name`` is another field on the same scale."""
+        scale = self.scale(frame)
+        return alt.X(f"{name or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
+
+    def y(self, frame: pl.DataFrame, name: str = "") -> alt.Y:
+        """As ``x``."""
+        scale = self.scale(frame)
+        return alt.Y(f"{name or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
 
 
-def _layers(points: list[Point], x: Axis, y: Axis, *, lines: bool) -> list[Any]:
-    place = {"x": _x(points, x), "y": _y(points, y), "color": _colour(points)}
-    series = "variant" if lines else "after"
-    shape = _shape(points, series)
-    tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in TOOLTIPS.items()]
-    reference = next((point["reference"] for point in points if point["reference"] is not None), None)
-    layers = (
-        []
-        if reference is None
-        else _reference(reference, place["y"], f"dense {reference:.4g}" if lines else "★ ideal: no cache, no loss")
-    )
-    if lines:
-        layers.append(_line(points, x, place))
-    if any(point["low"] is not None for point in points):
-        mark = (
-            alt.Chart(alt.NamedData("points"))
-            .transform_filter("isValid(datum.low)")
-            .mark_rule(strokeWidth=1.3, opacity=0.8)
-            .encode(**place)
+def specification(
+    layers: Sequence[Any], points: Points, title: Sequence[str], description: str, *,
+    where: dict[str, Any] | None = None, params: Sequence[Any] = (), height: int = HEIGHT,
+) -> dict[str, Any]:  # fmt: skip
+    """Layers over the rows of ``points`` that equal ``where``; a policy chosen on the page hides those of the others."""
+    chosen = "chosen === '' || !isValid(datum.policy) || datum.policy === chosen"
+    filters = [{"filter": {"field": name, "equal": value}} for name, value in (where or {}).items()] + [{"filter": chosen}]
+    # Put together as plain dicts: altair checks and copies every layer at each step, and does not know legend.layout.
+    return alt.layer(*layers, data=alt.NamedData(points.name)).to_dict(validate=False) | {
+        "transform": filters,
+        "params": [param.param.to_dict() for param in (alt.param(name="chosen", value=""), *params)],
+        "title": {"text": title[0], "subtitle": [line for line in title[1:] if line]},
+        "description": description,
+        "width": "container",
+        "height": height,
+        "config": config(),
+    }
+
+
+def mark() -> alt.Chart:
+    """A layer over the panel's own rows."""
+    return alt.Chart(alt.Undefined)
+
+
+def equal(name: str, value: Any) -> alt.FieldEqualPredicate:
+    """A filter that takes a name from outside as a value and never as an expression."""
+    return alt.FieldEqualPredicate(field=name, equal=value)
+
+
+def bounds(title: str, low: str, high: str) -> tuple[str, str, str]:
+    """An interval for ``tooltips``."""
+    return title, low, high
+
+
+def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
+    """A layer whose marks tell ``(title, field)``, ``(title, field, d3 format)`` or an interval from ``bounds``."""
+    shown = []
+    for title, name, *rest in entries:
+        if not rest:
+            shown.append(alt.Tooltip(f"{name}:N", title=title))
+            continue
+        value, other = f"datum['{name}']", f"datum['{rest[0]}']"
+        is_format = rest[0].startswith((".", ","))
+        words = (
+            f"format({value}, '{rest[0]}')"
+            if is_format
+            else f"'[' + format({value}, '.4~r') + ', ' + format({other}, '.4~r') + ']'"
         )
-        layers.append(mark.encode(y=_y(points, y, "low"), y2=alt.Y2("high")))
-    layers.append(
-        alt.Chart(alt.NamedData("points"))
-        .mark_point(filled=True, size=70, opacity=1)
-        .encode(**place, shape=shape, tooltip=tooltip)
-    )
-    hollow = [point for point in points if point["hollow"]]
-    layers += [
-        layer.encode(x=place["x"], y=place["y"], tooltip=tooltip) for layer in _holes(hollow, _names(points, series), series)
-    ]
-    return layers
+        layer = layer.transform_calculate(**{f"{name}_text": f"isValid({value}) ? {words} : '–'"})
+        shown.append(alt.Tooltip(f"{name}_text:N", title=title))
+    return layer.encode(tooltip=shown)
 
 
-def _chart(points: list[Point]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=points))
+def rule(value: float, label: str, axis: Axis, frame: pl.DataFrame, *, upright: bool = False) -> list[alt.Chart]:
+    """A dotted line with a label at a value of the y axis, or of the x axis where it stands upright."""
+    data = alt.Chart(alt.Data(values=[{"at": value, "label": label}]))
+    line = data.mark_rule(strokeDash=[3, 3], stroke="var(--fg)", strokeWidth=1)
+    text = data.mark_text(align="left", dx=4, dy=9, fontSize=11, fill="var(--fg)").encode(text="label:N")
+    if upright:
+        across = axis.x(frame, "at")
+        return [line.encode(x=across), text.encode(x=across, y=alt.value(0))]
+    up = axis.y(frame, "at")
+    return [line.encode(y=up), text.encode(x=alt.value(0), y=up)]
 
 
-def _holes(hollow: list[Point], names: list[str], series: str) -> list[alt.Chart]:
+def holes(frame: pl.DataFrame, name: str, names: Sequence[str], channels: dict[str, Any]) -> list[alt.Chart]:
     """What makes points hollow: small marks of the same shape in the page's colour on top.
 
     An unfilled mark, or a shape channel of its own, would change the legend's symbols too.
     """
     layers = []
-    for name, shape in zip(names, _cycle(SHAPES, names), strict=True):
-        own = [point for point in hollow if point[series] == name]
-        if own:
-            layers.append(_chart(own).mark_point(filled=True, shape=shape, size=24, opacity=1, fill="var(--bg)"))
+    for value, shape in zip(names, cycle(SHAPES, names), strict=True):
+        if frame.filter(pl.col("hollow"), pl.col(name) == value).height:
+            layer = mark().transform_filter(equal(name, value)).transform_filter(equal("hollow", True))
+            layers.append(layer.mark_point(filled=True, shape=shape, size=24, opacity=1, fill="var(--bg)").encode(**channels))
     return layers
 
 
-def _line(points: list[Point], x: Axis, place: dict[str, Any]) -> alt.Chart:
-    """One line per policy and settings; where the axis reaches the dense twin (keep_ratio 1), each line ends in it."""
-    names = _names(points, "variant")
-    dash = alt.StrokeDash("dash:N", scale=alt.Scale(range=_cycle(DASHES, names)), legend=None)
-    twins = {(point["policy"], point["variant"]): point["reference"] for point in points if point["reference"] is not None}
-    ends = [{"policy": p, "variant": v, "x": end, "y": y, "order": end} for (p, v), y in twins.items() for end in x.reach]
-    # No domain, and a field of its own: Vega-Lite would hide the shapes' legend along with that of the dashes. Both sort alike.
-    own = [
-        {**{key: point[key] for key in ("policy", "variant", "x", "y", "order")}, "dash": point["variant"]}
-        for point in points + ends
-    ]
-    line = _chart(own).mark_line(strokeWidth=1.5, opacity=0.75)
-    return line.encode(**place, strokeDash=dash, detail="variant:N", order="order:Q")
+def names_of(frame: pl.DataFrame, name: str) -> list[str]:
+    """The values of a text column in reading order: numbers inside them by their size."""
+
+    def key(value: str) -> list[tuple[bool, float, str]]:
+        parts = re.split(r"(\d+(?:\.\d+)?)", value)
+        return [(not part[:1].isdigit(), float(part) if part[:1].isdigit() else 0.0, part) for part in parts if part]
+
+    return sorted(frame[name].drop_nulls().unique().to_list(), key=key)
 
 
-def _reference(value: float, y: alt.Y, label: str) -> list[alt.Chart]:
-    place = alt.Y("reference:Q", scale=y["scale"], title=y["title"])
-    data = _chart([{"reference": value, "label": label}])
-    rule = data.mark_rule(strokeDash=[3, 3], stroke="var(--fg)", strokeWidth=1).encode(y=place)
-    text = data.mark_text(align="left", dx=4, dy=9, fontSize=11, fill="var(--fg)")
-    return [rule, text.encode(x=alt.value(0), y=place, text="label:N")]
+def in_order(frame: pl.DataFrame, name: str) -> list[str]:
+    """The values of a text column in the order of the rows."""
+    return frame[name].drop_nulls().unique(maintain_order=True).to_list()
 
 
-def _x(points: list[Point], axis: Axis) -> alt.X:
-    places = [*(point["x"] for point in points), *axis.reach]
-    low, high = min(places), max(places)
-    pad = 0.04 * (high - low) or 0.05
-    scale = alt.Scale(domain=[low - pad, high + pad], nice=False)
-    return alt.X("x:Q", title=axis.title, scale=scale, axis=axis.ticks())
-
-
-def _y(points: list[Point], axis: Axis, field: str = "y") -> alt.Y:
-    values = [point[key] for point in points for key in ("y", "low", "high", "reference") if point[key] is not None]
-    low, high = min(values), max(values)
-    logarithmic = axis.log_span is not None and low > 0 and high > axis.log_span * low
-    if logarithmic:
-        factor = (high / low) ** 0.08
-        scale = alt.Scale(type="log", domain=[low / factor, high * factor], nice=False)
-    else:
-        pad = max(0.05 * (high - low), 0.01 * abs(high))
-        scale = alt.Scale(domain=[low - pad, high + pad], zero=False, nice=True)
-    title = f"{axis.title} (log scale)" if logarithmic else axis.title
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=axis.ticks())
-
-
-def _names(points: list[Point], field: str) -> list[str]:
-    return sorted(
-        {point[field] for point in points}, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
-    )
-
-
-def _cycle(choices: list[Any], names: list[str]) -> list[Any]:
+def cycle(choices: list[Any], names: Sequence[str]) -> list[Any]:
+    """A choice for each name, from the start again where there are too few."""
     return [choices[index % len(choices)] for index in range(len(names))]
 
 
-def _colour(points: list[Point]) -> alt.Color:
-    found = {point["policy"] for point in points}
+def policy_colour(frame: pl.DataFrame) -> alt.Color:
+    """The same colour for a policy in every chart."""
+    found = set(frame["policy"].drop_nulls().to_list())
     names = [name for name in PALETTE if name in found] + sorted(found - set(PALETTE))
     colours = [f"var(--c-{name})" if name in PALETTE else "var(--c-other)" for name in names]
-    legend = _legend(names, "policy", symbolType="circle")
-    return alt.Color("policy:N", title="policy", scale=alt.Scale(domain=names, range=colours), legend=legend)
+    return alt.Color(
+        "policy:N", scale=alt.Scale(domain=names, range=colours), legend=legend(names, "policy", symbolType="circle")
+    )
 
 
-def _shape(points: list[Point], field: str) -> alt.Shape:
-    names = _names(points, field)
-    title = "settings" if field == "variant" else "prune_after"
-    legend = _legend(names, title, symbolFillColor="var(--fg)", symbolStrokeColor="var(--fg)")
-    return alt.Shape(f"{field}:N", title=title, scale=alt.Scale(domain=names, range=_cycle(SHAPES, names)), legend=legend)
+def colour(names: Sequence[str], name: str, title: str) -> alt.Color:
+    """Colours in the order of the names, for what is no policy."""
+    others = cycle([f"var(--c-{policy})" for policy in ("knorm", "h2o", "recent", "streaming", "snapkv", "tova")], names)
+    colours = ["var(--c-dense)" if value == "dense" else look for value, look in zip(names, others, strict=True)]
+    look = legend(names, title, symbolType="circle")
+    return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(names), range=colours), legend=look)
 
 
-def _legend(names: list[str], title: str, **look: Any) -> alt.Legend:
-    columns = 1 if max(map(len, names)) > 14 else 3
+def shape(names: Sequence[str], name: str, title: str) -> alt.Shape:
+    """A shape for each name; its legend is drawn in the text's colour."""
+    look = legend(names, title, symbolFillColor="var(--fg)", symbolStrokeColor="var(--fg)")
+    return alt.Shape(f"{name}:N", scale=alt.Scale(domain=list(names), range=cycle(SHAPES, names)), legend=look)
+
+
+def dash(names: Sequence[str], name: str) -> alt.StrokeDash:
+    """A dash for each name, without a legend: the shapes have one.
+
+    A domain would make Vega-Lite merge the scale with that of the shapes and hide their legend too; both sort alike.
+    """
+    return alt.StrokeDash(f"{name}:N", sort=list(names), scale=alt.Scale(range=cycle(DASHES, names)), legend=None)
+
+
+def legend(names: Sequence[str], title: str, **look: Any) -> alt.Legend:
+    """Below the chart, in columns where the names are short."""
+    columns = 1 if max(map(len, names), default=0) > 14 else 3
     return alt.Legend(orient="bottom", columns=columns, title=title, labelLimit=300, symbolOpacity=1, symbolSize=60, **look)
 
 
-def _config() -> dict[str, Any]:
+def config() -> dict[str, Any]:
+    """Fonts and the page's colours."""
     font = "system-ui, sans-serif"
     text = {
-        "labelColor": "var(--fg)",
-        "titleColor": "var(--fg)",
-        "labelFont": font,
-        "titleFont": font,
-        "titleFontWeight": "normal",
-    }
+        "labelColor": "var(--fg)", "titleColor": "var(--fg)", "labelFont": font, "titleFont": font, "titleFontWeight": "normal",
+    }  # fmt: skip
     lines = {"gridColor": "var(--line)", "domainColor": "var(--muted)", "tickColor": "var(--muted)"}
     below = {"direction": "vertical", "anchor": "start", "margin": 8}
     title = {"color": "var(--fg)", "font": font, "fontSize": 13, "anchor": "start", "offset": 10, "limit": 360}

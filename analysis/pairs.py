@@ -37,6 +37,7 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
         dense_nll="nll_sum",
         dense_correct="tokens_correct",
         dense_cache_tokens="cache_tokens_mean",
+        dense_kv_bytes="kv_bytes_mean",
     )
     keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
@@ -84,6 +85,9 @@ def _sums() -> list[pl.Expr]:
         (pl.col("tokens_correct") - pl.col("dense_correct")).filter(paired).sum().alias("correct_difference"),
         (pl.col("cache_tokens_mean").filter(paired).sum() / pl.col("dense_cache_tokens").filter(paired).sum()).alias("budget"),
         pl.col("prune_events").mean(),
+        pl.col("kv_bytes_mean").mean(),
+        pl.col("kv_bytes_peak").max(),
+        pl.col("dense_kv_bytes").mean().alias("dense_kv_bytes_mean"),
         (pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()).alias("share_pruned"),
         *[per_event(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ]

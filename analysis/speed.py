@@ -21,6 +21,9 @@ COMPARED = ["ttft_seconds", "tpot_seconds", "tokens_per_second"]
 FEWEST_ROUNDS = 6
 """The range of n paired values covers the median with 1 - 2 / 2**n; fewer than six rounds cannot reach 95 %."""
 
+LEVEL_RESAMPLES = 2_000
+"""Of a time itself; conclusions rest on ratios."""
+
 NO_DIFFERENCE = "no difference shown"
 
 TURNS = ["dense_cell_id", *VERSION_COLUMNS, "run_id", "device_name", "prompt_tokens", "batch_size", "timing_protocol"]
@@ -58,7 +61,9 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     )
     table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
     ratios = _paired_ratios(own).collect()
+    levels = own.select(*KEYS, *COMPARED).collect()
     for measure in COMPARED:
+        table = table.join(_level_intervals(levels, measure), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
         found = _ratio_intervals(ratios, measure)
         table = table.join(found, on=KEYS, how="left", nulls_equal=True, maintain_order="left")
         words = pl.col(f"{short(measure)}_words")
@@ -122,6 +127,16 @@ def _paired_ratios(own: pl.LazyFrame) -> pl.LazyFrame:
     )
     joined = own.filter(pl.col("policy") != "dense").join(twin, on=on, how="inner", nulls_equal=True)
     return joined.select(*KEYS, "repeat", *[(pl.col(name) / pl.col(f"dense_{name}")).alias(name) for name in COMPARED])
+
+
+def _level_intervals(own: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """Interval of the median of a measure itself, unpaired: ``MEASURE_low`` and ``MEASURE_high``."""
+    found = [
+        (*keys, *median_interval(group[measure].drop_nulls().to_numpy(), LEVEL_RESAMPLES))
+        for keys, group in own.group_by(KEYS, maintain_order=True)
+    ]
+    schema = {key: own.schema[key] for key in KEYS} | {f"{measure}_low": pl.Float64, f"{measure}_high": pl.Float64}
+    return pl.DataFrame(found, schema=schema, orient="row")
 
 
 def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare, finite, with_dense
+from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare, finite
 from analysis.uncertainty import holm
 
 BARELY = 0.05
@@ -14,23 +14,60 @@ BARELY = 0.05
 FAMILY = ["model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype"]
 """What is compared as one grid: a small p among its many cells is expected by chance, hence Holm's correction."""
 
+WHY_EXCLUDED = {
+    "FAILED": "it raised an error; the reasons are under Failures",
+    "NOT_FINITE": "a sum is missing, infinite or not a number",
+    "BEYOND_CONTEXT": "the text is longer than the model was trained on",
+    "NEVER_PRUNED": "the threshold was never reached: PPL equals dense by construction",
+    "BARELY_PRUNED": f"fewer than {100 * BARELY:g} % of its tokens were scored with a pruned cache",
+}
+"""Verdicts of cells that enter no aggregate."""
+
 Z95 = 1.959963984540054
 
 ORDER = ["model", "dataset", *VERSION_COLUMNS, "prune_after", "policy", "variant_key", "keep_ratio"]
 
 
-def summary(perplexity: pl.LazyFrame) -> pl.DataFrame:
-    """One row per pooled perplexity cell, dense twins first: the columns of ``pairs.compare``, ``verdict``, ``note`` and
-    ``p_holm``: the p of the valid cells, adjusted for how many of them a model and dataset has."""
-    cells = compare(with_dense(perplexity)).with_columns(verdict(), note())
+def summary(measured: pl.DataFrame) -> pl.DataFrame:
+    """One row per pooled perplexity cell, dense twins first; ``measured`` comes from ``pairs.with_dense``.
+
+    The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted for how many
+    of them a model and dataset has.
+    """
+    cells = compare(measured).with_columns(verdict(), note())
     judged = pl.when(pl.col("verdict") == "VALID").then(pl.col("p_value"))
     return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), FAMILY)))
+
+
+def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
+    """The cells and, as rows with the verdict FAILED and the reason as note, those that failed and have no rows.
+
+    ``failed`` comes from ``coverage.failures``. They have no figures, so they enter no chart and no aggregate.
+    """
+    lost = failed.filter(pl.col("task") == "perplexity").join(cells, on="cell_id", how="anti")
+    lost = lost.unique(["cell_id", *VERSION_COLUMNS], keep="last", maintain_order=True)
+    reasons = pl.format("{}: {}", pl.col("error_type").fill_null("?"), pl.col("message").fill_null(""))
+    known = [name for name in lost.columns if name in cells.columns]
+    rows = lost.select(*known, verdict=pl.lit("FAILED"), note=reasons.str.slice(0, 200))
+    return in_order(pl.concat([cells, rows], how="diagonal_relaxed")) if rows.height else cells
+
+
+def excluded(cells: pl.DataFrame, speeds: pl.DataFrame) -> pl.DataFrame:
+    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``, ``why``."""
+    why = pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None)
+    found = (
+        cells.group_by("verdict").agg(cells=pl.len()).with_columns(why=why, task=pl.lit("perplexity")).filter(why.is_not_null())
+    )
+    timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE"]))
+    timed = timed.group_by(verdict="timing").agg(cells=pl.len(), why=pl.col("fault").drop_nulls().first())
+    both = pl.concat([found, timed.with_columns(task=pl.lit("generation"))], how="diagonal_relaxed")
+    return both.select("task", "verdict", "cells", "why").sort("task", "verdict", descending=[True, False])
 
 
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin) first."""
     key = pl.format(
-        "{}|{}|{}|{}|{}",
+        "{}\t{}\t{}\t{}\t{}",  # sorts before every digit, so that no layer skipped comes before layer 0
         pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
         *[pl.col(name).cast(pl.String).fill_null("") for name in ("protect_sink", "protect_recent", "schedule", "position_mode")],
     )

@@ -25,12 +25,12 @@ def bounds(rows: pl.DataFrame, pool: Sequence[str], resamples: int = RESAMPLES, 
     """Per pooled cell with at least two paired units: ``ratio_low``, ``ratio_high``, ``p_value``, ``detectable``, ``n_units``,
     ``resampled``. ``rows`` comes from ``pairs.with_dense``; ``pool`` are the columns that name a cell.
     """
-    units = _units(rows, pool)
+    sums = units(rows, pool)
     own = dict.fromkeys(("ratio_low", "ratio_high", "p_value", "detectable"), pl.Float64)
     found = [
-        units.select(*pool, "resampled", n_units="n").clear().with_columns(pl.lit(None, kind).alias(n) for n, kind in own.items())
+        sums.select(*pool, "resampled", n_units="n").clear().with_columns(pl.lit(None, kind).alias(n) for n, kind in own.items())
     ]
-    for (n,), group in units.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
+    for (n,), group in sums.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
         shape = (-1, int(str(n)))
         differences, tokens = (group[name].to_numpy().reshape(shape) for name in ("nll", "tokens"))
         parts = [slice(i, i + CELLS_AT_ONCE) for i in range(0, len(differences), CELLS_AT_ONCE)]
@@ -40,7 +40,7 @@ def bounds(rows: pl.DataFrame, pool: Sequence[str], resamples: int = RESAMPLES, 
     return pl.concat(found)
 
 
-def _units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
+def units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
     """Sums per cell and unit: nll (minus the twin's), tokens, n (units of the cell), resampled (documents or windows)."""
     documents = (pl.col("document").n_unique().over(pool) > 1) & (pl.col("document").null_count().over(pool) == 0)
     paired = rows.filter("paired", pl.col("policy") != "dense").with_columns(

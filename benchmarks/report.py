@@ -1,6 +1,6 @@
 """Time and memory of a report of many rows: ``python -m benchmarks.report [--rows 1000000]``.
 
-Writes a run directory of made-up perplexity rows (cells of a grid, in parts of 16 cells), then makes its report in a process of
+Writes a run directory of made-up perplexity rows (cells of a grid with the NLL of every token, in parts of 16 cells), then makes its report in a process of
 its own and prints seconds and peak resident memory. A report of a tenth of the rows stands beside it.
 """
 
@@ -65,18 +65,23 @@ def _cell(rng: np.random.Generator, model: int, policy: str, ratio: float, after
         "dataset_fingerprint": f"f{model // 3}", "device": "cpu", "device_name": "none", "dtype": "float32", "policy": policy,
         "keep_ratio": ratio, "prune_after": after, "skip_layers": skip, "protect_sink": 0, "protect_recent": 0,
         "schedule": "every_step", "position_mode": "absolute", "seed": 0, "window": 1024, "stride": 1024, "document": None,
-        "tokens_scored": 1023, "nll": [1.0, 2.0], "tokens_correct": 400, "prune_events": 0 if dense else 40,
+        "tokens_scored": 1023, "tokens_correct": 400, "prune_events": 0 if dense else 40,
         "tokens_scored_pruned": 0 if dense else 900, "cache_tokens_mean": 512.0 * ratio, "cache_tokens_peak": 1023,
         "cache_tokens_final": [500] * 6, "kv_bytes_mean": 1e6, "kv_bytes_peak": 10**6, "recent_retained": None if dense else 0.5,
-        "sink_retained": None if dense else 0.5, "score_ties": None if dense else 0.01, "forward_passes": 40, "seconds": 0.1,
+        "sink_retained": None if dense else 0.5, "score_ties": None if dense else 0.01, "forward_passes": 40, "seconds": 0.1, "event_steps": list(range(32, 1024, 25)) * (not dense),
+        "event_kept": [16] * 40 * (not dense),
     }  # fmt: skip
-    nll = 1023 * (4.0 + harm + 0.1 * rng.standard_normal(WINDOWS))
+    tokens = rng.standard_normal((WINDOWS, 1023), dtype=np.float32) + np.float32(4.0 + harm)
     columns = {
         name: pl.repeat(None, WINDOWS, eager=True) if value is None else [value] * WINDOWS for name, value in values.items()
     }
-    numbered = {"window_index": range(WINDOWS), "window_start": [1024 * i for i in range(WINDOWS)], "nll_sum": nll}
+    numbered = {
+        "window_index": range(WINDOWS), "window_start": [1024 * i for i in range(WINDOWS)], "nll": tokens,
+        "nll_sum": tokens.sum(1, dtype=np.float64),
+    }  # fmt: skip
     frame = pl.DataFrame({**columns, **numbered})
-    return frame.select(pl.col(name).cast(kind) for name, kind in schema("perplexity").items())
+    lists = pl.col("nll").arr.to_list()
+    return frame.with_columns(lists).select(pl.col(name).cast(kind) for name, kind in schema("perplexity").items())
 
 
 def measure(folder: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ the work unit that made it; the driver is the only writer. All reading goes thro
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
@@ -72,6 +72,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "score_ties": pl.Float64,
         "forward_passes": pl.Int32,
         "seconds": pl.Float64,
+        "event_steps": pl.List(pl.Int32),
+        "event_kept": pl.List(pl.Int32),
     },
     "generation": {
         "prompt_tokens": pl.Int32,
@@ -123,7 +125,9 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
 }
 """The columns each task adds. ``control``: the second run of the dense cell in a round. ``prune_steps``: indices into
 ``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured beside the run, bytes per second.
-``seconds`` of perplexity is the window's share of its unit's wall time, for cost only."""
+``seconds`` of perplexity is the window's share of its unit's wall time, for cost only. ``event_steps``: tokens seen at each prune
+of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
+cell, empty where nothing is ever pruned, null in files of older schemas."""
 
 TASKS = ("perplexity", "generation", "retrieval")
 
@@ -214,11 +218,20 @@ class RunStore:
                 broken.append(name)
         return broken
 
-    def scan(self, task: str) -> pl.LazyFrame:
-        """All rows of a table, lazily; empty with the right schema where there are none."""
-        names = self.parts(task)
+    def parts_with(self, task: str, cell_ids: Collection[str]) -> list[str]:
+        """Names of the parts that hold rows of these cells."""
+        found = self.scan(task, part_column="part").filter(pl.col("cell_id").is_in(list(cell_ids)))
+        places = found.select(pl.col("part").unique()).collect()["part"]
+        return sorted(f"{task}/{place.rsplit('/', 1)[-1]}" for place in places)
+
+    def scan(self, task: str, parts: Sequence[str] | None = None, part_column: str | None = None) -> pl.LazyFrame:
+        """All rows of a table, or of some of its parts, lazily; empty with the right schema where there are none.
+
+        ``part_column`` adds the path of each row's part under this name.
+        """
+        names = self.parts(task) if parts is None else parts
         if not names:
-            return pl.LazyFrame(schema=schema(task))
+            return pl.LazyFrame(schema=schema(task) | ({part_column: pl.String} if part_column else {}))
         return pl.scan_parquet(
             [f"{self.directory}/{name}" for name in names],
             schema=schema(task),
@@ -226,4 +239,5 @@ class RunStore:
             extra_columns="ignore",
             cast_options=pl.ScanCastOptions(integer_cast="upcast"),
             glob=False,
+            include_file_paths=part_column,
         )

@@ -117,7 +117,11 @@ def out(tmp_path: Path) -> Path:
 def summarise(tmp_path):
     """Perplexity rows -> the summary table of a run that holds them."""
     from analysis.load import load
+    from analysis.pairs import with_dense
     from analysis.tables import summary
     from tests.rows import write_run
 
-    return lambda rows: summary(load([write_run(str(tmp_path / "run"), {"perplexity": rows})]).rows("perplexity"))
+    def table(rows):
+        return summary(with_dense(load([write_run(str(tmp_path / "run"), {"perplexity": rows})]).rows("perplexity")))
+
+    return table

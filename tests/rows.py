@@ -161,21 +161,27 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     base = 1023 * (4.1 + 0.3 * _wobble(window_index))
     if setting["policy"] == "dense":
         return perplexity_row(
-            window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5, **setting
-        )
+            window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5,
+            kv_bytes_mean=4096 * 512.5, nll=[4.1] * 1023, event_steps=[], event_kept=[], **setting,
+        )  # fmt: skip
     ratio, after = setting["keep_ratio"], setting["prune_after"]
     harm = {"knorm": 1.0, "knorm_high": 0.1, "random": 0.25, "streaming": 0.05}[setting["policy"]]
     harm *= (1.2 if after == 32 else 0.2) * (0.45 + 0.55 * ratio**3) * (1.0 if setting.get("skip_layers") else 1.25)
     harm *= 1.8 if setting.get("position_mode") == "cache_length" else 1.0
     vacuous = after >= 1024
+    kept = math.ceil(ratio * after)
+    steps = [] if vacuous else list(range(after, 1024, max(1, after - kept)))
+    curve = [harm * (i >= after) for i in range(1, 1024)]
     harm = 0.0 if vacuous else harm * (1 + 0.2 * _wobble(window_index, ratio, harm))
     held = 512.5 if vacuous else after * after / 2048 + (1024 - after) / 1024 * after * (1 + ratio) / 2
     pruned = 0 if vacuous else 1023 - after + 1
     return perplexity_row(
         window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base + 1023 * harm, cache_tokens_mean=held,
-        prune_events=0 if vacuous else int(1023 / (after * (1 - ratio) + 1)), tokens_scored_pruned=pruned,
+        kv_bytes_mean=4096 * held, kv_bytes_peak=int(4096 * (1023 if vacuous else after)), tokens_scored_pruned=pruned,
+        prune_events=0 if vacuous else int(1023 / (after * (1 - ratio) + 1)),
         tokens_correct=40 - int(10 * harm), recent_retained=None if vacuous else 1 - 0.5 * ratio,
-        sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02, **setting,
+        sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02,
+        nll=[4.1 + extra for extra in curve], event_steps=steps, event_kept=[kept] * len(steps), **setting,
     )  # fmt: skip
 
 
@@ -185,5 +191,5 @@ def _timed(repeat: int, **setting: Any) -> dict[str, Any]:
     tpot = 0.002 * (0.6 + 0.4 * ratio) * noise
     return generation_row(
         repeat, ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)), tpot_seconds=tpot, tokens_per_second=1 / tpot,
-        kv_bytes_final=int(4096 * ratio), **setting,
+        kv_bytes_final=int(4096 * ratio), token_seconds=[tpot * (1 + 0.1 * _wobble(i, repeat)) for i in range(15)], **setting,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.load import RunUnreadableError, load
+from analysis.pairs import with_dense
 from analysis.speed import checks, generation
 from analysis.tables import by_ratio, retrieval, summary
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
@@ -81,7 +82,7 @@ def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tm
     timed = [generation_row(i, policy="dense", prompt_tokens=n, new_tokens=24) for n in (1000, 1001) for i in range(2)]
     asked = [retrieval_row(policy="dense", context_tokens=n) for n in (1016, 1017)]
     run = load([write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})])
-    cells = summary(run.rows("perplexity"))
+    cells = summary(with_dense(run.rows("perplexity")))
     marked, other = one(cells, policy="knorm", model="toy"), one(cells, policy="knorm", model="other")
     assert (marked["verdict"], other["verdict"]) == ("BEYOND_CONTEXT", "VALID")
     assert "longer than the model was trained on" in marked["note"]
@@ -146,7 +147,7 @@ def test_rows_delivered_twice_or_by_two_runs_count_once(tmp_path):
     rows = [perplexity_row(0, policy="dense"), perplexity_row(0), perplexity_row(0)]
     first = write_run(str(tmp_path / "a"), {"perplexity": rows})
     second = write_run(str(tmp_path / "b"), {"perplexity": rows})
-    table = summary(load([first, second, first]).rows("perplexity"))
+    table = summary(with_dense(load([first, second, first]).rows("perplexity")))
     assert one(table, policy="knorm")["tokens"] == 100
 
 

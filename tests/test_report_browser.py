@@ -7,6 +7,7 @@ import os
 import polars as pl
 import pytest
 
+from analysis.charts import SECTIONS
 from analysis.report import write_report
 from tests.rows import NASTY, failure_row, generation_row, perplexity_row, synthetic_run, write_run
 
@@ -35,6 +36,11 @@ def browser():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return write_report([synthetic_run(str(tmp_path_factory.mktemp("run")))])
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    return write_report([synthetic_run(str(tmp_path_factory.mktemp("two")), models=("toy", "other"))])
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +82,126 @@ def visit(browser):
         page.close()
 
 
+MARKS = ".role-mark.mark-symbol path, .role-mark.mark-rect path"
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (360, "dark")])
 def test_every_chart_draws_its_points_and_nothing_is_asked_of_the_network(visit, whole, width, scheme):
     page = visit(whole, width, scheme)
     charts = page.locator("div.chart")
-    assert charts.count() == 11
+    assert charts.count() == page.locator("script.spec").count() > 20
     for index in range(charts.count()):
         chart = charts.nth(index)
-        assert chart.locator(".mark-symbol.role-mark path").count() >= 1, chart.get_attribute("id")
+        assert chart.locator(MARKS).count() >= 1, chart.get_attribute("id")
         assert chart.locator("svg").bounding_box()["width"] > 250
+        assert len(chart.get_attribute("aria-label")) > 40
+    for name in SECTIONS:
+        assert page.locator(f"#chart-{name} figure").count() >= 1, name
     assert page.trouble == []
+
+
+def test_bands_lines_and_the_minimum_are_drawn(visit, whole):
+    page = visit(whole)
+    chart = page.locator("#chart-ucurve-1-1")
+    assert chart.locator(".role-mark.mark-area path").count() == 8  # four policies, two settings
+    assert all(box["height"] > 2 for box in [area.bounding_box() for area in chart.locator(".role-mark.mark-area path").all()])
+    assert chart.locator(".role-mark.mark-symbol path[fill=transparent]").count() == 8
 
 
 def test_points_of_a_cell_that_never_pruned_are_hollow(visit, whole):
     page = visit(whole)
     holes = "path[fill='var(--bg)']"
-    counts = [page.locator(f"#chart-ucurve-{number} .role-mark {holes}").count() for number in (1, 2, 3)]
+    counts = [page.locator(f"#chart-ucurve-1-{number} .role-mark {holes}").count() for number in (1, 2, 3)]
     assert counts == [0, 0, 6]
+
+
+def shown_policies(page, chart):
+    labels = page.locator(f"#{chart} .role-mark.mark-symbol path[aria-label]").evaluate_all("all => all.map(e => e.ariaLabel)")
+    return {label.split("policy: ")[1].split(";")[0] for label in labels if "policy: " in label}
+
+
+def test_a_model_and_a_policy_chosen_once_are_chosen_everywhere(visit, two_models):
+    page = visit(two_models)
+    assert shown_policies(page, "chart-ucurve-1-1") == {"knorm", "knorm_high", "random", "streaming"}
+    axis = page.locator("#chart-ucurve-1-1 .role-axis-label").first.text_content()
+    page.locator("select[name=model]").select_option("toy")
+    page.locator("select[name=policy]").select_option("random")
+    page.wait_for_selector("body[data-charts=drawn]")
+    figures = page.locator("figure:not([hidden])")
+    assert 0 < figures.count() < page.locator("figure").count()
+    assert set(figures.evaluate_all("all => all.map(f => f.dataset.model)")) == {"toy"}
+    shown = page.locator("#chart-ucurve figure:not([hidden]) .chart").first.get_attribute("id")
+    assert shown_policies(page, shown) == {"random"}
+    assert page.locator(f"#{shown} .role-axis-label").first.text_content() == axis  # the axes stay where they were
+    assert set(column(page, "table-cells", "model")[1]) == {"toy"}
+    assert set(column(page, "table-cells", "policy")[1]) == {"dense", "random"}
+    page.locator("select[name=policy]").select_option("")
+    page.wait_for_selector("body[data-charts=drawn]")
+    assert len(shown_policies(page, shown)) == 4
+    assert page.trouble == []
+
+
+def test_a_click_on_a_point_chooses_its_policy_and_another_lets_it_go(visit, whole):
+    page = visit(whole)
+    page.locator("#chart-ucurve-1-2").scroll_into_view_if_needed()
+    for expected in ("random", ""):
+        page.locator("#chart-ucurve-1-2 .mark-symbol path[aria-label*='policy: random']").last.click()
+        page.wait_for_selector("body[data-charts=drawn]")
+        assert page.locator("select[name=policy]").input_value() == expected
+
+
+def test_the_saw_tooth_shows_the_cell_that_is_chosen(visit, whole):
+    page = visit(whole)
+    line = page.locator("#chart-saw-1 .role-mark.mark-line path")
+    before = line.get_attribute("d")
+    cells = page.locator("#chart-saw-1 option").all_inner_texts()
+    page.locator("#chart-saw-1 select").select_option(next(name for name in cells if "prune_after 512" in name))
+    page.wait_for_function(
+        "before => document.querySelector('#chart-saw-1 .mark-line path').getAttribute('d') !== before", arg=before
+    )
+    assert len(line.get_attribute("d")) > 50
+
+
+def test_the_print_preview_cuts_no_chart(visit, whole, tmp_path):
+    page = visit(whole)
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1030, "height": 700})  # A4 on its side, without its margins
+    boxes = page.locator("div.chart svg").evaluate_all("all => all.map(s => s.getBoundingClientRect().toJSON())")
+    frames = page.locator("figure").evaluate_all("all => all.map(s => s.getBoundingClientRect().toJSON())")
+    assert len(boxes) == len(frames) > 20
+    for box, frame in zip(boxes, frames, strict=True):
+        assert frame["right"] <= 1030 and box["right"] <= frame["right"] + 1 and box["bottom"] <= frame["bottom"] + 1
+        assert frame["height"] < 700  # a figure that is taller than a page would be cut
+    assert not page.locator("#choose").is_visible()
+
+
+def test_of_a_long_table_some_rows_are_shown_and_all_are_sorted_filtered_and_saved(visit, tmp_path):
+    rows = [perplexity_row(0, policy="dense")]
+    rows += [perplexity_row(0, keep_ratio=round(0.001 * i, 3), nll_sum=200.0 + i) for i in range(1, 701)]
+    page = visit(write_report([write_run(str(tmp_path / "run"), {"perplexity": rows})]))
+    tools, body = page.locator(".tools[data-table=table-cells]"), page.locator("#table-cells tbody tr")
+    assert body.count() == 200 and tools.locator("[role=status]").inner_text() == "200 of 701 rows"
+    button, _ = column(page, "table-cells", "PPL")
+    button.click()
+    button.click()
+    assert column(page, "table-cells", "keep_ratio")[1][0] == "0.7"  # the highest PPL, which was in no row of the document
+    tools.locator("input").fill("0.695")
+    assert body.count() == 1
+    tools.locator("input").fill("")
+    with page.expect_download() as download:
+        tools.locator(".save").click()
+    download.value.save_as(tmp_path / "cells.csv")
+    assert pl.read_csv(tmp_path / "cells.csv").height == 701
+    tools.locator(".more").click()
+    assert body.count() == 701 and not tools.locator(".more").is_visible()
+    assert page.trouble == []
 
 
 def test_colours_follow_the_scheme_without_a_second_drawing(visit, whole):
     seen = set()
     for scheme in ("light", "dark"):
-        label = visit(whole, scheme=scheme).locator("#chart-ucurve-1 .role-axis-label text").first
+        label = visit(whole, scheme=scheme).locator("#chart-ucurve-1-1 .role-axis-label text").first
         seen.add(label.evaluate("element => getComputedStyle(element).fill"))
     assert len(seen) == 2
 
@@ -108,8 +211,8 @@ def test_malicious_names_are_shown_and_do_nothing(visit, nasty, width):
     page = visit(nasty, width)
     assert page.locator("img").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.locator("#chart-ucurve-1").scroll_into_view_if_needed()
-    page.locator("#chart-ucurve-1 .mark-symbol.role-mark path").first.hover()
+    page.locator("#chart-ucurve-1-1").scroll_into_view_if_needed()
+    page.locator("#chart-ucurve-1-1 .mark-symbol.role-mark path").first.hover()
     tooltip = page.locator("#vg-tooltip-element")
     tooltip.wait_for(state="visible")
     assert "keep_ratio" in tooltip.inner_text()
@@ -156,7 +259,7 @@ def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path
     saved = tmp_path / "chart.svg"
     waiting.value.save_as(saved)
     text = saved.read_text()
-    assert waiting.value.suggested_filename == "chart-ucurve-1.svg"
+    assert waiting.value.suggested_filename == "chart-ucurve-1-1.svg"
     assert "<svg" in text
     assert "var(--" not in text
     assert page.trouble == []
@@ -172,7 +275,7 @@ def test_a_table_is_filtered_by_words_and_saved_as_it_is_shown(visit, whole, tmp
     assert all("streaming" in text for text in shown.all_inner_texts())
     assert tools.locator("[role=status]").inner_text() == f"{shown.count()} of {everything} rows"
     with page.expect_download() as download:
-        tools.locator("button").click()
+        tools.locator(".save").click()
     download.value.save_as(tmp_path / "cells.csv")
     table = pl.read_csv(tmp_path / "cells.csv")
     assert table.height == shown.count()
@@ -189,6 +292,6 @@ def test_a_name_from_outside_is_no_formula_in_the_saved_table(visit, tmp_path):
     rows += [perplexity_row(i, policy=p, model="b") for i in (0, 1) for p in ("dense", "knorm")]
     page = visit(write_report([write_run(str(tmp_path / "run"), {"perplexity": rows})]))
     with page.expect_download() as download:
-        page.locator(".tools[data-table=table-cells] button").click()
+        page.locator(".tools[data-table=table-cells] .save").click()
     download.value.save_as(tmp_path / "cells.csv")
     assert set(pl.read_csv(tmp_path / "cells.csv")["model"]) == {'\'=HYPERLINK("http://x")', "b"}

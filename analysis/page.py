@@ -1,0 +1,136 @@
+"""All tables and charts of some results, and the HTML page that holds them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import polars as pl
+import vl_convert
+from markupsafe import Markup
+
+from analysis import coverage, labels, layout, tables
+from analysis.charts import charts
+from analysis.curve_shape import shapes
+from analysis.findings import findings, warnings
+from analysis.load import Results, RunUnreadableError
+from analysis.marks import Chart
+from analysis.pairs import with_dense
+from analysis.points import with_words
+from analysis.provenance import facts
+from analysis.recommend import advice_in_words, front, recommended
+from analysis.speed import DRIFT, checks, generation
+from analysis.uncertainty import LEVEL, RESAMPLES
+
+HERE = Path(__file__).resolve().parent
+ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""Characters that could end a script element or a line of it, as JSON writes them."""
+
+BUNDLE = "window.vegaEmbed = vegaEmbed;"
+"""The one name of the Vega bundle that the page uses."""
+
+MANY_CHARTS = 60
+"""Above this number of charts a page opens on one model and dataset, and draws the others when they are asked for."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a page shows. ``frames``: name of a table -> its frame, with the columns that ``LAYOUT`` gives it."""
+
+    results: Results
+    tolerance: float
+    cells: pl.DataFrame
+    speeds: pl.DataFrame
+    frames: dict[str, pl.DataFrame]
+    charts: dict[str, list[Chart]]
+
+
+LAYOUT = {
+    "recommended": layout.RECOMMENDED, "front": layout.FRONT, "coverage": layout.COVERAGE, "excluded": layout.EXCLUDED,
+    "shapes": layout.SHAPES, "by-ratio": layout.BY_RATIO, "cells": layout.PERPLEXITY, "checks": layout.CHECKS,
+    "generation": layout.GENERATION, "retrieval": layout.RETRIEVAL, "failures": layout.FAILURES,
+}  # fmt: skip
+
+
+def contents(results: Results, tolerance: float) -> Contents:
+    """Read the rows and make every table and chart. Raises RunUnreadableError where a part cannot be read."""
+    try:
+        measured = with_dense(results.rows("perplexity"))
+        cells = tables.summary(measured)
+        checked = checks(results.rows("generation"))
+        speeds = generation(results.rows("generation"), checked)
+        failed = coverage.failures(results)
+        curves = shapes(measured, cells)
+        frames = {
+            "recommended": recommended(cells, tolerance),
+            "front": front(cells),
+            "coverage": coverage.coverage(results),
+            "excluded": tables.excluded(tables.with_failures(cells, failed), speeds),
+            "shapes": with_words(curves),
+            "by-ratio": tables.by_ratio(cells),
+            "cells": tables.with_failures(cells, failed),
+            "checks": checked,
+            "generation": speeds,
+            "retrieval": tables.retrieval(results.rows("retrieval")),
+            "failures": failed,
+        }
+        return Contents(results, tolerance, cells, speeds, frames, charts(results, cells, curves, speeds))
+    except (pl.exceptions.ComputeError, OSError) as error:
+        where = ", ".join(run.directory for run in results.runs)
+        raise RunUnreadableError(
+            f"{where}: a part cannot be read ({error}). `kvsweep run` into that directory sets broken parts aside."
+        ) from error
+
+
+def render(shown: Contents) -> str:
+    """The page as HTML text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    frames, panels = shown.frames, [chart for panel in shown.charts.values() for chart in panel]
+    return environment.get_template("template.html").render(
+        runs=[facts(run) for run in shown.results.runs],
+        head=coverage.in_words(frames["coverage"], frames["excluded"]),
+        names=[str(run.info.get("name") or "unnamed run") for run in shown.results.runs],
+        findings=[*findings(shown.cells, shown.speeds), *advice_in_words(frames["recommended"])],
+        warnings=warnings(shown.results, shown.cells, shown.speeds, frames["coverage"]),
+        charts=shown.charts,
+        points={chart.points.name: chart.points for chart in panels},
+        choices=_choices(shown),
+        opens_on_one=len(panels) > MANY_CHARTS,
+        tables={name: layout.table(name, frames[name], columns) for name, columns in LAYOUT.items()},
+        tolerance=shown.tolerance,
+        failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
+        numbers=layout.NUMBERS,
+        few=tables.BARELY,
+        drift=DRIFT,
+        resamples=RESAMPLES,
+        level=LEVEL,
+        bundle=_bundle(),
+        script_safe=script_safe,
+    )
+
+
+def _choices(shown: Contents) -> dict[str, list[str]]:
+    """What the page can be narrowed to: the models, datasets and policies of which there are several."""
+    both = pl.concat(
+        [frame.select("model", "dataset", "policy") for frame in (shown.cells, shown.speeds, shown.frames["retrieval"])]
+    )
+    listed = {name: both.filter(pl.col(name) != "dense")[name].unique(maintain_order=True).to_list() for name in both.columns}
+    return {name: [labels.text(value) for value in values] for name, values in listed.items() if len(values) > 1}
+
+
+@functools.cache
+def _bundle() -> Markup:
+    return Markup(vl_convert.javascript_bundle(BUNDLE))
+
+
+def script_safe(json_text: str) -> Markup:
+    """JSON text that can stand inside a script element: same value, no character that HTML or old JavaScript acts on."""
+    return Markup(json_text.translate(str.maketrans(ESCAPES)))

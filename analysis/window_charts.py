@@ -1,0 +1,210 @@
+"""Charts inside a window: where pruning starts to hurt, token by token, and how long the cache is (the saw-tooth)."""
+
+from __future__ import annotations
+
+import itertools
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from analysis import labels
+from analysis.load import VERSION_COLUMNS, Results
+from analysis.marks import (
+    HEIGHT,
+    Axis,
+    Chart,
+    Points,
+    bounds,
+    cycle,
+    dash,
+    mark,
+    names_of,
+    policy_colour,
+    rule,
+    specification,
+    tooltips,
+)  # fmt: skip
+from analysis.points import GROUP, Group, groups, spread, with_words
+from analysis.uncertainty import LEVEL, SEED
+
+BINS = 32
+"""Stretches of a window over which tokens are averaged."""
+POLICIES, RATIOS = 5, 3
+"""Most policies and values of keep_ratio in one picture."""
+MOST_CELLS = 60
+"""Cells whose tokens are read; of a larger report the first ones, in the order of its panels."""
+SAW_CELLS = 16
+"""Cells of a group that can be chosen for the saw-tooth."""
+RESAMPLES = 2_000
+
+
+def by_position(results: Results, cells: pl.DataFrame) -> list[Chart]:
+    """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and keep_ratios."""
+    valid = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"]), pl.col("n_paired") > 0))
+    panels = [(group, after, _chosen(part)) for group in groups(valid, GROUP) for (after,), part in _by_after(group.cells)]
+    panels = [panel for i, panel in enumerate(panels) if sum(p[2].height for p in panels[: i + 1]) <= MOST_CELLS]
+    if not panels:
+        return []
+    ids = pl.concat([chosen.select("cell_id", "dense_cell_id") for _, _, chosen in panels])
+    rows = results.lists([*ids["cell_id"].unique(), *ids["dense_cell_id"].drop_nulls().unique()], "window", "nll")
+    return [chart for group, after, chosen in panels if (chart := _position_chart(group, after, chosen, rows)) is not None]
+
+
+def _by_after(cells: pl.DataFrame) -> list[tuple[tuple[str], pl.DataFrame]]:
+    return [((after,), cells.filter(pl.col("after") == after)) for after in names_of(cells, "after")]
+
+
+def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells of the most common settings: up to five policies at the highest, middle and lowest keep_ratio."""
+    usual = cells.group_by("variant", maintain_order=True).len().sort("len", descending=True, maintain_order=True)["variant"][0]
+    own = cells.filter(pl.col("variant") == usual, pl.col("position_mode").ne_missing("cache_length"))
+    policies = own["policy"].unique(maintain_order=True).to_list()[:POLICIES]
+    kept = spread(own["keep_ratio"].drop_nulls().to_list(), RATIOS)
+    return own.filter(pl.col("policy").is_in(policies), pl.col("keep_ratio").is_in(kept))
+
+
+def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame) -> Chart | None:
+    frames = [frame for cell in chosen.iter_rows(named=True) if (frame := positions(cell, rows)) is not None]
+    if not frames:
+        return None
+    frame = pl.concat(frames)
+    points = Points(f"position_{group.number}_{after}", frame)
+    x = Axis("position", "position of the token in its window", ",d")
+    y = Axis("difference", "NLL minus dense, nats per token", reach=(0.0,), also=("low", "high"))
+    kept, tint = names_of(frame, "kept"), policy_colour(frame)
+    place = {"x": x.x(frame), "y": y.y(frame)}
+    band = mark().transform_filter("isValid(datum.low)").mark_area(opacity=0.12)
+    band = band.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint, detail="kept:N")
+    line = mark().mark_line(strokeWidth=1.5).encode(**place, color=tint, strokeDash=dash(kept, "kept"))
+    about = [
+        ("policy", "policy"), ("keep_ratio", "kept"), ("tokens", "stretch"), ("NLL minus dense", "difference", ".3~f"),
+        bounds("95 % interval", "low", "high"), ("windows", "windows", ","),
+    ]  # fmt: skip
+    dots = tooltips(mark().mark_point(filled=True, size=25, opacity=0.9).encode(**place, color=tint), about)
+    dashes = ", ".join(f"{name} {look}" for name, look in zip(kept, cycle(["solid", "dashed", "dotted"], kept), strict=True))
+    starts = [rule(int(after), "first prune possible", x, frame, upright=True)] if after.isdigit() else []
+    title = [
+        group.title,
+        f"prune_after {after} · keep_ratio {dashes}",
+        " · ".join(p for p in (chosen["variant"][0], group.detail) if p),
+    ]
+    description = f"NLL minus dense by token position, {', '.join(title)}: {len(frames)} cells, {BINS} stretches of a window"
+    layers = [*rule(0.0, "dense", y, frame), *(layer for layers in starts for layer in layers), band, line, dots]
+    spec = specification(layers, points, title, description)
+    return Chart(f"position-{group.number}-{after}", description, spec, points, group.about)
+
+
+def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """A cell's mean NLL minus its twin's per stretch of a window, with a bootstrap interval over windows; None without lists.
+
+    ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions do not line up.
+    """
+    own, twin = _lists_of(cell, rows, "cell_id"), _lists_of(cell, rows, "dense_cell_id")
+    both = own.join(twin, on="window_index", suffix="_dense").filter(pl.col("nll").list.len() == pl.col("nll_dense").list.len())
+    both = both.with_columns(length=pl.col("nll").list.len()).sort("window_index")
+    if both.is_empty():
+        return None
+    both = both.filter(pl.col("length") == pl.col("length").mode().max())
+    scored, window = int(both["length"][0]), int(both["window"][0])
+    if scored == 0:
+        return None
+    own_nll, dense_nll = (both[name].cast(pl.List(pl.Float64)).list.to_array(scored).to_numpy() for name in ("nll", "nll_dense"))
+    edges = np.unique(np.linspace(0, scored, min(BINS, scored) + 1).round().astype(int))
+    means = np.add.reduceat(own_nll - dense_nll, edges[:-1], axis=1) / np.diff(edges)
+    low, high = _intervals(means)
+    first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
+    frame = pl.DataFrame({
+        "position": (first[:-1] + first[1:] - 1) / 2, "difference": means.mean(0), "low": low, "high": high,
+        "stretch": [f"{a} to {b - 1}" for a, b in itertools.pairwise(first)],
+    })  # fmt: skip
+    finite = pl.when(pl.selectors.float().is_finite()).then(pl.selectors.float()).name.keep()
+    return frame.with_columns(
+        finite, policy=pl.lit(cell["policy"]), kept=pl.lit(labels.ratio_setting(cell["keep_ratio"])), windows=pl.lit(len(means))
+    )
+
+
+def _lists_of(cell: labels.Row, rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in VERSION_COLUMNS]
+    return rows.filter(pl.col("cell_id") == cell[key], pl.col("nll").is_not_null(), *same).select("window_index", "window", "nll")
+
+
+def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap over windows of the mean of each column: means [windows, stretches] -> low, high [stretches]."""
+    n = len(means)
+    if n < 2:
+        return np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
+    drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n)
+    low, high = np.quantile(counts @ means / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:
+    """Entries of a pruning layer after each token of a window; the cell is chosen below the chart."""
+    pruned = with_words(cells.filter(pl.col("policy") != "dense", pl.col("prune_events") > 0))
+    chosen = [(group, _few(group.cells)) for group in groups(pruned, GROUP)]
+    chosen = [pair for i, pair in enumerate(chosen) if sum(p[1].height for p in chosen[: i + 1]) <= MOST_CELLS]
+    if not chosen:
+        return []
+    rows = results.lists(
+        pl.concat([own for _, own in chosen])["cell_id"].unique().to_list(), "window", "event_steps", "event_kept"
+    )
+    rows = rows.filter(pl.col("event_steps").list.len() > 0).unique("cell_id", keep="first", maintain_order=True)
+    charts = []
+    for group, own in chosen:
+        teeth = [_teeth(cell, rows) for cell in own.iter_rows(named=True)]
+        teeth = [frame for frame in teeth if frame is not None]
+        if teeth:
+            charts.append(_saw_chart(group, pl.concat(teeth)))
+    return charts
+
+
+def _few(cells: pl.DataFrame) -> pl.DataFrame:
+    """Cells of one group to choose from: every threshold and setting once at its highest and lowest keep_ratio, then others."""
+    first = cells.sort("keep_ratio", descending=True, maintain_order=True)
+    ends = pl.concat([first.unique(["policy", "after", "variant"], keep=end, maintain_order=True) for end in ("first", "last")])
+    usual = ends.unique("cell_id", keep="first", maintain_order=True).sort("position_mode", "protect_recent", maintain_order=True)
+    return usual.head(SAW_CELLS)
+
+
+def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """The corners of the saw-tooth as lists in one row: it grows by one entry a token and falls at each event."""
+    own = rows.filter(pl.col("cell_id") == cell["cell_id"])
+    if own.is_empty():
+        return None
+    steps, kept = own["event_steps"][0].to_list(), own["event_kept"][0].to_list()
+    places, held, seen, now = [0], [0], 0, 0
+    for step, left in zip(steps, kept, strict=True):
+        places += [step, step]
+        held += [now + step - seen, left]
+        seen, now = step, left
+    last = int(own["window"][0]) - 1
+    places, held = [*places, last], [*held, now + last - seen]
+    name = f"{cell['policy']} {labels.ratio_setting(cell['keep_ratio'])}, prune_after {cell['after']}, {cell['variant']}"
+    retained = f"recent retained {labels.percent(cell['recent_retained'])}"
+    row = {"cell": name, "retained": retained, "events": len(steps), "token": places, "held": held}
+    return pl.DataFrame([row])
+
+
+def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
+    points = Points(f"saw_{group.number}", frame)
+    names = frame["cell"].unique(maintain_order=True).to_list()
+    shown = alt.param(name="shown", value=names[0], bind=alt.binding_select(options=names, name="cell: "))
+    x = Axis("token", "tokens seen", ",d").x(frame.select("token").explode("token"))
+    y = alt.Y("held:Q", title="entries of a pruning layer", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
+    chosen = mark().transform_filter("datum.cell === shown")
+    own = chosen.transform_flatten(["token", "held"]).transform_window(corner="row_number()")
+    line = own.mark_line(strokeWidth=1.2, color="var(--c-knorm)").encode(x=x, y=y, order="corner:Q")
+    about = [
+        ("cell", "cell"), ("tokens seen", "token", ","), ("entries held", "held", ","), ("prunes", "events", ","),
+        ("of the last 8 positions", "retained"),
+    ]  # fmt: skip
+    dots = own.mark_point(filled=True, size=12, opacity=0.5, color="var(--c-knorm)").encode(x=x, y=y)
+    note = chosen.mark_text(align="left", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
+    note = note.encode(x=alt.value(0), y=alt.value(0), text="retained:N")
+    description = f"cache length over the tokens of a window, {group.title}: {len(names)} cells to choose from"
+    spec = specification(
+        [line, tooltips(dots, about), note], points, [group.title, group.detail], description, params=[shown], height=HEIGHT - 50
+    )
+    return Chart(f"saw-{group.number}", description, spec, points, group.about)
