@@ -86,6 +86,29 @@ def _minimum(seen: pl.DataFrame, cells: pl.DataFrame, x: Axis, y: Axis, colour: 
     return [bar.encode(x=x.x(seen, "minimum_from"), x2=alt.X2("minimum_to"), y=y.y(seen), color=colour), ring]
 
 
+def retained(group: Group, points: Points) -> list[Chart]:
+    """Share of the last 8 positions still held after a prune against keep_ratio, one panel per threshold."""
+    charts = []
+    for number, after in enumerate(names_of(points.frame, "after"), start=1):
+        own = points.frame.filter(pl.col("after") == after, ~pl.col("end"), pl.col("recent_retained").is_not_null())
+        if own.is_empty():
+            continue
+        variants, x = in_order(own, "variant"), Axis("keep_ratio", "keep_ratio", ".2~f")
+        y = Axis("recent_retained", "recent positions still held", ".0%", reach=(0.0, 1.0))
+        place = {"x": x.x(own), "y": y.y(own), "color": policy_colour(own)}
+        cells = mark().transform_filter("!datum.end && isValid(datum.recent_retained)")
+        line = cells.transform_calculate(dash="datum.variant").mark_line(strokeWidth=1.5, opacity=0.8)
+        line = line.encode(**place, detail="variant:N", strokeDash=dash(variants, "dash"))
+        dots = cells.mark_point(filled=True, size=60, opacity=1).encode(**place, shape=shape(variants, "variant", "settings"))
+        title = [group.title, _joined(f"prune_after {after}", group.detail)]
+        description = f"recent positions still held against keep_ratio, {', '.join(title)}: {_span(own, 'recent_retained')}"
+        spec = specification(
+            [line, tooltips(dots, ABOUT)], points, title, description, where={"after": after}, height=HEIGHT - 50
+        )
+        charts.append(Chart(f"retained-{group.number}-{number}", description, spec, points, group.about))
+    return charts
+
+
 def trade_off(group: Group, points: Points, best: pl.DataFrame) -> Chart:
     """PPL ratio with interval against realised budget, every threshold in one panel; ``best`` are the front's cells."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null(), pl.col("budget").is_not_null())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+
 import polars as pl
 
 from analysis import cell_charts, time_charts, window_charts
 from analysis.load import Results
 from analysis.marks import Chart, Points
 from analysis.measures import measures
-from analysis.points import GROUP, cell_points, groups
+from analysis.points import GROUP, Group, cell_points, groups
 from analysis.recommend import front
 from analysis.retrieval_charts import depth_charts
 
 SECTIONS = (
-    "ucurve", "budget", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised", "rounds", "retrieval",
+    "ucurve", "retained", "budget", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised", "rounds",
+    "retrieval",
 )  # fmt: skip
+
+MOST_CELLS = 8_000
+"""Cells that the charts of a page show, about 200 bytes each."""
 
 
 def charts(results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: pl.DataFrame) -> dict[str, list[Chart]]:
@@ -31,14 +37,23 @@ def charts(results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: 
     return found
 
 
+def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
+    """The groups that have charts of their cells, and how many more have none because a page would grow past a few MB."""
+    every = [group for group in groups(cells, GROUP) if (group.cells["policy"] != "dense").any()]
+    totals = itertools.accumulate(group.cells.height for group in every)
+    small = [group for group, total in zip(every, totals, strict=True) if total <= MOST_CELLS] or every[:1]
+    return small, len(every) - len(small)
+
+
 def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.DataFrame) -> None:
     best = front(cells)
-    for group in groups(cells, GROUP):
+    for group in drawn_groups(cells)[0]:
         frame = cell_points(group.cells, shapes)
         if frame.is_empty():
             continue
         points = Points(f"cells_{group.number}", frame)
         found["ucurve"] += cell_charts.u_curves(group, points)
+        found["retained"] += cell_charts.retained(group, points)
         if frame["budget"].filter(~frame["end"]).drop_nulls().len():
             found["budget"] += cell_charts.u_curves(group, points, cell_charts.HELD, "budget")
             own = best.join(group.cells, on="cell_id", how="semi")

@@ -43,7 +43,7 @@ def write_tables(tables: Mapping[str, tuple[pl.DataFrame, Sequence[Column]]], fo
     place.mkdir(parents=True, exist_ok=True)
     for name, (frame, columns) in tables.items():
         keys = [key for column in columns for key in (column.key, column.upper) if key in frame.columns]
-        chosen = frame.select(dict.fromkeys(keys))
+        chosen = frame.select(*dict.fromkeys(keys))
         lists = [pl.col(key).cast(pl.List(pl.String)).list.join(",") for key, kind in chosen.schema.items() if kind == pl.List]
         text = pl.selectors.string()
         plain = pl.when(text.str.contains(r"^[=+@\t\r-]")).then(pl.lit("'") + text).otherwise(text).name.keep()

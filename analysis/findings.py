@@ -67,9 +67,17 @@ def _speed(speeds: pl.DataFrame) -> list[str]:
     return found
 
 
-def warnings(results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame) -> list[str]:
-    """What a reader has to know before trusting a figure of this page."""
-    return [*_of_coverage(covered), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
+def warnings(
+    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, not_drawn: int
+) -> list[str]:  # fmt: skip
+    """What a reader has to know before trusting a figure of this page. ``not_drawn``: groups of cells without charts."""
+    found = [*_of_coverage(covered), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
+    if not_drawn:
+        found.append(
+            f"To keep the page small, {not_drawn} models and datasets have no charts of perplexity; they are in the tables. "
+            "A report of fewer run directories draws more of them, --csv writes every figure."
+        )
+    return found
 
 
 def _of_coverage(covered: pl.DataFrame) -> list[str]:

@@ -167,6 +167,19 @@ EXCLUDED = [
     Column("why", "why it enters no aggregate", "text"),
 ]  # fmt: skip
 
+CLAIMS = [
+    Column("number", "#", "count"), Column("claim", "claim", "text"), Column("claimed", "as claimed", "text"),
+    Column("reproduced", "the same protocol here", "text"), Column("honest", "measured, with 95 % interval", "text"),
+    Column("verdict", "verdict", "text"), Column("why", "why", "text"),
+]  # fmt: skip
+
+CONTROL = [
+    Column("policy", "policy", "text"), Column("keep_ratio", "keep_ratio", "setting"),
+    Column("prune_after", "prune_after", "count"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("recent_retained", "recent retained", "percent"),
+    Column("budget", "realised budget", "percent"), Column("verdict", "verdict", "text"),
+]  # fmt: skip
+
 FAILURES = [
     Column("task", "task", "text"), Column("error_type", "error", "text"), Column("message", "message", "text"),
     Column("attempts", "attempts", "count"), Column("node", "node", "text"), *SETTINGS,

@@ -12,7 +12,8 @@ import vl_convert
 from markupsafe import Markup
 
 from analysis import coverage, labels, layout, tables
-from analysis.charts import charts
+from analysis.charts import charts, drawn_groups
+from analysis.claims import Evidence, audit, control_experiment, evidences
 from analysis.curve_shape import shapes
 from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError
@@ -37,14 +38,15 @@ MANY_CHARTS = 60
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that a page shows. ``frames``: name of a table -> its frame, with the columns that ``LAYOUT`` gives it."""
+    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: what the audit's parts are about."""
 
     results: Results
     tolerance: float
     cells: pl.DataFrame
     speeds: pl.DataFrame
-    frames: dict[str, pl.DataFrame]
+    tables: dict[str, tuple[pl.DataFrame, list[layout.Column]]]
     charts: dict[str, list[Chart]]
+    audited: list[str]
 
 
 LAYOUT = {
@@ -54,8 +56,11 @@ LAYOUT = {
 }  # fmt: skip
 
 
-def contents(results: Results, tolerance: float) -> Contents:
-    """Read the rows and make every table and chart. Raises RunUnreadableError where a part cannot be read."""
+def contents(results: Results, tolerance: float, *, judged: bool = False) -> Contents:
+    """Read the rows and make every table and chart; ``judged`` adds the audit of the reports' claims.
+
+    Raises RunUnreadableError where a part cannot be read.
+    """
     try:
         measured = with_dense(results.rows("perplexity"))
         cells = tables.summary(measured)
@@ -76,12 +81,24 @@ def contents(results: Results, tolerance: float) -> Contents:
             "retrieval": tables.retrieval(results.rows("retrieval")),
             "failures": failed,
         }
-        return Contents(results, tolerance, cells, speeds, frames, charts(results, cells, curves, speeds))
+        shown = {name: (frames[name], columns) for name, columns in LAYOUT.items()}
+        evidence = evidences(results, measured, cells, speeds, frames["retrieval"]) if judged else []
+        for number, own in enumerate(evidence, start=1):
+            shown[f"claims-{number}"] = audit(own), layout.CLAIMS
+            shown[f"control-{number}"] = control_experiment(own.cells), layout.CONTROL
+        drawn = charts(results, cells, curves, speeds)
+        return Contents(results, tolerance, cells, speeds, shown, drawn, [_about(own) for own in evidence])
     except (pl.exceptions.ComputeError, OSError) as error:
         where = ", ".join(run.directory for run in results.runs)
         raise RunUnreadableError(
             f"{where}: a part cannot be read ({error}). `kvsweep run` into that directory sets broken parts aside."
         ) from error
+
+
+def _about(evidence: Evidence) -> str:
+    """Model, dataset and device of an audit, in words."""
+    frame = next((f for f in (evidence.cells, evidence.speeds, evidence.answers) if f.height), evidence.cells)
+    return " · ".join(labels.text(frame[name][0]) for name in ("model", "dataset", "device", "dtype") if frame.height)
 
 
 def render(shown: Contents) -> str:
@@ -93,18 +110,20 @@ def render(shown: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    frames, panels = shown.frames, [chart for panel in shown.charts.values() for chart in panel]
+    frames = {name: frame for name, (frame, _) in shown.tables.items()}
+    panels = [chart for panel in shown.charts.values() for chart in panel]
     return environment.get_template("template.html").render(
         runs=[facts(run) for run in shown.results.runs],
         head=coverage.in_words(frames["coverage"], frames["excluded"]),
         names=[str(run.info.get("name") or "unnamed run") for run in shown.results.runs],
         findings=[*findings(shown.cells, shown.speeds), *advice_in_words(frames["recommended"])],
-        warnings=warnings(shown.results, shown.cells, shown.speeds, frames["coverage"]),
+        warnings=warnings(shown.results, shown.cells, shown.speeds, frames["coverage"], drawn_groups(shown.cells)[1]),
         charts=shown.charts,
         points={chart.points.name: chart.points for chart in panels},
         choices=_choices(shown),
         opens_on_one=len(panels) > MANY_CHARTS,
-        tables={name: layout.table(name, frames[name], columns) for name, columns in LAYOUT.items()},
+        tables={name: layout.table(name, *table) for name, table in shown.tables.items()},
+        audited=shown.audited,
         tolerance=shown.tolerance,
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
         numbers=layout.NUMBERS,
@@ -120,7 +139,7 @@ def render(shown: Contents) -> str:
 def _choices(shown: Contents) -> dict[str, list[str]]:
     """What the page can be narrowed to: the models, datasets and policies of which there are several."""
     both = pl.concat(
-        [frame.select("model", "dataset", "policy") for frame in (shown.cells, shown.speeds, shown.frames["retrieval"])]
+        [frame.select("model", "dataset", "policy") for frame in (shown.cells, shown.speeds, shown.tables["retrieval"][0])]
     )
     listed = {name: both.filter(pl.col(name) != "dense")[name].unique(maintain_order=True).to_list() for name in both.columns}
     return {name: [labels.text(value) for value in values] for name, values in listed.items() if len(values) > 1}

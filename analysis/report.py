@@ -12,7 +12,7 @@ if not __package__:  # run as a script: the packages lie beside this directory
 
 from analysis.export import write_charts, write_tables
 from analysis.load import RunUnreadableError, load
-from analysis.page import LAYOUT, contents, render
+from analysis.page import contents, render
 from analysis.recommend import MAX_PPL_INCREASE
 from pipeline.results import RunStore
 
@@ -22,20 +22,20 @@ FORMS = ("png", "svg", "csv")
 
 def write_report(
     directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
-    folders: Mapping[str, str] | None = None,
+    folders: Mapping[str, str] | None = None, *, audit: bool = False,
 ) -> str:  # fmt: skip
     """Write the report of one or several run directories; returns where it lies.
 
     ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. ``folders``: where to write ``FORMS``, by
-    form. Default place: ``report.html`` in the first directory, which may be an s3:// URL. Raises RunUnreadableError
-    where a directory is not a run, and OSError where a file cannot be written.
+    form. ``audit``: judge the reports' claims by these rows. Default place: ``report.html`` in the first directory, which may be
+    an s3:// URL. Raises RunUnreadableError where a directory is not a run, and OSError where a file cannot be written.
     """
     results = load(directories)
-    shown = contents(results, tolerance)
+    shown = contents(results, tolerance, judged=audit)
     page = render(shown).encode()
     for form, folder in (folders or {}).items():
         if form == "csv":
-            write_tables({name: (shown.frames[name], columns) for name, columns in LAYOUT.items()}, folder)
+            write_tables(shown.tables, folder)
         else:
             write_charts((chart for panels in shown.charts.values() for chart in panels), folder, form)
     if output is not None:
@@ -71,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for form in FORMS:
         what = "table, whole" if form == "csv" else "chart"
         parser.add_argument(f"--{form}", metavar="DIR", help=f"also write every {what} as {form.upper()} into this folder")
+    parser.add_argument("--audit", action="store_true", help="judge what the reports claimed by these rows")
     arguments = parser.parse_args(argv)
     try:
         folders = {form: folder for form in FORMS if (folder := getattr(arguments, form))}
-        print(write_report(arguments.directories, arguments.output, arguments.tolerance, folders))
+        print(write_report(arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit))
     except (RunUnreadableError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

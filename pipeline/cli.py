@@ -1,7 +1,8 @@
-"""kvsweep plan | run | status | report. Heavy imports stay inside the commands: --help and plan need neither torch nor ray."""
+"""kvsweep plan | run | status | report | audit. Heavy imports stay inside: --help and plan need neither torch nor ray."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated, NoReturn
 
@@ -71,30 +72,58 @@ def report(
     max_ppl_increase: Annotated[str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")] = "1%",
     png: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as a PNG into this folder.")] = None,
     svg: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as an SVG into this folder.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write every table, whole, as CSV into this folder.")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Judge what the seed reports claimed by these rows.")] = False,
 ) -> None:
     """Write the report of one or several run directories."""
     from analysis.report import main as report_main
 
     options = ["--max-ppl-increase", max_ppl_increase]
-    for name, value in (("-o", output), ("--png", png), ("--svg", svg)):
+    for name, value in (("-o", output), ("--png", png), ("--svg", svg), ("--csv", csv)):
         options += [name, value] if value else []
+    options += ["--audit"] if audit else []
     raise typer.Exit(report_main([*directories, *options]))
 
 
 @app.command()
 def audit(
     table: Annotated[
-        str, typer.Option(metavar="FILE.csv", help="Somebody's results: keep_ratio, ppl, ttft, total, samples, ...")
-    ],
+        str | None,
+        typer.Option(metavar="FILE.csv", help="Look for signs of measuring errors in somebody's results: ppl, ttft, ..."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Where the runs go (default: results/audit); an existing one is resumed.")
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another model than the embedded one; may be given again.")
+    ] = None,
+    set_: Set = None,
+    address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
+    inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
 ) -> None:
-    """Look for signs of measuring errors in a table of results. Exit status 1 where there are any."""
+    """Settle the claims of the seed reports by running their settings and the controls; or look over a table of results.
+
+    With --table: exit status 1 where there are signs, and nothing is run.
+    """
+    if table is not None:
+        _audit_table(table)
+    from pipeline.sweep import RunOptions, run_sweep
+
+    chosen = [f"models={json.dumps(models)}"] if models else []
+    options = RunOptions(out or "results/audit", address, inline, audit=True)
+    raise typer.Exit(run_sweep("seed_reports", [*chosen, *(set_ or [])], options))
+
+
+def _audit_table(file: str) -> NoReturn:
     from analysis.table_audit import TableError, describe
 
     try:
-        found = describe(table)
+        found = describe(file)
     except TableError as error:
         _refuse([str(error)])
-    print("\n".join(found) or f"{table}: none of the known signs of a measuring error")
+    print("\n".join(found) or f"{file}: none of the known signs of a measuring error")
     raise typer.Exit(1 if found else 0)
 
 

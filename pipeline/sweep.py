@@ -39,12 +39,14 @@ DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, which changes no number."""
+    """How to run and what to report, which changes no number."""
 
     out: str | None = None
     address: str = "local"
     inline: bool = False
     threads: int | None = None
+    audit: bool = False
+    """Whether the report judges what the seed reports claimed."""
 
 
 def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
@@ -69,7 +71,7 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
         return INTERRUPTED
     from analysis.report import write_report
 
-    report = write_report([store.directory])
+    report = write_report([store.directory], audit=options.audit)
     for (kind, message), cells in failures_by_reason(failures).items():
         print(f"failed: {len(cells)} cells: {kind}: {message}", file=sys.stderr)
     print(report)

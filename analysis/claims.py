@@ -1,0 +1,169 @@
+"""Eleven claims that reports made about pruning by key norm, each judged by the rows of a sweep: ``audit``.
+
+Verdicts are computed: every rule says which cells it picks by their role and which figures lead to which verdict, and where rows
+are lacking, which. Plain knorm means: no layer skipped, nothing protected, absolute positions, a check at every step. The rules
+that judge perplexity are in ``perplexity_claims``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import polars as pl
+
+from analysis import labels
+from analysis import perplexity_claims as perplexity
+from analysis.claim_evidence import (
+    CONFIRMED,
+    NOT_TESTABLE,
+    REFUTED,
+    Evidence,
+    Ruling,
+    artefact,
+    change,
+    changes,
+    control_experiment,
+    counted,
+    evidences,
+    largest,
+    missing,
+    no_timing,
+    plain,
+    share_of,
+    timed,
+)
+
+__all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
+
+CLAIMED_FALL = 0.86
+PLAIN_FALL = 0.5
+"""A fall of TTFT that the wrong protocol has to show, and the honest interval to exclude, to be called its artefact."""
+SLOWER = (0.82, 0.90)
+SOME_COMPRESSION = 0.7
+KNOWS = 0.95
+"""The share of questions that the dense cell must answer before a compressed one can be judged."""
+
+
+def audit(evidence: Evidence) -> pl.DataFrame:
+    """One row per claim: number, claim, claimed, reproduced (the same protocol), honest, verdict, why; null where nothing."""
+    own = replace(evidence, cells=largest(evidence.cells))
+    found = []
+    for number, (claim, claimed, rule) in enumerate(CLAIMS, start=1):
+        ruling = rule(own)
+        found.append((number, claim, claimed, ruling.reproduced, ruling.honest, ruling.verdict, ruling.why))
+    texts = dict.fromkeys(("claim", "claimed", "reproduced", "honest", "verdict", "why"), pl.String)
+    return pl.DataFrame(found, schema={"number": pl.Int64, **texts}, orient="row")
+
+
+def _first_token(e: Evidence) -> Ruling:
+    """The stable cell of lowest TTFT ratio: confirmed where its interval lies below 1 and reaches a fall of 86 %. An artefact
+    where the wrong protocol shows a fall of 50 % and that interval excludes one. An interval that holds both says nothing.
+    """
+    wrong, stable = timed(e.speeds, "WRONG_ON_PURPOSE", "ttft"), timed(e.speeds, "STABLE", "ttft")
+    reproduced = _range(wrong, "ttft", "TTFT")
+    if stable.is_empty():
+        return no_timing(e.speeds, reproduced)
+    best = stable.row(0, named=True)
+    low, high = best["ttft_low"], best["ttft_high"]
+    place = f"{best['prompt_tokens']} prompt tokens, keep_ratio {labels.ratio_setting(best['keep_ratio'])}"
+    honest = f"lowest of {counted(stable, 'stable cell')}: TTFT {change(best['ttft_ratio'])} {changes(low, high)} ({place})"
+    if low <= 1 - CLAIMED_FALL:
+        if high < 1:
+            return Ruling(CONFIRMED, f"the interval reaches a fall of {labels.percent(CLAIMED_FALL)}", reproduced, honest)
+        return Ruling(NOT_TESTABLE, "the interval is too wide: it holds the claimed fall and no fall", reproduced, honest)
+    if low > 1 - PLAIN_FALL and wrong.height and wrong["ttft_ratio"][0] <= 1 - PLAIN_FALL:
+        why = "pruning starts after the prompt's pass; TTFT falls only where the baseline's is a share of its whole time"
+        return Ruling(artefact("taking 10 % of the whole time for the baseline's TTFT"), why, reproduced, honest)
+    return Ruling(REFUTED, f"the interval excludes a fall of {labels.percent(CLAIMED_FALL)}", reproduced, honest)
+
+
+def _throughput(e: Evidence) -> Ruling:
+    """Stable cells: confirmed where an interval lies below 1 and overlaps -10 to -18 %; one of many is generous to the claim.
+    Where every interval holds some of that range and no fall, nothing was shown.
+    """
+    reproduced = _range(timed(e.speeds, "WRONG_ON_PURPOSE", "tokens"), "tokens", "throughput")
+    stable = timed(e.speeds, "STABLE", "tokens")
+    if stable.is_empty():
+        return no_timing(e.speeds, reproduced)
+    rows = stable.to_dicts()
+    ends = [f"{change(r['tokens_ratio'])} {changes(r['tokens_low'], r['tokens_high'])}" for r in rows[:1] + rows[1:][-1:]]
+    overlaps = (pl.col("tokens_high") >= SLOWER[0]) & (pl.col("tokens_low") <= SLOWER[1])
+    shown = overlaps & (pl.col("tokens_high") < 1)
+    why = f"{share_of(stable, overlaps)} stable intervals overlap -18 to -10 %, and {share_of(stable, shown)} also exclude 0"
+    verdict = NOT_TESTABLE if stable.filter(overlaps).height == stable.height else REFUTED
+    verdict = CONFIRMED if stable.filter(shown).height else verdict
+    return Ruling(verdict, why, reproduced, "throughput " + " to ".join(ends))
+
+
+def _range(wrong: pl.DataFrame, measure: str, name: str) -> str | None:
+    """The spread of a ratio under the wrong protocol; ``wrong`` is sorted by it."""
+    if wrong.is_empty():
+        return None
+    ratios = wrong[f"{measure}_ratio"].to_list()
+    ends = " to ".join(change(ratio) for ratio in ratios[:1] + ratios[1:][-1:])
+    return f"{name} {ends} in {counted(wrong, 'cell')} timed the reports' way"
+
+
+def _learned_positions(e: Evidence) -> Ruling:
+    """What run.json says of the model: only a GPT-NeoX, which is what Pythia is, can tell."""
+    architecture = str(e.model.get("architecture") or "unknown")
+    positions = e.model.get("positions")
+    if not architecture.lower().replace("_", "").startswith("gptneox"):
+        return Ruling(NOT_TESTABLE, f"the claim is about GPT-NeoX, as Pythia is; the architecture here is {architecture}")
+    known = positions if isinstance(positions, dict) else {}
+    if known.get("kind") == "learned":
+        return Ruling(CONFIRMED, "the model has one learned vector per position", honest="learned positions")
+    if known.get("kind") != "rotary":
+        return missing("kind of positions of the model in run.json", "this version of kvsweep")
+    share = known.get("share")
+    honest = "rotary positions" + (f" on {labels.percent(share)} of each head" if share is not None else "")
+    return Ruling(REFUTED, "the model has no learned positions", honest=honest)
+
+
+def _retrieval(e: Evidence) -> Ruling:
+    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers: confirmed where no cell misses one."""
+    within = pl.col("beyond_context").ne_missing(True)
+    pruned = plain(e.answers).filter(pl.col("keep_ratio") >= SOME_COMPRESSION, pl.col("prune_events") > 0, within)
+    if pruned.is_empty():
+        remedy = "retrieval, policy knorm and contexts longer than prune_after"
+        return missing("plain knorm answers at keep_ratio 0.7 or above that pruned", remedy)
+    cells = pruned.filter(pl.col("dense_accuracy") >= KNOWS)
+    if cells.is_empty():
+        known = labels.percent(pruned.select(pl.col("dense_accuracy").max()).item())
+        return Ruling(
+            NOT_TESTABLE, f"the dense cell answers {known} of the questions; at least {labels.percent(KNOWS)} are needed"
+        )
+    worst = cells.sort("accuracy").row(0, named=True)
+    figures = [labels.percent(worst[name]) for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")]
+    place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, dense {figures[3]}"
+    held = f"answer still held {labels.percent(worst['answer_retained'])}"
+    honest = f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
+    missed = pl.col("right") < pl.col("questions")
+    verdict = REFUTED if cells.filter(missed).height else CONFIRMED
+    return Ruling(verdict, f"{share_of(cells, missed)} cells miss a question", honest=honest)
+
+
+CLAIMS: list[tuple[str, str | None, Callable[[Evidence], Ruling]]] = [
+    ("TTFT falls by 86 to 92 %", "0.0959 s to 0.0091 s", _first_token),
+    ("PPL is the same at every keep_ratio", "51.91; 39.49", perplexity.equal_at_every_ratio),
+    ("PPL is unchanged with prune_after = 512", "75.03; 39.49", perplexity.unchanged_at_512),
+    ("PPL rises because sorting shuffles the order", "39.68 to 155.91", perplexity.order),
+    (
+        "U-curve at prune_after = 32: keeping more is worse, because of conflicting information",
+        "dense 60.81; 0.95: 240.87; 0.9: 176.28; 0.85: 154.59; 0.8: 143.87; 0.75: 136.79; 0.7: 140.67; 0.6: 135.12; 0.5: 136.74; "
+        "0.4: 139.64; 0.3: 140.14",
+        perplexity.u_curve,
+    ),
+    ("Throughput falls by 10 to 18 %", "-10 to -18 %", _throughput),
+    ("Pythia has learned position embeddings, hence it is fragile", "learned positions", _learned_positions),
+    ("Skipping layer 0 is more stable", None, perplexity.layer_0),
+    (
+        "At keep_ratio 0.8 and 0.7 knorm costs the least PPL of four policies",
+        "h2o +2 to +3 %; streaming +1 to +5 %; snapkv +3 to +4 %; knorm +0.5 %",
+        perplexity.four_policies,
+    ),
+    ("One keep_ratio is recommended", "0.9; 0.75; 0.8", perplexity.recommendation),
+    ("Retrieval stays right up to 30 % compression", "100 % at keep_ratio 0.7 and above", _retrieval),
+]  # fmt: skip
+"""Claim, its figures, and the rule that judges it; numbered from 1."""

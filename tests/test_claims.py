@@ -1,0 +1,281 @@
+"""Every verdict that each claim can get, from rows made for it; contrasts against literals and scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from analysis.claims import CLAIMS, audit, control_experiment, evidences
+from analysis.contrast import above, below, contrast, mostly
+from analysis.load import load
+from analysis.pairs import with_dense
+from analysis.speed import checks, generation
+from analysis.tables import retrieval, summary
+from analysis.uncertainty import RESAMPLES, SEED
+from tests.rows import generation_row, one, perplexity_row, retrieval_row, write_run
+
+NEOX = {"name": "toy", "revision": "r1", "architecture": "gpt_neox", "layers": 2, "context": 1024}
+
+
+def scored(factor=1.0, wobble=0.0, windows=8, **settings):
+    """Windows of a cell of this PPL ratio; ``wobble``: nats more and less in turns, which widens its interval."""
+    nats = 200 + 100 * math.log(factor)
+    return [perplexity_row(i, nll_sum=nats + (-1) ** i * wobble, **settings) for i in range(windows)]
+
+
+DENSE = scored(policy="dense")
+NEVER = {"tokens_scored_pruned": 0, "prune_after": 1024}
+BARELY = {"tokens_scored_pruned": 4, "prune_after": 800}
+ONCE = {"schedule": "prefill_once", "cell_id": "once"}
+BUG = {"position_mode": "cache_length"}
+
+
+def curve(factors, **settings):
+    return [row for ratio, factor in factors.items() for row in scored(factor, keep_ratio=ratio, **settings)]
+
+
+def timed(ttft=1.0, tokens=1.0, rounds=7, protocol="interleaved", drift=1.0, **settings):
+    """Dense, dense again and knorm by turns; ``ttft`` and ``tokens`` are ratios to dense, in each round if a list."""
+    rows = []
+    for i in range(rounds):
+        common = {"timing_protocol": protocol, "tpot_seconds": 0.002 * drift ** (i / (rounds - 1)), "dense_cell_id": protocol}
+        first = 0.01 * (ttft[i % len(ttft)] if isinstance(ttft, list) else ttft)
+        rows += [generation_row(i, policy="dense", control=again, cell_id=protocol, **common) for again in (False, True)]
+        rate = 400.0 * (tokens[i % len(tokens)] if isinstance(tokens, list) else tokens)
+        own = {"cell_id": f"knorm {protocol}", "ttft_seconds": first, "tokens_per_second": rate}
+        rows.append(generation_row(i, **own, **common, **settings))
+    return rows
+
+
+def asked(right=20, dense=20, **settings):
+    rows = [retrieval_row(i, policy="dense", correct=i < dense) for i in range(20)]
+    return rows + [retrieval_row(i, correct=i < right, **settings) for i in range(20)]
+
+
+def tables_of(tmp_path, rows, model=NEOX):
+    """A run's results and the four tables that a report makes of them."""
+    results = load([write_run(str(tmp_path / "run"), rows, models=[model])])
+    measured, timings = with_dense(results.rows("perplexity")), results.rows("generation")
+    answers = retrieval(results.rows("retrieval"))
+    return results, measured, summary(measured), generation(timings, checks(timings)), answers
+
+
+def gather(tmp_path, perplexity=(), generation_rows=(), answers=(), model=NEOX):
+    rows = {"perplexity": list(perplexity), "generation": list(generation_rows), "retrieval": list(answers)}
+    return evidences(*tables_of(tmp_path, rows, model))
+
+
+def four(h2o=1.025, streaming=1.03, snapkv=1.035, knorm=1.005, **settings):
+    factors = {"h2o": h2o, "streaming": streaming, "snapkv": snapkv, "knorm": knorm}
+    return [row for name, factor in factors.items() for row in curve({0.8: factor, 0.7: factor}, policy=name, **settings)]
+
+
+NT = "not testable here"
+TTFT = "artefact of taking 10 % of the whole time for the baseline's TTFT"
+NO_CACHE, UNREACHED = "artefact of evaluating without the cache", "artefact of a threshold that is never reached"
+LENGTH, LOW = "positions taken from the pruned length", "the low threshold"
+UP, FLAT = {0.95: 3.0, 0.5: 2.0}, {0.95: 2.0, 0.5: 2.0}
+SORTED = {"policy": "knorm_sorted"}
+LATE, SKIP = {"prune_after": 512}, {"skip_layers": [0]}
+GUARD = {"protect_recent": 8, "keep_ratio": 0.95}
+
+CASES = [
+    (1, "confirmed", "TTFT -90.00 %", {"generation_rows": timed(0.1)}),
+    (1, TTFT, "TTFT -91.00 % in 1 cell timed", {"generation_rows": timed() + timed(0.09, protocol="report_2025")}),
+    (1, "refuted", "TTFT +1.00 %", {"generation_rows": timed(1.01) + timed(0.6, protocol="report_2025")}),
+    (1, "refuted", "TTFT -60.00 %", {"generation_rows": timed(0.4) + timed(0.09, protocol="report_2025")}),
+    (1, NT, "too wide", {"generation_rows": timed([0.1, 1.5])}),
+    (1, NT, "changed by +50 %", {"generation_rows": timed(0.1, drift=1.5)}),
+    (1, NT, "no stable timings of 6 rounds", {"generation_rows": timed(0.1, rounds=5)}),
+    (1, NT, "plain knorm pruned", {"generation_rows": timed(0.1, prune_events=0)}),
+    (2, "confirmed", "0 of 2 intervals", {"perplexity": DENSE + scored(wobble=5) + scored(wobble=5, keep_ratio=0.5)}),
+    (2, NO_CACHE, "1 of 2", {"perplexity": DENSE + scored(wobble=5) + scored(0.9, keep_ratio=0.5)}),
+    (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(**NEVER) + scored(1.5, **SKIP)}),
+    (2, "confirmed", "at prune_after 32", {"perplexity": DENSE + scored(wobble=5) + scored(1.5, **LATE)}),
+    (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, windows=1)}),
+    (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, protect_sink=4) + scored(1.5, **ONCE)}),
+    (3, "confirmed", "prune_after 512 0 of 1", {"perplexity": DENSE + scored(wobble=5, **LATE) + scored(2.0)}),
+    (3, UNREACHED, "7.389 to 7.389", {"perplexity": DENSE + scored(**NEVER) + scored(1.1, **LATE)}),
+    (3, "refuted", "prune_after 32 1 of 1", {"perplexity": DENSE + scored(1.1)}),
+    (3, "refuted", "4.0 % of the tokens", {"perplexity": DENSE + scored(1.01, **BARELY) + scored(1.1)}),
+    (3, NT, "7.389 to 7.389", {"perplexity": DENSE + scored(**NEVER)}),
+    (4, "confirmed", "1.250", {"perplexity": DENSE + scored(1.2) + scored(1.5, **SORTED)}),
+    (4, "refuted", "no cells that vary", {"perplexity": DENSE + scored(1.2) + scored(1.2005, **SORTED)}),
+    (4, "refuted", "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.1, **BUG)}),
+    (4, f"artefact of {LENGTH}", "1.500", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.8, **BUG)}),
+    (4, f"artefact of {LOW}", "2.000", {"perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE)}),
+    (4, f"artefact of {LOW} and {LENGTH}", "2.000", {
+        "perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE) + scored(1.8, **LATE, **BUG),
+    }),
+    (4, NT, "no knorm_sorted cells", {"perplexity": DENSE + scored(1.2)}),
+    (5, "refuted", "no rise shown", {"perplexity": DENSE + curve(FLAT) + scored(1.1, **GUARD)}),
+    (5, "refuted", "no rise shown", {"perplexity": DENSE + curve({0.95: 2.0, 0.5: 3.0}) + scored(1.1, **GUARD)}),
+    (5, "artefact of dropping the newest keys", "last 8 protected", {"perplexity": DENSE + curve(UP) + scored(1.7, **GUARD)}),
+    (5, "confirmed", "last 8 protected", {"perplexity": DENSE + curve(UP) + scored(1.8, **GUARD)}),
+    (5, "confirmed", "last 8", {"perplexity": DENSE + curve({0.95: 0.9, 0.5: 0.8}) + scored(0.7, **GUARD)}),
+    (5, NT, "too wide", {"perplexity": DENSE + curve(UP) + scored(1.7, 150, **GUARD)}),
+    (5, NT, "no knorm cells with the newest", {"perplexity": DENSE + curve(UP)}),
+    (5, NT, "two keep_ratios", {"perplexity": DENSE + scored(1.5)}),
+    (6, "confirmed", "1 of 1", {"generation_rows": timed(tokens=0.85)}),
+    (6, "refuted", "throughput +2.00 %", {"generation_rows": timed(tokens=1.02)}),
+    (6, "refuted", "throughput -3.00 %", {"generation_rows": timed(tokens=0.97)}),
+    (6, NT, "and 0 of 1 also", {"generation_rows": timed(tokens=[0.85, 1.05])}),
+    (6, "refuted", "throughput -40.00 %", {"generation_rows": timed(tokens=0.6)}),
+    (6, NT, "changed by +50 %", {"generation_rows": timed(tokens=0.85, drift=1.5)}),
+    (7, "refuted", "25.0 % of each head", {"model": {**NEOX, "positions": {"kind": "rotary", "share": 0.25}}}),
+    (7, "confirmed", "learned", {"model": {**NEOX, "positions": {"kind": "learned"}}}),
+    (7, NT, "llama", {"model": {**NEOX, "architecture": "llama", "positions": {"kind": "rotary"}}}),
+    (7, NT, "no kind of positions", {}),
+    (8, "confirmed", "1 of 1 pairs", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP)}),
+    (8, f"artefact of {LENGTH}", "0 of 1 pairs", {
+        "perplexity": DENSE + scored(1.2) + scored(1.2, **SKIP) + scored(1.5, **BUG) + scored(1.2, **SKIP, **BUG),
+    }),
+    (8, "refuted", "1 of 2 pairs", {"perplexity": DENSE + curve(UP) + curve({0.95: 2.5, 0.5: 2.0}, **SKIP)}),
+    (8, NT, "skip_layers: [[], [0]]", {"perplexity": DENSE + scored(1.2)}),
+    (9, "confirmed", "prune_after 512", {"perplexity": DENSE + four(**LATE) + four(knorm=2.0)}),
+    (9, "refuted", "outside the claimed range: h2o, knorm", {"perplexity": DENSE + four(knorm=1.2, h2o=1.0, **LATE)}),
+    (9, NT, "no cells of h2o, streaming, snapkv", {"perplexity": DENSE + scored(1.005, keep_ratio=0.8)}),
+    (9, NT, "threshold at which all four", {"perplexity": DENSE + four()[:16] + four(**LATE)[16:]}),
+    (10, "confirmed", "keep_ratio 0.9", {"perplexity": DENSE + scored(1.005) + scored(1.5, keep_ratio=0.5, cache_tokens_mean=9)}),
+    (10, "confirmed", "front: knorm 0.9", {"perplexity": DENSE + scored(1.005) + scored(1.004, **SORTED)}),
+    (10, "refuted", "random, keep_ratio 0.9", {"perplexity": DENSE + scored(1.005, policy="random")}),
+    (10, "refuted", "knorm, keep_ratio 0.5", {"perplexity": DENSE + scored(1.005, keep_ratio=0.5)}),
+    (10, "refuted", "no setting; Pareto front: knorm 0.9", {"perplexity": DENSE + scored(1.5)}),
+    (10, NT, "no cells that pruned", {"perplexity": DENSE + scored(**NEVER)}),
+    (11, "confirmed", "0 of 1 cells", {"answers": asked(keep_ratio=0.7) + asked(5, keep_ratio=0.6)}),
+    (11, "refuted", "95.0 % [76.4 %, 99.1 %]", {"answers": asked(19)}),
+    (11, NT, "answers 90.0 %", {"answers": asked(dense=18)}),
+    (11, NT, "that pruned", {"answers": asked(context_tokens=1024)}),
+    (11, NT, "that pruned", {"answers": asked(prune_events=0)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "verdict", "words", "rows"), CASES, ids=[f"{c[0]}-{c[1]}-{c[2]}" for c in CASES])
+def test_the_verdict_follows_from_the_rows(tmp_path, number, verdict, words, rows):
+    others = {} if any(rows.get(name) for name in ("perplexity", "generation_rows", "answers")) else {"perplexity": DENSE}
+    (evidence,) = gather(tmp_path, **rows, **others)
+    row = one(audit(evidence), number=number)
+    assert row["verdict"] == verdict
+    assert words in "; ".join(row[name] or "" for name in ("reproduced", "honest", "why"))
+
+
+def test_every_claim_has_every_kind_of_verdict_among_the_cases():
+    kinds = {(number, verdict.split(" of ")[0]) for number, verdict, *_ in CASES}
+    assert {number for number, kind in kinds if kind == "artefact"} == {1, 2, 3, 4, 5, 8}
+    for kind in ("confirmed", NT):
+        assert {number for number, found in kinds if found == kind} == set(range(1, 12))
+    assert {number for number, found in kinds if found == "refuted"} == set(range(1, 12)) - {2}
+
+
+def test_without_rows_nothing_can_be_tested(tmp_path):
+    assert gather(tmp_path) == []
+    (evidence,) = gather(tmp_path, perplexity=DENSE)
+    table = audit(evidence)
+    assert table["number"].to_list() == list(range(1, 12))
+    assert table["verdict"].to_list() == [NT] * 11
+    assert table["why"].null_count() == 0
+    assert control_experiment(evidence.cells.clear()).is_empty()
+    assert len(CLAIMS) == 11
+
+
+def test_evidence_is_split_by_model_and_windows_and_other_tasks_find_their_own(tmp_path):
+    rows = DENSE + scored(1.2) + scored(policy="dense", model="other") + scored(1.3, model="other")
+    rows += scored(policy="dense", window=201, stride=201, dense_cell_id="d2", cell_id="d2")
+    only = [retrieval_row(0, policy="dense", dataset="third")]
+    found = gather(tmp_path, rows, timed(), asked() + only)
+    assert [e.model["name"] for e in found] == ["other", "toy", "toy", "toy"]
+    assert [e.cells.height for e in found] == [2, 2, 1, 0]
+    assert [e.measured.height for e in found] == [16, 16, 8, 0]
+    assert [e.speeds.height for e in found] == [0, 2, 2, 0]
+    assert [e.answers.height for e in found] == [0, 2, 2, 1]
+    assert found[1].model == NEOX
+    assert audit(found[3])["verdict"].to_list() == [NT] * 11
+
+
+def test_a_failed_cell_is_no_group_of_its_own(tmp_path):
+    results, *frames = tables_of(tmp_path, {"perplexity": DENSE + scored(1.2)})
+    lost = frames[1][:1].with_columns(pl.lit("FAILED").alias("verdict"), pl.lit(None).alias("window"))
+    (evidence,) = evidences(results, frames[0], pl.concat([frames[1], lost], how="vertical_relaxed"), *frames[2:])
+    assert evidence.cells["verdict"].to_list() == ["DENSE", "VALID"]
+
+
+def test_of_two_sizes_of_a_cell_the_larger_counts(tmp_path):
+    small = {"cell_id": "small", "dense_cell_id": "small-dense"}
+    rows = DENSE + scored(1.5) + scored(1.1, windows=2, **small)
+    rows += scored(policy="dense", windows=2, cell_id="small-dense", dense_cell_id="small-dense")
+    (evidence,) = gather(tmp_path, rows)
+    assert "1 of 1 intervals exclude 1 (8 windows)" in one(audit(evidence), number=2)["why"]
+
+
+def test_the_control_experiment_has_its_policies_only(tmp_path):
+    rows = DENSE + scored(1.5) + scored(1.1, protect_recent=4) + scored(1.3, policy="random") + scored(1.2, policy="knorm_high")
+    rows += scored(1.4, policy="tova") + scored(1.6, **BUG) + scored(1.7, **SKIP) + scored(1.2, policy="random", protect_recent=4)
+    (evidence,) = gather(tmp_path, rows + scored(2.0, keep_ratio=0.5))
+    table = control_experiment(evidence.cells)
+    assert table["keep_ratio"].to_list() == [0.9] * 4 + [0.5]
+    assert table["policy"].to_list() == ["knorm", "knorm, last 4 protected", "random", "knorm_high", "knorm"]
+    assert table["ratio"].to_list() == pytest.approx([1.5, 1.1, 1.3, 1.2, 2.0])
+    assert table["recent_retained"].to_list() == [0.5] * 5
+
+
+def pairs_of(tmp_path, rows, differs="policy"):
+    (evidence,) = gather(tmp_path, rows)
+    cells = evidence.cells
+    return contrast(evidence.measured, cells.filter(policy="random"), cells.filter(policy="knorm"), [differs])
+
+
+def cell_of(nats, policy, **columns):
+    values = {key: value if isinstance(value, list) else [value] * len(nats) for key, value in columns.items()}
+    own = [{key: value[i] for key, value in values.items()} for i in range(len(nats))]
+    return [perplexity_row(i, policy=policy, nll_sum=nats[i], **own[i]) for i in range(len(nats))]
+
+
+def test_a_contrast_is_the_quotient_of_ppls_on_the_windows_that_both_scored(tmp_path):
+    """(210 - 204 + 220 - 206) nats over 200 tokens; the third window has no partner."""
+    row = one(pairs_of(tmp_path, DENSE + cell_of([210.0, 220.0, 900.0], "random") + cell_of([204.0, 206.0], "knorm")))
+    assert row["factor"] == pytest.approx(math.exp(20 / 200))
+    assert (row["low"], row["high"]) == pytest.approx((math.exp(0.06), math.exp(0.14)))
+    assert row["n"] == 2
+
+
+def test_a_contrast_of_documents_resamples_documents(tmp_path):
+    documents = {"document": [0, 0, 1, 1]}
+    rows = cell_of([200.0] * 4, "dense", **documents) + cell_of([210.0, 230.0, 202.0, 202.0], "random", **documents)
+    row = one(pairs_of(tmp_path / "a", rows + cell_of([200.0] * 4, "knorm", **documents)))
+    assert (row["n"], row["low"], row["high"]) == pytest.approx((2, math.exp(0.02), math.exp(0.2)))
+    assert pairs_of(tmp_path / "b", rows + cell_of([200.0] * 4, "knorm")).is_empty()  # whose documents nobody knows
+
+
+def test_the_interval_of_a_contrast_is_scipys(tmp_path):
+    rng = np.random.default_rng(2)
+    first, second, tokens = rng.normal(230, 20, 8), rng.normal(220, 20, 8), rng.integers(80, 120, 8)
+
+    def quotient(a, b, n, axis=-1):
+        return np.exp((a - b).sum(axis=axis) / n.sum(axis=axis))
+
+    wanted = stats.bootstrap(
+        (first, second, tokens), quotient, paired=True, method="percentile", n_resamples=RESAMPLES, batch=RESAMPLES,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    scores = {"tokens_scored": [int(n) for n in tokens]}
+    rows = cell_of([200.0] * 8, "dense", **scores) + cell_of(first, "random", **scores) + cell_of(second, "knorm", **scores)
+    row = one(pairs_of(tmp_path, rows))
+    assert (row["low"], row["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
+
+
+def test_only_cells_that_differ_in_nothing_else_are_contrasted_and_one_window_is_no_pair(tmp_path):
+    rows = DENSE + scored(1.2) + scored(1.3, policy="random", keep_ratio=0.5) + scored(1.3, policy="random", **SKIP)
+    assert pairs_of(tmp_path / "a", rows).is_empty()
+    assert pairs_of(tmp_path / "b", rows, "keep_ratio").is_empty()
+    assert pairs_of(tmp_path / "c", DENSE + scored(1.2) + scored(1.3, windows=1, policy="random")).is_empty()
+
+
+def test_a_difference_is_shown_by_most_pairs_and_is_no_rounding():
+    pairs = pl.DataFrame({"factor": [1.2, 1.2, 1.0005, 0.9], "low": [1.1, 0.9, 1.0001, 0.8], "high": [1.3, 1.3, 1.001, 0.95]})
+    assert pairs.select(a=above(), b=below()).rows() == [(True, False), (False, False), (False, False), (False, True)]
+    assert not mostly(pairs[:2], above())
+    assert mostly(pairs[:1], above())
