@@ -13,6 +13,7 @@ from analysis.marks import (
     Chart,
     Points,
     bounds,
+    chooser,
     dash,
     equal,
     holes,
@@ -154,8 +155,7 @@ def heatmap(group: Group, points: Points) -> Chart | None:
     series = (
         cells.select(pl.format("{}, {}", "policy", "variant").alias("series")).unique(maintain_order=True)["series"].to_list()
     )
-    picker = alt.binding_select(options=series, name="shown: ")
-    shown = alt.param(name="shown", value=series[0], bind=picker)
+    shown = chooser("shown", series)
     place = {
         "x": alt.X("keep_ratio:O", sort="descending", title="keep_ratio", axis=alt.Axis(labelAngle=0, format=".2~f")),
         "y": alt.Y("after:O", sort=thresholds, title="prune_after"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import polars as pl
+from altair.utils.schemapi import debug_mode
 
 from analysis import cell_charts, time_charts, window_charts
 from analysis.load import Results
@@ -26,14 +27,15 @@ MOST_CELLS = 8_000
 def charts(results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: pl.DataFrame) -> dict[str, list[Chart]]:
     """Every chart of a page, from the tables of ``tables.summary``, ``curve_shape.shapes`` and ``speed.generation``."""
     found: dict[str, list[Chart]] = {name: [] for name in SECTIONS}
-    _of_cells(found, cells, shapes)
-    found["position"] = window_charts.by_position(results, cells)
-    found["saw"] = window_charts.saw_teeth(results, cells)
-    for group in time_charts.timed_groups(measures(speeds, cells)):
-        found["timed"] += time_charts.six_panels(group)
-        found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
-    found["rounds"] = time_charts.rounds(results.rows("generation").collect())
-    found["retrieval"] = depth_charts(results.rows("retrieval"))
+    with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
+        _of_cells(found, cells, shapes)
+        found["position"] = window_charts.by_position(results, cells)
+        found["saw"] = window_charts.saw_teeth(results, cells)
+        for group in time_charts.timed_groups(measures(speeds, cells)):
+            found["timed"] += time_charts.six_panels(group)
+            found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
+        found["rounds"] = time_charts.rounds(results.rows("generation").collect())
+        found["retrieval"] = depth_charts(results.rows("retrieval"))
     return found
 
 

@@ -46,8 +46,8 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
         if curve.height < FEWEST or curve["keep_ratio"].n_unique() < curve.height:
             continue
         if all(cell["unit"].equals(own[0]["unit"]) for cell in own):
-            sums_of = (np.stack([cell[name].to_numpy() for cell in own]) for name in ("nll", "tokens"))
-            curves.setdefault(own[0].height, []).append((curve, *sums_of))
+            nll, tokens = (np.stack([cell[name].to_numpy() for cell in own]) for name in ("nll", "tokens"))
+            curves.setdefault(own[0].height, []).append((curve, nll, tokens))
     found = [shape for same_units in curves.values() for shape in _shapes(same_units)]
     own_columns = [name for name in SCHEMA if name != "cell_id"]
     table = pl.DataFrame(found, schema=SCHEMA, orient="row")

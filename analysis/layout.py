@@ -50,7 +50,7 @@ class Table:
 
 ROWS_AT_ONCE = 200
 """Rows that stand in the page itself; a script shows the others as they are asked for."""
-ROWS_MOST = 4_000
+ROWS_MOST = 2_500
 """Rows of a table in a page; beyond, a page would grow past a few MB, and ``--csv`` has them all."""
 
 NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "gigabytes", "interval"}

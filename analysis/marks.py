@@ -115,7 +115,7 @@ class Axis:
 
 def specification(
     layers: Sequence[Any], points: Points, title: Sequence[str], description: str, *,
-    where: dict[str, Any] | None = None, params: Sequence[Any] = (), height: int = HEIGHT,
+    where: dict[str, Any] | None = None, params: Sequence[dict[str, Any]] = (), height: int = HEIGHT,
 ) -> dict[str, Any]:  # fmt: skip
     """Layers over the rows of ``points`` that equal ``where``; a policy chosen on the page hides those of the others."""
     chosen = "chosen === '' || !isValid(datum.policy) || datum.policy === chosen"
@@ -123,13 +123,19 @@ def specification(
     # Put together as plain dicts: altair checks and copies every layer at each step, and does not know legend.layout.
     return alt.layer(*layers, data=alt.NamedData(points.name)).to_dict(validate=False) | {
         "transform": filters,
-        "params": [param.param.to_dict() for param in (alt.param(name="chosen", value=""), *params)],
+        "params": [{"name": "chosen", "value": ""}, *params],
         "title": {"text": title[0], "subtitle": [line for line in title[1:] if line]},
         "description": description,
         "width": "container",
         "height": height,
         "config": config(),
     }
+
+
+def chooser(label: str, names: Sequence[str]) -> dict[str, Any]:
+    """A list below the chart; what is chosen there is the signal ``shown``, at first the first of the names."""
+    options = [name.translate(LINE_ENDS) for name in names]
+    return {"name": "shown", "value": options[0], "bind": {"input": "select", "options": options, "name": f"{label}: "}}
 
 
 def mark() -> alt.Chart:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.marks import Chart, Points, bounds, mark, names_of, specification, tooltips
+from analysis.marks import Chart, Points, bounds, chooser, mark, names_of, specification, tooltips
 from analysis.pairs import POOL
 from analysis.points import Group, groups, with_words
 from analysis.tables import wilson
@@ -48,7 +48,7 @@ def _depth_chart(group: Group) -> Chart:
     points = Points(f"depth_{group.number}", frame)
     names = frame["series"].unique(maintain_order=True).to_list()
     names = [name for name in names if name != "dense"] + [name for name in names if name == "dense"]
-    shown = alt.param(name="shown", value=names[0], bind=alt.binding_select(options=names, name="shown: "))
+    shown = chooser("shown", names)
     depths = sorted(frame["depth"].unique().to_list(), key=lambda words: float(words.split()[0]))
     place = {
         "x": alt.X("keep_ratio:O", sort="descending", title="keep_ratio", axis=alt.Axis(labelAngle=0, format=".2~f")),

@@ -16,6 +16,7 @@ from analysis.marks import (
     Chart,
     Points,
     bounds,
+    chooser,
     cycle,
     dash,
     mark,
@@ -190,7 +191,7 @@ def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
 def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
     points = Points(f"saw_{group.number}", frame)
     names = frame["cell"].unique(maintain_order=True).to_list()
-    shown = alt.param(name="shown", value=names[0], bind=alt.binding_select(options=names, name="cell: "))
+    shown = chooser("cell", names)
     x = Axis("token", "tokens seen", ",d").x(frame.select("token").explode("token"))
     y = alt.Y("held:Q", title="entries of a pruning layer", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
     chosen = mark().transform_filter("datum.cell === shown")

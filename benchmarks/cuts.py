@@ -9,7 +9,7 @@ made otherwise is counted and measured.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Cuts:
                 self.kept[key] = _best(positions, values, keep)
             return scores
 
-        return Policy(score, policy.observes, policy.entrywise)
+        return replace(policy, score=score)
 
     def imposed(self, policy: Policy) -> Policy:
         """A policy that keeps what was recorded and compares it with what ``policy`` would keep; KeyError for other cuts."""
@@ -54,7 +54,7 @@ class Cuts:
                 asked[_row(view, row), head, at] = 1.0
             return asked
 
-        return Policy(score, policy.observes, policy.entrywise)
+        return replace(policy, score=score)
 
     def _compare(self, scores: dict[int, float], own: tuple[int, ...], kept: tuple[int, ...]) -> None:
         if set(own) == set(kept):

@@ -1,7 +1,7 @@
 """Time and memory of a report of many rows: ``python -m benchmarks.report [--rows 1000000]``.
 
-Writes a run directory of made-up perplexity rows (cells of a grid with the NLL of every token, in parts of 16 cells), then makes its report in a process of
-its own and prints seconds and peak resident memory. A report of a tenth of the rows stands beside it.
+Writes a run directory of made-up perplexity rows (cells of a grid with the NLL of every token, in parts of 16 cells), then makes
+its report in a process of its own and prints seconds and peak resident memory. A report of a tenth of the rows stands beside it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _cell(rng: np.random.Generator, model: int, policy: str, ratio: float, after
         "tokens_scored": 1023, "tokens_correct": 400, "prune_events": 0 if dense else 40,
         "tokens_scored_pruned": 0 if dense else 900, "cache_tokens_mean": 512.0 * ratio, "cache_tokens_peak": 1023,
         "cache_tokens_final": [500] * 6, "kv_bytes_mean": 1e6, "kv_bytes_peak": 10**6, "recent_retained": None if dense else 0.5,
-        "sink_retained": None if dense else 0.5, "score_ties": None if dense else 0.01, "forward_passes": 40, "seconds": 0.1, "event_steps": list(range(32, 1024, 25)) * (not dense),
-        "event_kept": [16] * 40 * (not dense),
+        "sink_retained": None if dense else 0.5, "score_ties": None if dense else 0.01, "forward_passes": 40, "seconds": 0.1,
+        "event_steps": list(range(32, 1024, 25)) * (not dense), "event_kept": [16] * 40 * (not dense),
     }  # fmt: skip
     tokens = rng.standard_normal((WINDOWS, 1023), dtype=np.float32) + np.float32(4.0 + harm)
     columns = {

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.results import ANSWER_TOKENS
-from pipeline.spec import GenerationTask, SweepSpec
+from pipeline.sweep_keys import CellFilter, SweepSpec, cell_value
 from workers.budget import event_schedule, kept_count, next_event
 
 PROTOCOL_VERSION = 1
@@ -92,7 +92,7 @@ def make_grid(spec: SweepSpec, targets: list[Target]) -> Grid:
         )  # fmt: skip
         grid.cells.append(template)
         for cell in _product(spec, template):
-            reason = _reason_to_drop(cell, target.layers, spec.generation if task == "generation" else None)
+            reason = _reason_to_drop(cell, target.layers, spec)
             if reason is None and cell.cell_id in seen:
                 reason = "listed twice"
             if reason is None:
@@ -123,16 +123,18 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
 
 
 def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each task of a sweep with the settings that change its numbers; one entry per prompt length for generation."""
+    """Each task of a sweep with the settings that change its numbers; one entry per protocol, prompt length
+    and batch size for generation. Filters choose cells and change no number, so they are not among them."""
     if spec.perplexity:
         yield "perplexity", spec.perplexity.model_dump()
+    filters = set(CellFilter.model_fields)
     if spec.generation:
         task = spec.generation
-        chosen = {"prompt_tokens", "batch_sizes", "policies", "keep_ratios", "prune_after", "skip_layers"}
-        for prompt, batch in itertools.product(task.prompt_tokens, task.batch_sizes):
-            yield "generation", {"prompt_tokens": prompt, "batch_size": batch, **task.model_dump(exclude=chosen)}
+        common = task.model_dump(exclude={"protocol", "prompt_tokens", "batch_sizes", *filters})
+        for protocol, prompt, batch in itertools.product(task.protocol, task.prompt_tokens, task.batch_sizes):
+            yield "generation", {"protocol": protocol, "prompt_tokens": prompt, "batch_size": batch, **common}
     if spec.retrieval:
-        yield "retrieval", spec.retrieval.model_dump()
+        yield "retrieval", spec.retrieval.model_dump(exclude=filters)
 
 
 def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
@@ -141,15 +143,18 @@ def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
         spec.position_modes, spec.keep_ratios,
     ):  # fmt: skip
         yield replace(
-            template, policy=policy, keep_ratio=ratio, prune_after=threshold, skip_layers=tuple(sorted(set(skipped))),
+            template, policy=policy, keep_ratio=ratio, prune_after=threshold, skip_layers=cell_value("skip_layers", skipped),
             protect_sink=sink, protect_recent=recent, schedule=schedule, position_mode=mode,
         )  # fmt: skip
 
 
-def _reason_to_drop(cell: Cell, layers: int, generation: GenerationTask | None) -> str | None:
-    """Why a combination is no cell of its own; None where it is one, an empty string where a filter leaves it out."""
-    if generation and not _wanted(cell, generation):
+def _reason_to_drop(cell: Cell, layers: int, spec: SweepSpec) -> str | None:
+    """Why a combination is no cell of its own; None where it is one, an empty string where its task's filter leaves it out."""
+    task = getattr(spec, cell.task)
+    if isinstance(task, CellFilter) and not task.matches(cell):
         return ""
+    if any(block.matches(cell) for block in spec.exclude):
+        return "excluded by the sweep file"
     if cell.policy == "dense" or cell.keep_ratio == 1.0:
         return "keep_ratio 1.0 or policy dense: is the dense cell"
     if len(cell.skip_layers) == layers:
@@ -169,15 +174,6 @@ def _prompt_tokens(cell: Cell) -> int:
     if cell.task == "generation":
         return settings["prompt_tokens"]
     return min(settings["context_tokens"]) if cell.task == "retrieval" else 1
-
-
-def _wanted(cell: Cell, task: GenerationTask) -> bool:
-    return (
-        (task.policies is None or cell.policy in task.policies)
-        and (task.keep_ratios is None or cell.keep_ratio in task.keep_ratios)
-        and (task.prune_after is None or cell.prune_after in task.prune_after)
-        and (task.skip_layers is None or list(cell.skip_layers) in [sorted(set(s)) for s in task.skip_layers])
-    )
 
 
 def tokens_read(cell: Cell) -> int:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, tokens_read
 from pipeline.resolve import Resolved, resolve, with_own_policies
-from pipeline.spec import SweepSpec
+from pipeline.sweep_keys import SweepSpec
 from workers.budget import Schedule, event_schedule
 from workers.model_files import ModelFacts
 from workers.retrieval import Question, build_question
@@ -164,7 +164,7 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
-    if plan.spec.generation and plan.spec.generation.protocol == "report_2025":
+    if plan.spec.generation and "report_2025" in plan.spec.generation.protocol:
         notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
     for name, facts in plan.resolved.models.items():
         beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]

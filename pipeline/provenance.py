@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 from pipeline.grid import PROTOCOL_VERSION
 from pipeline.plan import Plan
 from pipeline.results import SCHEMA_VERSION
+from workers.model_files import ModelFacts
 
 PACKAGES = ("torch", "transformers", "tokenizers", "ray", "polars", "numpy")
 
@@ -41,10 +43,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": _hardware(),
         "seed": plan.spec.seed,
-        "models": [
-            {"name": m.name, "revision": m.revision, "architecture": m.architecture, "layers": m.layers, "context": m.context}
-            for m in plan.resolved.models.values()
-        ],
+        "models": [_model(facts) for facts in plan.resolved.models.values()],
         "datasets": [
             {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": len(tokens.ids)}
             for (model, dataset), tokens in plan.resolved.tokens.items()
@@ -59,6 +58,11 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "never_prunes": [cell.cell_id for cell in plan.never_prune],
         "notes": plan.notes,
     }
+
+
+def _model(facts: ModelFacts) -> dict[str, Any]:
+    named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context")}
+    return named | {"positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}}
 
 
 def as_json(run: dict[str, Any]) -> bytes:

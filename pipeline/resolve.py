@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.grid import Target
 from pipeline.results import ANSWER_TOKENS
-from pipeline.spec import SweepError, SweepSpec
+from pipeline.spec import SweepError
+from pipeline.sweep_keys import CellFilter, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
@@ -85,10 +86,14 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
             faults.append(f"policies: {name!r}: {error}")
     if faults:
         raise SweepError(faults)
-    changes: dict[str, Any] = {"policies": list(names.values())}
-    if spec.generation and spec.generation.policies:
-        chosen = [names.get(name, name) for name in spec.generation.policies]
-        changes["generation"] = spec.generation.model_copy(update={"policies": chosen})
+
+    def renamed(chosen: CellFilter | None) -> CellFilter | None:
+        if chosen is None or chosen.policies is None:
+            return chosen
+        return chosen.model_copy(update={"policies": [names.get(name, name) for name in chosen.policies]})
+
+    changes: dict[str, Any] = {"policies": list(names.values()), "exclude": [renamed(block) for block in spec.exclude]}
+    changes |= {task: renamed(getattr(spec, task)) for task in ("generation", "retrieval")}
     return spec.model_copy(update=changes)
 
 
@@ -116,7 +121,7 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
         wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
     limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
     context = f"the context of {facts.name}, {facts.context} tokens"
-    if facts.learned_positions:
+    if facts.positions.kind == "learned":
         limits.append((facts.context, f"{context}, and it has no position embeddings beyond"))
     elif not spec.allow_beyond_context:
         limits.append((facts.context, f"{context} (allow_beyond_context: true runs it, marked)"))

@@ -1,4 +1,4 @@
-"""SweepSpec: what a sweep file may say, strict and typed; a fault names file, line, key, value and what is allowed."""
+"""Read a sweep file, strictly: a fault names file, line, key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from workers.policy_files import PATTERN
-from workers.settings import POLICY_NAMES
+from pipeline.sweep_keys import BLOCKS, SweepSpec, cell_value
 
 EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -25,131 +24,6 @@ class SweepError(ValueError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = list(faults)
-
-
-def _no_duplicates(values: list[Any]) -> list[Any]:
-    seen = [json.dumps(v.model_dump() if isinstance(v, BaseModel) else v) for v in values]
-    twice = sorted({v for v in seen if seen.count(v) > 1})
-    if twice:
-        raise ValueError(f"listed twice: {', '.join(twice)}")
-    return values
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _policy(name: str) -> str:
-    if name in POLICY_NAMES or PATTERN.fullmatch(name):
-        return name
-    raise ValueError(f"must be one of {', '.join(POLICY_NAMES)}, or module:function of your own")
-
-
-Policy = Annotated[str, AfterValidator(_policy)]
-
-
-class ModelRef(_Strict):
-    """A model by embedded name, local path, or hub name and revision."""
-
-    name: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
-
-
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
-ModelEntry = Annotated[ModelRef, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
-
-
-class PerplexityTask(_Strict):
-    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are scored per dataset."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stride_is_the_window(cls, given: Any) -> Any:
-        return {"stride": given["window"], **given} if isinstance(given, dict) and "window" in given else given
-
-    window: Annotated[int, Field(ge=2)] = 1024
-    stride: Count = 1024
-    windows: Count = 8
-
-
-class GenerationTask(_Strict):
-    """Timed greedy decoding in rounds; the filters restrict it to some cells of the grid, all of them where left out.
-
-    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval of every ratio of time per output token
-    is narrower than ``interval_width``. ``report_2025`` is a wrong protocol, kept to show what it made of the same runs.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _at_most_as_many_as_asked_for(cls, given: Any) -> Any:
-        asked = given.get("repeats", 7) if isinstance(given, dict) else None
-        return {"max_repeats": max(asked, 15), **given} if isinstance(asked, int) else given
-
-    @model_validator(mode="after")
-    def _more_are_more(self) -> GenerationTask:
-        if self.max_repeats < self.repeats:
-            raise ValueError(f"max_repeats {self.max_repeats} is less than repeats {self.repeats}")
-        return self
-
-    prompt_tokens: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [512]
-    batch_sizes: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [1]
-    new_tokens: Annotated[int, Field(ge=2)] = 64
-    repeats: Annotated[int, Field(ge=5, le=10_000)] = 7
-    max_repeats: Annotated[int, Field(ge=5, le=10_000)] = 15
-    interval_width: Annotated[float, Field(gt=0, le=1)] = 0.05
-    warmup: NonNegative = 2
-    protocol: Literal["interleaved", "report_2025"] = "interleaved"
-    policies: list[Policy] | None = None
-    keep_ratios: list[Ratio] | None = None
-    prune_after: list[Count] | None = None
-    skip_layers: list[list[NonNegative]] | None = None
-
-
-class RetrievalTask(_Strict):
-    """Passkey and needle questions per length and depth."""
-
-    kinds: Annotated[list[Literal["passkey", "needle"]], Field(min_length=1), AfterValidator(_no_duplicates)] = ["passkey"]
-    context_tokens: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [512]
-    depths: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1), AfterValidator(_no_duplicates)] = [
-        0.1,
-        0.5,
-        0.9,
-    ]
-    questions: Count = 20
-
-
-class SweepSpec(_Strict):
-    """A whole sweep file."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    models: Annotated[list[ModelEntry], Field(min_length=1), AfterValidator(_no_duplicates)]
-    datasets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_no_duplicates)]
-    devices: Annotated[list[Literal["auto", "cpu", "cuda", "mps"]], Field(min_length=1), AfterValidator(_no_duplicates)] = [
-        "auto"
-    ]
-    dtypes: Annotated[list[Literal["float32", "bfloat16", "float16"]], Field(min_length=1), AfterValidator(_no_duplicates)] = [
-        "float32"
-    ]
-    policies: Annotated[list[Policy], Field(min_length=1), AfterValidator(_no_duplicates)] = ["knorm"]
-    keep_ratios: Annotated[list[Ratio], Field(min_length=1), AfterValidator(_no_duplicates)]
-    prune_after: Annotated[list[Count], Field(min_length=1), AfterValidator(_no_duplicates)] = [512]
-    skip_layers: Annotated[list[list[NonNegative]], Field(min_length=1), AfterValidator(_no_duplicates)] = [[]]
-    protect_recent: Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_no_duplicates)] = [0]
-    protect_sink: Annotated[list[NonNegative], Field(min_length=1), AfterValidator(_no_duplicates)] = [0]
-    schedules: Annotated[list[Literal["every_step", "prefill_once"]], Field(min_length=1), AfterValidator(_no_duplicates)] = [
-        "every_step"
-    ]
-    position_modes: Annotated[list[Literal["absolute", "cache_length"]], Field(min_length=1), AfterValidator(_no_duplicates)] = [
-        "absolute"
-    ]
-    perplexity: PerplexityTask | None = None
-    generation: GenerationTask | None = None
-    retrieval: RetrievalTask | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    allow_beyond_context: bool = False
-    """Also texts longer than a model was trained on; such cells are marked and enter no aggregate."""
 
 
 Position = tuple[str, int, int]
@@ -246,9 +120,23 @@ def _validated(plain: dict[str, Any], file: str, positions: dict[tuple[Any, ...]
             f"{_where(('perplexity', 'stride'), file, positions)}: must be <= perplexity.window "
             f"{spec.perplexity.window} (got {spec.perplexity.stride})"
         )
+    faults += _exclusion_faults(spec, file, positions)
     if faults:
         raise SweepError(faults)
     return spec
+
+
+def _exclusion_faults(spec: SweepSpec, file: str, positions: dict[tuple[Any, ...], Position]) -> list[str]:
+    """Excluded values that are not in the grid: a typo would silently exclude nothing."""
+    faults = []
+    for i, block in enumerate(spec.exclude):
+        for axis, values in block.named().items():
+            in_grid = [cell_value(axis, value) for value in getattr(spec, axis)]
+            for place in (place for place, value in enumerate(values) if value not in in_grid):
+                at, allowed = ("exclude", i, axis, place), ", ".join(map(json.dumps, getattr(spec, axis)))
+                got = json.dumps(getattr(block, axis)[place])
+                faults.append(f"{_where(at, file, positions)}: must be one of the sweep's {axis} {allowed} (got {got})")
+    return faults
 
 
 def _where(at: tuple[Any, ...], file: str, positions: dict[tuple[Any, ...], Position]) -> str:
@@ -278,5 +166,4 @@ def _fault(fault: Any, file: str, positions: dict[tuple[Any, ...], Position]) ->
 
 
 def _known_keys(at: tuple[Any, ...]) -> list[str]:
-    blocks = {"perplexity": PerplexityTask, "generation": GenerationTask, "retrieval": RetrievalTask, "models": ModelRef}
-    return list((blocks[at[0]] if at else SweepSpec).model_fields)
+    return list((BLOCKS[at[0]] if at else SweepSpec).model_fields)

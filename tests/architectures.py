@@ -53,13 +53,17 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
+def configuration(architecture: Architecture) -> Any:
+    """The transformers configuration."""
+    suffix = "TextConfig" if architecture.family == "Gemma3" else "Config"
+    return getattr(transformers, architecture.family + suffix)(**architecture.shape, **architecture.options)
+
+
 def make(architecture: Architecture) -> Any:
     """The model in evaluation mode under stock attention."""
     torch.manual_seed(0)
-    suffix = "TextConfig" if architecture.family == "Gemma3" else "Config"
-    config = getattr(transformers, architecture.family + suffix)(**architecture.shape, **architecture.options)
     lm = {"GPT2": "GPT2LMHeadModel"}.get(architecture.family, architecture.family + "ForCausalLM")
-    model = getattr(transformers, lm)(config)
+    model = getattr(transformers, lm)(configuration(architecture))
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(0, 0.25)

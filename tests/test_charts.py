@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import altair as alt
 import numpy as np
 import polars as pl
 import pytest
 
 from analysis.load import load
-from analysis.page import contents
+from analysis.page import contents, render
 from analysis.window_charts import positions
 from tests.rows import failure_row, generation_row, perplexity_row, retrieval_row, synthetic_run, write_run
 
@@ -141,11 +142,29 @@ def test_charts_of_one_group_share_their_data_and_no_specification_holds_rows(sh
     assert {"ucurve-1-1", "budget-1-1", "tradeoff-1", "heatmap-1"} <= set(by_points["cells_1"])
 
 
+def test_every_specification_is_valid_vega_lite(shown):
+    for panels in shown.charts.values():
+        for chart in panels:
+            spec = chart.spec | {"config": {}}  # altair's schema does not know legend.layout
+            alt.LayerChart.from_dict(spec, validate=True)
+
+
 def test_the_data_of_a_chart_is_strict_json_column_by_column(shown):
     for panels in shown.charts.values():
         for chart in panels:
             columns = json.loads(chart.points.json())
             assert len({len(values) for values in columns.values()}) == 1
+
+
+def test_a_page_that_would_grow_too_large_draws_fewer_groups_and_says_so(tmp_path, monkeypatch):
+    rows = [row for model in ("a", "b", "c") for row in cells(model=model)]
+    run = load([write_run(str(tmp_path / "run"), {"perplexity": rows})])
+    monkeypatch.setattr("analysis.charts.MOST_CELLS", 4)
+    page = contents(run, 0.01)
+    assert [chart.about["model"] for chart in page.charts["ucurve"]] == ["a", "b"]
+    assert "1 models and datasets have no charts" in render(page)
+    monkeypatch.setattr("analysis.charts.MOST_CELLS", 1)
+    assert [chart.about["model"] for chart in contents(run, 0.01).charts["ucurve"]] == ["a"]
 
 
 def test_a_failed_cell_is_a_row_of_the_table_and_counted_as_excluded(tmp_path):

@@ -107,6 +107,7 @@ def test_rows_name_their_run_and_their_dense_twin(finished):
         dense = set(frame.filter(policy="dense")["cell_id"])
         assert set(frame["dense_cell_id"]) == dense and len(dense) == 1
     assert run["planned"] == {"perplexity": 3, "generation": 2, "retrieval": 3}
+    assert [model["positions"] for model in run["models"]] == [{"kind": "rotary", "share": 1.0}]
 
 
 def test_pruned_cells_were_pruned_and_differ_from_the_dense_one(finished):

@@ -34,7 +34,14 @@ def test_every_named_policy_has_a_function():
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
-    [("knorm", [1, 2, 4]), ("knorm_high", [0, 3, 5]), ("recent", [3, 4, 5]), ("streaming", [0, 1, 2]), ("tova", [0, 3, 5])],
+    [
+        ("knorm", [1, 2, 4]),
+        ("knorm_high", [0, 3, 5]),
+        ("knorm_sorted", [1, 2, 4]),
+        ("recent", [3, 4, 5]),
+        ("streaming", [0, 1, 2]),
+        ("tova", [0, 3, 5]),
+    ],
 )
 def test_policy_keeps_literal_entries(policy, expected):
     keys = torch.tensor([5.0, 1.0, 2.0, 6.0, 3.0, 4.0]).view(1, 1, 6, 1)
@@ -88,20 +95,43 @@ def test_selection_is_a_stable_sort(scores, data):
     assert bool(tied) == (scores[order[keep - 1]] == scores[order[keep]])
 
 
-@given(st.integers(0, 1000), st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4))
-def test_ragged_selection_is_selection_row_by_row(seed, rows):
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5]), min_size=2, max_size=40), st.data())
+def test_selection_among_entries_in_any_order_keeps_the_same_and_lays_them_best_first(scores, data):
+    """Ties go to the earlier position wherever it lies."""
+    keep = data.draw(st.integers(1, len(scores) - 1))
+    positions = data.draw(st.permutations(range(len(scores))))
+    safe = data.draw(st.sets(st.sampled_from(range(len(scores))), max_size=keep))
+    order = sorted(range(len(scores)), key=lambda i: (positions[i] not in safe, -scores[i], positions[i]))
+    lying = torch.tensor(positions, dtype=torch.int32).view(1, 1, -1)
+    protected = torch.tensor([p in safe for p in positions]).view(1, 1, -1)
+    index, tied = select(torch.tensor(scores).view(1, 1, -1), keep, protected, lying)
+    assert index.flatten().tolist() == order[:keep]
+    straight = torch.empty(len(scores)).scatter(0, lying.flatten().long(), torch.tensor(scores)).view(1, 1, -1)
+    shielded = torch.tensor([p in safe for p in range(len(scores))]).view(1, 1, -1)
+    temporal, temporal_tied = select(straight, keep, shielded)
+    assert sorted(positions[i] for i in index.flatten().tolist()) == temporal.flatten().tolist()
+    assert bool(tied) == bool(temporal_tied)
+
+
+@given(st.integers(0, 1000), st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4), st.booleans())
+def test_ragged_selection_is_selection_row_by_row(seed, rows, temporal):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-4, 4, (len(rows), 2, max(n for n, _ in rows) + 1), generator=generator).float()
     protected = torch.rand(scores.shape, generator=generator) < 0.2
     lengths = torch.tensor([n for n, _ in rows])
     keep = torch.tensor([min(k, n) for n, k in rows])
-    index, tied = select_ragged(scores, keep, lengths, int(keep.max()), protected)
+    shuffled = torch.rand(scores.shape, generator=generator).argsort(-1).int()
+    positions = None if temporal else shuffled
+    index, tied = select_ragged(scores, keep, lengths, int(keep.max()), protected, positions)
+    assert int(index.min()) >= 0 and int(index.max()) < scores.shape[-1]
     for i, (n, k) in enumerate(zip(lengths.tolist(), keep.tolist(), strict=True)):
         if k == n:
-            assert index[i, :, :k].tolist() == [list(range(n))] * 2
+            assert index[i, :, :k].sort().values.tolist() == [list(range(n))] * 2
+            assert not temporal or index[i, :, :k].tolist() == [list(range(n))] * 2
             assert not tied[i].any()
         else:
-            alone, alone_tied = select(scores[i : i + 1, :, :n], k, protected[i : i + 1, :, :n])
+            mine = None if temporal else shuffled[i : i + 1, :, :n]
+            alone, alone_tied = select(scores[i : i + 1, :, :n], k, protected[i : i + 1, :, :n], mine)
             assert torch.equal(index[i, :, :k], alone[0])
             assert torch.equal(tied[i], alone_tied[0])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import grid
 from pipeline.grid import Cell, Target, make_grid, never_prunes
-from pipeline.spec import SweepSpec
+from pipeline.sweep_keys import FIELDS, SweepSpec
 from workers.budget import event_schedule
 
 TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
@@ -37,6 +37,17 @@ def test_cell_ids_are_the_ones_of_stored_results():
     """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these by accident."""
     assert CELL.cell_id == "c3f53a840cb2e6e1"
     assert CELL.dense.cell_id == "636cbbf1ed3ef36f"
+
+
+def test_ids_of_each_task_are_the_ones_of_stored_results():
+    """Whatever keys the tasks' blocks get: what was measured before they existed keeps its name."""
+    keys = {"keep_ratios": [0.9], "generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
+    assert [cell.cell_id for cell in grid_of(**keys).cells] == [
+        "636cbbf1ed3ef36f", "6c76bfd8ed4e9a36", "77c6b52f31172a26", "7badf06d0573abdc", "dd6352c68603d747", "2ac3f4c0543d21dc",
+    ]  # fmt: skip
+    keys["generation"]["protocol"] = "report_2025"
+    timed = [cell.cell_id for cell in grid_of(**keys).cells if cell.task == "generation"]
+    assert timed == ["47dd8137e7c00171", "f3e6e9f2262b41a5"]
 
 
 CHANGED = {
@@ -117,6 +128,88 @@ def test_generation_filters_leave_cells_out_without_counting_them():
     prompts = [(json.loads(c.settings)["prompt_tokens"], c.policy, c.skip_layers) for c in timed]
     assert prompts == [(n, policy, skipped) for n in (32, 48) for policy, skipped in (("dense", ()), ("knorm", (0, 1)))]
     assert not made.dropped
+
+
+FILTERS = {
+    "policies": ["knorm"], "keep_ratios": [0.5], "prune_after": [16], "skip_layers": [[1, 0]], "protect_recent": [2],
+    "position_modes": ["cache_length"],
+}  # fmt: skip
+MANY = {
+    "policies": ["knorm", "random"], "keep_ratios": [0.9, 0.5], "prune_after": [8, 16], "skip_layers": [[], [0, 1]],
+    "protect_recent": [0, 2], "protect_sink": [0, 1], "position_modes": ["absolute", "cache_length"],
+}  # fmt: skip
+TASKS = {"generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("axis", FILTERS)
+def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, axis):
+    whole, some = grid_of(**MANY, **TASKS), grid_of(**MANY, **TASKS | {task: TASKS[task] | {axis: FILTERS[axis]}})
+    assert some.dropped == whole.dropped
+
+    def of(made: grid.Grid, mine: bool) -> list[Cell]:
+        return [cell for cell in made.cells if (cell.task == task) == mine]
+
+    assert of(some, False) == of(whole, False)
+    value = (0, 1) if axis == "skip_layers" else FILTERS[axis][0]
+    wanted = [cell for cell in of(whole, True) if cell.policy == "dense" or getattr(cell, FIELDS[axis]) == value]
+    assert 1 < len(of(some, True)) == len(wanted) < len(of(whole, True))
+    if task == "retrieval":  # the id of a timed cell has its partners in it
+        assert of(some, True) == wanted
+
+
+def test_filters_of_several_axes_leave_only_cells_that_match_all():
+    made = grid_of(**MANY, retrieval={"context_tokens": [64], **FILTERS})
+    asked = [cell for cell in pruning(made) if cell.task == "retrieval"]
+    assert {(c.policy, c.keep_ratio, c.prune_after, c.skip_layers, c.protect_recent, c.position_mode) for c in asked} == {
+        ("knorm", 0.5, 16, (0, 1), 2, "cache_length")
+    }
+    assert [c.protect_sink for c in asked] == [0, 1]
+
+
+EXCLUDED = "excluded by the sweep file"
+
+
+def test_combinations_that_match_every_axis_of_a_block_are_no_cells_and_are_counted():
+    blocks = [{"policies": ["random"], "protect_recent": [2]}, {"prune_after": [16], "skip_layers": [[1, 0, 0]]}]
+    whole, some = grid_of(**MANY), grid_of(**MANY, exclude=blocks)
+
+    def matches(cell: Cell) -> bool:
+        return (cell.policy == "random" and cell.protect_recent == 2) or (cell.prune_after == 16 and cell.skip_layers == (0, 1))
+
+    assert some.cells == [cell for cell in whole.cells if not matches(cell)]
+    assert some.cells[0] == whole.cells[0].dense
+    assert not whole.dropped and some.dropped == {EXCLUDED: len(whole.cells) - len(some.cells)} == {EXCLUDED: 32 + 32 - 8}
+
+
+@pytest.mark.parametrize("axis", FIELDS)
+def test_every_axis_can_be_excluded(axis):
+    many = MANY | {"schedules": ["every_step", "prefill_once"]}
+    whole, some = (
+        grid_of(**many, retrieval={"context_tokens": [64]}, exclude=blocks) for blocks in ([], [{axis: many[axis][1:]}])
+    )
+    gone = {getattr(cell, FIELDS[axis]) for cell in pruning(whole)} - {getattr(cell, FIELDS[axis]) for cell in pruning(some)}
+    assert gone == {(0, 1) if axis == "skip_layers" else many[axis][1]}
+    assert some.dropped[EXCLUDED] == 2 * 2**8 // 2  # half of the combinations of two tasks
+
+
+def test_dense_cells_stay_whatever_is_excluded_and_a_task_filter_is_not_counted():
+    made = grid_of(policies=["knorm", "dense"], exclude=[{"policies": ["knorm", "dense"]}], keep_ratios=[1.0, 0.5])
+    assert made.cells == [made.cells[0].dense]
+    assert made.dropped == {EXCLUDED: 4}
+    made = grid_of(exclude=[{"keep_ratios": [0.9]}], retrieval={"context_tokens": [64], "keep_ratios": [0.5]})
+    assert [(c.task, c.keep_ratio) for c in pruning(made)] == [("perplexity", 0.5), ("retrieval", 0.5)]
+    assert made.dropped == {EXCLUDED: 1}
+
+
+def test_each_protocol_has_cells_of_its_own_that_never_take_turns_with_anothers():
+    def timed(protocol) -> list[Cell]:
+        return [c for c in grid_of(generation=TASKS["generation"] | {"protocol": protocol}).cells if c.task == "generation"]
+
+    both = timed(["interleaved", "report_2025"])
+    assert both == timed("interleaved") + timed("report_2025")
+    assert [json.loads(cell.settings)["protocol"] for cell in both] == ["interleaved"] * 3 + ["report_2025"] * 3
+    assert [cell.policy for cell in both] == ["dense", "knorm", "knorm"] * 2
 
 
 def test_a_timed_cell_is_another_one_beside_other_partners_and_an_untimed_is_not():

@@ -1,13 +1,16 @@
 """Finding and loading models: facts without torch, the self-check, refusals."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from tests.architectures import ARCHITECTURES, configuration
 from tests.tiny import tiny_model
 from workers import attention, self_check
-from workers.model_files import EMBEDDED_NAMES, ModelError, find_model
+from workers.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
 from workers.models import load
 from workers.self_check import check
 
@@ -23,7 +26,56 @@ def saved(tmp_path):
 def test_facts_come_from_the_files(saved):
     facts = find_model(str(saved))
     assert (facts.layers, facts.context, facts.kv_heads, facts.head_dim, facts.architecture) == (3, 512, 2, 8, "llama")
+    assert facts.positions == Positions("rotary", 1.0)
     assert facts.revision.startswith("sha256:")
+
+
+EXPECTED = {
+    "gpt_neox": Positions("rotary", 0.25), "gpt2": Positions("learned"), "opt": Positions("learned"),
+    "bloom": Positions("alibi"), "mpt": Positions("alibi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_positions_come_from_the_config_file_that_each_architecture_saves(architecture, tmp_path):
+    configuration(architecture).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert positions_of(config, 8) == EXPECTED.get(config["model_type"], Positions("rotary", 1.0))
+
+
+LAYERED = {"full_attention": {"partial_rotary_factor": 0.5}, "sliding_attention": {"rope_theta": 1e4}}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 10000}, Positions("rotary", 0.5)),
+        ({"model_type": "gpt_neox", "partial_rotary_factor": 0.4}, Positions("rotary", 0.4)),
+        ({"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 1e4}, "rotary_pct": 1.0}, Positions("rotary", 1.0)),
+        ({"model_type": "gpt_neox"}, Positions("rotary", 0.25)),
+        ({"model_type": "phi", "rope_theta": 10000.0}, Positions("rotary", 0.5)),
+        ({"model_type": "llama", "rope_scaling": None}, Positions("rotary", 1.0)),
+        ({"model_type": "new", "rope_theta": 10000.0, "partial_rotary_factor": None}, Positions("rotary", 1.0)),
+        ({"model_type": "gptj", "rotary_dim": 64}, Positions("rotary", 0.5)),
+        ({"rope_theta": 1e4, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128}, Positions("rotary", 1 / 3)),
+        ({"model_type": "gemma4_text", "rope_parameters": LAYERED}, Positions("rotary")),
+        ({"model_type": "falcon", "alibi": True}, Positions("alibi")),
+        ({"model_type": "falcon", "alibi": False}, Positions("rotary", 1.0)),
+        ({"model_type": "rwkv"}, Positions("unknown")),
+        ({}, Positions("unknown")),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_positions_of_config_files_of_other_versions(config, expected):
+    """Heads of 128; what a file leaves out is its type's default."""
+    assert positions_of(config, 128) == expected
+
+
+def test_a_config_whose_positions_cannot_be_read_is_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"rope_parameters": ["x"]}))
+    with pytest.raises(ModelError, match=r"config\.json .* is not one of a causal language model"):
+        find_model(str(saved))
 
 
 def test_revision_follows_weights_tokenizer_and_configuration(saved):
@@ -96,6 +148,7 @@ def test_embedded_models_load_and_are_small(name):
 
     assert sum(path.stat().st_size for path in (EMBEDDED / name).iterdir()) < 16e6
     assert facts.context == 2048
+    assert facts.positions == Positions("rotary", {"reference-neox": 0.25, "reference-llama": 1.0}[name])
     load(facts, "float32", torch.device("cpu"))
 
 

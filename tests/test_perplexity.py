@@ -1,5 +1,6 @@
 """Event-driven = reference = masked full cache, token by token; dense = the stock model."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn import functional
 
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers.attention import attention
-from workers.eviction import POLICIES, Policy
+from workers.cell_batch import BatchLayer
+from workers.eviction import POLICIES, Policy, round_significant
 from workers.perplexity import evaluate, evaluate_reference
 from workers.settings import PruneSettings
 
@@ -78,6 +80,56 @@ def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
         if length > 20:  # the shuffle is real: keys that lose their values show
             patch.setattr("workers.pruned_layer.attention", partial(shuffled, values_too=False))
             assert not torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(st.sampled_from(ARCHITECTURES), cells, st.integers(2, 90), st.integers(1, 2))
+def test_entries_stored_by_norm_give_the_figures_of_those_in_temporal_order(architecture, cell, length, rows):
+    """Same kept entries, so the order in which a script stored them explains nothing; also beside other cells in one call."""
+    model, tokens = MODELS[architecture], repetitive_tokens(rows, length, seed=length)
+    starts = [i * length for i in range(rows)]
+    many = [replace(cell, policy=policy) for policy in ("knorm_sorted", "knorm", "knorm_high", "knorm_sorted")]
+    many[-1] = replace(many[-1], keep_ratio=0.6)
+    _, (by_norm, temporal, *_) = evaluate(model, tokens, many, starts)
+    if temporal is None:
+        assert by_norm is None
+        return
+    reference = evaluate_reference(model, tokens, many[0], starts)
+    for other in (temporal, reference):
+        assert torch.allclose(by_norm.nll, other.nll, atol=1e-4)
+        assert torch.equal(by_norm.correct, other.correct)
+        for figure in ("recent_retained", "sink_retained", "score_ties"):
+            assert getattr(by_norm.validity, figure) == pytest.approx(getattr(other.validity, figure))
+
+
+@pytest.mark.parametrize("short", [0, 512])
+def test_entries_of_a_policy_that_is_not_temporal_really_lie_best_first(short, monkeypatch):
+    """In short passes too, where the entries of other policies would stay where they are."""
+    monkeypatch.setattr("workers.perplexity.SHORT_PASS_TOKENS", short)
+    fork, prune, kept = BatchLayer._fork, BatchLayer.prune, []
+
+    def note(layer, row, keep):
+        kept.append((layer.temporal, layer.positions[row, :, :keep].clone(), layer.keys[row, :, :keep].clone()))
+
+    def forked(self, rows, prefix, track):
+        fork(self, rows, prefix, track)
+        for row in range(rows.start, rows.stop):
+            note(self, row, track.held)
+
+    def pruned(self, plan):
+        prune(self, plan)
+        for row, keep in enumerate(plan.keep_rows.tolist()):
+            note(self, row, keep)
+
+    monkeypatch.setattr(BatchLayer, "_fork", forked)
+    monkeypatch.setattr(BatchLayer, "prune", pruned)
+    many = [PruneSettings(policy, ratio, 30) for policy in ("knorm_sorted", "h2o", "knorm") for ratio in (0.9, 0.5)]
+    evaluate(MODELS["llama"], repetitive_tokens(2, 120), many, [0, 120])
+    ascending = [(temporal, bool((positions.diff() > 0).all())) for temporal, positions, _ in kept]
+    assert set(ascending) == {(True, True), (False, False)}
+    for temporal, _, keys in kept:
+        if not temporal:
+            assert bool((round_significant(keys.norm(dim=-1)).diff() >= 0).all())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.plan import CELLS_PER_UNIT, WINDOWS_PER_UNIT, make_plan, pending_units, questions_of
+from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
+from pipeline.sweep import work_unit
 
 
 @pytest.fixture
@@ -75,6 +77,21 @@ def test_timed_cells_of_a_comparison_are_one_unit_that_runs_whole_or_not_at_all(
     one_missing = pending_units(plan, lambda cell, windows: cell != plan.units[0].cells[1])
     assert one_missing == plan.units[:1]
     assert pending_units(plan, lambda cell, windows: True) == []
+
+
+def test_timed_cells_of_each_protocol_are_a_unit_of_their_own(plan_of):
+    plan = plan_of(perplexity=None, generation="{prompt_tokens: [32], new_tokens: 8, protocol: [interleaved, report_2025]}")
+    protocols = [{json.loads(cell.settings)["protocol"] for cell in unit.cells} for unit in plan.units]
+    assert sorted(protocols, key=str) == [{"interleaved"}, {"report_2025"}]
+    assert {work_unit(plan, unit).work.protocol for unit in plan.units} == {"interleaved", "report_2025"}
+    assert sum("wrongly on purpose" in note for note in plan.notes) == 1
+
+
+def test_the_printed_plan_counts_what_the_sweep_file_excludes(plan_of, capsys):
+    print_plan(plan_of(prune_after="[16, 24]", exclude="[{prune_after: [24], keep_ratios: [0.5]}]"))
+    printed = capsys.readouterr().out
+    assert "4 cells in 1 units" in printed
+    assert "1 combinations dropped: excluded by the sweep file" in printed
 
 
 def test_rows_expected_are_those_of_each_task(plan_of):
@@ -172,6 +189,11 @@ def test_a_users_own_policy_is_named_with_the_hash_of_its_code(plan_of, tmp_path
     assert name.startswith("planned_policy:oldest@")
     Path("planned_policy.py").write_text(source + "# edited\n")
     assert name not in {cell.policy for cell in plan_of(policies='["planned_policy:oldest"]').grid.cells}
+    chosen = '{context_tokens: [240], policies: ["planned_policy:oldest"], keep_ratios: [0.9]}'
+    blocks = '[{policies: ["planned_policy:oldest"], keep_ratios: [0.5]}]'
+    made = plan_of(policies='[knorm, "planned_policy:oldest"]', retrieval=chosen, exclude=blocks)
+    own = {(c.task, c.keep_ratio) for c in made.grid.cells if c.policy.startswith("planned_policy:oldest@")}
+    assert own == {("perplexity", 0.9), ("retrieval", 0.9)}
     for missing, part in (("planned_policy:newest", "defines no 'newest'"), ("no_such:f", "no module 'no_such'")):
         with pytest.raises(SweepError, match=part):
             plan_of(policies=f'["{missing}"]')

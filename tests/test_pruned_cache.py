@@ -5,6 +5,7 @@ import torch
 
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers.clock import Clock
+from workers.eviction import round_significant
 from workers.generation import forward, generate
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
@@ -96,6 +97,36 @@ def test_order_of_entries_changes_no_result():
                 buffer[:, :, : layer.held] = buffer[:, :, : layer.held][:, :, order].clone()
         straight, shuffled = (forward(model, tokens[:, 30:31], cache) for cache in caches)
     assert torch.allclose(straight, shuffled, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"protect_sink": 2, "protect_recent": 5}, {"schedule": "prefill_once"}])
+def test_entries_stored_by_norm_give_the_same_text(options):
+    """What a published script did when it sorted by norm before it cut: another order, the same entries, the same tokens."""
+    model, tokens = tiny_model("llama"), repetitive_tokens(2, 60)
+    by_norm, temporal = (PruneSettings(policy, 0.7, 24, (1,), **options) for policy in ("knorm_sorted", "knorm"))
+    runs = [generate(model, tokens[:, :40], settings, 30, CLOCK) for settings in (by_norm, temporal)]
+    assert runs[0].output_tokens == runs[1].output_tokens
+    assert runs[0].prune_events == runs[1].prune_events
+    caches = [PrunedCache(model.config, settings) for settings in (by_norm, temporal)]
+    with torch.inference_mode():
+        for start, end in [(0, 40), *((i, i + 1) for i in range(40, 60))]:
+            one, other = (forward(model, tokens[:, start:end], cache) for cache in caches)
+            assert torch.allclose(one, other, atol=1e-4)
+            for layer, straight in zip(*(cache.pruned_layers for cache in caches), strict=True):
+                assert torch.equal(layer.stored_positions().sort().values, straight.stored_positions())
+    assert [bool((layer.stored_positions().diff() > 0).all()) for layer in caches[0].pruned_layers] == [False, True, False]
+    assert caches[0].validity().recent_retained == pytest.approx(caches[1].validity().recent_retained)
+    assert caches[0].validity().sink_retained == pytest.approx(caches[1].validity().sink_retained)
+
+
+def test_entries_stored_by_norm_lie_lowest_first_after_a_prune():
+    model = tiny_model("neox")
+    cache = PrunedCache(model.config, PruneSettings("knorm_sorted", 0.5, 30))
+    with torch.inference_mode():
+        forward(model, repetitive_tokens(2, 30), cache)
+    for layer in cache.pruned_layers:
+        assert layer.held == 15
+        assert bool((round_significant(layer.stored()[0].norm(dim=-1)).diff() >= 0).all())
 
 
 def test_prefill_once_prunes_after_the_prompt_only():

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.charts import SECTIONS
 from analysis.report import write_report
+from benchmarks.report import write_rows
 from tests.rows import NASTY, failure_row, generation_row, perplexity_row, synthetic_run, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -174,6 +175,27 @@ def test_the_print_preview_cuts_no_chart(visit, whole, tmp_path):
         assert frame["right"] <= 1030 and box["right"] <= frame["right"] + 1 and box["bottom"] <= frame["bottom"] + 1
         assert frame["height"] < 700  # a figure that is taller than a page would be cut
     assert not page.locator("#choose").is_visible()
+
+
+def test_a_report_of_a_hundred_thousand_rows_stays_small_and_opens_on_one_model(visit, tmp_path):
+    assert write_rows(str(tmp_path / "run"), 100_000) >= 100_000
+    file = write_report([str(tmp_path / "run")])
+    assert os.path.getsize(file) < 4_000_000
+    page = visit(file)
+    for chart in page.locator("figure:not([hidden]) div.chart").all():
+        assert chart.locator(MARKS).count() >= 1, chart.get_attribute("id")
+    assert page.trouble == []
+
+
+def test_a_report_of_many_charts_opens_on_one_model_and_draws_the_others_when_asked(visit, tmp_path):
+    page = visit(write_report([synthetic_run(str(tmp_path / "run"), models=("a", "b", "c"))]))
+    assert page.locator("select[name=model]").input_value() == "a"
+    figures, drawn = page.locator("figure"), page.locator("figure svg")
+    assert 0 < page.locator("figure:not([hidden])").count() == drawn.count() < figures.count()
+    page.locator("select[name=model]").select_option("")
+    page.wait_for_selector("body[data-charts=drawn]")
+    assert drawn.count() == figures.count() == page.locator("figure:not([hidden])").count()
+    assert page.trouble == []
 
 
 def test_of_a_long_table_some_rows_are_shown_and_all_are_sorted_filtered_and_saved(visit, tmp_path):

@@ -125,6 +125,18 @@ def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_left_out(sto
     assert read["score_ties"].to_list() == [0.02, None]
 
 
+def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_cells_empty(store):
+    rows = [perplexity_row(0, event_steps=[32, 35], event_kept=[29, 29]), perplexity_row(1, event_steps=[], event_kept=[])]
+    table = to_arrow("perplexity", rows)
+    store.write_part("perplexity", "new", table)
+    store.write_part("perplexity", "old", table.slice(0, 1).drop_columns(["event_steps", "event_kept"]))
+    read = store.scan("perplexity").collect()
+    assert read.columns[-2:] == ["event_steps", "event_kept"]
+    assert read["event_steps"].to_list() == [[32, 35], [], None]
+    assert read["event_kept"].to_list() == [[29, 29], [], None]
+    assert SCHEMA_VERSION == 3
+
+
 @pytest.mark.parametrize("change", [lambda row: row | {"nll_mean": 1.0}, lambda row: {k: row[k] for k in row if k != "nll_sum"}])
 def test_a_row_with_an_unknown_or_without_a_known_column_is_refused(change):
     with pytest.raises(ValueError, match=r"perplexity row: missing .*, unknown .*nll_mean|missing \['nll_sum'\]"):

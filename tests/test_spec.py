@@ -66,6 +66,63 @@ def faults(path: str | None, *overrides: str) -> list[str]:
         ("[reference-neox]", "[{name: a, revison: b}]", 2, 20, ["models.0.revison", "did you mean revision?"]),
         ("window: 64", "window: 1", 5, 14, ["perplexity.window", "greater than or equal to 2", "(got 1)"]),
         ("stride: 64", "stride: 65", 5, 26, ["perplexity.stride", "<= perplexity.window 64", "(got 65)"]),
+        (
+            "name: x",
+            "name: x\nexclude: [{}]",
+            2,
+            11,
+            ["exclude.0", "would exclude everything", "policies, keep_ratios", "(got {})"],
+        ),
+        ("name: x", "name: x\nexclude: [{policies: null}]", 2, 11, ["exclude.0", "would exclude everything"]),
+        ("name: x", "name: x\nexclude: [{policies: []}]", 2, 11, ["exclude.0: policies is empty", "exclude nothing"]),
+        ("name: x", "name: x\nexclude: [{policy: [knorm]}]", 2, 12, ["exclude.0.policy: unknown key; did you mean policies?"]),
+        (
+            "name: x",
+            "name: x\nexclude: [{datasets: [a]}]",
+            2,
+            12,
+            ["exclude.0.datasets: unknown key", "position_modes, protect_s"],
+        ),
+        ("name: x", "name: x\nexclude: {policies: [knorm]}", 2, 1, ["exclude", "a valid array"]),
+        ("name: x", "name: x\nexclude: [knorm]", 2, 11, ["exclude.0", "an object", '(got "knorm")']),
+        (
+            "name: x",
+            "name: x\nexclude: [{prune_after: [512, 8]}]",
+            2,
+            31,
+            ["exclude.0.prune_after.1: must be one of the sweep's prune_after 512 (got 8)"],
+        ),
+        (
+            "name: x",
+            "name: x\nexclude: [{policies: [recent]}]",
+            2,
+            23,
+            ['exclude.0.policies.0: must be one of the sweep\'s policies "knorm" (got "recent")'],
+        ),
+        (
+            "name: x",
+            "name: x\nexclude: [{skip_layers: [[], [1]]}]",
+            2,
+            30,
+            ["exclude.0.skip_layers.1: must be one of the sweep's skip_layers [] (got [1])"],
+        ),
+        (
+            "stride: 64}",
+            "stride: 64}\nretrieval: {policy: [knorm]}",
+            6,
+            13,
+            ["retrieval.policy: unknown key; did you mean policies?"],
+        ),
+        ("stride: 64}", "stride: 64}\nretrieval: {keep_ratios: [2]}", 6, 27, ["retrieval.keep_ratios.0", "(got 2)"]),
+        (
+            "stride: 64}",
+            "stride: 64}\ngeneration: {protocol: fair}",
+            6,
+            14,
+            ["generation.protocol", "'report_2025'", '(got "fair")'],
+        ),
+        ("stride: 64}", "stride: 64}\ngeneration: {protocol: []}", 6, 14, ["generation.protocol", "at least 1 item"]),
+        ("stride: 64}", "stride: 64}\ngeneration: {protocol: [report_2025, report_2025]}", 6, 14, ["listed twice"]),
         ("name: x", "name: x\n? [a, b]\n: c", 2, 3, ["unknown key"]),
         ("name: x", "name: x\n1: c", 2, 1, ["1: unknown key"]),
     ],
@@ -176,6 +233,30 @@ def test_a_wrong_override_is_named_not_the_file(sweep, override, part):
     (message,) = faults(sweep(VALID), override)
     assert message.startswith(f"--set {override}: ")
     assert part in message
+
+
+def test_excluded_values_may_be_written_in_another_way_and_faults_of_an_override_name_it(sweep):
+    path = sweep(
+        VALID.replace("[0.9, 0.5]", "[1.0, 0.5]")
+        + "skip_layers: [[1, 0]]\nexclude: [{keep_ratios: [1], skip_layers: [[0, 1, 1]]}]\n"
+    )
+    assert load_spec(path).exclude[0].named() == {"keep_ratios": [1.0], "skip_layers": [(0, 1)]}
+    messages = faults(path, "exclude=[{keep_ratios: [0.9]}, {prune_after: [1]}]")
+    assert [message.partition(": must be")[0] for message in messages] == [
+        f"--set exclude=[{{keep_ratios: [0.9]}}, {{prune_after: [1]}}]: exclude.{at}"
+        for at in ("0.keep_ratios.0", "1.prune_after.0")
+    ]
+
+
+def test_a_protocol_is_one_name_or_several(sweep):
+    path = sweep(VALID + "generation: {}\n")
+    for written, protocols in (
+        ("report_2025", ["report_2025"]), ("[interleaved, report_2025]", ["interleaved", "report_2025"]),
+    ):  # fmt: skip
+        task = load_spec(path, [f"generation.protocol={written}"]).generation
+        assert task and task.protocol == protocols
+    task = load_spec(path).generation
+    assert task and task.protocol == ["interleaved"]
 
 
 @pytest.mark.parametrize("file", sorted(EMBEDDED_SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)

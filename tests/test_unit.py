@@ -9,7 +9,7 @@ import torch
 from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
 from tests.tiny import repetitive_tokens, tiny_model
 from workers.eviction import POLICIES, Policy
-from workers.model_files import ModelFacts
+from workers.model_files import ModelFacts, Positions
 from workers.perplexity import evaluate, window_bytes
 from workers.retrieval import Question
 from workers.settings import PruneSettings
@@ -19,7 +19,7 @@ from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
-NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, False, None, 2, 8, 0, "")
+NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, Positions("rotary", 1.0), None, 2, 8, 0, "")
 
 
 def perplexity_unit(cells, rows=3, length=40):
@@ -49,6 +49,16 @@ def test_perplexity_rows_have_the_declared_columns_and_add_up():
     assert pruned["tokens_scored_pruned"] == 39 - 8
     assert 0 < pruned["recent_retained"] < 1
     assert pruned["cache_tokens_final"][0] == 39 > pruned["cache_tokens_final"][1]
+
+
+def test_rows_tell_when_the_cache_was_cut_and_to_what():
+    """Eight entries are reached by the eighth token, four stay; then one more prune every four tokens."""
+    never = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 99), PruneSettings("knorm", 0.5, 8, (0, 1, 2))]
+    result = run_unit(perplexity_unit([*never, PruneSettings("knorm", 0.5, 8, (0,))]), tiny_model("llama"), CPU)
+    events = [(row["event_steps"], row["event_kept"]) for row in result.rows]
+    assert events[:9] == [([], [])] * 9
+    assert events[9:] == [(list(range(8, 40, 4)), [4] * 8)] * 3
+    assert all(len(row["event_steps"]) == row["prune_events"] for row in result.rows)
 
 
 def test_a_cell_that_cannot_prune_reuses_the_dense_result_bit_for_bit_and_says_so():

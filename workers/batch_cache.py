@@ -15,9 +15,10 @@ from workers.slot_layer import SlotLayer, SlotStore
 
 
 class BatchCache(Cache):
-    """The layers of a batch of cells that skip the same layers and observe the same things.
+    """The layers of a batch of cells that skip the same layers, observe the same things and order entries in the same way.
 
-    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head.
+    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head. The
+    entries of a policy that is not temporal are moved nevertheless: that they lie in another order is what it is run for.
     """
 
     def __init__(
@@ -26,7 +27,8 @@ class BatchCache(Cache):
         device = prefix[0].device
         self.row_ids = torch.tensor(list(row_ids) * len(tracks), device=device)
         self.current: Pass = None  # pyright: ignore[reportAttributeAccessIssue]
-        prunes, in_slots = tracks[0].settings.prunes, short_passes and all(t.policy.entrywise for t in tracks)
+        prunes = tracks[0].settings.prunes
+        in_slots = short_passes and all(t.policy.entrywise and t.policy.temporal for t in tracks)
         super().__init__(
             layers=[
                 (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self, layer, tracks, prunes(i))

@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 from workers.attention import LAYER, Scale, attention, probe
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
 from workers.pass_plan import Pass, Track
-from workers.pruned_layer import RECENT
+from workers.pruned_layer import RECENT, retained
 from workers.shared_prefix import PrefixLayer
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class BatchLayer(CacheLayerMixin):
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
         self.index, self.owner, self.prunes, self.scale = index, owner, prunes, prefix.scale
+        self.temporal = tracks[0].policy.temporal
         windows, heads, steps = prefix.keys.shape[:3]
         self.room = max(max(t.schedule.peak, t.held) for t in tracks) if prunes else steps
         rows = windows * len(tracks)
@@ -73,7 +74,7 @@ class BatchLayer(CacheLayerMixin):
         protected = None
         if track.settings.protect_sink or track.settings.protect_recent:
             protected = (positions < track.settings.protect_sink) | (positions >= point - track.settings.protect_recent)
-        index, tied = select(track.policy.score(view), track.held, protected)
+        index, tied = select(track.policy.score(view), track.held, protected, None if self.temporal else positions)
         kept = positions.gather(2, index)
         self.keys[rows, :, : track.held] = take_entries(keys, index)
         self.values[rows, :, : track.held] = take_entries(values, index)
@@ -83,9 +84,7 @@ class BatchLayer(CacheLayerMixin):
             self.mass[rows, :, : track.held] = mass.gather(2, index)
         if self.queries is not None and queries is not None:
             self.queries[rows, :, OBSERVED_QUERIES - queries.shape[2] :] = queries
-        self.sums[0, rows] = (kept >= point - RECENT).float().sum(-1) / min(RECENT, point)
-        self.sums[1, rows] = (kept[..., 0] == 0).float()
-        self.sums[2, rows] = tied.float()
+        self.sums[:, rows] = torch.stack([*retained(kept, point), tied.float()])
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the fork brought shapes and types."""
@@ -129,15 +128,16 @@ class BatchLayer(CacheLayerMixin):
         return plan.packed(out)
 
     def prune(self, plan: Pass) -> None:
-        """Move what stays of each row to its left, in temporal order."""
+        """Move what stays of each row to its left, in temporal order, or best first where the cells' policy is not temporal."""
         entries = plan.pruned.entries
         assert self.positions is not None
         keys, values, positions = (x[:, :, :entries] for x in (self.keys, self.values, self.positions))
         scores, protected = self.scores(plan, keys, positions), plan.protected(positions)
+        places = None if self.temporal else positions
         if plan.keep is not None:
-            index, tied = select(scores, plan.keep, protected)
+            index, tied = select(scores, plan.keep, protected, places)
         else:
-            index, tied = select_ragged(scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected)
+            index, tied = select_ragged(scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places)
         kept, width = positions.gather(2, index), index.shape[2]
         self.keys[:, :, :width], self.values[:, :, :width] = take_entries(keys, index), take_entries(values, index)
         self.positions[:, :, :width] = kept
@@ -148,7 +148,8 @@ class BatchLayer(CacheLayerMixin):
             self.mass[:, :, :width] = mass.masked_fill(~stays, 0.0)
         recent = (kept >= (plan.seen_rows - RECENT)[:, None, None]) & stays
         recent = recent.sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
-        self.sums += torch.stack([recent, (kept[..., 0] == 0).float(), tied.float()]) * plan.due_rows
+        sink = ((kept == 0) & stays).any(-1)
+        self.sums += torch.stack([recent, sink.float(), tied.float()]) * plan.due_rows
 
     def scores(self, plan: Pass, keys: Tensor, positions: Tensor) -> Tensor:
         """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding."""

@@ -1,4 +1,4 @@
-"""Eviction policies: one score function each, and the selection that keeps temporal order.
+"""Eviction policies: one score function each, and the selection of what stays, in temporal order but for a control.
 
 Contract: ``score(view) -> [batch, kv_heads, n]`` float32, **higher = kept**, equal scores go to the earlier position. How many
 entries are kept is decided in ``budget.py`` alone; what is protected is added in ``select``.
@@ -32,7 +32,7 @@ class CacheView:
     keys: Tensor
     """[batch, kv_heads, n, head_dim], rotated as cached."""
     positions: Tensor
-    """[batch, kv_heads, n], absolute positions of the entries, ascending."""
+    """[batch, kv_heads, n], absolute positions of the entries, ascending unless the policy is not ``temporal``."""
     seen: Tensor
     """[batch, 1, 1], tokens seen so far."""
     keep: Tensor
@@ -76,6 +76,9 @@ class Policy:
     observes: Literal["nothing", "queries", "mass"] = "nothing"
     entrywise: bool = False
     """An entry's score depends on that entry alone, so entries of other cells may stand behind it in the tensor."""
+    temporal: bool = True
+    """Kept entries stay in temporal order. Otherwise each prune lays them best first, and newer ones follow: other places in
+    the tensor, the same figures, because attention is a sum over a set."""
 
 
 def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
@@ -152,6 +155,7 @@ def tova(view: CacheView) -> Tensor:
 POLICIES: dict[str, Policy] = {
     "knorm": Policy(knorm, entrywise=True),
     "knorm_high": Policy(knorm_high, entrywise=True),
+    "knorm_sorted": Policy(knorm, entrywise=True, temporal=False),
     "random": Policy(random, entrywise=True),
     "recent": Policy(recent, entrywise=True),
     "streaming": Policy(streaming, entrywise=True),
@@ -159,7 +163,8 @@ POLICIES: dict[str, Policy] = {
     "snapkv": Policy(snapkv, observes="queries"),
     "tova": Policy(tova, observes="queries"),
 }
-"""Every policy that prunes; ``dense`` is the absence of one."""
+"""Every policy that prunes; ``dense`` is the absence of one. ``knorm_sorted`` is the control of the order: it keeps what
+``knorm`` keeps and stores it by norm, lowest first, as a published script did."""
 
 
 def find_policy(name: str) -> Policy:
@@ -200,33 +205,39 @@ def order_by_score(scores: Tensor, positions: Tensor, protected: Tensor | None) 
     return (rank << 24) + (0xFFFFFF - positions).clamp_(min=0)
 
 
-def select(scores: Tensor, keep: int, protected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def select(scores: Tensor, keep: int, protected: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the ``keep`` best entries in temporal order, and whether the cut fell on a tie.
 
-    scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their score.
-    Returns ([batch, kv_heads, keep] ascending, [batch, kv_heads] bool).
+    scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their score; positions: of
+    the same shape, for a policy that is not temporal: entries may lie in any order, and the indices are best first, protected
+    ones before others. Returns ([batch, kv_heads, keep], ascending without positions, and [batch, kv_heads] bool).
     """
-    places = torch.arange(scores.shape[-1], device=scores.device)
+    places = torch.arange(scores.shape[-1], device=scores.device) if positions is None else positions
     best, index = order_by_score(scores, places, protected).topk(keep + 1, dim=-1)
     tied = (best[..., keep - 1] >> 24) == (best[..., keep] >> 24)
-    return index[..., :keep].sort(dim=-1).values, tied
+    kept = index[..., :keep]
+    return (kept.sort(dim=-1).values if positions is None else kept), tied
 
 
 def select_ragged(
-    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None
+    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None, positions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <= lengths[i]``.
 
     scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``. Returns ([batch, kv_heads, widest]
-    ascending, meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
+    in the order of ``select``, meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
     """
     n = scores.shape[-1]
     slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]
-    order = order_by_score(scores, slot, protected).masked_fill(slot >= lengths[:, None, None], -(1 << 62))
+    order = order_by_score(scores, slot if positions is None else positions, protected).masked_fill(
+        slot >= lengths[:, None, None], -(1 << 62)
+    )
     best, index = order.sort(dim=-1, descending=True)
     at = keep.expand(-1, scores.shape[1], -1)
     cut = (best.gather(-1, at - 1) >> 24) == (best.gather(-1, at.clamp(max=n - 1)) >> 24)
     tied = cut[..., 0] & (keep < lengths[:, None, None])[..., 0]
+    if positions is not None:
+        return index[..., :widest], tied
     kept = index.masked_fill(slot >= keep, n).sort(dim=-1).values[..., :widest]
     return kept.clamp_(max=n - 1), tied
 

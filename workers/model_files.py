@@ -6,18 +6,37 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
 
-
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt")
 """Model types with one learned vector per position: past the last there is none."""
+ALIBI = ("bloom", "mpt")
+"""Model types that always add a penalty for distance to the logits; ``falcon`` says in its configuration whether it does."""
+ROTARY_SHARES = {
+    "llama": 1.0, "falcon": 1.0, "gpt_neox": 0.25, "stablelm": 0.25, "qwen3_next": 0.25, "phi": 0.5, "persimmon": 0.5,
+    "nemotron": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5,
+}  # fmt: skip
+"""Share of the head dimension that is rotated where a configuration leaves it to the type's default; all of it elsewhere."""
+ROTARY_KEYS = (
+    "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim",
+)  # fmt: skip
+"""Keys of which rotary models, of one version of transformers or another, have one at least."""
 
 
 class ModelError(ValueError):
     """A model that cannot be found or used, with what to do."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How a model tells positions apart."""
+
+    kind: Literal["rotary", "learned", "alibi", "unknown"]
+    share: float | None = None
+    """Of the head dimension that is rotated; None where nothing is, or where layers differ."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +53,8 @@ class ModelFacts:
     layers: int
     context: int | None
     """Trained context in tokens; None where the configuration does not say."""
-    learned_positions: bool
-    """Nothing can be computed beyond ``context``."""
+    positions: Positions
+    """With learned ones nothing can be computed beyond ``context``."""
     sliding_window: int | None
     """Some layers attend to so many of the last tokens only."""
     kv_heads: int
@@ -97,7 +116,9 @@ def _facts(name: str, revision: str, source: str, commit: str | None, folder: Pa
         layers = int(config.get("num_hidden_layers") or config["n_layer"])
         heads = int(config.get("num_attention_heads") or config["n_head"])
         width = int(config.get("hidden_size") or config["n_embd"])
-    except (ValueError, TypeError, KeyError) as error:
+        head_dim = int(config.get("head_dim") or width // heads)
+        positions = positions_of(config, head_dim)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"model {name!r}: config.json in {folder} is not one of a causal language model ({error})") from error
     stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
     return ModelFacts(
@@ -108,10 +129,41 @@ def _facts(name: str, revision: str, source: str, commit: str | None, folder: Pa
         architecture=str(config.get("model_type", "unknown")),
         layers=layers,
         context=config.get("max_position_embeddings", config.get("n_positions")),
-        learned_positions=config.get("model_type") in LEARNED_POSITIONS,
+        positions=positions,
         sliding_window=config.get("sliding_window") if config.get("use_sliding_window") is not False else None,
         kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or width // heads),
+        head_dim=head_dim,
         parameters=size // stored_bytes,
         tokenizer_file=str(folder / "tokenizer.json"),
     )
+
+
+def positions_of(config: dict[str, Any], head_dim: int) -> Positions:
+    """How the model of a config.json tells positions apart; ``unknown`` where it does not say and the type is not known here."""
+    kind = config.get("model_type")
+    if kind in LEARNED_POSITIONS:
+        return Positions("learned")
+    if kind in ALIBI or config.get("alibi"):
+        return Positions("alibi")
+    if kind in ROTARY_SHARES or any(config.get(key) is not None for key in ROTARY_KEYS):
+        return Positions("rotary", _rotated_share(config, head_dim))
+    return Positions("unknown")
+
+
+def _rotated_share(config: dict[str, Any], head_dim: int) -> float | None:
+    """From ``rope_parameters``, one for all layers or one for each kind of layer; in older files, from keys of their own."""
+    parameters = config.get("rope_parameters") or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    shares = {float(value.get("partial_rotary_factor") or _older_share(config, head_dim)) for value in by_layer}
+    return shares.pop() if len(shares) == 1 else None
+
+
+def _older_share(config: dict[str, Any], head_dim: int) -> float:
+    for key in ("partial_rotary_factor", "rotary_pct"):
+        if config.get(key) is not None:
+            return float(config[key])
+    if config.get("rotary_dim"):
+        return config["rotary_dim"] / head_dim
+    if config.get("qk_rope_head_dim") and config.get("qk_nope_head_dim"):  # latent attention: a part with positions, one without
+        return config["qk_rope_head_dim"] / (config["qk_rope_head_dim"] + config["qk_nope_head_dim"])
+    return ROTARY_SHARES.get(config.get("model_type", ""), 1.0)

@@ -109,11 +109,12 @@ def _check_finite(nll: Tensor) -> None:
 
 
 def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int) -> Iterator[list[Track]]:
-    """Cells that share passes: same skipped layers, same observation, and short passes or the very same schedule."""
+    """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the same schedule."""
     groups: dict[object, list[Track]] = {}
     for track in tracks:
-        events = track.schedule.events
-        key = (track.settings.skip_layers, track.policy.entrywise, track.policy.observes, _is_short(track, windows) or events)
+        policy, events = track.policy, track.schedule.events
+        how = (policy.entrywise, policy.observes, policy.temporal)
+        key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
         pruned = sum(group[0].settings.prunes(i) for i in range(layers))

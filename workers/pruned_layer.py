@@ -23,6 +23,15 @@ RECENT = 8
 """``recent_retained`` looks at this many of the last positions."""
 
 
+def retained(positions: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is still there.
+
+    positions: [batch, kv_heads, kept], in any order -> [batch, kv_heads] float each.
+    """
+    recent = (positions >= seen - RECENT).sum(-1) / min(RECENT, seen)
+    return recent, (positions == 0).any(-1).float()
+
+
 @dataclass
 class LayerRecord:
     """Sums over a layer's prune events, [batch, kv_heads] each, so that nothing is synchronised while running."""
@@ -34,9 +43,7 @@ class LayerRecord:
 
     def add(self, positions: Tensor, seen: int, tied: Tensor) -> None:
         """Count one event: ``positions`` [batch, kv_heads, kept] are what is left of ``seen`` tokens."""
-        last = positions[..., -RECENT:]
-        recent = (last >= seen - RECENT).float().sum(-1) / min(RECENT, seen)
-        sink = (positions[..., 0] == 0).float()
+        recent, sink = retained(positions, seen)
         self.events += 1
         self.recent = recent if self.recent is None else self.recent + recent
         self.sink = sink if self.sink is None else self.sink + sink
@@ -93,7 +100,7 @@ class PrunedLayer(CacheLayerMixin):
         return self.keys[:, :, : self.held], self.values[:, :, : self.held]
 
     def stored_positions(self) -> Tensor:
-        """Absolute positions of the entries held now, [batch, kv_heads, held], ascending."""
+        """Absolute positions of the entries held now, [batch, kv_heads, held], ascending where the policy is temporal."""
         if self.positions is None:
             assert self.keys is not None
             return torch.arange(self.held, device=self.keys.device, dtype=torch.int32).expand(*self.keys.shape[:2], -1)
@@ -162,10 +169,11 @@ class PrunedLayer(CacheLayerMixin):
                 self._prune()
 
     def _prune(self) -> None:
-        settings, positions = self.owner.settings, self.stored_positions()
+        policy, positions = self.owner.policy, self.stored_positions()
         keys, values = self.stored()
-        keep = kept_count(settings.keep_ratio, self.held)
-        index, tied = select(self.owner.policy.score(self._view(keep)), keep, self._protected(positions))
+        keep = kept_count(self.owner.settings.keep_ratio, self.held)
+        scores, protected = policy.score(self._view(keep)), self._protected(positions)
+        index, tied = select(scores, keep, protected, None if policy.temporal else positions)
         kept_positions = positions.gather(2, index)
         if self.mass is not None:
             self.mass = self.mass.gather(2, index)

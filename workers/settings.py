@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from workers.policy_files import PATTERN
 
-POLICY_NAMES = ("dense", "knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova")
+POLICY_NAMES = ("dense", "knorm", "knorm_high", "knorm_sorted", "random", "recent", "streaming", "h2o", "snapkv", "tova")
 """``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
 
 ``module:function`` names a policy of the user's own."""

@@ -97,6 +97,8 @@ def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool)
         "score_ties": validity.score_ties[i] if validity.score_ties else None,
         "forward_passes": 0 if reused else scores.forward_passes,
         "seconds": 0.0 if reused else scores.seconds / scores.nll.shape[0],
+        "event_steps": [seen for seen, _, _ in scores.schedule.events],
+        "event_kept": [after for _, _, after in scores.schedule.events],
     }
 
 
