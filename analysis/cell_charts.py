@@ -25,7 +25,7 @@ from analysis.marks import (
     shape,
     specification,
     tooltips,
-)  # fmt: skip
+)
 from analysis.points import Group, spread, with_words
 
 KEPT = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))

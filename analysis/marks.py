@@ -20,8 +20,8 @@ from analysis.labels import LINE_ENDS
 PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova", "knorm_sorted", "dense"]
 """Policies with a colour of their own (``--c-NAME`` in style.css), in the order of the legend."""
 
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
-DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4]]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
+DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4], [12, 4], [6, 2, 2, 2, 2, 2]]
 DIGITS = 6
 """Significant digits of a number in a chart's data."""
 

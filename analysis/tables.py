@@ -25,7 +25,11 @@ WHY_EXCLUDED = {
 
 Z95 = 1.959963984540054
 
-ORDER = ["model", "dataset", *VERSION_COLUMNS, "prune_after", "policy", "variant_key", "keep_ratio"]
+ORDER = [
+    "model", "dataset", *VERSION_COLUMNS, "prune_after", "policy",
+    pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
+    "protect_sink", "protect_recent", "schedule", "position_mode", "keep_ratio",
+]  # fmt: skip
 
 
 def summary(measured: pl.DataFrame) -> pl.DataFrame:
@@ -66,12 +70,7 @@ def excluded(cells: pl.DataFrame, speeds: pl.DataFrame) -> pl.DataFrame:
 
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin) first."""
-    key = pl.format(
-        "{}\t{}\t{}\t{}\t{}",  # sorts before every digit, so that no layer skipped comes before layer 0
-        pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
-        *[pl.col(name).cast(pl.String).fill_null("") for name in ("protect_sink", "protect_recent", "schedule", "position_mode")],
-    )
-    return cells.with_columns(variant_key=key).sort(ORDER, nulls_last=False, maintain_order=True).drop("variant_key")
+    return cells.sort(ORDER, nulls_last=False, maintain_order=True)
 
 
 def verdict() -> pl.Expr:

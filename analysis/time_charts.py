@@ -22,10 +22,9 @@ from analysis.marks import (
     shape,
     specification,
     tooltips,
-)  # fmt: skip
+)
 from analysis.measures import MEASURES, TIMED, TURNS, cell_label
 from analysis.points import Group, groups, spread
-from analysis.speed import WRONG
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("measure", "measure"),
@@ -41,14 +40,13 @@ def timed_groups(table: pl.DataFrame) -> list[Group]:
     """Rows of ``measures`` by what took turns; a wrong protocol is named in the title."""
     found = []
     for group in groups(table, TURNS):
-        wrong = group.cells["timing_protocol"][0] == "report_2025"
-        title = f"{group.title} · {WRONG.upper()}" if wrong else group.title
         first = group.cells.row(0, named=True)
+        title = f"WRONG ON PURPOSE · {group.title}" if first["timing_protocol"] == "report_2025" else group.title
         sizes = f"prompt {first['prompt_tokens']}, {first['new_tokens']} new tokens"
         sizes += "" if first["batch_size"] == 1 else f", batch {first['batch_size']}"
-        found.append(
-            Group(group.number, title, " · ".join(part for part in (sizes, group.detail) if part), group.about, group.cells)
-        )
+        said = ("prompt_tokens", "new_tokens", "batch_size", "timing_protocol")
+        others = [part for part in group.detail.split(" · ") if part and not part.startswith(said)]
+        found.append(Group(group.number, title, " · ".join([sizes, *others]), group.about, group.cells))
     return found
 
 
@@ -105,7 +103,8 @@ def _change(frame: pl.DataFrame, title: str) -> list[alt.Chart]:
     bars = bars.encode(x=x.x(frame), y=y.y(frame, "share_low"), y2=alt.Y2("share_high"), color=tint)
     dots = measured.transform_filter(equal("end", False)).mark_point(filled=True, size=50, opacity=1)
     dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
-    return [*rule(100.0, "dense", y, frame), line, bars, dots]
+    empty = measured.transform_filter("datum.hollow && !datum.end").mark_point(filled=True, size=18, opacity=1, fill="var(--bg)")
+    return [*rule(100.0, "dense", y, frame), line, bars, dots, empty.encode(**place)]
 
 
 def summary_chart(group: Group) -> Chart | None:
@@ -139,7 +138,9 @@ def summary_chart(group: Group) -> Chart | None:
     dots = tooltips(mark().mark_point(filled=True, size=55, opacity=1).encode(x=x.x(chosen), **place), ABOUT)
     description = f"PPL, times and bytes as per cent of the dense cell, {group.title}, {group.detail}: {len(cells)} cells"
     height = max(160, chosen["measure"].n_unique() * (11 * len(cells) + 14))
-    layers = [*rule(100.0, "dense", x, chosen, upright=True), bars, dots]
+    empty = mark().transform_filter(equal("hollow", True)).mark_point(filled=True, size=18, opacity=1, fill="var(--bg)")
+    empty = empty.encode(x=x.x(chosen), **{key: place[key] for key in ("y", "yOffset")})
+    layers = [*rule(100.0, "dense", x, chosen, upright=True), bars, dots, empty]
     spec = specification(layers, points, [group.title, group.detail], description, height=height)
     return Chart(f"normalised-{group.number}", description, spec, points, group.about)
 

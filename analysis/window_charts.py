@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import altair as alt
 import numpy as np
@@ -12,6 +13,7 @@ from analysis import labels
 from analysis.load import VERSION_COLUMNS, Results
 from analysis.marks import (
     HEIGHT,
+    PALETTE,
     Axis,
     Chart,
     Points,
@@ -19,20 +21,23 @@ from analysis.marks import (
     chooser,
     cycle,
     dash,
+    in_order,
     mark,
     names_of,
     policy_colour,
     rule,
     specification,
     tooltips,
-)  # fmt: skip
+)
 from analysis.points import GROUP, Group, groups, spread, with_words
 from analysis.uncertainty import LEVEL, SEED
 
 BINS = 32
 """Stretches of a window over which tokens are averaged."""
-POLICIES, RATIOS = 5, 3
+POLICIES, RATIOS = 6, 2
 """Most policies and values of keep_ratio in one picture."""
+MOST_OF = 0.6
+"""A keep_ratio that this share of the policies has is compared."""
 MOST_CELLS = 60
 """Cells whose tokens are read; of a larger report the first ones, in the order of its panels."""
 SAW_CELLS = 16
@@ -57,12 +62,16 @@ def _by_after(cells: pl.DataFrame) -> list[tuple[tuple[str], pl.DataFrame]]:
 
 
 def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells of the most common settings: up to five policies at the highest, middle and lowest keep_ratio."""
-    usual = cells.group_by("variant", maintain_order=True).len().sort("len", descending=True, maintain_order=True)["variant"][0]
-    own = cells.filter(pl.col("variant") == usual, pl.col("position_mode").ne_missing("cache_length"))
-    policies = own["policy"].unique(maintain_order=True).to_list()[:POLICIES]
-    kept = spread(own["keep_ratio"].drop_nulls().to_list(), RATIOS)
-    return own.filter(pl.col("policy").is_in(policies), pl.col("keep_ratio").is_in(kept))
+    """The cells of the most common settings: some policies at the highest and lowest keep_ratio that most policies have."""
+    sound = cells.filter(pl.col("position_mode").ne_missing("cache_length"))
+    sound = sound if sound.height else cells
+    usual = sound.group_by("variant", maintain_order=True).len().sort("len", descending=True, maintain_order=True)["variant"][0]
+    own = sound.filter(pl.col("variant") == usual)
+    shared = own.group_by("keep_ratio").agg(pl.col("policy").n_unique())
+    most = shared.filter(pl.col("policy") >= MOST_OF * pl.col("policy").max())["keep_ratio"].drop_nulls().to_list()
+    own = own.filter(pl.col("keep_ratio").is_in(spread(most, RATIOS)))
+    policies = [name for name in PALETTE if name in own["policy"]] + in_order(own, "policy")
+    return own.filter(pl.col("policy").is_in(list(dict.fromkeys(policies))[:POLICIES]))
 
 
 def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame) -> Chart | None:
@@ -184,7 +193,8 @@ def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     places, held = [*places, last], [*held, now + last - seen]
     name = f"{cell['policy']} {labels.ratio_setting(cell['keep_ratio'])}, prune_after {cell['after']}, {cell['variant']}"
     retained = f"recent retained {labels.percent(cell['recent_retained'])}"
-    row = {"cell": name, "retained": retained, "events": len(steps), "token": places, "held": held}
+    row = {"cell": name, "retained": retained, "after": cell["prune_after"], "events": len(steps)}
+    row |= {"token": places, "held": held}
     return pl.DataFrame([row])
 
 
@@ -192,10 +202,15 @@ def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
     points = Points(f"saw_{group.number}", frame)
     names = frame["cell"].unique(maintain_order=True).to_list()
     shown = chooser("cell", names)
-    x = Axis("token", "tokens seen", ",d").x(frame.select("token").explode("token"))
+    last = int(frame.select(pl.col("token").list.max().max()).item())
+    most = max(4, math.ceil(last / int(frame.select(pl.col("after").min()).item())))
+    slider = {"input": "range", "min": 2, "max": most, "step": 1, "name": "tokens shown, in multiples of prune_after: "}
+    upto = {"name": "upto", "value": 4, "bind": slider}
+    x = alt.X("token:Q", title="tokens seen", axis=alt.Axis(tickCount=6, format=",d"))
     y = alt.Y("held:Q", title="entries of a pruning layer", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
     chosen = mark().transform_filter("datum.cell === shown")
     own = chosen.transform_flatten(["token", "held"]).transform_window(corner="row_number()")
+    own = own.transform_filter("datum.token <= upto * datum.after")
     line = own.mark_line(strokeWidth=1.2, color="var(--c-knorm)").encode(x=x, y=y, order="corner:Q")
     about = [
         ("cell", "cell"), ("tokens seen", "token", ","), ("entries held", "held", ","), ("prunes", "events", ","),
@@ -205,7 +220,6 @@ def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
     note = chosen.mark_text(align="left", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
     note = note.encode(x=alt.value(0), y=alt.value(0), text="retained:N")
     description = f"cache length over the tokens of a window, {group.title}: {len(names)} cells to choose from"
-    spec = specification(
-        [line, tooltips(dots, about), note], points, [group.title, group.detail], description, params=[shown], height=HEIGHT - 50
-    )
+    layers, title = [line, tooltips(dots, about), note], [group.title, group.detail]
+    spec = specification(layers, points, title, description, params=[shown, upto], height=HEIGHT - 50)
     return Chart(f"saw-{group.number}", description, spec, points, group.about)
