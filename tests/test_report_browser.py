@@ -174,6 +174,7 @@ def test_the_print_preview_cuts_no_chart(visit, whole, tmp_path):
     for box, frame in zip(boxes, frames, strict=True):
         assert frame["right"] <= 1030 and box["right"] <= frame["right"] + 1 and box["bottom"] <= frame["bottom"] + 1
         assert frame["height"] < 700  # a figure that is taller than a page would be cut
+    assert max(page.locator("table").evaluate_all("all => all.map(t => t.getBoundingClientRect().right)")) <= 1031
     assert not page.locator("#choose").is_visible()
 
 
