@@ -14,6 +14,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 Sweep = Annotated[str | None, typer.Argument(help="Sweep file, or the name of an embedded sweep; none: the embedded default.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Also run cells again that failed in an earlier run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4.")]
 
 
@@ -40,16 +41,17 @@ def run(
     address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")] = None,
+    retry_failed: Retry = False,
 ) -> None:
     """Run a sweep and write its report; the last line on stdout is the report's path."""
     from pipeline.sweep import RunOptions, run_sweep
 
-    raise typer.Exit(run_sweep(sweep, set_ or [], RunOptions(out, address, inline, threads)))
+    raise typer.Exit(run_sweep(sweep, set_ or [], RunOptions(out, address, inline, threads, retry_failed=retry_failed)))
 
 
 @app.command()
 def status(directory: str) -> None:
-    """Cells done, failed and missing in a run directory."""
+    """Whether a run directory is being driven now, and its cells done, failed and missing."""
     from pipeline.results import STORE_ERRORS, RunStore
     from pipeline.run_status import describe
 
@@ -102,6 +104,7 @@ def audit(
     set_: Set = None,
     address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
+    retry_failed: Retry = False,
 ) -> None:
     """Settle the claims of the seed reports by running their settings and the controls; or look over a table of results.
 
@@ -112,7 +115,7 @@ def audit(
     from pipeline.sweep import RunOptions, run_sweep
 
     chosen = [f"models={json.dumps(models)}"] if models else []
-    options = RunOptions(out or "results/audit", address, inline, audit=True)
+    options = RunOptions(out or "results/audit", address, inline, audit=True, retry_failed=retry_failed)
     raise typer.Exit(run_sweep("seed_reports", [*chosen, *(set_ or [])], options))
 
 

@@ -197,10 +197,10 @@ def start_ray(address: str) -> Any:
     """
     for key, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_AUTH_MODE": "token",
         "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_DEDUP_LOGS": "0",
     }.items():  # fmt: skip
         os.environ.setdefault(key, value)
+    os.environ["RAY_AUTH_MODE"] = "token"  # whatever the environment says: Ray listens on all interfaces
     if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
     import ray

@@ -1,7 +1,7 @@
-"""Cells -> work units: what shares a loaded model and a prefix goes together, most expensive first; what is done is left out.
+"""Cells -> work units: what shares a loaded model and a prefix goes together, most expensive first.
 
-A unit's composition follows from the whole plan, so an interrupted and resumed sweep computes exactly what an undisturbed
-one does.
+A unit's composition follows from the whole plan, never from what is left to do: a cell computed in other company may differ in
+the last bits, so an interrupted and resumed sweep runs the very units that an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -182,14 +182,9 @@ def _notes(plan: Plan) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def pending_units(plan: Plan, is_done: Callable[[Cell, tuple[Window, ...]], bool]) -> list[PlannedUnit]:
-    """Units with the cells that still miss rows. A timed unit runs whole or not at all: its cells are paired by round."""
-    pending = []
-    for unit in plan.units:
-        missing = tuple(cell for cell in unit.cells if not is_done(cell, unit.windows))
-        if missing:
-            pending.append(unit if unit.task == "generation" else replace(unit, cells=missing))
-    return pending
+def pending_units(plan: Plan, is_missing: Callable[[Cell, tuple[Window, ...]], bool]) -> list[PlannedUnit]:
+    """The units, whole, in which any cell is missing rows."""
+    return [unit for unit in plan.units if any(is_missing(cell, unit.windows) for cell in unit.cells)]
 
 
 def questions_of(plan: Plan, cell: Cell) -> list[Question]:

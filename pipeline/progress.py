@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import sys
 import time
+from collections import Counter
+from collections.abc import Collection, Iterable
 from types import TracebackType
 
 from rich.console import Console
@@ -15,11 +17,17 @@ HEARTBEAT_SECONDS = 30.0
 
 
 class Progress:
-    """Told of every finished unit; ``cost`` is the plan's estimate, from which the time left is scaled."""
+    """Told of every finished unit; ``cost`` is the plan's estimate, from which the time left is scaled.
 
-    def __init__(self, cells: int, cost: float) -> None:
-        self.cells, self.cost = cells, cost
-        self.done = self.failed = self.running = self.queued = 0
+    A cell is done after the last unit that it missed rows of, and failed where any of them failed. What was complete before is
+    not counted, though it may run again as company.
+    """
+
+    def __init__(self, missing: Iterable[Collection[str]], cost: float) -> None:
+        self._units_left = Counter(cell for cells in missing for cell in cells)
+        self._failed: set[str] = set()
+        self.cells, self.cost = len(self._units_left), cost
+        self.done = self.running = self.queued = 0
         self.cost_done = 0.0
         self.begin = self.last_line = time.monotonic()
         self._console = Console(stderr=True)
@@ -37,11 +45,19 @@ class Progress:
             self._live.update(self._table())
             self._live.stop()
 
-    def finished(self, what: str, done: int, failed: int, cost: float) -> None:
-        """A unit ended: its cells done and failed, and what the plan had estimated for it."""
+    @property
+    def failed(self) -> int:
+        """Cells that failed so far."""
+        return len(self._failed)
+
+    def finished(self, what: str, cells: Collection[str], failed: Collection[str], cost: float) -> None:
+        """A unit ended: the cells that missed rows of it, those that failed, and what the plan had estimated for it."""
         self.running = max(0, self.running - 1)
-        self.done, self.failed, self.cost_done = self.done + done, self.failed + failed, self.cost_done + cost
-        self._say(f"{what}: {done} done" + (f", {failed} failed" if failed else ""))
+        self._failed.update(failed)
+        self._units_left.subtract(cells)
+        self.done = sum(left == 0 and cell not in self._failed for cell, left in self._units_left.items())
+        self.cost_done += cost
+        self._say(f"{what}: a unit of {len(cells)} cells" + (f", {len(failed)} failed" if failed else ""))
 
     def tick(self, queued: int, running: int) -> None:
         """Called at least every second."""

@@ -54,6 +54,10 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
             task: sum(plan.rows_expected(cell) for cell in plan.grid.cells if cell.task == task)
             for task in dict.fromkeys(cell.task for cell in plan.grid.cells)
         },
+        "cells": {
+            task: {cell.cell_id: plan.rows_expected(cell) for cell in plan.grid.cells if cell.task == task}
+            for task in dict.fromkeys(cell.task for cell in plan.grid.cells)
+        },
         "dropped": [{"reason": reason, "count": count} for reason, count in plan.grid.dropped.items()],
         "never_prunes": [cell.cell_id for cell in plan.never_prune],
         "notes": plan.notes,

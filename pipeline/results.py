@@ -6,10 +6,14 @@ the work unit that made it; the driver is the only writer. All reading goes thro
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import io
+import itertools
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import polars as pl
@@ -17,10 +21,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
+from pipeline.store_errors import explained, repeats
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig  # not there at run time
+
 SCHEMA_VERSION = 3
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
+
+RETRIES: RetryConfig = {
+    "max_retries": 10,
+    "backoff": {"init_backoff": datetime.timedelta(milliseconds=100), "max_backoff": datetime.timedelta(seconds=5), "base": 2},
+    "retry_timeout": datetime.timedelta(seconds=30),
+}
+"""How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost by stopping."""
+
+CREATE_ATTEMPTS = 5
+"""Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have worked."""
 
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
@@ -156,13 +175,15 @@ def is_remote(directory: str) -> bool:
 class RunStore:
     """One run directory: local path or object-store URL (s3://, gs://).
 
-    Raises FileNotFoundError for a local directory that is not there, STORE_ERRORS where the store cannot be reached.
+    Raises FileNotFoundError for a local directory that is not there, and STORE_ERRORS where the store cannot be reached or
+    refuses: StoreError, in words, for an object store.
     """
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
         self.directory = directory.rstrip("/") if is_remote(directory) else str(Path(directory).resolve())
         if is_remote(directory):
-            self.store: ObjectStore = from_url(self.directory)
+            with explained(self.directory):
+                self.store: ObjectStore = from_url(self.directory, retry_config=RETRIES)
         else:
             if create:
                 Path(self.directory).mkdir(parents=True, exist_ok=True)
@@ -171,28 +192,54 @@ class RunStore:
             self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
-        """Write a whole object at once; False where it is there already and ``overwrite`` is not set."""
-        try:
-            obstore.put(self.store, name, content, mode="overwrite" if overwrite else "create")
-        except obstore.exceptions.AlreadyExistsError:
-            return False
-        return True
+        """Write a whole object at once; False where another one is there already and ``overwrite`` is not set."""
+        with self._explained():
+            if not overwrite:
+                return self._create(name, content)
+            obstore.put(self.store, name, content, mode="overwrite")
+            return True
+
+    def _create(self, name: str, content: bytes) -> bool:
+        """In an object store a request whose answer was lost may have worked, so what is there then is compared with ours."""
+        remote = is_remote(self.directory)
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
+            try:
+                obstore.put(self.store, name, content, mode="create")
+                return True
+            except obstore.exceptions.AlreadyExistsError:
+                return remote and self.get(name) == content
+            except obstore.exceptions.GenericError as error:
+                if not remote or attempt == CREATE_ATTEMPTS or repeats(str(error)):
+                    raise
+                found = self.get(name)
+                if found is not None:
+                    return found == content
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
 
     def get(self, name: str) -> bytes | None:
         """The object's content, or None where there is none."""
-        try:
-            return bytes(obstore.get(self.store, name).bytes())
-        except (obstore.exceptions.NotFoundError, FileNotFoundError):
-            return None
+        with self._explained():
+            try:
+                return bytes(obstore.get(self.store, name).bytes())
+            except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return None
 
     def delete(self, name: str) -> None:
         """Remove one object."""
-        obstore.delete(self.store, name)
+        with self._explained():
+            obstore.delete(self.store, name)
 
     def parts(self, task: str) -> list[str]:
         """Names of a table's parts, sorted."""
-        found = [meta["path"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch]
+        with self._explained():
+            found = [meta["path"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch]
         return sorted(name for name in found if name.endswith(".parquet"))
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(self.directory) if is_remote(self.directory) else contextlib.nullcontext()
 
     def write_part(self, task: str, unit_id: str, table: pa.Table) -> bool:
         """Put one unit's rows as ``task/unit_id.parquet``; False where another writer was first."""
@@ -201,9 +248,13 @@ class RunStore:
         pq.write_table(marked, buffer, compression="zstd")
         return self.put(f"{task}/{unit_id}.parquet", buffer.getvalue())
 
-    def next_number(self, task: str, stem: str) -> int:
-        """How many parts of a table start with ``stem`` already: a unit that fails again adds a part, never replaces one."""
-        return sum(name.startswith(f"{task}/{stem}-") for name in self.parts(task))
+    def add_part(self, task: str, unit_id: str, table: pa.Table) -> str:
+        """Put one unit's rows beside those that it has given before; returns the part's name.
+
+        The first part has the unit's name, further ones a number: no part is ever replaced or dropped because its name is taken.
+        """
+        names = itertools.chain([unit_id], (f"{unit_id}-{number}" for number in itertools.count(1)))
+        return next(f"{task}/{name}.parquet" for name in names if self.write_part(task, name, table))
 
     def set_aside_unreadable(self, task: str) -> list[str]:
         """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names."""

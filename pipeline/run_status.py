@@ -1,4 +1,4 @@
-"""``kvsweep status``: what of a run is done, failed and missing."""
+"""``kvsweep status``: whether a run is being driven, and what of it is done, failed and missing."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import json
 
 import polars as pl
 
+from pipeline.done import rows_per_cell
+from pipeline.lease import describe_driver
 from pipeline.results import TASKS, RunStore
 
 
 def describe(store: RunStore, run_json: bytes) -> list[str]:
-    """Lines for a person. A cell counts as failed when it has a failure and no rows."""
+    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is not done."""
     run = json.loads(run_json)
-    failures = store.scan("failures").select("cell_id", "task", "error_type", "message").unique().collect()
-    lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}"]
+    lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
     for task in TASKS:
-        planned = run["planned"].get(task)
-        if not planned:
-            continue
-        rows = store.scan(task).group_by("cell_id").len().collect()
-        failed = failures.filter(pl.col("task") == task).join(rows, on="cell_id", how="anti")
-        bad = failed["cell_id"].n_unique()
-        missing = max(0, planned - len(rows) - bad)
-        lines.append(f"{task}: {planned} cells planned, {len(rows)} with rows, {bad} failed, {missing} missing")
-        fewest = "at least " if task == "generation" else ""
-        lines.append(f"  {rows['len'].sum()} of {fewest}{run['planned_rows'][task]} rows")
-        for (kind, message), group in failed.group_by("error_type", "message"):
-            lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {str(message).splitlines()[0][:200]}")
+        if run["planned"].get(task):
+            lines += _describe_task(store, run, task)
+    return lines
+
+
+def _describe_task(store: RunStore, run: dict, task: str) -> list[str]:
+    stored = rows_per_cell(store, task).collect()
+    cells = run.get("cells", {}).get(task) or dict.fromkeys(stored["cell_id"], 1)  # older runs do not list what they planned
+    planned = pl.DataFrame(list(cells.items()), schema={"cell_id": pl.String, "wanted": pl.Int64}, orient="row")
+    known = planned.join(stored, on="cell_id", how="left").with_columns(pl.col("rows").fill_null(0))
+    done = known.filter(pl.col("rows") >= pl.col("wanted"))
+    failures = store.scan("failures").filter(pl.col("task") == task).select("cell_id", "error_type", "message").unique()
+    failed = failures.sort("error_type", "message").collect().join(done, on="cell_id", how="anti", maintain_order="left")
+    if "cells" in run:
+        failed = failed.join(planned, on="cell_id", how="semi", maintain_order="left")
+    bad, count = failed["cell_id"].n_unique(), run["planned"][task]
+    missing, fewest = max(0, count - len(done) - bad), "at least " if task == "generation" else ""
+    lines = [
+        f"{task}: {count} cells planned, {len(done)} done, {bad} failed, {missing} missing",
+        f"  {known['rows'].sum()} of {fewest}{run['planned_rows'][task]} rows",
+    ]
+    for (kind, message), group in failed.group_by("error_type", "message", maintain_order=True):
+        lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {str(message).splitlines()[0][:200]}")
     return lines

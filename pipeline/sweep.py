@@ -6,32 +6,35 @@ The entry point of ``ray submit`` and ``ray job submit``: ``python pipeline/swee
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a script: the packages are beside this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import polars as pl
-from tokenizers import Tokenizer
 
+from pipeline.done import DoneIndex
 from pipeline.executors import InlineExecutor, RayExecutor, start_ray
-from pipeline.grid import PROTOCOL_VERSION, Cell
+from pipeline.grid import Cell
+from pipeline.lease import NAME as LEASE_NAME
+from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import Plan, PlannedUnit, make_plan, pending_units, questions_of
 from pipeline.progress import Progress
 from pipeline.provenance import as_json, describe_run
-from pipeline.results import CELL_COLUMNS, STORE_ERRORS, TASKS, RunStore, is_remote, to_arrow
+from pipeline.results import STORE_ERRORS, TASKS, RunStore, is_remote
 from pipeline.schedule import run_units
 from pipeline.spec import SweepError, load_spec
+from pipeline.store_errors import StoreError
+from pipeline.unit_parts import PartWriter
 from workers.settings import PruneSettings
-from workers.windows import Window
 from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitCell, UnitResult, Work, WorkUnit
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -47,6 +50,28 @@ class RunOptions:
     threads: int | None = None
     audit: bool = False
     """Whether the report judges what the seed reports claimed."""
+    retry_failed: bool = False
+    """Whether cells that failed by themselves in an earlier run are tried again."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One driver's turn at a run directory."""
+
+    plan: Plan
+    store: RunStore
+    lease: Lease
+    done: DoneIndex
+    run_id: str
+    pending: list[PlannedUnit]
+    options: RunOptions
+
+    @property
+    def failed_before(self) -> dict[str, tuple[str, str]]:
+        """Error of every cell that misses rows and is not run: it failed by itself and nobody asked to try again."""
+        run = {(cell, unit.windows) for unit in self.pending for cell in self.done.missing(unit)}
+        missing = [(cell, unit.windows) for unit in self.plan.units for cell in self.done.missing(unit)]
+        return {cell: self.done.errors[cell] for cell, windows in missing if (cell, windows) not in run}
 
 
 def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
@@ -55,27 +80,61 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
         plan = make_plan(load_spec(path, overrides))
         if not options.inline and options.address != "local":
             join_cluster(options.address)
-        store, run, pending = _open(plan, options.out or f"results/{plan.spec.name}")
+        out = options.out or f"results/{plan.spec.name}"
+        with contextlib.ExitStack() as stack:
+            with _refusing(out):
+                store = _open(out)
+                lease = stack.enter_context(Lease(store))
+                session = _begin(plan, store, lease, options)
+            return _run(session)
     except SweepError as error:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
         return BAD_INPUT
-    for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
-    todo = sum(len(unit.cells) for unit in pending)
-    print(f"{len(plan.grid.cells)} cells, {todo} to do in {len(pending)} units -> {store.directory}", file=sys.stderr)
+
+
+def _run(session: Session) -> int:
+    """Everything after the start: what is pending, the report, what failed."""
+    store, before = session.store, session.failed_before
+    _announce(session, len(before))
     try:
-        failures = _execute(plan, store, run["run_id"], pending, options) if pending else []
+        failures = _execute(session) if session.pending else []
     except KeyboardInterrupt:
         print(f"interrupted; what is done is kept, the same command goes on from there ({store.directory})", file=sys.stderr)
         return INTERRUPTED
+    except LeaseLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INTERRUPTED
+    except STORE_ERRORS as error:
+        what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {str(error).splitlines()[0]}"
+        print(f"error: {what}; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    from analysis.load import RunUnreadableError
     from analysis.report import write_report
 
-    report = write_report([store.directory], audit=options.audit)
-    for (kind, message), cells in failures_by_reason(failures).items():
+    try:
+        report = write_report([store.directory], audit=session.options.audit)
+    except (RunUnreadableError, *STORE_ERRORS) as error:
+        print(f"error: no report: {error}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
+        return SOME_FAILED
+    for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
         print(f"failed: {len(cells)} cells: {kind}: {message}", file=sys.stderr)
+    for (kind, message), cells in cells_by_reason((cell, *error) for cell, error in before.items()).items():
+        print(f"failed before: {len(cells)} cells: {kind}: {message}; --retry-failed runs them again", file=sys.stderr)
     print(report)
-    return SOME_FAILED if failures else DONE
+    return SOME_FAILED if failures or before else DONE
+
+
+def _announce(session: Session, failed_before: int) -> None:
+    """What is known before anything runs: the plan's notes, and how much there is to do."""
+    for note in session.plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+    todo = len({cell for unit in session.pending for cell in session.done.missing(unit)})
+    left = f", {failed_before} failed before and are left" if failed_before else ""
+    print(
+        f"{len(session.plan.grid.cells)} cells, {todo} to do in {len(session.pending)} units{left} -> {session.store.directory}",
+        file=sys.stderr,
+    )
 
 
 def join_cluster(address: str) -> None:
@@ -88,72 +147,68 @@ def join_cluster(address: str) -> None:
         raise SweepError([f"--address {address}: no Ray cluster can be joined ({reason}); {hint}"]) from error
 
 
-def _open(plan: Plan, out: str) -> tuple[RunStore, dict[str, Any], list[PlannedUnit]]:
-    """The run directory with run.json written, and the units that miss rows. Raises SweepError for a directory of others."""
+@contextlib.contextmanager
+def _refusing(out: str) -> Iterator[None]:
+    """What a store refuses, or holds that cannot be read, is bad input."""
+    try:
+        yield
+    except SweepError:
+        raise
+    except (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError) as error:
+        told = f"{out}: {type(error).__name__}: {str(error).splitlines()[0]}"  # a StoreError names its place itself
+        raise SweepError([f"--out {error if isinstance(error, StoreError) else told}"]) from error
+
+
+def _open(out: str) -> RunStore:
+    """The run directory. Raises SweepError for a file or a directory of others."""
     if not is_remote(out):
         path = Path(out)
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
-        if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists():
+        if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ("run.json", LEASE_NAME)):
             raise SweepError([f"--out {out}: is not empty and holds no kvsweep run; name a new directory"])
-    try:
-        store = RunStore(out, create=True)
-        content = store.get("run.json")
-        previous = json.loads(content) if content else None
-        for task in TASKS:
-            for name in store.set_aside_unreadable(task):
-                print(f"warning: {name} is no readable Parquet file; set aside, its cells run again", file=sys.stderr)
-        pending = pending_units(plan, DoneIndex(plan, store))
-        run = describe_run(plan, previous)
-        store.put("run.json", as_json(run), overwrite=True)
-    except (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError) as error:
-        if isinstance(error, SweepError):
-            raise
-        raise SweepError([f"--out {out}: {type(error).__name__}: {str(error).splitlines()[0]}"]) from error
-    return store, run, pending
+    return RunStore(out, create=True)
 
 
-class DoneIndex:
-    """``DoneIndex(plan, store)(cell, windows)``: whether the store holds every row of a cell on these windows."""
-
-    def __init__(self, plan: Plan, store: RunStore) -> None:
-        self.plan = plan
-        windows = store.scan("perplexity").select("cell_id", "window_index").unique().collect()
-        self.windows = set(windows.iter_rows())
-        self.counts: dict[str, int] = {}
-        keys = {"generation": ["repeat"], "retrieval": ["kind", "context_tokens", "depth", "question_index"]}
-        for task, columns in keys.items():
-            rows = store.scan(task).select("cell_id", *columns).unique().group_by("cell_id").len().collect()
-            self.counts |= dict(rows.iter_rows())
-
-    def __call__(self, cell: Cell, windows: tuple[Window, ...]) -> bool:
-        """See the class."""
-        if cell.task == "perplexity":
-            return all((cell.cell_id, window.index) in self.windows for window in windows)
-        return self.counts.get(cell.cell_id, 0) >= self.plan.rows_expected(cell)
+def _begin(plan: Plan, store: RunStore, lease: Lease, options: RunOptions) -> Session:
+    """Look over what is stored, and write run.json."""
+    content = store.get("run.json")
+    previous = json.loads(content) if content else None
+    for task in TASKS:
+        for name in store.set_aside_unreadable(task):
+            print(f"warning: {name} is no readable Parquet file; set aside, its cells run again", file=sys.stderr)
+    done = DoneIndex(plan, store)
+    pending = pending_units(plan, done.is_missing if options.retry_failed else done.is_to_do)
+    run = describe_run(plan, previous)
+    store.put("run.json", as_json(run), overwrite=True)
+    return Session(plan, store, lease, done, run["run_id"], pending, options)
 
 
-def _execute(plan: Plan, store: RunStore, run_id: str, pending: list[PlannedUnit], options: RunOptions) -> list[Failure]:
+def _execute(session: Session) -> list[Failure]:
     """Drive all pending units; each result is stored before the next is asked for. Returns the failures."""
+    pending, options = session.pending, session.options
     planned = {unit.unit_id: unit for unit in pending}
+    missing = {unit.unit_id: session.done.missing(unit) for unit in pending}
+    parts = PartWriter(session.plan, session.store, session.run_id, session.done)
     failures: list[Failure] = []
     executor = InlineExecutor(options.threads) if options.inline else RayExecutor(options.address, options.threads or 1)
     previous = signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which installs its own
     try:
-        with Progress(sum(len(u.cells) for u in pending), sum(u.cost_seconds for u in pending)) as progress:
+        with Progress(missing.values(), sum(u.cost_seconds for u in pending)) as progress:
 
             def store_result(unit: WorkUnit, result: UnitResult, attempts: int) -> None:
+                session.lease.hold()
                 source = planned[unit.unit_id]
-                _store(plan, store, run_id, source, result, attempts)
-                failures.extend(result.failures)
+                failed = parts.write(source, result, attempts)
+                failures.extend(failed)
                 for warning in result.warnings:
                     print(f"warning: {warning}", file=sys.stderr)
-                failed = len({failure.cell_id for failure in result.failures})
                 what = f"{unit.task} {unit.model.name} {source.cells[0].dataset}"
-                progress.finished(what, len(unit.cells) - failed, failed, source.cost_seconds)
+                progress.finished(what, missing[unit.unit_id], {failure.cell_id for failure in failed}, source.cost_seconds)
 
             for phase in ("perplexity", "retrieval", "generation"):  # timing last, with the machine to itself
-                run_units((work_unit(plan, u) for u in pending if u.task == phase), executor, store_result, progress.tick)
+                units = (work_unit(session.plan, unit) for unit in pending if unit.task == phase)
+                run_units(units, executor, store_result, progress.tick)
     finally:
         executor.close()
         signal.signal(signal.SIGTERM, previous)
@@ -195,38 +250,11 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     return RetrievalWork(tuple(questions_of(plan, first)))
 
 
-def _store(plan: Plan, store: RunStore, run_id: str, unit: PlannedUnit, result: UnitResult, attempts: int) -> None:
-    """Put a unit's rows and failures as parts, whole or not at all."""
-    columns = {cell.cell_id: cell_columns(cell, run_id, result.device_name) for cell in unit.cells}
-    if result.rows:
-        if unit.task == "retrieval":
-            tokenizer = Tokenizer.from_file(plan.resolved.models[unit.cells[0].model].tokenizer_file)
-            for row in result.rows:
-                row["answer"] = tokenizer.decode(row["answer"]).strip()
-        rows = [columns[row["cell_id"]] | {k: v for k, v in row.items() if k != "cell_id"} for row in result.rows]
-        store.write_part(unit.task, unit.unit_id, to_arrow(unit.task, rows))
-    if result.failures:
-        rows = [
-            columns[failure.cell_id]
-            | {k: v for k, v in asdict(failure).items() if k != "cell_id"}
-            | {"task": unit.task, "attempts": attempts, "node": result.node}
-            for failure in result.failures
-        ]
-        store.write_part("failures", f"{unit.unit_id}-{store.next_number('failures', unit.unit_id)}", to_arrow("failures", rows))
-
-
-def cell_columns(cell: Cell, run_id: str, device_name: str) -> dict[str, Any]:
-    """The columns that every table starts with."""
-    own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
-    rest = asdict(cell) | own | {"dense_cell_id": cell.dense.cell_id, "skip_layers": list(cell.skip_layers)}
-    return {name: rest[name] for name in CELL_COLUMNS}
-
-
-def failures_by_reason(failures: Iterable[Failure]) -> dict[tuple[str, str], set[str]]:
-    """Cells by (error type, message)."""
+def cells_by_reason(failures: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], set[str]]:
+    """Cells by (error type, message), from (cell, error type, message)."""
     grouped: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for failure in failures:
-        grouped[failure.error_type, failure.message].add(failure.cell_id)
+    for cell, kind, message in failures:
+        grouped[kind, message].add(cell)
     return grouped
 
 
@@ -238,8 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="run directory: absolute path or s3://, gs:// (a job's working directory is thrown away)")
     parser.add_argument("--address", default="auto", help="Ray to join; 'local' starts one here (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads per worker")
+    parser.add_argument("--retry-failed", action="store_true", help="also run cells again that failed in an earlier run")
     given = parser.parse_args(arguments)
-    return run_sweep(given.sweep, given.overrides, RunOptions(given.out, given.address, False, given.threads))
+    options = RunOptions(given.out, given.address, threads=given.threads, retry_failed=given.retry_failed)
+    return run_sweep(given.sweep, given.overrides, options)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,11 @@ def test_status_tells_what_is_planned_and_done(finished, tmp_path):
     _, out, _ = finished
     done = kvsweep("status", out, folder=tmp_path)
     assert done.returncode == 0
-    assert "perplexity: 3 cells planned" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[1] == "not running"
+    assert "perplexity: 3 cells planned, 3 done, 0 failed, 0 missing" in lines and "  9 of 9 rows" in lines
+    assert "generation: 2 cells planned, 2 done, 0 failed, 0 missing" in lines
+    assert "retrieval: 3 cells planned, 3 done, 0 failed, 0 missing" in lines
     missing = kvsweep("status", tmp_path / "none", folder=tmp_path)
     assert missing.returncode == 2 and missing.stderr.startswith("error: ") and len(missing.stderr.splitlines()) == 1
     assert kvsweep("status", tmp_path, folder=tmp_path).returncode == 2
@@ -181,10 +185,17 @@ def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, 
         assert failures["policy"].to_list() == ["random"] * 2
         assert set(failures["message"]) == {"out of luck"}
         assert all("in failing" in trace for trace in failures["traceback"])
-        assert run_inline(sweep, out) == SOME_FAILED, "it is tried again, and its failure recorded beside the first"
+        assert run_inline(sweep, out, retry_failed=True) == SOME_FAILED, "tried again, its failure recorded beside the first"
         assert rows(out, "failures").height == 4
+    capsys.readouterr()
     before = contents(out)
-    assert run_inline(sweep, out) == DONE
+    assert run_inline(sweep, out) == SOME_FAILED, "what failed by itself is not tried again unasked"
+    printed = capsys.readouterr().err
+    assert "5 cells, 0 to do in 0 units, 2 failed before and are left" in printed
+    assert "failed before: 2 cells: RuntimeError: out of luck; --retry-failed runs them again" in printed
+    assert contents(out) == before
+    assert run_inline(sweep, out, retry_failed=True) == DONE
+    assert "5 cells, 2 to do in 1 units ->" in capsys.readouterr().err
     assert keys(rows(out)) == planned_keys(sweep)
     assert before.items() <= contents(out).items(), "what had worked was not done again"
 
@@ -222,7 +233,7 @@ def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_n
         printed, errors = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED, errors
     assert "interrupted; what is done is kept" in errors and "Traceback" not in errors
-    assert printed == ""
+    assert printed == "" and not (out / "driver.json").exists()
     before = contents(out)
     done, planned = keys(rows(out)), planned_keys(sweep)
     assert done and done.keys() < planned.keys(), "some was done and some was not"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,36 +48,34 @@ def test_units_and_their_ids_are_the_same_every_time(plan_of):
 
 
 def test_a_units_id_follows_from_its_cells_and_windows(plan_of):
+    unit = plan_of(**MANY).units[0]
+    others = [replace(unit, cells=unit.cells[1:]), replace(unit, windows=unit.windows[1:]), replace(unit, cells=unit.cells[::-1])]
+    assert len({each.unit_id for each in (unit, *others)}) == 4
+    assert replace(unit, cost_seconds=0.0).unit_id == unit.unit_id
+
+
+def test_all_missing_is_every_unit_and_nothing_missing_none(plan_of):
     plan = plan_of(**MANY)
-    ids = {unit.unit_id for unit in plan.units}
-    fewer = pending_units(plan, lambda cell, windows: cell == plan.units[0].cells[0])
-    assert sum(unit.unit_id not in ids for unit in fewer) == sum(plan.units[0].cells[0] in unit.cells for unit in plan.units)
+    assert pending_units(plan, lambda cell, windows: True) == plan.units
+    assert pending_units(plan, lambda cell, windows: False) == []
 
 
-def test_nothing_done_leaves_all_units_and_everything_done_none(plan_of):
+def test_a_unit_in_which_anything_is_missing_runs_whole_and_no_other(plan_of):
     plan = plan_of(**MANY)
-    assert pending_units(plan, lambda cell, windows: False) == plan.units
-    assert pending_units(plan, lambda cell, windows: True) == []
-
-
-def test_only_cells_with_all_rows_of_a_unit_are_left_out(plan_of):
-    plan = plan_of(**MANY)
-    done = {(cell.cell_id, window.index) for cell in plan.grid.cells[::3] for window in plan.windows(cell)[:17]}
-    pending = pending_units(plan, lambda cell, windows: all((cell.cell_id, w.index) in done for w in windows))
-    left = {(cell.cell_id, w.index) for unit in pending for cell in unit.cells for w in unit.windows}
-    everything = {(cell.cell_id, i) for cell in plan.grid.cells for i in range(20)}
-    again = left & done
-    assert left | done == everything
-    assert {index for _, index in again} == {16}  # windows 16..19 are one unit, of which only 16 is done
+    cell = plan.units[0].cells[0]
+    lacking = [unit for unit in plan.units if cell in unit.cells]
+    assert 0 < len(lacking) < len(plan.units)
+    assert pending_units(plan, lambda asked, windows: asked == cell) == lacking
+    last = pending_units(plan, lambda asked, windows: asked == cell and any(window.index == 17 for window in windows))
+    assert last == [unit for unit in lacking if unit.windows[-1].index == 19]
 
 
 def test_timed_cells_of_a_comparison_are_one_unit_that_runs_whole_or_not_at_all(plan_of):
     plan = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
     assert [len(unit.cells) for unit in plan.units] == [3, 3]
     assert all(unit.cells[0].policy == "dense" for unit in plan.units)
-    one_missing = pending_units(plan, lambda cell, windows: cell != plan.units[0].cells[1])
+    one_missing = pending_units(plan, lambda cell, windows: cell == plan.units[0].cells[1])
     assert one_missing == plan.units[:1]
-    assert pending_units(plan, lambda cell, windows: True) == []
 
 
 def test_timed_cells_of_each_protocol_are_a_unit_of_their_own(plan_of):

@@ -148,11 +148,11 @@ def test_values_of_another_type_are_refused_rather_than_stored_as_null():
         to_arrow("perplexity", [perplexity_row() | {"tokens_scored": "many"}])
 
 
-def test_failures_of_a_unit_are_numbered_so_that_none_replaces_another(store):
-    assert store.next_number("failures", "u") == 0
-    store.write_part("failures", "u-0", to_arrow("failures", [empty_row("failures")]))
-    store.write_part("failures", "uu-0", to_arrow("failures", [empty_row("failures")]))
-    assert store.next_number("failures", "u") == 1
+def test_further_parts_of_a_unit_are_numbered_so_that_none_replaces_another(store):
+    names = [store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row(i)])) for i in range(3)]
+    assert names == ["perplexity/u.parquet", "perplexity/u-1.parquet", "perplexity/u-2.parquet"]
+    assert store.add_part("perplexity", "uu", to_arrow("perplexity", [perplexity_row(3)])) == "perplexity/uu.parquet"
+    assert sorted(store.scan("perplexity").collect()["window_index"]) == [0, 1, 2, 3]
 
 
 def test_objects_are_put_once_unless_told_to_overwrite(store):

@@ -1,0 +1,207 @@
+"""``driver.json``: who drives a run directory now. One driver at a time, so that no cell is computed or stored twice.
+
+Made by a put that only the first writer wins, so it holds on local disks and object stores alike. A driver that is dead leaves
+its lease behind; the next one takes it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from pipeline.results import STORE_ERRORS, RunStore
+from pipeline.spec import SweepError
+
+NAME = "driver.json"
+BEAT_SECONDS, STALE_SECONDS = 20.0, 90.0
+"""A driver says this often that it lives, and counts as dead after a silence of this length."""
+
+
+class LeaseLostError(RuntimeError):
+    """Another driver took the run directory over while this one was silent."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The content of a lease."""
+
+    token: str
+    host: str
+    machine: str
+    """Host, boot and process namespace: only within one do process ids mean the same processes."""
+    pid: int
+    process_started: float
+    started_at: str
+    heartbeat_at: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, now."""
+        now, process = _now(), psutil.Process()
+        return cls(uuid.uuid4().hex, platform.node(), _machine(), process.pid, process.create_time(), now, now)
+
+    @classmethod
+    def read(cls, content: bytes) -> Holder | None:
+        """From a stored lease; None where it is none."""
+        try:
+            holder = cls(**json.loads(content))
+            holder.silence()
+        except (ValueError, TypeError):
+            return None
+        return holder
+
+    def content(self) -> bytes:
+        """As it is stored."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    def silence(self) -> float:
+        """Seconds since its last heartbeat."""
+        then = datetime.datetime.fromisoformat(self.heartbeat_at)
+        return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())
+
+    def is_alive(self) -> bool:
+        """Whether it was heard of lately and, where that can be looked up, its process is still there."""
+        return self.silence() <= STALE_SECONDS and not (self.machine == _machine() and self._is_gone())
+
+    def _is_gone(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.process_started) > 2
+        except psutil.NoSuchProcess:
+            return True
+
+    def __str__(self) -> str:
+        return f"host {self.host}, pid {self.pid}, since {self.started_at}, last heard of {self.silence():.0f} s ago"
+
+
+class Lease:
+    """``with Lease(store) as lease``: this process drives the run. Raises SweepError where another one does."""
+
+    def __init__(self, store: RunStore, beat_seconds: float = BEAT_SECONDS) -> None:
+        self._store, self._beat_seconds = store, beat_seconds
+        self._me = Holder.here()
+        self._renewed, self._lost = time.time(), False
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="driver lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        """Take the lease and keep it alive."""
+        self._acquire()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Give the lease back, unless it is another's by now. Where the store does not answer it ends by its silence."""
+        self._stop.set()
+        with self._lock, contextlib.suppress(*STORE_ERRORS):
+            if self._is_mine(self._store.get(NAME)):
+                self._store.delete(NAME)
+
+    def hold(self) -> None:
+        """Raises LeaseLostError where another driver has taken over, as after a machine that slept."""
+        if time.time() - self._renewed > STALE_SECONDS / 2:
+            self._renew()
+        if self._lost:
+            raise LeaseLostError(f"another driver has taken over {self._store.directory}; this one stops")
+
+    def _acquire(self) -> None:
+        for _ in range(5):
+            if self._store.put(NAME, self._me.content()):
+                return
+            found = self._store.get(NAME)
+            if self._is_mine(found):  # the put had worked although its answer was lost
+                return
+            if found is None:
+                continue
+            holder = Holder.read(found)
+            if holder and holder.is_alive():
+                raise SweepError([
+                    f"{self._store.directory}: another driver is running this sweep ({holder}); wait for it, end it, or give "
+                    f"another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
+                ])  # fmt: skip
+            if self._take_over(found):
+                who = f"the driver before ({holder})" if holder else f"an unreadable {NAME}"
+                print(f"note: took over from {who}, which left no end", file=sys.stderr)
+                return
+            time.sleep(0.2)
+        raise SweepError([f"{self._store.directory}: another driver is taking over this sweep now; look with `kvsweep status`"])
+
+    def _take_over(self, found: bytes) -> bool:
+        """Replace a dead lease; False where another driver is about to or the lease has changed.
+
+        Whoever makes the claim on this very content may replace it, once it has seen that the content still stands. A claim
+        whose maker died is claimed in its turn, and stays until the lease is replaced: removing it first would let two through.
+        """
+        claims: list[str] = []
+        content = found
+        while True:
+            claims.append(f"driver-{hashlib.sha256(content).hexdigest()[:12]}-{len(claims)}.claim")
+            if self._store.put(claims[-1], self._me.content()):
+                break
+            other = self._store.get(claims[-1])
+            holder = Holder.read(other) if other else None
+            if other is None or (holder and holder.is_alive()):
+                return False
+            content = other
+        stands = self._store.get(NAME) == found
+        if stands:
+            self._store.put(NAME, self._me.content(), overwrite=True)
+        for claim in claims if stands else claims[-1:]:
+            with contextlib.suppress(*STORE_ERRORS):  # what is left of it is in nobody's way
+                self._store.delete(claim)
+        return stands
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._beat_seconds):
+            self._renew()
+
+    def _renew(self) -> None:
+        """A store that does not answer is asked again at the next beat."""
+        with self._lock, contextlib.suppress(*STORE_ERRORS):
+            if self._stop.is_set() or self._lost:
+                return
+            if not self._is_mine(self._store.get(NAME)):
+                self._lost = True
+                return
+            self._store.put(NAME, replace(self._me, heartbeat_at=_now()).content(), overwrite=True)
+            self._renewed = time.time()
+
+    def _is_mine(self, content: bytes | None) -> bool:
+        holder = Holder.read(content) if content else None
+        return holder is not None and holder.token == self._me.token
+
+
+def describe_driver(store: RunStore) -> str:
+    """One line on whether a run is being driven, and by whom."""
+    content = store.get(NAME)
+    if content is None:
+        return "not running"
+    holder = Holder.read(content)
+    if holder and holder.is_alive():
+        return f"running ({holder})"
+    who = str(holder) if holder else f"{NAME} is unreadable"
+    return f"not running; its driver left no end ({who}): the same command goes on"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _machine() -> str:
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)

@@ -1,0 +1,60 @@
+"""One unit's result -> parts of the tables: only rows that are not stored, and failures of cells that miss rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.done import DoneIndex
+from pipeline.grid import PROTOCOL_VERSION, Cell
+from pipeline.plan import Plan, PlannedUnit
+from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
+from workers.work import Failure, UnitResult
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Stores results of units, each part whole or not at all."""
+
+    plan: Plan
+    store: RunStore
+    run_id: str
+    done: DoneIndex
+
+    def write(self, unit: PlannedUnit, result: UnitResult, attempts: int) -> list[Failure]:
+        """Put what is new; returns the failures that count.
+
+        A unit runs whole, so it also gives rows, or fails, for cells that were complete: these stay as they are.
+        """
+        columns = {cell.cell_id: cell_columns(cell, self.run_id, result.device_name) for cell in unit.cells}
+        new = self.done.new_rows(unit.task, result.rows)
+        if new:
+            if unit.task == "retrieval":
+                new = self._with_text(unit, new)
+            rows = [columns[row["cell_id"]] | {k: v for k, v in row.items() if k != "cell_id"} for row in new]
+            self.store.add_part(unit.task, unit.unit_id, to_arrow(unit.task, rows))
+        missing = set(self.done.missing(unit))
+        failures = [failure for failure in result.failures if failure.cell_id in missing]
+        if failures:
+            rows = [
+                columns[failure.cell_id]
+                | {k: v for k, v in asdict(failure).items() if k != "cell_id"}
+                | {"task": unit.task, "attempts": attempts, "node": result.node}
+                for failure in failures
+            ]
+            self.store.add_part("failures", unit.unit_id, to_arrow("failures", rows))
+        return failures
+
+    def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Answers of retrieval as text; a worker gives ids."""
+        tokenizer = Tokenizer.from_file(self.plan.resolved.models[unit.cells[0].model].tokenizer_file)
+        return [row | {"answer": tokenizer.decode(row["answer"]).strip()} for row in rows]
+
+
+def cell_columns(cell: Cell, run_id: str, device_name: str) -> dict[str, Any]:
+    """The columns that every table starts with."""
+    own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
+    rest = asdict(cell) | own | {"dense_cell_id": cell.dense.cell_id, "skip_layers": list(cell.skip_layers)}
+    return {name: rest[name] for name in CELL_COLUMNS}
