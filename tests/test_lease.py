@@ -25,6 +25,8 @@ from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED
 from tests.command import ROOT, kvsweep, run_inline
 from tests.s3_server import s3_server, settings
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """\
 import sys, time
 from pipeline.lease import Lease
@@ -38,8 +40,6 @@ import sys, time
 from pipeline.lease import Lease
 from pipeline.results import RunStore
 from pipeline.spec import SweepError
-
-pytestmark = pytest.mark.slow
 store = RunStore(sys.argv[1])
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
 try:
