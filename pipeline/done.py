@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -26,30 +27,40 @@ def rows_per_cell(store: RunStore, task: str) -> pl.LazyFrame:
     return keys.group_by("cell_id").agg(rows=pl.len().cast(pl.Int64))
 
 
+@lru_cache(maxsize=4096)
+def _mask(windows: tuple[Window, ...]) -> int:
+    """Windows as bits, so that a million cells' worth of them fits in memory."""
+    return sum(1 << window.index for window in windows)
+
+
 class DoneIndex:
-    """What a store held when this was made, against what a plan wants."""
+    """What a store held when this was made, against what a plan wants. Raises PolarsError where a part is no Parquet file."""
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
         self._plan = plan
-        self._rows: set[tuple[Any, ...]] = set()
-        for task in ("perplexity", "retrieval"):
-            self._rows.update(store.scan(task).select("cell_id", *ROW_KEYS[task]).unique().collect().iter_rows())
+        stored = store.scan("perplexity").select("cell_id", "window_index").unique()
+        self._windows: dict[str, int] = {}
+        for cell, indices in stored.group_by("cell_id").agg("window_index").collect().iter_rows():
+            self._windows[cell] = sum(1 << index for index in indices)
         self._counts: dict[str, int] = {}
-        for task in TASKS:
+        for task in TASKS[1:]:
             self._counts |= dict(rows_per_cell(store, task).collect().iter_rows())
+        partial = [c.cell_id for c in plan.grid.cells if c.task == "retrieval" and 0 < self._has(c) < plan.rows_expected(c)]
+        keys = store.scan("retrieval").filter(pl.col("cell_id").is_in(partial)).select("cell_id", *ROW_KEYS["retrieval"])
+        self._answers: set[tuple[Any, ...]] = set(keys.unique().collect().iter_rows())
+        self._partial = set(partial)
         own = store.scan("failures").filter(pl.col("traceback") != "").select("cell_id", "error_type", "message").collect()
         self.errors: dict[str, tuple[str, str]] = {cell: (kind, message) for cell, kind, message in own.iter_rows()}
         """Errors of a cell's own code, which would only come again. What ended a unit from outside leaves no traceback."""
 
+    def _has(self, cell: Cell) -> int:
+        return self._counts.get(cell.cell_id, 0)
+
     def is_missing(self, cell: Cell, windows: tuple[Window, ...]) -> bool:
         """Whether any row of a cell on these windows is not stored."""
         if cell.task == "perplexity":
-            return any((cell.cell_id, window.index) not in self._rows for window in windows)
-        return self._counts.get(cell.cell_id, 0) < self._plan.rows_expected(cell)
-
-    def is_to_do(self, cell: Cell, windows: tuple[Window, ...]) -> bool:
-        """Whether rows are missing that may come: none do from a cell that failed by itself before."""
-        return self.is_missing(cell, windows) and cell.cell_id not in self.errors
+            return bool(_mask(windows) & ~self._windows.get(cell.cell_id, 0))
+        return self._has(cell) < self._plan.rows_expected(cell)
 
     def missing(self, unit: PlannedUnit) -> list[str]:
         """Ids of the unit's cells that miss rows on its windows."""
@@ -57,6 +68,12 @@ class DoneIndex:
 
     def new_rows(self, task: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows that are not stored. Every timing is new: those of one comparison belong together."""
-        if task == "generation":
-            return list(rows)
-        return [row for row in rows if (row["cell_id"], *(row[key] for key in ROW_KEYS[task])) not in self._rows]
+        return [row for row in rows if task == "generation" or not self._is_stored(task, row)]
+
+    def _is_stored(self, task: str, row: dict[str, Any]) -> bool:
+        cell = row["cell_id"]
+        if task == "perplexity":
+            return bool(self._windows.get(cell, 0) >> row["window_index"] & 1)
+        if cell in self._partial:
+            return (cell, *(row[key] for key in ROW_KEYS[task])) in self._answers
+        return self._counts.get(cell, 0) > 0

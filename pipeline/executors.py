@@ -1,188 +1,255 @@
-"""InlineExecutor and RayExecutor: the same two methods, the same rows."""
+"""RayExecutor: actors on the nodes of a Ray cluster, and how Ray is started or joined. ``inline`` has the same methods."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from pipeline.node_types import node_types
+from pipeline.placement import Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
-from workers.work import WorkUnit
+from pipeline.waiting import Patience, Waiting
+from workers.gpu_memory import gpu_memory_bytes
+from workers.work import UnitResult, WorkUnit
 
-if TYPE_CHECKING:
-    from workers.worker import Worker
-
-PLACE_SECONDS = 30.0
-"""How long a unit waits for an actor on a cluster that cannot grow before it is given up."""
+REFRESH_SECONDS = 5.0
+"""How often the cluster is asked which nodes it has."""
+PLACE_SECONDS = 60.0
+"""How long a worker may take to start on a node that should have room; others' work may have it."""
 TIMING = "timing"
 """Ray resource of which every node has one: who holds it has the node's clock to itself."""
 
 
-class InlineExecutor:
-    """Runs units in this process, one after the other: no Ray, so a debugger works."""
-
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or os.cpu_count() or 1
-        self._worker: Worker | None = None
-        self._unit: WorkUnit | None = None
-
-    def submit(self, unit: WorkUnit) -> bool:
-        """Take a unit unless one waits already."""
-        if self._unit is not None:
-            return False
-        self._unit = unit
-        return True
-
-    def wait(self, timeout: float) -> list[Outcome]:
-        """Run the unit that waits."""
-        from workers.worker import Worker
-
-        unit, self._unit = self._unit, None
-        if unit is None:
-            return []
-        self._worker = self._worker or Worker(self.threads)
-        return [Outcome(unit, self._worker.run(unit))]
-
-    def close(self) -> None:
-        """Forget the model."""
-        self._worker = None
-
-
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """One actor: not ready yet, idle, or with one unit in flight."""
 
     actor: Any
-    shape: tuple[str, bool]
+    seat: Seat
     pending: Any
     """The reference being waited for: readiness first, then the unit's result."""
+    born: float
+    model: str = ""
+    """What it has loaded."""
+    unit_id: str | None = None
     unit: WorkUnit | None = None
+    """Held until the actor is ready."""
+    limit: float = 0.0
+    deadline: float = 0.0
     ready: bool = False
-    born: float = 0.0
 
 
 class RayExecutor:
-    """One pool of actors per resource shape, one call in flight per actor; the driver decides about retries."""
+    """One actor per seat, one call in flight per actor; the driver decides about places and retries.
 
-    def __init__(self, address: str = "local", threads: int = 1) -> None:
-        self.threads = threads
+    Each actor is bound to the node whose seat it takes, so that what a node holds is known without asking. ``unit_timeout``:
+    seconds after which a unit is ended, by default many times its estimate.
+    """
+
+    def __init__(
+        self, address: str = "local", threads: int = 1, unit_timeout: float | None = None, patience: Patience | None = None
+    ) -> None:
+        self.threads, self.unit_timeout = threads, unit_timeout
         self.ray = start_ray(address)
         self._slots: list[_Slot] = []
-        self._refused: list[Outcome] = []
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        self._nodes = nodes
+        self._idle: list[_Slot] = []
+        self._full: set[Need] = set()
+        self._avoid: dict[str, float] = {}
+        self._gpu_memory: dict[str, int | None] = {}
+        self._asked: list[dict[str, float]] = []
+        self._kinds = node_types() if address != "local" else None
+        self.fleet = Fleet(threads=threads)
+        self._waiting = Waiting(self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0))
+        self._refreshed = self._checked = 0.0
+        self._refresh()
 
-    def submit(self, unit: WorkUnit) -> bool:
-        """Give the unit to an idle actor of its shape, or start one; False where all are busy."""
-        shape = (unit.device, unit.task == "generation")
-        if self._capacity(shape) == 0:
-            self._refused.append(Outcome(unit, Fault("NoCapacity", self._no_capacity(shape), final=True)))
+    @property
+    def waiting(self) -> dict[Need, int]:
+        """How many units wait for a place of which there is none now."""
+        return self._waiting.counts
+
+    def places(self, need: Need) -> int:
+        """How many workers for this need the nodes that are there could hold."""
+        return self.fleet.places(need)
+
+    def has_room(self, need: Need) -> bool:
+        """Whether an idle actor suits, or there is a seat for a new one."""
+        if need.device == "cuda":
+            self._measure_gpus()
+        if need in self._full:
+            return False
+        if any(slot.seat.suits(need) for slot in self._idle) or self.fleet.find(need):
             return True
-        mine = [slot for slot in self._slots if slot.shape == shape]
-        idle = [slot for slot in mine if slot.unit is None]
-        if not idle:
-            if len(mine) >= self._capacity(shape):
-                return False
-            others_busy = any(slot.unit for slot in self._slots if slot.shape != shape)
-            if (shape[1] or any(slot.shape[1] for slot in self._slots)) and others_busy:
-                return False  # timing has the machine to itself: wait until the other kind is done
-            for slot in [slot for slot in self._slots if slot.shape != shape and slot.unit is None]:
-                self._drop(slot)
-            idle = [self._start(shape)]
-        slot = min(idle, key=lambda s: s.ready is False)
-        slot.unit = unit
+        self._full.add(need)
+        return False
+
+    def submit(self, unit: WorkUnit, need: Need, cost_seconds: float) -> None:
+        """Give the unit to an idle actor, one that has its model if there is one, or start an actor for it."""
+        idle = [slot for slot in self._idle if slot.seat.suits(need)]
+        if idle:
+            slot = next((slot for slot in idle if slot.model == need.model), idle[0])
+            self._idle.remove(slot)
+        else:
+            seat = self.fleet.find(need)
+            assert seat is not None, "submit without room"
+            slot = self._start(seat)
+        slot.unit_id, slot.model = unit.unit_id, need.model
+        slot.limit = self.unit_timeout or max(1800.0, 50 * cost_seconds)
         if slot.ready:
-            slot.pending = slot.actor.run.remote(unit)
-        return True
+            self._send(slot, unit)
+        else:
+            slot.unit = unit
+
+    def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
+        """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see ``Executor.wanted``."""
+        for slot in list(self._idle):
+            self._drop(slot)
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+            self._refresh()
+        self.fleet.keep_for_gpus = any(need.device == "cuda" for need in queued)
+        served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
+        never = self._waiting.look(queued, served)
+        if self._kinds is not None:
+            self._ask_for(self._waiting.bundles(self.threads))
+        return never
 
     def wait(self, timeout: float) -> list[Outcome]:
-        """Results, deaths, and units that found no place."""
-        if self._refused:
-            refused, self._refused = self._refused, []
-            return refused
-        waiting = {slot.pending: slot for slot in self._slots if slot.unit is not None}
-        if not waiting:
-            time.sleep(min(timeout, 0.05))
+        """Results, deaths, and units that took too long or found no place."""
+        pending = {slot.pending: slot for slot in self._slots if slot.unit_id is not None}
+        if not pending:
+            time.sleep(min(timeout, 0.2))
             return []
-        done, rest = self.ray.wait(list(waiting), num_returns=1, timeout=timeout)
+        done, rest = self.ray.wait(list(pending), num_returns=1, timeout=timeout)
         if rest:
             done += self.ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        outcomes = [outcome for ref in done if (outcome := self._collect(waiting[ref]))]
+        outcomes = [outcome for ref in done if (outcome := self._collect(pending[ref]))]
         return outcomes + self._overdue()
 
     def close(self) -> None:
         """End all actors and the connection."""
         for slot in list(self._slots):
             self._drop(slot)
+        self._ask_for([])
         self.ray.shutdown()
 
+    def _send(self, slot: _Slot, unit: WorkUnit) -> None:
+        slot.pending, slot.unit = slot.actor.run.remote(unit), None
+        slot.deadline = time.monotonic() + slot.limit
+
     def _collect(self, slot: _Slot) -> Outcome | None:
-        unit = slot.unit
-        assert unit is not None
+        unit_id = slot.unit_id
+        assert unit_id is not None
         try:
-            value = self.ray.get(slot.pending)
+            value: UnitResult = self.ray.get(slot.pending)
         except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
-            return Outcome(unit, Fault(type(error).__name__, _first_line(error), strike="its node has died" not in str(error)))
+            return Outcome(unit_id, Fault(type(error).__name__, _first_line(error), strike=not self._lost_node(slot, error)))
         if not slot.ready:
             slot.ready = True
-            slot.pending = slot.actor.run.remote(unit)
+            assert slot.unit is not None
+            self._send(slot, slot.unit)
             return None
-        slot.unit = None
-        return Outcome(unit, value)
+        slot.unit_id = None
+        self._idle.append(slot)
+        self._full.clear()
+        return Outcome(unit_id, value)
+
+    def _lost_node(self, slot: _Slot, error: Exception) -> bool:
+        """Whether a whole node went, which is no fault of the unit that happened to be there."""
+        if "node has died" in str(error) or isinstance(error, self.ray.exceptions.ActorUnschedulableError):
+            return True
+        return not any(node["Alive"] and node["NodeID"] == slot.seat.node_id for node in self.ray.nodes())
 
     def _overdue(self) -> list[Outcome]:
-        """Units whose actor found no place in time."""
-        late = [s for s in self._slots if s.unit and not s.ready and time.monotonic() - s.born > PLACE_SECONDS]
+        """Units whose actor found no place in time, and those that ran past their limit."""
+        now = time.monotonic()
+        if now - self._checked < 1:
+            return []
+        self._checked = now
         outcomes = []
-        for slot in late:
-            assert slot.unit is not None
-            message = f"no actor for {_describe(slot.shape)} could start within {PLACE_SECONDS:.0f} s; the cluster is busy"
-            outcomes.append(Outcome(slot.unit, Fault("NoCapacity", message)))
+        for slot in [slot for slot in self._slots if slot.unit_id is not None]:
+            if slot.ready and now > slot.deadline:
+                message = f"did not end within {slot.limit:.0f} s: too slow, or its process or node hangs"
+                fault = Fault("UnitTimeoutError", message)
+            elif not slot.ready and now - slot.born > PLACE_SECONDS:
+                self._avoid[slot.seat.node_id] = now + PLACE_SECONDS
+                self._refresh()
+                message = f"no worker could start within {PLACE_SECONDS:.0f} s: the node is busy with other work"
+                fault = Fault("NoCapacity", message, strike=False, started=False)
+            else:
+                continue
+            assert slot.unit_id is not None
+            outcomes.append(Outcome(slot.unit_id, fault))
             self._drop(slot)
         return outcomes
 
-    def _start(self, shape: tuple[str, bool]) -> _Slot:
+    def _start(self, seat: Seat) -> _Slot:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         from workers.actor import WorkerActor
 
-        device, timing = shape
-        threads = self._timing_threads() if timing else self.threads
-        options: dict[str, Any] = {"num_cpus": threads, "num_gpus": 1 if device == "cuda" else 0}
-        if timing:
+        options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(seat.node_id, soft=False)
+        if self.fleet.nodes[seat.node_id].memory < 2**62:
+            options["memory"] = seat.memory
+        if seat.timed:
             options["resources"] = {TIMING: 1}
-        actor: Any = WorkerActor.options(**options).remote(threads)  # Any: __ray_ready__ is not in Ray's types
-        slot = _Slot(actor, shape, actor.__ray_ready__.remote(), born=time.monotonic())
+        actor: Any = WorkerActor.options(**options).remote(int(seat.cpus))  # Any: __ray_ready__ is not in Ray's types
+        slot = _Slot(actor, seat, actor.__ray_ready__.remote(), time.monotonic())
         self._slots.append(slot)
+        self.fleet.take(seat)
         return slot
 
     def _drop(self, slot: _Slot) -> None:
         self._slots.remove(slot)
+        if slot in self._idle:
+            self._idle.remove(slot)
+        self.fleet.free(slot.seat)
+        self._full.clear()
         self.ray.kill(slot.actor)
 
-    def _timing_threads(self) -> int:
-        return int(min(node.get("CPU", 1) for node in self._nodes if node.get(TIMING)))
+    def _refresh(self) -> None:
+        """Look which nodes there are, leaving out those where a worker has just found no place."""
+        self._refreshed = time.monotonic()
+        self._avoid = {node: until for node, until in self._avoid.items() if until > self._refreshed}
+        found = {}
+        for node in self.ray.nodes():
+            name = node["NodeID"]
+            if node["Alive"]:
+                made = Node.of(name, node["Resources"], node["NodeManagerHostname"])
+                found[name] = replace(made, gpu_memory=self._gpu_memory.get(name))
+        if (found, set(self._avoid)) != (self.fleet.nodes, self.fleet.avoid):
+            self._full.clear()
+        self.fleet.nodes, self.fleet.avoid = found, set(self._avoid)
 
-    def _capacity(self, shape: tuple[str, bool]) -> int:
-        """How many actors of a shape the nodes can hold at once."""
-        device, timing = shape
-        total = 0
-        for node in self._nodes:
-            places = int(node.get(TIMING, 0)) if timing else int(node.get("CPU", 0) // self.threads)
-            if device == "cuda":
-                places = min(places, int(node.get("GPU", 0)))
-            total += places
-        return total
+    def _measure_gpus(self) -> None:
+        """Ask each node with GPUs once how much memory one has, all nodes at the same time."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def _no_capacity(self, shape: tuple[str, bool]) -> str:
-        has = "; ".join(", ".join(f"{k} {v:g}" for k, v in sorted(n.items()) if ":" not in k) for n in self._nodes)
-        hint = " Start nodes with --resources='{\"timing\": 1}'." if shape[1] else ""
-        return f"no node of this cluster can ever hold {_describe(shape)} (nodes have: {has}).{hint}"
+        new = [name for name, node in self.fleet.nodes.items() if node.gpus and name not in self._gpu_memory]
+        if not new:
+            return
+        ask = self.ray.remote(num_cpus=0)(gpu_memory_bytes)
+        asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote() for name in new]
+        done, _ = self.ray.wait(asked, num_returns=len(asked), timeout=30)
+        for name, answer in zip(new, asked, strict=True):
+            self._gpu_memory[name] = None
+            with contextlib.suppress(self.ray.exceptions.RayError):  # a node that cannot tell gives whole GPUs
+                self._gpu_memory[name] = self.ray.get(answer) if answer in done else None
+        self._refresh()
 
+    def _ask_for(self, bundles: list[dict[str, float]]) -> None:
+        """Tell the autoscaler what waits; it keeps that until it is told otherwise."""
+        if bundles != self._asked:
+            from ray.autoscaler.sdk import request_resources
 
-def _describe(shape: tuple[str, bool]) -> str:
-    return f"a {shape[0]} worker{' with a timing slot' if shape[1] else ''}"
+            request_resources(bundles=bundles)
+            self._asked = bundles
 
 
 def _first_line(error: Exception) -> str:

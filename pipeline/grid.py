@@ -9,21 +9,28 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from pipeline.results import ANSWER_TOKENS
-from pipeline.sweep_keys import CellFilter, SweepSpec, cell_value
+from pipeline.sweep_keys import CellFilter, SweepSpec, cell_value, matches
 from workers.budget import event_schedule, kept_count, next_event
 
 PROTOCOL_VERSION = 1
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
 
-@dataclass(frozen=True)
+Named = Mapping[str, Collection[Any]]
+"""The axes that a filter names, and their values."""
+
+_canonical = json.JSONEncoder(sort_keys=True).encode
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid and one task; everything here changes the numbers."""
+    """One point of the grid and one task; everything here changes the numbers. Grids hold a million of them."""
 
     task: str
     model: str
@@ -44,12 +51,27 @@ class Cell:
     seed: int
     settings: str
     """The task's settings as canonical JSON."""
+    _id: str = field(default="", init=False, compare=False, repr=False)
 
     @property
     def cell_id(self) -> str:
         """16 hex digits of everything above and the protocol version."""
-        content = json.dumps({"protocol_version": PROTOCOL_VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        if not self._id:
+            content = _canonical({"protocol_version": PROTOCOL_VERSION} | self.values())
+            object.__setattr__(self, "_id", hashlib.sha256(content.encode()).hexdigest()[:16])
+        return self._id
+
+    def values(self) -> dict[str, Any]:
+        """Everything above by name."""
+        return {name: getattr(self, name) for name in CELL_FIELDS}
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What a cell shares with its dense twin and with nobody else's."""
+        return (
+            self.task, self.model, self.model_revision, self.dataset, self.dataset_fingerprint, self.device, self.dtype,
+            self.settings, str(self.seed),
+        )  # fmt: skip
 
     @property
     def dense(self) -> Cell:
@@ -58,6 +80,19 @@ class Cell:
             self, policy="dense", keep_ratio=1.0, prune_after=None, skip_layers=(), protect_sink=0, protect_recent=0,
             schedule="every_step", position_mode="absolute",
         )  # fmt: skip
+
+
+CELL_FIELDS = tuple(part.name for part in fields(Cell) if part.init)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(settings: str) -> Mapping[str, Any]:
+    return json.loads(settings)
+
+
+def settings_of(cell: Cell) -> Mapping[str, Any]:
+    """The settings of a cell's task by name."""
+    return _parsed(cell.settings)
 
 
 @dataclass(frozen=True)
@@ -85,14 +120,17 @@ def make_grid(spec: SweepSpec, targets: list[Target]) -> Grid:
     """All cells of a sweep over resolved targets."""
     grid = Grid()
     seen: set[str] = set()
+    excluded: list[Named] = [block.named() for block in spec.exclude]
     for target, (task, settings) in itertools.product(targets, task_settings(spec)):
         template = Cell(
             task, target.model, target.model_revision, target.dataset, target.dataset_fingerprint, target.device, target.dtype,
             "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         grid.cells.append(template)
+        block = getattr(spec, task)
+        chosen = block.named() if isinstance(block, CellFilter) else {}
         for cell in _product(spec, template):
-            reason = _reason_to_drop(cell, target.layers, spec)
+            reason = _reason_to_drop(cell, target.layers, chosen, excluded)
             if reason is None and cell.cell_id in seen:
                 reason = "listed twice"
             if reason is None:
@@ -106,16 +144,15 @@ def make_grid(spec: SweepSpec, targets: list[Target]) -> Grid:
 
 def _with_partners(cells: list[Cell]) -> list[Cell]:
     """Timed cells with the digest of what they take turns with: partners change a timing, so they are in its id."""
-    groups: dict[Cell, list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         if cell.task == "generation":
-            groups.setdefault(cell.dense, []).append(cell)
+            groups.setdefault(cell.group, []).append(cell)
     digests = {
-        dense: hashlib.sha256(" ".join(cell.cell_id for cell in group).encode()).hexdigest()[:16]
-        for dense, group in groups.items()
+        key: hashlib.sha256(" ".join(cell.cell_id for cell in group).encode()).hexdigest()[:16] for key, group in groups.items()
     }
     return [
-        replace(cell, settings=json.dumps(json.loads(cell.settings) | {"compared": digests[cell.dense]}, sort_keys=True))
+        replace(cell, settings=json.dumps({**settings_of(cell), "compared": digests[cell.group]}, sort_keys=True))
         if cell.task == "generation"
         else cell
         for cell in cells
@@ -139,21 +176,21 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
     for policy, threshold, skipped, sink, recent, schedule, mode, ratio in itertools.product(
-        spec.policies, spec.prune_after, spec.skip_layers, spec.protect_sink, spec.protect_recent, spec.schedules,
-        spec.position_modes, spec.keep_ratios,
+        spec.policies, spec.prune_after, [cell_value("skip_layers", layers) for layers in spec.skip_layers], spec.protect_sink,
+        spec.protect_recent, spec.schedules, spec.position_modes, spec.keep_ratios,
     ):  # fmt: skip
-        yield replace(
-            template, policy=policy, keep_ratio=ratio, prune_after=threshold, skip_layers=cell_value("skip_layers", skipped),
-            protect_sink=sink, protect_recent=recent, schedule=schedule, position_mode=mode,
+        yield Cell(
+            template.task, template.model, template.model_revision, template.dataset, template.dataset_fingerprint,
+            template.device, template.dtype, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.seed,
+            template.settings,
         )  # fmt: skip
 
 
-def _reason_to_drop(cell: Cell, layers: int, spec: SweepSpec) -> str | None:
+def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named]) -> str | None:
     """Why a combination is no cell of its own; None where it is one, an empty string where its task's filter leaves it out."""
-    task = getattr(spec, cell.task)
-    if isinstance(task, CellFilter) and not task.matches(cell):
+    if not matches(chosen, cell):
         return ""
-    if any(block.matches(cell) for block in spec.exclude):
+    if any(matches(named, cell) for named in excluded):
         return "excluded by the sweep file"
     if cell.policy == "dense" or cell.keep_ratio == 1.0:
         return "keep_ratio 1.0 or policy dense: is the dense cell"
@@ -170,7 +207,7 @@ def _reason_to_drop(cell: Cell, layers: int, spec: SweepSpec) -> str | None:
 
 def _prompt_tokens(cell: Cell) -> int:
     """Tokens that go through before the first check: the (shortest) prompt, or one step of perplexity."""
-    settings = json.loads(cell.settings)
+    settings = settings_of(cell)
     if cell.task == "generation":
         return settings["prompt_tokens"]
     return min(settings["context_tokens"]) if cell.task == "retrieval" else 1
@@ -178,7 +215,7 @@ def _prompt_tokens(cell: Cell) -> int:
 
 def tokens_read(cell: Cell) -> int:
     """The most tokens of one text that the cell's model sees at once."""
-    settings = json.loads(cell.settings)
+    settings = settings_of(cell)
     if cell.task == "perplexity":
         return settings["window"]
     if cell.task == "generation":
@@ -186,7 +223,7 @@ def tokens_read(cell: Cell) -> int:
     return max(settings["context_tokens"]) + ANSWER_TOKENS
 
 
-def never_prunes(cell: Cell, settings: dict[str, Any]) -> bool:
+def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
     """Whether a compressed cell is certain never to score or decode a token with anything dropped."""
     if cell.prune_after is None:
         return False

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
 
-from pipeline.grid import Cell, Grid, make_grid, never_prunes, tokens_read
+from pipeline.estimates import cell_seconds, perplexity_seconds, worker_bytes
+from pipeline.grid import Cell, Grid, make_grid, never_prunes, settings_of, tokens_read
+from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.sweep_keys import SweepSpec
-from workers.budget import Schedule, event_schedule
-from workers.model_files import ModelFacts
 from workers.retrieval import Question, build_question
 from workers.windows import Window, plan_windows
 
-CELLS_PER_UNIT, WINDOWS_PER_UNIT = 24, 16
-FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
-SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
-"""Rough rates for estimates and for the order of units; no figure of a report rests on them."""
+CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 8
+PHASES = ("perplexity", "retrieval", "generation")
+"""The order of tasks: timings last, when a machine can be left to them alone."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,15 @@ class PlannedUnit:
     cells: tuple[Cell, ...]
     windows: tuple[Window, ...]
     cost_seconds: float
+    need: Need
 
     @property
     def unit_id(self) -> str:
         """From the cells and windows alone."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows)]
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:20]
 
@@ -55,25 +57,30 @@ class Plan:
     units: list[PlannedUnit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def never_prune(self) -> list[Cell]:
         """Cells that cannot drop anything on what they are given."""
-        return [cell for cell in self.grid.cells if never_prunes(cell, json.loads(cell.settings))]
+        return [cell for cell in self.grid.cells if never_prunes(cell, settings_of(cell))]
 
     def rows_expected(self, cell: Cell) -> int:
         """How many rows make a cell complete; a timed one may have more rounds."""
-        settings = json.loads(cell.settings)
+        settings = settings_of(cell)
         if cell.task == "perplexity":
             return len(self.windows(cell))
         if cell.task == "generation":
             return settings["repeats"]
         return len(settings["kinds"]) * len(settings["context_tokens"]) * len(settings["depths"]) * settings["questions"]
 
-    def windows(self, cell: Cell) -> list[Window]:
+    def windows(self, cell: Cell) -> tuple[Window, ...]:
         """The windows of a perplexity cell."""
-        settings = json.loads(cell.settings)
+        settings = settings_of(cell)
         tokens = len(self.resolved.tokens[cell.model, cell.dataset].ids)
-        return plan_windows(tokens, settings["window"], settings["stride"], settings["windows"])
+        return _windows(tokens, settings["window"], settings["stride"], settings["windows"])
+
+
+@lru_cache(maxsize=256)
+def _windows(tokens: int, window: int, stride: int, limit: int) -> tuple[Window, ...]:
+    return tuple(plan_windows(tokens, window, stride, limit))
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
@@ -81,28 +88,29 @@ def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
     spec = with_own_policies(spec)
     resolved = resolve(spec, auto_device)
     plan = Plan(spec, resolved, make_grid(spec, resolved.targets))
-    groups = itertools.groupby(plan.grid.cells, key=lambda cell: cell.dense)
-    for dense, cells in groups:
-        plan.units += _cut(plan, dense, list(cells))
-    plan.units.sort(key=lambda unit: (unit.task != "perplexity", unit.cells[0].model, -unit.cost_seconds))
+    for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
+        plan.units += _cut(plan, list(cells))
+    plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
     plan.notes += _notes(plan)
     return plan
 
 
-def _cut(plan: Plan, dense: Cell, cells: list[Cell]) -> list[PlannedUnit]:
-    """One group of cells (same target, task and settings) as units."""
+def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
+    """One group of cells (same target, task and settings), the dense one first, as units."""
+    dense = cells[0]
     facts = plan.resolved.models[dense.model]
-    if dense.task == "generation":  # all cells of a comparison take turns in one unit
-        return [PlannedUnit("generation", tuple(cells), (), sum(_cost(facts, cell) for cell in cells))]
-    if dense.task == "retrieval":
-        batches = [tuple(cells[i : i + 8]) for i in range(0, len(cells), 8)]
-        return [PlannedUnit("retrieval", batch, (), sum(_cost(facts, cell) for cell in batch)) for batch in batches]
+    timed = dense.task == "generation"
+    need = Need(dense.device, timed, worker_bytes(facts, dense), f"{facts.revision} {dense.dtype}")
+    if dense.task != "perplexity":  # all cells of a timed comparison take turns in one unit
+        size = len(cells) if timed else CELLS_PER_RETRIEVAL_UNIT
+        batches = [tuple(cells[i : i + size]) for i in range(0, len(cells), size)]
+        return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
     windows = plan.windows(dense)
     units = []
     for batch in _batches(cells):
         for start in range(0, len(windows), WINDOWS_PER_UNIT):
-            part = tuple(windows[start : start + WINDOWS_PER_UNIT])
-            units.append(PlannedUnit("perplexity", batch, part, _perplexity_cost(facts, batch, len(part))))
+            part = windows[start : start + WINDOWS_PER_UNIT]
+            units.append(PlannedUnit("perplexity", batch, part, perplexity_seconds(facts, batch, len(part)), need))
     return units
 
 
@@ -124,40 +132,6 @@ def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(batch) for batch in batches if batch]
 
 
-def schedule_of(cell: Cell, steps: int) -> Schedule:
-    """The event schedule of a cell's pruning layers over one-token steps."""
-    return event_schedule(cell.keep_ratio, cell.prune_after or 1, steps)
-
-
-def _perplexity_cost(facts: ModelFacts, cells: Sequence[Cell], windows: int) -> float:
-    """Estimated seconds of a unit: one dense pass, each cell's tokens behind its first event, passes shared by the cells."""
-    steps = json.loads(cells[0].settings)["window"] - 1
-    schedules = [schedule_of(cell, steps) for cell in cells]
-    tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
-    passes = 1 + max(len(schedule.events) for schedule in schedules)
-    return windows * tokens * _seconds_per_token(facts, cells[0].device) + passes * _seconds_per_pass(facts, cells[0].device)
-
-
-def _seconds_per_token(facts: ModelFacts, device: str) -> float:
-    return 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[device]
-
-
-def _seconds_per_pass(facts: ModelFacts, device: str) -> float:
-    return SECONDS_PER_PASS_LAYER[device] * facts.layers
-
-
-def _cost(facts: ModelFacts, cell: Cell) -> float:
-    """Estimated seconds of a generation or retrieval cell on one core or one GPU."""
-    settings, flops = json.loads(cell.settings), _seconds_per_token(facts, cell.device)
-    per_pass = _seconds_per_pass(facts, cell.device)
-    if cell.task == "generation":
-        per_step = per_pass + settings["batch_size"] * flops
-        one = settings["batch_size"] * settings["prompt_tokens"] * flops + settings["new_tokens"] * per_step
-        return one * (settings["repeats"] + settings["warmup"])
-    questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
-    return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])
-
-
 def _notes(plan: Plan) -> list[str]:
     notes = []
     if plan.never_prune:
@@ -174,7 +148,7 @@ def _notes(plan: Plan) -> list[str]:
             )
     for dense in (cell for cell in plan.grid.cells if cell.policy == "dense" and cell.task == "perplexity"):
         count = len(plan.windows(dense))
-        asked = json.loads(dense.settings)["windows"]
+        asked = settings_of(dense)["windows"]
         if count < asked:
             notes.append(f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for")
         if count < 2:
@@ -182,14 +156,9 @@ def _notes(plan: Plan) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def pending_units(plan: Plan, is_missing: Callable[[Cell, tuple[Window, ...]], bool]) -> list[PlannedUnit]:
-    """The units, whole, in which any cell is missing rows."""
-    return [unit for unit in plan.units if any(is_missing(cell, unit.windows) for cell in unit.cells)]
-
-
 def questions_of(plan: Plan, cell: Cell) -> list[Question]:
     """The retrieval questions of a cell, in its model's tokens."""
-    settings: dict[str, Any] = json.loads(cell.settings)
+    settings = settings_of(cell)
     tokenizer = Tokenizer.from_file(plan.resolved.models[cell.model].tokenizer_file)
     ids = plan.resolved.tokens[cell.model, cell.dataset].ids.tolist()
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.grid import Cell
-from pipeline.plan import Plan, schedule_of
+from pipeline.estimates import schedule_of
+from pipeline.grid import Cell, settings_of
+from pipeline.plan import Plan
 
 LISTED = 400
 
@@ -21,8 +21,8 @@ def print_plan(plan: Plan, every: bool = False) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=160)  # a pipe has no width of its own
     never = {cell.cell_id for cell in plan.never_prune}
     cells = plan.grid.cells if every else plan.grid.cells[:LISTED]
-    for dense, group in groupby(cells, key=lambda cell: cell.dense):
-        console.print(_table(plan, dense, list(group), never))
+    for _, group in groupby(cells, key=lambda cell: cell.group):
+        console.print(_table(plan, list(group), never))
     if len(cells) < len(plan.grid.cells):
         console.print(f"... and {len(plan.grid.cells) - len(cells)} more cells (--all lists them)")
     console.print(f"{len(plan.grid.cells)} cells in {len(plan.units)} units")
@@ -32,10 +32,11 @@ def print_plan(plan: Plan, every: bool = False) -> None:
         console.print(f"note: {note}", markup=False)
     seconds = sum(unit.cost_seconds for unit in plan.units)
     console.print(f"estimate: {datetime.timedelta(seconds=round(seconds))} of one core's or GPU's time (rough), ", end="")
-    console.print(f"{max((_memory(plan, cell) for cell in plan.grid.cells), default=0) / 2**20:,.0f} MiB per worker")
+    console.print(f"{max((unit.need.memory_bytes for unit in plan.units), default=0) / 2**20:,.0f} MiB per worker at most")
 
 
-def _table(plan: Plan, dense: Cell, cells: list[Cell], never: set[str]) -> Table:
+def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
+    dense = cells[0]
     title = f"{dense.task}: {dense.model} on {dense.dataset}, {dense.device} {dense.dtype}"
     table = Table(title=_plain(title), title_justify="left")
     for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect", "mode", "events", "realised budget", ""):
@@ -67,18 +68,9 @@ def _plain(text: str) -> str:
 
 
 def _steps(cell: Cell) -> int:
-    settings = json.loads(cell.settings)
+    settings = settings_of(cell)
     if cell.task == "perplexity":
         return settings["window"] - 1
     if cell.task == "generation":
         return settings["prompt_tokens"] + settings["new_tokens"] - 1
     return max(settings["context_tokens"])
-
-
-def _memory(plan: Plan, cell: Cell) -> float:
-    """Bytes: weights, two caches of a batch of windows, one slice of logits."""
-    facts = plan.resolved.models[cell.model]
-    width = 4 if cell.dtype == "float32" else 2
-    rows = min(16, len(plan.windows(cell))) if cell.task == "perplexity" else 1
-    cache = 2 * rows * _steps(cell) * facts.layers * facts.kv_heads * facts.head_dim * 2 * width
-    return facts.parameters * width + cache + 64 * 2**20

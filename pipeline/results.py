@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import obstore
 import polars as pl
@@ -21,15 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
+from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, schema, to_arrow
 from pipeline.store_errors import explained, repeats
+
+__all__ = [
+    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "RunStore", "is_remote", "schema",
+    "to_arrow",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig  # not there at run time
-
-SCHEMA_VERSION = 3
-
-ANSWER_TOKENS = 8
-"""Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
 
 RETRIES: RetryConfig = {
     "max_retries": 10,
@@ -38,133 +39,21 @@ RETRIES: RetryConfig = {
 }
 """How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost by stopping."""
 
+LEAST_BYTES = 12
+"""A Parquet file has at least its two marks and the length of its footer."""
+
 CREATE_ATTEMPTS = 5
 """Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have worked."""
 
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
 
-CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "run_id": pl.String,
-    "protocol_version": pl.Int32,
-    "cell_id": pl.String,
-    "dense_cell_id": pl.String,
-    "model": pl.String,
-    "model_revision": pl.String,
-    "dataset": pl.String,
-    "dataset_fingerprint": pl.String,
-    "device": pl.String,
-    "device_name": pl.String,
-    "dtype": pl.String,
-    "policy": pl.String,
-    "keep_ratio": pl.Float64,
-    "prune_after": pl.Int32,
-    "skip_layers": pl.List(pl.Int32),
-    "protect_sink": pl.Int32,
-    "protect_recent": pl.Int32,
-    "schedule": pl.String,
-    "position_mode": pl.String,
-    "seed": pl.Int64,
-}
-"""The columns every table starts with: who made the row and which cell it belongs to."""
 
-TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
-    "perplexity": {
-        "window_index": pl.Int32,
-        "window_start": pl.Int64,
-        "window": pl.Int32,
-        "stride": pl.Int32,
-        "document": pl.Int32,
-        "tokens_scored": pl.Int32,
-        "nll_sum": pl.Float64,
-        "nll": pl.List(pl.Float32),
-        "tokens_correct": pl.Int32,
-        "prune_events": pl.Int32,
-        "tokens_scored_pruned": pl.Int32,
-        "cache_tokens_mean": pl.Float64,
-        "cache_tokens_peak": pl.Int32,
-        "cache_tokens_final": pl.List(pl.Int32),
-        "kv_bytes_mean": pl.Float64,
-        "kv_bytes_peak": pl.Int64,
-        "recent_retained": pl.Float64,
-        "sink_retained": pl.Float64,
-        "score_ties": pl.Float64,
-        "forward_passes": pl.Int32,
-        "seconds": pl.Float64,
-        "event_steps": pl.List(pl.Int32),
-        "event_kept": pl.List(pl.Int32),
-    },
-    "generation": {
-        "prompt_tokens": pl.Int32,
-        "batch_size": pl.Int32,
-        "new_tokens": pl.Int32,
-        "timing_protocol": pl.String,
-        "repeat": pl.Int32,
-        "round_order": pl.Int32,
-        "control": pl.Boolean,
-        "ttft_seconds": pl.Float64,
-        "prompt_prune_seconds": pl.Float64,
-        "tpot_seconds": pl.Float64,
-        "total_seconds": pl.Float64,
-        "tokens_per_second": pl.Float64,
-        "token_seconds": pl.List(pl.Float64),
-        "prune_steps": pl.List(pl.Int32),
-        "prune_seconds": pl.Float64,
-        "kv_bytes_prompt": pl.Int64,
-        "kv_bytes_peak": pl.Int64,
-        "kv_bytes_final": pl.Int64,
-        "kv_bytes_step_mean": pl.Float64,
-        "weight_bytes": pl.Int64,
-        "memory_bandwidth": pl.Float64,
-        "peak_memory_bytes": pl.Int64,
-        "peak_memory_method": pl.String,
-        "prune_events": pl.Int32,
-        "output_tokens": pl.List(pl.Int32),
-        "threads": pl.Int32,
-    },
-    "retrieval": {
-        "kind": pl.String,
-        "context_tokens": pl.Int32,
-        "depth": pl.Float64,
-        "question_index": pl.Int32,
-        "expected": pl.String,
-        "answer": pl.String,
-        "correct": pl.Boolean,
-        "prune_events": pl.Int32,
-        "answer_position_retained": pl.Float64,
-    },
-    "failures": {
-        "task": pl.String,
-        "error_type": pl.String,
-        "message": pl.String,
-        "traceback": pl.String,
-        "attempts": pl.Int32,
-        "node": pl.String,
-    },
-}
-"""The columns each task adds. ``control``: the second run of the dense cell in a round. ``prune_steps``: indices into
-``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured beside the run, bytes per second.
-``seconds`` of perplexity is the window's share of its unit's wall time, for cost only. ``event_steps``: tokens seen at each prune
-of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
-cell, empty where nothing is ever pruned, null in files of older schemas."""
-
-TASKS = ("perplexity", "generation", "retrieval")
-
-
-def schema(task: str) -> pl.Schema:
-    """The whole schema of a table, cell columns first."""
-    return pl.Schema({**CELL_COLUMNS, **TASK_COLUMNS[task]})
-
-
-def to_arrow(task: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table in the table's schema. Raises ValueError where a row lacks a column or has one too many."""
-    wanted = schema(task)
-    for row in rows:
-        if row.keys() != wanted.keys():
-            raise ValueError(
-                f"{task} row: missing {sorted(wanted.keys() - row.keys())}, unknown {sorted(row.keys() - wanted.keys())}"
-            )
-    return pl.DataFrame(rows, schema=wanted, orient="row").to_arrow()
+def as_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """A whole file, with the schema's version and ``metadata`` in it."""
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"kvsweep_schema": str(SCHEMA_VERSION), **metadata}), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def is_remote(directory: str) -> bool:
@@ -232,21 +121,32 @@ class RunStore:
         with self._explained():
             obstore.delete(self.store, name)
 
+    def delete_all(self, names: Sequence[str]) -> None:
+        """Remove many objects, in an object store with few requests; one that is gone already is no error."""
+        with self._explained():
+            if is_remote(self.directory):
+                obstore.delete(self.store, list(names))
+                return
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(self.store, name)
+
+    def sizes(self, task: str) -> dict[str, int]:
+        """Names of a table's parts, sorted, and their bytes."""
+        with self._explained():
+            found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch}
+        return {name: found[name] for name in sorted(found) if name.endswith(".parquet")}
+
     def parts(self, task: str) -> list[str]:
         """Names of a table's parts, sorted."""
-        with self._explained():
-            found = [meta["path"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch]
-        return sorted(name for name in found if name.endswith(".parquet"))
+        return list(self.sizes(task))
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self.directory) if is_remote(self.directory) else contextlib.nullcontext()
 
     def write_part(self, task: str, unit_id: str, table: pa.Table) -> bool:
         """Put one unit's rows as ``task/unit_id.parquet``; False where another writer was first."""
-        buffer = io.BytesIO()
-        marked = table.replace_schema_metadata({"kvsweep_schema": str(SCHEMA_VERSION), "unit_id": unit_id})
-        pq.write_table(marked, buffer, compression="zstd")
-        return self.put(f"{task}/{unit_id}.parquet", buffer.getvalue())
+        return self.put(f"{task}/{unit_id}.parquet", as_parquet(table, {"unit_id": unit_id}))
 
     def add_part(self, task: str, unit_id: str, table: pa.Table) -> str:
         """Put one unit's rows beside those that it has given before; returns the part's name.
@@ -256,10 +156,15 @@ class RunStore:
         names = itertools.chain([unit_id], (f"{unit_id}-{number}" for number in itertools.count(1)))
         return next(f"{task}/{name}.parquet" for name in names if self.write_part(task, name, table))
 
-    def set_aside_unreadable(self, task: str) -> list[str]:
-        """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names."""
+    def set_aside_unreadable(self, task: str, *, thorough: bool = False) -> list[str]:
+        """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names.
+
+        Looks at sizes alone, which finds what a scan takes for an empty table, unless ``thorough``: then at every footer.
+        """
         broken = []
-        for name in self.parts(task):
+        for name, size in self.sizes(task).items():
+            if size >= LEAST_BYTES and not thorough:
+                continue
             content = self.get(name) or b""
             try:
                 pq.read_metadata(io.BytesIO(content))
@@ -283,12 +188,17 @@ class RunStore:
         names = self.parts(task) if parts is None else parts
         if not names:
             return pl.LazyFrame(schema=schema(task) | ({part_column: pl.String} if part_column else {}))
-        return pl.scan_parquet(
-            [f"{self.directory}/{name}" for name in names],
-            schema=schema(task),
-            missing_columns="insert",
-            extra_columns="ignore",
-            cast_options=pl.ScanCastOptions(integer_cast="upcast"),
-            glob=False,
-            include_file_paths=part_column,
-        )
+        return scan_files(task, [f"{self.directory}/{name}" for name in names], part_column)
+
+
+def scan_files(task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None) -> pl.LazyFrame:
+    """Parquet files of a table, of this schema or an older one."""
+    return pl.scan_parquet(
+        sources,
+        schema=schema(task),
+        missing_columns="insert",
+        extra_columns="ignore",
+        cast_options=pl.ScanCastOptions(integer_cast="upcast"),
+        glob=False,
+        include_file_paths=part_column,
+    )

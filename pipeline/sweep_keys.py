@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -72,9 +73,10 @@ class CellFilter(_Strict):
         given = {axis: getattr(self, axis, None) for axis in FIELDS}
         return {axis: [cell_value(axis, v) for v in values] for axis, values in given.items() if values is not None}
 
-    def matches(self, cell: Any) -> bool:
-        """Whether the cell (``grid.Cell``) has one of the values on every axis that is named."""
-        return all(getattr(cell, FIELDS[axis]) in values for axis, values in self.named().items())
+
+def matches(named: Mapping[str, Collection[Any]], cell: Any) -> bool:
+    """Whether a cell (``grid.Cell``) has one of the values on every axis that a filter names."""
+    return all(getattr(cell, FIELDS[axis]) in values for axis, values in named.items())
 
 
 class Exclusion(CellFilter):

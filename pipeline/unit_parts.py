@@ -56,5 +56,5 @@ class PartWriter:
 def cell_columns(cell: Cell, run_id: str, device_name: str) -> dict[str, Any]:
     """The columns that every table starts with."""
     own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
-    rest = asdict(cell) | own | {"dense_cell_id": cell.dense.cell_id, "skip_layers": list(cell.skip_layers)}
+    rest = cell.values() | own | {"dense_cell_id": cell.dense.cell_id, "skip_layers": list(cell.skip_layers)}
     return {name: rest[name] for name in CELL_COLUMNS}

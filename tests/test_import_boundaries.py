@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("pipeline", "workers", "analysis")
 HEAVY = ("torch", "transformers")
-TORCH_FREE_WORKERS = ("budget", "corpora", "model_files", "policy_files", "retrieval", "settings", "windows", "work")
+TORCH_FREE_WORKERS = (
+    "budget", "corpora", "gpu_memory", "model_files", "policy_files", "retrieval", "settings", "windows", "work",
+)  # fmt: skip
 """The modules of workers that planning uses."""
 
 

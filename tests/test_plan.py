@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import CELLS_PER_UNIT, WINDOWS_PER_UNIT, make_plan, pending_units, questions_of
+from pipeline.plan import CELLS_PER_UNIT, WINDOWS_PER_UNIT, make_plan, questions_of
 from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
-from pipeline.sweep import work_unit
+from pipeline.unit_inputs import work_unit
 
 
 @pytest.fixture
@@ -54,28 +54,10 @@ def test_a_units_id_follows_from_its_cells_and_windows(plan_of):
     assert replace(unit, cost_seconds=0.0).unit_id == unit.unit_id
 
 
-def test_all_missing_is_every_unit_and_nothing_missing_none(plan_of):
-    plan = plan_of(**MANY)
-    assert pending_units(plan, lambda cell, windows: True) == plan.units
-    assert pending_units(plan, lambda cell, windows: False) == []
-
-
-def test_a_unit_in_which_anything_is_missing_runs_whole_and_no_other(plan_of):
-    plan = plan_of(**MANY)
-    cell = plan.units[0].cells[0]
-    lacking = [unit for unit in plan.units if cell in unit.cells]
-    assert 0 < len(lacking) < len(plan.units)
-    assert pending_units(plan, lambda asked, windows: asked == cell) == lacking
-    last = pending_units(plan, lambda asked, windows: asked == cell and any(window.index == 17 for window in windows))
-    assert last == [unit for unit in lacking if unit.windows[-1].index == 19]
-
-
-def test_timed_cells_of_a_comparison_are_one_unit_that_runs_whole_or_not_at_all(plan_of):
+def test_timed_cells_of_a_comparison_are_one_unit(plan_of):
     plan = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
     assert [len(unit.cells) for unit in plan.units] == [3, 3]
     assert all(unit.cells[0].policy == "dense" for unit in plan.units)
-    one_missing = pending_units(plan, lambda cell, windows: cell == plan.units[0].cells[1])
-    assert one_missing == plan.units[:1]
 
 
 def test_timed_cells_of_each_protocol_are_a_unit_of_their_own(plan_of):

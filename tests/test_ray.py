@@ -5,17 +5,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from pipeline.executors import InlineExecutor, RayExecutor
+from pipeline.executors import RayExecutor
+from pipeline.inline import InlineExecutor
+from pipeline.placement import Need
 from pipeline.plan import make_plan
 from pipeline.schedule import MAX_ATTEMPTS, Outcome, run_units
 from pipeline.spec import load_spec
-from pipeline.sweep import work_unit
+from pipeline.unit_inputs import work_unit
+from tests.ready import Ready, unwrap
 from workers.work import UnitResult, WorkUnit
 
 pytestmark = pytest.mark.slow
@@ -41,7 +45,7 @@ def executor(cluster):
 
 
 @pytest.fixture
-def units(sweep_file) -> list[WorkUnit]:
+def units(sweep_file) -> list[Ready]:
     """Three perplexity units, one of retrieval and one of generation."""
     sweep = sweep_file(
         keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]", prune_after="[8, 16]", policies="[knorm, random, streaming, recent, knorm_high]",
@@ -49,20 +53,25 @@ def units(sweep_file) -> list[WorkUnit]:
         retrieval="{context_tokens: [240], depths: [0.5], questions: 1}",
     )  # fmt: skip
     plan = make_plan(load_spec(str(sweep)))
-    made = [work_unit(plan, unit) for unit in plan.units]
-    retrieval = next(unit for unit in made if unit.task == "retrieval")
-    return [unit for unit in made if unit.task == "perplexity"] + [retrieval] + [u for u in made if u.task == "generation"]
+    made = {task: [u for u in plan.units if u.task == task] for task in ("perplexity", "retrieval", "generation")}
+    chosen = [*made["perplexity"], made["retrieval"][0], *made["generation"]]
+    return [Ready(work_unit(plan, unit), unit.need, unit.cost_seconds) for unit in chosen]
 
 
-def collected(units: list[WorkUnit], executor: RayExecutor | InlineExecutor) -> dict[str, tuple[UnitResult, int]]:
+def renamed(ready: Ready, unit_id: str, **changes: object) -> Ready:
+    """The same unit under another name, with other content."""
+    return replace(ready, unit=replace(ready.unit, unit_id=unit_id, **changes))
+
+
+def collected(units: list[Ready], executor: RayExecutor | InlineExecutor) -> dict[str, tuple[UnitResult, int]]:
     """Result and attempts of each unit; each reported once."""
     results: dict[str, tuple[UnitResult, int]] = {}
 
-    def keep(unit: WorkUnit, result: UnitResult, attempts: int) -> None:
+    def keep(unit: Ready, result: UnitResult, attempts: int) -> None:
         assert unit.unit_id not in results
         results[unit.unit_id] = result, attempts
 
-    run_units(units, executor, keep)
+    run_units(units, executor, unwrap, keep)
     assert results.keys() == {unit.unit_id for unit in units}
     return results
 
@@ -91,8 +100,8 @@ def test_ray_gives_the_same_rows_as_inline(units, executor):
 
 def test_actors_keep_their_model_and_only_as_many_live_as_there_is_room_for(units, executor):
     most = 0
-    perplexity = [u for u in units if u.task == "perplexity"]
-    many = [replace(u, unit_id=f"{u.unit_id}-{i}", cells=u.cells[:3]) for u in perplexity for i in range(3)]
+    perplexity = [ready for ready in units if ready.unit.task == "perplexity"]
+    many = [renamed(ready, f"{ready.unit_id}-{i}", cells=ready.unit.cells[:3]) for ready in perplexity for i in range(3)]
     wait = executor.wait
 
     def watched(timeout: float) -> list[Outcome]:
@@ -110,15 +119,16 @@ def test_actors_keep_their_model_and_only_as_many_live_as_there_is_room_for(unit
 
 
 def test_a_unit_that_needs_a_gpu_ends_with_a_reason_and_the_rest_goes_on(units, executor):
-    if any(node.get("GPU") for node in executor._nodes):
+    if any(node.gpus for node in executor.fleet.nodes.values()):
         pytest.skip("this machine has a GPU")
-    nowhere = [replace(units[0], unit_id="gpu", device="cuda"), replace(units[-1], unit_id="timed gpu", device="cuda")]
+    asks = {"gpu": units[0], "timed gpu": units[-1]}
+    nowhere = [replace(renamed(ready, name), need=replace(ready.need, device="cuda")) for name, ready in asks.items()]
     results = collected([*nowhere, units[1]], executor)
     for unit in nowhere:
         result, attempts = results[unit.unit_id]
-        assert [failure.cell_id for failure in result.failures] == [cell.cell_id for cell in unit.cells]
+        assert [failure.cell_id for failure in result.failures] == [cell.cell_id for cell in unit.unit.cells]
         assert {failure.error_type for failure in result.failures} == {"NoCapacity"}
-        assert "can ever hold a cuda worker" in result.failures[0].message and attempts == 1
+        assert "no node of this cluster could hold a cuda worker" in result.failures[0].message and attempts == 0
     assert results[units[1].unit_id][0].rows
 
 
@@ -130,13 +140,18 @@ class KillsActors:
         self.submitted: Counter[str] = Counter()
         self.killed: list[object] = []
 
-    def submit(self, unit: WorkUnit) -> bool:
-        taken = self.executor.submit(unit)
-        self.submitted[unit.unit_id] += taken
-        return taken
+    def has_room(self, need: Need) -> bool:
+        return self.executor.has_room(need)
+
+    def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
+        return self.executor.wanted(queued)
+
+    def submit(self, unit: WorkUnit, need: Need, cost_seconds: float) -> None:
+        self.executor.submit(unit, need, cost_seconds)
+        self.submitted[unit.unit_id] += 1
 
     def wait(self, timeout: float) -> list[Outcome]:
-        working = [s for s in self.executor._slots if s.unit and s.unit.unit_id == self.unit_id and s.ready]
+        working = [s for s in self.executor._slots if s.unit_id == self.unit_id and s.ready]
         working = [s for s in working if s.actor not in self.killed]  # its death may be reported after another unit's result
         if working and self.left:
             self.left -= 1
@@ -150,7 +165,7 @@ def test_a_unit_whose_actor_is_killed_is_done_by_another(units, executor):
     results = collected(units[:2], killer)
     result, attempts = results[units[0].unit_id]
     assert killer.left == 0 and killer.submitted[units[0].unit_id] == attempts == 2
-    assert result.failures == [] and len(result.rows) == len(units[0].cells) * 3
+    assert result.failures == [] and len(result.rows) == len(units[0].unit.cells) * 3
 
 
 def test_a_unit_that_kills_every_actor_is_given_up_and_the_rest_goes_on(units, executor):
@@ -159,13 +174,13 @@ def test_a_unit_that_kills_every_actor_is_given_up_and_the_rest_goes_on(units, e
     result, attempts = results[units[0].unit_id]
     assert attempts == MAX_ATTEMPTS == 99 - killer.left
     assert {failure.error_type for failure in result.failures} == {"ActorDiedError"}
-    assert len(result.failures) == len(units[0].cells) and result.rows == []
+    assert len(result.failures) == len(units[0].unit.cells) and result.rows == []
     assert results[units[1].unit_id][0].rows and results[units[1].unit_id][0].failures == []
 
 
 def test_an_exception_of_the_worker_is_a_failure_with_its_own_traceback_and_not_tried_again(units, executor):
-    facts = replace(units[0].model, source="/no/such/model", revision="other")
-    results = collected([replace(units[0], unit_id="broken", model=facts)], executor)
+    facts = replace(units[0].unit.model, source="/no/such/model", revision="other")
+    results = collected([renamed(units[0], "broken", model=facts)], executor)
     result, attempts = results["broken"]
     assert attempts == 1
     assert {failure.error_type for failure in result.failures} == {"ModelError"}
@@ -175,9 +190,10 @@ def test_an_exception_of_the_worker_is_a_failure_with_its_own_traceback_and_not_
 ALONE = """\
 import os, sys
 from pipeline.executors import RayExecutor
+from pipeline.placement import Need
 executor = RayExecutor("local", threads=1)
 print(executor.ray.get_runtime_context().gcs_address, flush=True)
-slot = executor._start(("cpu", False))
+slot = executor._start(executor.fleet.find(Need("cpu", False, 2**20, "m")))
 print(executor.ray.get(slot.actor.__ray_call__.remote(lambda worker: os.getpid())), flush=True)
 sys.stdin.readline()
 executor.close()

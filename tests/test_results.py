@@ -108,12 +108,20 @@ def test_unreadable_parts_are_set_aside_and_the_others_stay(store, damage):
     file = part(store, "perplexity", "bad")
     broken = damage(file.read_bytes())
     file.write_bytes(broken)
-    assert store.set_aside_unreadable("perplexity") == ["perplexity/bad.parquet"]
+    assert store.set_aside_unreadable("perplexity", thorough=True) == ["perplexity/bad.parquet"]
     assert store.parts("perplexity") == ["perplexity/good.parquet"]
     assert file.with_name("bad.parquet.unreadable").read_bytes() == broken
     assert store.scan("perplexity").collect().height == 1
-    assert store.set_aside_unreadable("perplexity") == []
+    assert store.set_aside_unreadable("perplexity", thorough=True) == []
     assert store.write_part("perplexity", "bad", to_arrow("perplexity", [perplexity_row()])), "its name is free again"
+
+
+def test_without_looking_at_each_footer_those_are_set_aside_that_a_scan_would_take_for_empty_tables(store):
+    for name, content in (("empty", b""), ("broken", b"x" * 40)):
+        store.put(f"perplexity/{name}.parquet", content)
+    assert store.set_aside_unreadable("perplexity") == ["perplexity/empty.parquet"]
+    with pytest.raises(pl.exceptions.PolarsError):
+        store.scan("perplexity").collect()
 
 
 def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_left_out(store):

@@ -152,9 +152,9 @@ def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
         run_unit(perplexity_unit([PruneSettings("dense")], rows=2), tiny_model("llama"), CPU)
 
 
-def test_the_batch_follows_free_memory(monkeypatch):
+def test_the_batch_follows_from_the_windows_size_alone(monkeypatch):
     model = tiny_model("llama")
     one = window_bytes(model, 100)
-    for free, expected in ((one * 100_000, 16), (0, 1)):
-        monkeypatch.setattr("workers.unit.free_bytes", lambda device, free=free: free)
-        assert _batch_windows(model, 100, CPU) == expected
+    for allowed, expected in ((one * 100_000, 16), (one * 5 + 1, 5), (0, 1)):
+        monkeypatch.setattr("workers.unit.BATCH_WINDOWS_BYTES", allowed)
+        assert _batch_windows(model, 100) == expected

@@ -89,7 +89,7 @@ def _sum_range(first: int, last: int) -> int:
     return (first + last) * (last - first + 1) // 2 if last >= first else 0
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def event_schedule(keep_ratio: float, prune_after: int, steps: int) -> Schedule:
     """All prune events of a pruning layer over ``steps`` one-token steps from an empty cache."""
     events: list[tuple[int, int, int]] = []

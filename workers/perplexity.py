@@ -21,14 +21,11 @@ from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
-from workers.settings import PruneSettings
+from workers.settings import CELLS_BYTES, PruneSettings
 from workers.shared_prefix import SharedPrefix
 
 SHORT_PASS_TOKENS = 512
 """Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""
-
-BATCH_BYTES = 2**30
-"""Keys and values of the cells that go through together, at most."""
 
 
 @torch.inference_mode()
@@ -120,7 +117,7 @@ def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int
         pruned = sum(group[0].settings.prunes(i) for i in range(layers))
         peak = max(track.schedule.peak for track in group)
         row = (pruned * peak + (layers - pruned) * group[0].schedule.steps) * entry_bytes
-        size = max(1, BATCH_BYTES // max(1, row * windows))
+        size = max(1, CELLS_BYTES // max(1, row * windows))
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
         for first in range(0, len(group), size):
             yield group[first : first + size]

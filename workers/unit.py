@@ -14,17 +14,13 @@ from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.generation import forward
-from workers.memory import cores_sharing, free_bytes, is_out_of_memory
+from workers.memory import is_out_of_memory
 from workers.perplexity import evaluate, window_bytes
 from workers.pruned_cache import PrunedCache
 from workers.rounds import Timed, timed_rounds
-from workers.settings import PruneSettings
+from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS, PruneSettings
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
-
-MAX_BATCH_WINDOWS = 16
-MEMORY_SHARE = 0.3
-"""Of the free memory; the rest is for the cells that go on from the windows, and for what else runs here."""
 
 
 def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
@@ -41,7 +37,7 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     work = unit.work
     assert isinstance(work, PerplexityWork)
     failed: set[str] = set()
-    start, size = 0, _batch_windows(model, work.tokens.shape[1], device)
+    start, size = 0, _batch_windows(model, work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
         windows = work.windows[part]
@@ -67,10 +63,9 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     result.rows = [row for row in result.rows if row["cell_id"] not in failed]
 
 
-def _batch_windows(model: nn.Module, length: int, device: torch.device) -> int:
-    """Windows that go through together: what the free memory holds, at most MAX_BATCH_WINDOWS."""
-    share = free_bytes(device) * MEMORY_SHARE / (cores_sharing() if device.type == "cpu" else 1)
-    return int(max(1, min(MAX_BATCH_WINDOWS, share // window_bytes(model, length))))
+def _batch_windows(model: nn.Module, length: int) -> int:
+    """Windows that go through together. Never by what memory is free now: a batch of another size gives other last bits."""
+    return max(1, min(MAX_BATCH_WINDOWS, BATCH_WINDOWS_BYTES // window_bytes(model, length)))
 
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:

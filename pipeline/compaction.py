@@ -1,0 +1,74 @@
+"""Many small parts -> few large ones, while a run goes on or after it. No row is ever missing or lost on the way.
+
+The rows are put as one whole new part first, and the parts that it replaces are deleted after that: a reader in between, or after
+a crash, sees rows twice, which everything that reads them knows to drop (``done``, ``analysis.load``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+
+from pipeline.results import TASK_COLUMNS, RunStore, as_parquet, scan_files
+
+SMALL_BYTES, TARGET_BYTES, MOST_PARTS = 4 * 2**20, 48 * 2**20, 4000
+"""Parts under the first are put together, up to the second or third: what fits in the driver's memory unpacked."""
+AT_LEAST, READERS = 2, 16
+PREFIX, REPLACES = "compact-", "kvsweep_replaces"
+
+
+def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> int:
+    """Put small parts together; returns how many were replaced. The caller is the only writer of the run."""
+    replaced = 0
+    for task in tasks:
+        finish(store, task)
+        for names in _groups(store, task):
+            with ThreadPoolExecutor(READERS) as pool:
+                contents = dict(zip(names, pool.map(store.get, names), strict=True))
+            digests = {name: _digest(content) for name, content in contents.items() if content is not None}
+            table = scan_files(task, [io.BytesIO(content) for content in contents.values() if content is not None]).collect()
+            digest = _digest(json.dumps(digests).encode())
+            store.put(f"{task}/{PREFIX}{digest[:20]}.parquet", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
+            store.delete_all(names)
+            replaced += len(names)
+    return replaced
+
+
+def finish(store: RunStore, task: str) -> None:
+    """Delete what a compaction that was cut off has left: parts that are, byte for byte, in a compacted one."""
+    names = set(store.parts(task))
+    for name in sorted(names):
+        if not name.startswith(f"{task}/{PREFIX}"):
+            continue
+        metadata = pq.read_metadata(io.BytesIO(store.get(name) or b"")).metadata or {}
+        replaces: dict[str, str] = json.loads(metadata.get(REPLACES.encode(), b"{}"))
+        left = [part for part in replaces.keys() & names if _digest(store.get(part) or b"") == replaces[part]]
+        if left:
+            store.delete_all(sorted(left))
+            names -= set(left)
+
+
+def _groups(store: RunStore, task: str) -> Iterator[list[str]]:
+    """Small parts to put together, oldest names first."""
+    group: list[str] = []
+    total = 0
+    for name, size in store.sizes(task).items():
+        if size >= SMALL_BYTES:
+            continue
+        if group and (total + size > TARGET_BYTES or len(group) == MOST_PARTS):
+            if len(group) >= AT_LEAST:
+                yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if len(group) >= AT_LEAST:
+        yield group
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,137 @@
+"""One driver's turn: sends out what is pending, stores each result at once, logs, shows progress, compacts small parts."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from pipeline import waiting
+from pipeline.compaction import compact
+from pipeline.executors import RayExecutor
+from pipeline.inline import InlineExecutor
+from pipeline.placement import Need
+from pipeline.plan import PlannedUnit
+from pipeline.progress import Progress
+from pipeline.run_log import RunLog
+from pipeline.schedule import Retry, run_units
+from pipeline.session import Session
+from pipeline.time_left import TimeLeft
+from pipeline.unit_inputs import work_unit
+from pipeline.unit_parts import PartWriter
+from workers.work import Failure, UnitResult
+
+COMPACT_EVERY = 2000
+"""Parts of one table, after which they are put together: a directory of a hundred thousand files is slow to read anywhere."""
+
+Executor = InlineExecutor | RayExecutor
+
+
+def execute(session: Session, executor: Executor) -> list[Failure]:
+    """Drive all pending units to their end; returns the failures. Ends the executor whatever happens."""
+    with _interruptible(), RunLog(session.store, session.run_id) as log:
+        turn = _Turn(session, executor, log)
+        log.write("start", cells=turn.progress.cells, units=len(session.pending))
+        try:
+            with turn.progress:
+                run_units(
+                    session.pending, executor, partial(work_unit, session.plan), turn.finished, turn.tick, turn.again
+                )  # fmt: skip
+        except BaseException as error:
+            log.write(
+                "end", reason=f"{type(error).__name__}: {error}"[:400], done=turn.progress.done, failed=turn.progress.failed
+            )
+            raise
+        finally:
+            executor.close()
+        log.write("end", reason="all units ended", done=turn.progress.done, failed=turn.progress.failed)
+        return turn.failures
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM (``ray job stop``) and SIGHUP (a lost connection) end a run as Ctrl-C does. After ray.init, which sets its own."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    previous = {kind: signal.signal(kind, interrupt) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
+@dataclass
+class _Turn:
+    """What the loop reports, and what is done about it."""
+
+    session: Session
+    executor: Executor
+    log: RunLog
+    failures: list[Failure] = field(default_factory=list)
+    _parts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._time_left = TimeLeft(self._workers)
+        for unit in self.session.pending:
+            self._time_left.planned((unit.task, unit.need), unit.cost_seconds)
+        self.progress = Progress(self.session.missing.values(), self._time_left.seconds)
+        self._writer = PartWriter(self.session.plan, self.session.store, self.session.run_id, self.session.done)
+
+    def finished(self, unit: PlannedUnit, result: UnitResult, starts: int) -> None:
+        """Store a result before the next is asked for."""
+        self.session.lease.hold()
+        failed = self._writer.write(unit, result, starts)
+        self.failures.extend(failed)
+        missing = self.session.missing.pop(unit.unit_id)
+        first = unit.cells[0]
+        self.log.write(
+            "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
+            rows=len(result.rows), failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
+            estimated_seconds=round(unit.cost_seconds, 4), left_seconds=self._time_left.seconds(),
+        )  # fmt: skip
+        for (kind, message), count in Counter((failure.error_type, failure.message) for failure in failed).items():
+            self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])
+        for warning in result.warnings:
+            self._warn(warning)
+        self._time_left.ended((unit.task, unit.need), unit.cost_seconds, result.seconds)
+        self.progress.finished(f"{unit.task} {first.model} {first.dataset}", missing, {failure.cell_id for failure in failed})
+        self._count_part(unit.task)
+
+    def tick(self, queued: int, running: int) -> None:
+        """Called at least every second."""
+        phrases = waiting.describe(self.executor.waiting)
+        if phrases and phrases != self.progress.waiting:
+            self.log.write("waiting", what=phrases)
+        self.progress.tick(queued, running, phrases)
+
+    def again(self, retry: Retry) -> None:
+        """A unit goes back into the queue."""
+        fault = retry.fault
+        self.log.write(
+            "retry", unit_id=retry.unit_id, starts=retry.starts, error_type=fault.error_type, message=fault.message[:2000],
+            strike=fault.strike,
+        )  # fmt: skip
+
+    def _warn(self, warning: str) -> None:
+        self.log.write("warning", message=warning)
+        print(f"warning: {warning}", file=sys.stderr)
+
+    def _count_part(self, task: str) -> None:
+        self._parts[task] += 1
+        if self._parts[task] >= COMPACT_EVERY:
+            self._parts[task] = 0
+            self.log.write("compacted", task=task, parts=compact(self.session.store, (task,)))
+
+    def _workers(self, kind: Hashable) -> int:
+        assert isinstance(kind, tuple)
+        need = kind[1]
+        assert isinstance(need, Need)
+        return self.executor.places(need)

@@ -1,0 +1,67 @@
+"""What a cell will take, roughly: seconds of one core or GPU, bytes of a worker. No figure of a report rests on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.grid import Cell, settings_of
+from workers.budget import Schedule, event_schedule
+from workers.model_files import ModelFacts
+from workers.settings import BATCH_WINDOWS_BYTES, CELLS_BYTES, MAX_BATCH_WINDOWS
+
+FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
+SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
+"""Rough rates, for the order of units; the time left is scaled by what units really took."""
+PROCESS_BYTES = 600 * 2**20
+"""A worker with its libraries and no model."""
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def schedule_of(cell: Cell, steps: int) -> Schedule:
+    """The event schedule of a cell's pruning layers over one-token steps."""
+    return event_schedule(cell.keep_ratio, cell.prune_after or 1, steps)
+
+
+def perplexity_seconds(facts: ModelFacts, cells: Sequence[Cell], windows: int) -> float:
+    """Estimated seconds of a unit: one dense pass, each cell's tokens behind its first event, passes shared by the cells."""
+    steps = settings_of(cells[0])["window"] - 1
+    schedules = [schedule_of(cell, steps) for cell in cells]
+    tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
+    passes = 1 + max(len(schedule.events) for schedule in schedules)
+    return windows * tokens * _seconds_per_token(facts, cells[0].device) + passes * _seconds_per_pass(facts, cells[0].device)
+
+
+def cell_seconds(facts: ModelFacts, cell: Cell) -> float:
+    """Estimated seconds of a generation or retrieval cell on one core or one GPU."""
+    settings, flops = settings_of(cell), _seconds_per_token(facts, cell.device)
+    per_pass = _seconds_per_pass(facts, cell.device)
+    if cell.task == "generation":
+        per_step = per_pass + settings["batch_size"] * flops
+        one = settings["batch_size"] * settings["prompt_tokens"] * flops + settings["new_tokens"] * per_step
+        return one * (settings["repeats"] + settings["warmup"])
+    questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
+    return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])
+
+
+def _seconds_per_token(facts: ModelFacts, device: str) -> float:
+    return 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[device]
+
+
+def _seconds_per_pass(facts: ModelFacts, device: str) -> float:
+    return SECONDS_PER_PASS_LAYER[device] * facts.layers
+
+
+def worker_bytes(facts: ModelFacts, cell: Cell) -> int:
+    """Memory of a worker that does this cell's task, at most: the process, the weights, and what goes through at once."""
+    width = WIDTHS[cell.dtype]
+    entry = 2 * facts.layers * facts.kv_heads * facts.head_dim * width
+    settings = settings_of(cell)
+    if cell.task == "perplexity":
+        dense = settings["window"] * entry * 8  # the cache and as much again several times over for activations
+        windows = max(1, min(MAX_BATCH_WINDOWS, BATCH_WINDOWS_BYTES // max(1, dense)))
+        at_once = windows * dense + CELLS_BYTES
+    elif cell.task == "generation":
+        at_once = 4 * settings["batch_size"] * (settings["prompt_tokens"] + settings["new_tokens"]) * entry
+    else:
+        at_once = 4 * max(settings["context_tokens"]) * entry
+    return int(PROCESS_BYTES + facts.parameters * width + at_once)

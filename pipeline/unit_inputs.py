@@ -1,0 +1,41 @@
+"""A planned unit -> what its worker is sent: settings of its cells and the token ids of their texts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.grid import Cell, settings_of
+from pipeline.plan import Plan, PlannedUnit, questions_of
+from workers.settings import PruneSettings
+from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
+
+
+def work_unit(plan: Plan, unit: PlannedUnit) -> WorkUnit:
+    """A planned unit with the token ids that its worker needs."""
+    first = unit.cells[0]
+    cells = tuple(UnitCell(cell.cell_id, prune_settings(cell)) for cell in unit.cells)
+    model = plan.resolved.models[first.model]
+    return WorkUnit(unit.unit_id, unit.task, model, first.device, first.dtype, cells, _work(plan, unit))
+
+
+def prune_settings(cell: Cell) -> PruneSettings:
+    """What the cache needs to know of a cell."""
+    return PruneSettings(
+        cell.policy, cell.keep_ratio, cell.prune_after or 1, cell.skip_layers, cell.protect_sink, cell.protect_recent,
+        cell.schedule, cell.position_mode, cell.seed,
+    )  # fmt: skip
+
+
+def _work(plan: Plan, unit: PlannedUnit) -> Work:
+    first = unit.cells[0]
+    tokens = plan.resolved.tokens[first.model, first.dataset]
+    settings = settings_of(first)
+    if unit.task == "perplexity":
+        ids = np.stack([tokens.ids[w.start : w.start + w.length] for w in unit.windows])
+        return PerplexityWork(unit.windows, ids, tuple(tokens.document_at(w.start) for w in unit.windows), settings["stride"])
+    if unit.task == "generation":
+        length, batch = settings["prompt_tokens"], settings["batch_size"]
+        prompts = tuple(tuple(tokens.ids[i * length : (i + 1) * length].tolist()) for i in range(batch))
+        names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
+        return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
+    return RetrievalWork(tuple(questions_of(plan, first)))
