@@ -1,10 +1,10 @@
-"""kvsweep plan | run | status | report | audit. Heavy imports stay inside: --help and plan need neither torch nor ray."""
+"""kvsweep plan | run | status | report | audit | export. Heavy imports stay inside: --help needs neither torch nor ray."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -117,6 +117,32 @@ def audit(
     chosen = [f"models={json.dumps(models)}"] if models else []
     options = RunOptions(out or "results/audit", address, inline, audit=True, retry_failed=retry_failed)
     raise typer.Exit(run_sweep("seed_reports", [*chosen, *(set_ or [])], options))
+
+
+@app.command()
+def export(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR...")],
+    to: Annotated[Literal["trackio", "mlflow"], typer.Option(help="The experiment tracker.")],
+    project: Annotated[str, typer.Option(help="Project of trackio, experiment of MLflow.")] = "kvsweep",
+    store: Annotated[
+        str | None, typer.Option(help="trackio: a directory (default: trackio's own); MLflow: a directory or sqlite:///FILE.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")] = False,
+) -> None:
+    """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is there is skipped."""
+    from analysis.load import RunUnreadableError
+    from analysis.tracking import export as export_runs
+    from analysis.tracking_stores import TrackingError
+
+    try:
+        done = export_runs(directories, to, project, store, replace=replace)
+    except (RunUnreadableError, TrackingError, OSError) as error:
+        _refuse([str(error).splitlines()[0]])
+    print(f"{done.place}: {done.written} tracked runs written, {done.skipped} skipped (there already)")
+    if done.changed and replace:
+        print(f"{done.changed} had changed since they were exported and were written anew")
+    elif done.changed:
+        print(f"{done.changed} have changed since they were exported and were left; --replace writes them anew")
 
 
 def _audit_table(file: str) -> NoReturn:

@@ -191,15 +191,13 @@ class RayExecutor:
     def _start(self, seat: Seat) -> _Slot:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from workers.actor import WorkerActor
-
         options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(seat.node_id, soft=False)
         if self.fleet.nodes[seat.node_id].memory < 2**62:
             options["memory"] = seat.memory
         if seat.timed:
             options["resources"] = {TIMING: 1}
-        actor: Any = WorkerActor.options(**options).remote(int(seat.cpus))  # Any: __ray_ready__ is not in Ray's types
+        actor = self._new_actor(options, int(seat.cpus))
         slot = _Slot(actor, seat, actor.__ray_ready__.remote(), time.monotonic())
         self._slots.append(slot)
         self.fleet.take(seat)
@@ -211,7 +209,15 @@ class RayExecutor:
             self._idle.remove(slot)
         self.fleet.free(slot.seat)
         self._full.clear()
-        self.ray.kill(slot.actor)
+        self._end_actor(slot.actor)
+
+    def _new_actor(self, options: dict[str, Any], threads: int) -> Any:  # Any: __ray_ready__ is not in Ray's types
+        from workers.actor import WorkerActor
+
+        return WorkerActor.options(**options).remote(threads)
+
+    def _end_actor(self, actor: Any) -> None:
+        self.ray.kill(actor)
 
     def _refresh(self) -> None:
         """Look which nodes there are, leaving out those where a worker has just found no place."""
