@@ -17,10 +17,12 @@ from pipeline.waiting import Patience, Waiting
 from workers.gpu_memory import gpu_memory_bytes
 from workers.work import UnitResult, WorkUnit
 
-REFRESH_SECONDS = 5.0
-"""How often the cluster is asked which nodes it has."""
+REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
+"""How often the cluster is asked which nodes it has, and how often it is considered what has no place."""
 PLACE_SECONDS = 60.0
 """How long a worker may take to start on a node that should have room; others' work may have it."""
+MANY = 8
+"""With fewer calls in flight, looking for more that have ended costs more than it gives."""
 TIMING = "timing"
 """Ray resource of which every node has one: who holds it has the node's clock to itself."""
 
@@ -65,7 +67,7 @@ class RayExecutor:
         self._kinds = node_types() if address != "local" else None
         self.fleet = Fleet(threads=threads)
         self._waiting = Waiting(self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0))
-        self._refreshed = self._checked = 0.0
+        self._refreshed = self._checked = self._looked = 0.0
         self._refresh()
 
     @property
@@ -109,7 +111,11 @@ class RayExecutor:
         """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see ``Executor.wanted``."""
         for slot in list(self._idle):
             self._drop(slot)
-        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS and self._slots:
+            return {}
+        self._looked = now
+        if now - self._refreshed > REFRESH_SECONDS:
             self._refresh()
         self.fleet.keep_for_gpus = any(need.device == "cuda" for need in queued)
         served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
@@ -125,7 +131,7 @@ class RayExecutor:
             time.sleep(min(timeout, 0.2))
             return []
         done, rest = self.ray.wait(list(pending), num_returns=1, timeout=timeout)
-        if rest:
+        if len(rest) >= MANY:
             done += self.ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         outcomes = [outcome for ref in done if (outcome := self._collect(pending[ref]))]
         return outcomes + self._overdue()

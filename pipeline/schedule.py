@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pipeline.placement import Need
 from workers.work import Failure, UnitResult, WorkUnit
@@ -106,45 +106,66 @@ def run_units(
     so that only those that run are in memory whole. A unit that ends in faults MAX_ATTEMPTS times is a result with one failure
     per cell; the rest goes on.
     """
-    queues: dict[Need, deque[U]] = {}
+    loop = _Loop(executor, prepare, on_result, on_retry)
     for unit in units:
-        queues.setdefault(unit.need, deque()).append(unit)
-    running: dict[str, U] = {}
-    attempts: Counter[str] = Counter()
-    starts: Counter[str] = Counter()
+        loop.queues.setdefault(unit.need, deque()).append(unit)
+    ended: list[tuple[U, UnitResult, int]] = []
+    while True:
+        loop.send_out()
+        for each in ended:  # while those that were just sent out run
+            on_result(*each)
+        on_tick(loop.queued, len(loop.running))
+        if not loop.running and not loop.queued:
+            return
+        ended = [end for outcome in executor.wait(1.0) if (end := loop.settle(outcome))]
 
-    def settle(outcome: Outcome) -> None:
-        unit, result = running.pop(outcome.unit_id), outcome.result
-        if isinstance(result, Fault):
-            attempts[unit.unit_id] += result.strike
-            starts[unit.unit_id] += result.started
-            if attempts[unit.unit_id] < MAX_ATTEMPTS and starts[unit.unit_id] < MAX_STARTS:
-                queues[unit.need].appendleft(unit)
-                on_retry(Retry(unit.unit_id, result, starts[unit.unit_id]))
-                return
-            result = gave_up(prepare(unit).cells, result)
-        else:
-            starts[unit.unit_id] += 1
-        on_result(unit, result, starts.pop(unit.unit_id))
-        attempts.pop(unit.unit_id, None)
 
-    while running or any(queues.values()):
-        for need, queue in queues.items():
-            while queue and executor.has_room(need):
+class _Loop(Generic[U]):
+    """What waits, what runs, and how often each unit has been tried."""
+
+    def __init__(
+        self, executor: Executor, prepare: Callable[[U], WorkUnit], on_result: Callable[[U, UnitResult, int], None],
+        on_retry: Callable[[Retry], None],
+    ) -> None:  # fmt: skip
+        self.executor, self.prepare, self.on_result, self.on_retry = executor, prepare, on_result, on_retry
+        self.queues: dict[Need, deque[U]] = {}
+        self.running: dict[str, U] = {}
+        self._strikes: Counter[str] = Counter()
+        self._starts: Counter[str] = Counter()
+
+    @property
+    def queued(self) -> int:
+        """How many units wait."""
+        return sum(map(len, self.queues.values()))
+
+    def send_out(self) -> None:
+        """Submit what has room; what can never have any ends as failures."""
+        for need, queue in self.queues.items():
+            while queue and self.executor.has_room(need):
                 unit = queue.popleft()
-                running[unit.unit_id] = unit
-                executor.submit(prepare(unit), need, unit.cost_seconds)
-        never = executor.wanted({need: len(queue) for need, queue in queues.items() if queue})
+                self.running[unit.unit_id] = unit
+                self.executor.submit(self.prepare(unit), need, unit.cost_seconds)
+        never = self.executor.wanted({need: len(queue) for need, queue in self.queues.items() if queue})
         for need, reason in never.items():
-            while queues[need]:
-                unit = queues[need].popleft()
-                result = gave_up(prepare(unit).cells, Fault("NoCapacity", reason))
-                on_result(unit, result, starts.pop(unit.unit_id, 0))
-        on_tick(sum(map(len, queues.values())), len(running))
-        if running or any(queues.values()):
-            for outcome in executor.wait(1.0):
-                settle(outcome)
-    on_tick(0, 0)
+            while self.queues[need]:
+                unit = self.queues[need].popleft()
+                result = gave_up(self.prepare(unit).cells, Fault("NoCapacity", reason))
+                self.on_result(unit, result, self._starts.pop(unit.unit_id, 0))
+
+    def settle(self, outcome: Outcome) -> tuple[U, UnitResult, int] | None:
+        """A unit that ended for good, its result and how often it was started; None where it is tried again."""
+        unit, result = self.running.pop(outcome.unit_id), outcome.result
+        name = unit.unit_id
+        if not isinstance(result, Fault):
+            self._strikes.pop(name, None)
+            return unit, result, self._starts.pop(name, 0) + 1
+        self._strikes[name] += result.strike
+        self._starts[name] += result.started
+        if self._strikes[name] < MAX_ATTEMPTS and self._starts[name] < MAX_STARTS:
+            self.queues[unit.need].appendleft(unit)
+            self.on_retry(Retry(name, result, self._starts[name]))
+            return None
+        return unit, gave_up(self.prepare(unit).cells, result), self._starts.pop(name)
 
 
 def gave_up(cells: Sequence[_Named], fault: Fault) -> UnitResult:

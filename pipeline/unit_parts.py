@@ -28,7 +28,8 @@ class PartWriter:
 
         A unit runs whole, so it also gives rows, or fails, for cells that were complete: these stay as they are.
         """
-        columns = {cell.cell_id: cell_columns(cell, self.run_id, result.device_name) for cell in unit.cells}
+        dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
+        columns = {cell.cell_id: cell_columns(cell, dense_id, self.run_id, result.device_name) for cell in unit.cells}
         new = self.done.new_rows(unit.task, result.rows)
         if new:
             if unit.task == "retrieval":
@@ -53,8 +54,8 @@ class PartWriter:
         return [row | {"answer": tokenizer.decode(row["answer"]).strip()} for row in rows]
 
 
-def cell_columns(cell: Cell, run_id: str, device_name: str) -> dict[str, Any]:
+def cell_columns(cell: Cell, dense_id: str, run_id: str, device_name: str) -> dict[str, Any]:
     """The columns that every table starts with."""
     own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
-    rest = cell.values() | own | {"dense_cell_id": cell.dense.cell_id, "skip_layers": list(cell.skip_layers)}
+    rest = cell.values() | own | {"dense_cell_id": dense_id, "skip_layers": list(cell.skip_layers)}
     return {name: rest[name] for name in CELL_COLUMNS}
