@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,7 +31,7 @@ Executor = InlineExecutor | RayExecutor
 
 def execute(session: Session, executor: Executor) -> list[Failure]:
     """Drive all pending units to their end; returns the failures. Ends the executor whatever happens."""
-    with _interruptible(), RunLog(session.store, session.run_id) as log:
+    with RunLog(session.store, session.run_id) as log:
         turn = _Turn(session, executor, log)
         log.write("start", cells=turn.progress.cells, units=len(session.pending))
         try:
@@ -50,22 +48,6 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
             executor.close()
         log.write("end", reason="all units ended", done=turn.progress.done, failed=turn.progress.failed)
         return turn.failures
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM (``ray job stop``) and SIGHUP (a lost connection) end a run as Ctrl-C does. After ray.init, which sets its own."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    kinds = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    previous = {kind: signal.signal(kind, interrupt) for kind in kinds}
-    try:
-        yield
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
 
 
 @dataclass
@@ -95,7 +77,8 @@ class _Turn:
         self.log.write(
             "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
             rows=len(result.rows), failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
-            estimated_seconds=round(unit.cost_seconds, 4), left_seconds=self._time_left.seconds(),
+            load_seconds=round(result.load_seconds, 4), estimated_seconds=round(unit.cost_seconds, 4),
+            left_seconds=self._time_left.seconds(),
         )  # fmt: skip
         for (kind, message), count in Counter((failure.error_type, failure.message) for failure in failed).items():
             self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.cluster_head import ClusterLostError, HeadWatch, prepare_environment
 from pipeline.node_types import node_types
 from pipeline.placement import Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
@@ -58,6 +58,7 @@ class RayExecutor:
     ) -> None:
         self.threads, self.unit_timeout = threads, unit_timeout
         self.ray = start_ray(address)
+        self._head = HeadWatch(self.ray.get_runtime_context().gcs_address)
         self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._full: set[Need] = set()
@@ -68,6 +69,7 @@ class RayExecutor:
         self.fleet = Fleet(threads=threads)
         self._waiting = Waiting(self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0))
         self._refreshed = self._checked = self._looked = 0.0
+        self._local = address == "local"
         self._refresh()
 
     @property
@@ -172,14 +174,18 @@ class RayExecutor:
         return not any(node["Alive"] and node["NodeID"] == slot.seat.node_id for node in self.ray.nodes())
 
     def _overdue(self) -> list[Outcome]:
-        """Units whose actor found no place in time, and those that ran past their limit."""
+        """Units whose node is gone, whose actor found no place in time, and those that ran past their limit."""
         now = time.monotonic()
         if now - self._checked < 1:
             return []
         self._checked = now
+        if now - self._refreshed > REFRESH_SECONDS:
+            self._refresh()
         outcomes = []
         for slot in [slot for slot in self._slots if slot.unit_id is not None]:
-            if slot.ready and now > slot.deadline:
+            if slot.seat.node_id not in self.fleet.nodes:
+                fault = Fault("NodeDiedError", f"the node {slot.seat.node_id[:12]} it ran on is gone", strike=False)
+            elif slot.ready and now > slot.deadline:
                 message = f"did not end within {slot.limit:.0f} s: too slow, or its process or node hangs"
                 fault = Fault("UnitTimeoutError", message)
             elif not slot.ready and now - slot.born > PLACE_SECONDS:
@@ -226,8 +232,10 @@ class RayExecutor:
         self.ray.kill(actor)
 
     def _refresh(self) -> None:
-        """Look which nodes there are, leaving out those where a worker has just found no place."""
+        """Look which nodes there are, and where a worker has just found no place. Raises ClusterLostError."""
         self._refreshed = time.monotonic()
+        if not self._head.answers():
+            return
         self._avoid = {node: until for node, until in self._avoid.items() if until > self._refreshed}
         found = {}
         for node in self.ray.nodes():
@@ -235,6 +243,8 @@ class RayExecutor:
             if node["Alive"]:
                 made = Node.of(name, node["Resources"], node["NodeManagerHostname"])
                 found[name] = replace(made, gpu_memory=self._gpu_memory.get(name))
+        if self._local and not found:
+            raise ClusterLostError("Ray's process on this machine (raylet) was ended, perhaps for lack of memory")
         if (found, set(self._avoid)) != (self.fleet.nodes, self.fleet.avoid):
             self._full.clear()
         self.fleet.nodes, self.fleet.avoid = found, set(self._avoid)
@@ -274,14 +284,7 @@ def start_ray(address: str) -> Any:
 
     Raises ConnectionError where there is no cluster to join.
     """
-    for key, value in {
-        "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_DEDUP_LOGS": "0",
-    }.items():  # fmt: skip
-        os.environ.setdefault(key, value)
-    os.environ["RAY_AUTH_MODE"] = "token"  # whatever the environment says: Ray listens on all interfaces
-    if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
+    prepare_environment(address)
     import ray
 
     if ray.is_initialized():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
@@ -22,6 +23,8 @@ from workers.retrieval import Question, build_question
 from workers.windows import Window, plan_windows
 
 CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 8
+SCOUTED_FROM = 5
+"""Units of a kind, from which on one of them goes ahead."""
 PHASES = ("perplexity", "retrieval", "generation")
 """The order of tasks: timings last, when a machine can be left to them alone."""
 
@@ -35,6 +38,8 @@ class PlannedUnit:
     windows: tuple[Window, ...]
     cost_seconds: float
     need: Need
+    scout: bool = False
+    """Runs before the others: shows how long its kind takes, and at once whether its model works at all."""
 
     @property
     def unit_id(self) -> str:
@@ -91,8 +96,18 @@ def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
         plan.units += _cut(plan, list(cells))
     plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
+    plan.units = _scouts_first(plan.units)
     plan.notes += _notes(plan)
     return plan
+
+
+def _scouts_first(units: list[PlannedUnit]) -> list[PlannedUnit]:
+    """The cheapest unit of each kind of which there are many goes first; timed ones wait for machines of their own anyway."""
+    last = {(unit.task, unit.need): unit for unit in units if not unit.need.timed}
+    counts = Counter((unit.task, unit.need) for unit in units)
+    chosen = {id(unit) for kind, unit in last.items() if counts[kind] >= SCOUTED_FROM and len(last) > 1}
+    scouts = [replace(unit, scout=True) for unit in units if id(unit) in chosen]
+    return scouts + [unit for unit in units if id(unit) not in chosen]
 
 
 def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:

@@ -50,6 +50,11 @@ class Unit(Protocol):
         ...
 
     @property
+    def scout(self) -> bool:
+        """Whether it goes before all that do not."""
+        ...
+
+    @property
     def cost_seconds(self) -> float:
         """Estimated, for its time limit."""
         ...
@@ -102,13 +107,13 @@ def run_units(
 ) -> None:
     """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least every second.
 
-    Units of one need run in order, and needs in the order in which they first come. ``prepare`` is called as a unit is sent out,
-    so that only those that run are in memory whole. A unit that ends in faults MAX_ATTEMPTS times is a result with one failure
-    per cell; the rest goes on.
+    Scouts run first. Units of one need run in order, and needs in the order in which they first come. ``prepare`` is called as
+    a unit is sent out, so that only those that run are in memory whole. A unit that ends in faults MAX_ATTEMPTS times is a result
+    with one failure per cell; the rest goes on.
     """
     loop = _Loop(executor, prepare, on_result, on_retry)
     for unit in units:
-        loop.queues.setdefault(unit.need, deque()).append(unit)
+        loop.queue_of(unit).append(unit)
     ended: list[tuple[U, UnitResult, int]] = []
     while True:
         loop.send_out()
@@ -128,10 +133,15 @@ class _Loop(Generic[U]):
         on_retry: Callable[[Retry], None],
     ) -> None:  # fmt: skip
         self.executor, self.prepare, self.on_result, self.on_retry = executor, prepare, on_result, on_retry
-        self.queues: dict[Need, deque[U]] = {}
+        self.queues: dict[tuple[bool, Need], deque[U]] = {}
+        """By whether they come later than scouts, and by need."""
         self.running: dict[str, U] = {}
         self._strikes: Counter[str] = Counter()
         self._starts: Counter[str] = Counter()
+
+    def queue_of(self, unit: U) -> deque[U]:
+        """Where the unit waits."""
+        return self.queues.setdefault((not unit.scout, unit.need), deque())
 
     @property
     def queued(self) -> int:
@@ -140,15 +150,18 @@ class _Loop(Generic[U]):
 
     def send_out(self) -> None:
         """Submit what has room; what can never have any ends as failures."""
-        for need, queue in self.queues.items():
+        for (_, need), queue in sorted(self.queues.items(), key=lambda item: item[0][0]):
             while queue and self.executor.has_room(need):
                 unit = queue.popleft()
                 self.running[unit.unit_id] = unit
                 self.executor.submit(self.prepare(unit), need, unit.cost_seconds)
-        never = self.executor.wanted({need: len(queue) for need, queue in self.queues.items() if queue})
-        for need, reason in never.items():
-            while self.queues[need]:
-                unit = self.queues[need].popleft()
+        waiting: Counter[Need] = Counter()
+        for (_, need), queue in self.queues.items():
+            waiting[need] += len(queue)
+        never = self.executor.wanted({need: count for need, count in waiting.items() if count})
+        for (_, need), queue in self.queues.items():
+            while queue and (reason := never.get(need)):
+                unit = queue.popleft()
                 result = gave_up(self.prepare(unit).cells, Fault("NoCapacity", reason))
                 self.on_result(unit, result, self._starts.pop(unit.unit_id, 0))
 
@@ -162,7 +175,7 @@ class _Loop(Generic[U]):
         self._strikes[name] += result.strike
         self._starts[name] += result.started
         if self._strikes[name] < MAX_ATTEMPTS and self._starts[name] < MAX_STARTS:
-            self.queues[unit.need].appendleft(unit)
+            self.queue_of(unit).appendleft(unit)
             self.on_retry(Retry(name, result, self._starts[name]))
             return None
         return unit, gave_up(self.prepare(unit).cells, result), self._starts.pop(name)

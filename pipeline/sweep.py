@@ -16,9 +16,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the packages are beside this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline.cluster_head import ClusterLostError
 from pipeline.drive import Executor, execute
 from pipeline.executors import RayExecutor, start_ray
 from pipeline.inline import InlineExecutor
+from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
 from pipeline.results import STORE_ERRORS
@@ -51,20 +53,28 @@ class RunOptions:
 def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
     """The whole of ``kvsweep run``; returns the exit status. The last line on stdout is the path of the report."""
     try:
-        plan = make_plan(load_spec(path, overrides))
-        if not options.inline and options.address != "local":
-            join_cluster(options.address)
-        out = options.out or f"results/{plan.spec.name}"
-        with contextlib.ExitStack() as stack:
-            with refusing(out):
-                store = open_store(out)
-                lease = stack.enter_context(Lease(store))
-                session = begin(plan, store, lease, retry_failed=options.retry_failed)
-            return _run(session, options)
+        with interruptible():
+            return _plan_and_run(path, overrides, options)
     except SweepError as error:
         for fault in error.faults:
             print(f"error: {fault}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _plan_and_run(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
+    plan = make_plan(load_spec(path, overrides))
+    if not options.inline and options.address != "local":
+        join_cluster(options.address)
+    out = options.out or f"results/{plan.spec.name}"
+    with contextlib.ExitStack() as stack:
+        with refusing(out):
+            store = open_store(out)
+            lease = stack.enter_context(Lease(store))
+            session = begin(plan, store, lease, retry_failed=options.retry_failed)
+        return _run(session, options)
 
 
 def _executor(options: RunOptions) -> Executor:
@@ -73,7 +83,9 @@ def _executor(options: RunOptions) -> Executor:
     patience = None
     if options.wait_for_nodes is not None:
         patience = Patience(options.wait_for_nodes, options.wait_for_nodes, unknown_types=options.address != "local")
-    return RayExecutor(options.address, options.threads or 1, options.unit_timeout, patience)
+    executor = RayExecutor(options.address, options.threads or 1, options.unit_timeout, patience)
+    as_ctrl_c()  # ray.init has put its own handlers in place
+    return executor
 
 
 def _run(session: Session, options: RunOptions) -> int:
@@ -82,11 +94,11 @@ def _run(session: Session, options: RunOptions) -> int:
     _announce(session)
     try:
         failures = execute(session, _executor(options)) if session.pending else []
-    except KeyboardInterrupt:
-        print(f"interrupted; what is done is kept, the same command goes on from there ({store.directory})", file=sys.stderr)
-        return INTERRUPTED
     except LeaseLostError as error:
         print(f"error: {error}", file=sys.stderr)
+        return INTERRUPTED
+    except ClusterLostError as error:
+        print(f"error: {error}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     except STORE_ERRORS as error:
         what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {str(error).splitlines()[0]}"
@@ -125,6 +137,7 @@ def join_cluster(address: str) -> None:
     """Connect before anything is written. Raises SweepError where there is no cluster to join."""
     try:
         start_ray(address)
+        as_ctrl_c()
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         hint = "start one with `ray start --head`, or use --address local"

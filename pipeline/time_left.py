@@ -6,8 +6,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 
-PRIOR_SHARE = 0.02
-"""A kind's own rate counts fully once units worth this share of all work have shown it; before, partly that of all kinds."""
+PRIOR_UNITS = 0.25
+"""What all kinds together say of one counts as much as so many units of its own."""
 
 
 class TimeLeft:
@@ -17,29 +17,28 @@ class TimeLeft:
         self._workers = workers
         self._cost_left: defaultdict[Hashable, float] = defaultdict(float)
         self._units_left: Counter[Hashable] = Counter()
-        self._seen: dict[Hashable, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        """Estimated and real seconds of the units of a kind that ended."""
-        self._total = 0.0
+        self._seen: dict[Hashable, tuple[float, float, int]] = defaultdict(lambda: (0.0, 0.0, 0))
+        """Estimated and real seconds of the units of a kind that ended, and their count."""
 
     def planned(self, kind: Hashable, cost: float) -> None:
         """A unit that is to run."""
         self._cost_left[kind] += cost
         self._units_left[kind] += 1
-        self._total += cost
 
     def ended(self, kind: Hashable, cost: float, seconds: float) -> None:
         """It ended after this many seconds of its worker's time, which is 0 where it never ran."""
         self._cost_left[kind] -= cost
         self._units_left[kind] -= 1
         if seconds > 0:
-            estimated, real = self._seen[kind]
-            self._seen[kind] = estimated + cost, real + seconds
+            estimated, real, count = self._seen[kind]
+            self._seen[kind] = estimated + cost, real + seconds, count + 1
 
     def seconds(self) -> float | None:
         """Wall time left; None before anything has ended."""
-        overall = self._rate(*map(sum, zip(*self._seen.values(), strict=True))) if self._seen else None
-        if overall is None:
+        if not self._seen:
             return None
+        rates = [math.log(real / estimated) for estimated, real, _ in self._seen.values()]
+        overall = sum(rates) / len(rates)
         left = 0.0
         for kind, units in self._units_left.items():
             if units:
@@ -49,13 +48,8 @@ class TimeLeft:
         return left
 
     def _own_rate(self, kind: Hashable, overall: float) -> float:
-        estimated, real = self._seen.get(kind, (0.0, 0.0))
-        own = self._rate(estimated, real)
-        if own is None:
-            return overall
-        weight = min(1.0, estimated / max(self._total * PRIOR_SHARE, 1e-9))
-        return math.exp(weight * math.log(own) + (1 - weight) * math.log(overall))
-
-    @staticmethod
-    def _rate(estimated: float, real: float) -> float | None:
-        return real / estimated if estimated > 0 and real > 0 else None
+        """Real seconds per estimated one; ``overall`` is the mean of the kinds' logarithms."""
+        if kind not in self._seen:
+            return math.exp(overall)
+        estimated, real, count = self._seen[kind]
+        return math.exp((count * math.log(real / estimated) + PRIOR_UNITS * overall) / (count + PRIOR_UNITS))

@@ -17,6 +17,7 @@ class Ready:
     unit: WorkUnit
     need: Need = CPU
     cost_seconds: float = 1.0
+    scout: bool = False
 
     @property
     def unit_id(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -139,6 +140,13 @@ def test_the_executor_is_told_what_still_waits():
     executor, _ = run("abcD", rooms=1)
     assert executor.told[0] == {Ready(unit("a").unit).need: 2}
     assert executor.told[-1] == {}
+
+
+def test_scouts_go_before_all_others_and_needs_keep_their_order():
+    executor, reports = FakeExecutor(rooms=1), Reports()
+    units = [replace(unit(name), scout=name in "cE") for name in "abcDE"]
+    run_units(units, executor, unwrap, reports)
+    assert executor.started == ["c", "E", "a", "D", "b"] and sorted(reports.order) == sorted("abcDE")
 
 
 def test_units_are_made_whole_only_as_they_are_sent_out():

@@ -99,3 +99,5 @@ class UnitResult:
     device_name: str = ""
     node: str = ""
     seconds: float = 0.0
+    """Without what it took to load the model."""
+    load_seconds: float = 0.0

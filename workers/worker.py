@@ -27,13 +27,16 @@ class Worker:
         """All rows of the unit. What goes wrong in our own code or in the model is a failure of its cells, never an exception:
         repeating it would end the same way.
         """
-        begin = time.perf_counter()
+        begin = loaded = time.perf_counter()
         try:
             device = torch.device(unit.device)
-            result = run_unit(unit, self._loaded(unit, device), device)
+            model = self._loaded(unit, device)
+            loaded = time.perf_counter()
+            result = run_unit(unit, model, device)
         except Exception as error:
             result = UnitResult(failures=[Failure.of(cell.cell_id, error) for cell in unit.cells])
-        result.node, result.seconds = f"{platform.node()}:{os.getpid()}", time.perf_counter() - begin
+        result.node, result.load_seconds = f"{platform.node()}:{os.getpid()}", loaded - begin
+        result.seconds = time.perf_counter() - loaded
         return result
 
     def _loaded(self, unit: WorkUnit, device: torch.device) -> nn.Module:

@@ -1,0 +1,52 @@
+"""The environment in which Ray is started or joined, and whether a cluster's head still answers. Imports no Ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+
+GONE_SECONDS = 15.0
+"""How long the head of a cluster may not answer. Ray itself ends the driver's process after 60 s, without a word of ours."""
+
+
+class ClusterLostError(RuntimeError):
+    """Ray's own processes are gone: nothing can run any more, and nothing that is stored is lost."""
+
+
+class HeadWatch:
+    """Asks the head at ``address`` (HOST:PORT) whether it is there, without Ray, whose own questions would only block."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._place = (host.strip("[]"), int(port))
+        self._answered = time.monotonic()
+
+    def answers(self) -> bool:
+        """Whether it does now. Raises ClusterLostError where it has not for GONE_SECONDS."""
+        try:
+            socket.create_connection(self._place, timeout=5).close()
+        except OSError:
+            if time.monotonic() - self._answered > GONE_SECONDS:
+                raise ClusterLostError(
+                    f"Ray's head has not answered for {GONE_SECONDS:.0f} s: it was ended or its machine is gone"
+                ) from None
+            return False
+        self._answered = time.monotonic()
+        return True
+
+
+def prepare_environment(address: str) -> None:
+    """Set what Ray reads as it is imported: quiet, workers at full priority, token authentication whatever was set before."""
+    for key, value in {
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_DEDUP_LOGS": "0",
+    }.items():  # fmt: skip
+        os.environ.setdefault(key, value)
+    if address == "local":  # a raylet that was ended is noticed after seconds; Ray's own default takes a quarter of a minute
+        for key, value in {"period_ms": "2000", "timeout_ms": "3000", "failure_threshold": "3"}.items():
+            os.environ.setdefault(f"RAY_health_check_{key}", value)
+    os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on all interfaces
+    if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
