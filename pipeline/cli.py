@@ -42,27 +42,63 @@ def run(
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")] = None,
     retry_failed: Retry = False,
+    unit_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="End a unit that takes longer (default: 50 times its estimate, at least 1800)."
+        ),
+    ] = None,
+    wait_for_nodes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Wait so long for nodes that units need and that are not there (default: 1200 where "
+            "the cluster's file can start them, else 30).",
+        ),
+    ] = None,
 ) -> None:
     """Run a sweep and write its report; the last line on stdout is the report's path."""
     from pipeline.sweep import RunOptions, run_sweep
 
-    raise typer.Exit(run_sweep(sweep, set_ or [], RunOptions(out, address, inline, threads, retry_failed=retry_failed)))
+    options = RunOptions(
+        out, address, inline, threads, retry_failed=retry_failed, unit_timeout=unit_timeout, wait_for_nodes=wait_for_nodes
+    )  # fmt: skip
+    raise typer.Exit(run_sweep(sweep, set_ or [], options))
 
 
 @app.command()
 def status(directory: str) -> None:
     """Whether a run directory is being driven now, and its cells done, failed and missing."""
     from pipeline.results import STORE_ERRORS, RunStore
-    from pipeline.run_status import describe
+    from pipeline.run_status import NotARunError, describe
+
+    try:
+        lines = describe(RunStore(directory))
+    except (*STORE_ERRORS, NotARunError) as error:
+        _refuse([str(error).splitlines()[0]])
+    print("\n".join(lines))
+
+
+@app.command()
+def compact(directory: str) -> None:
+    """Put the many small files of a run together, which nothing that reads it notices but by its speed."""
+    from pipeline.compaction import compact as compact_parts
+    from pipeline.lease import Lease
+    from pipeline.results import STORE_ERRORS, RunStore
+    from pipeline.spec import SweepError
 
     try:
         store = RunStore(directory)
-        content = store.get("run.json")
+        if store.get("run.json") is None:
+            _refuse([f"{directory}: holds no run.json, so it is no kvsweep run directory"])
+        with Lease(store):
+            replaced = compact_parts(store)
+    except SweepError as error:
+        _refuse(error.faults)
     except STORE_ERRORS as error:
         _refuse([str(error).splitlines()[0]])
-    if content is None:
-        _refuse([f"{directory}: holds no run.json, so it is no kvsweep run directory"])
-    print("\n".join(describe(store, content)))
+    print(f"{replaced} files put together")
 
 
 @app.command()

@@ -14,15 +14,38 @@ from pipeline.provenance import CELLS_FILE
 from pipeline.results import TASKS, RunStore
 
 
-def describe(store: RunStore, run_json: bytes) -> list[str]:
-    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is not done."""
-    run = json.loads(run_json)
-    planned = pl.read_parquet(io.BytesIO(store.get(CELLS_FILE) or b""))
+class NotARunError(ValueError):
+    """The directory holds no run, or one that cannot be read."""
+
+
+def describe(store: RunStore) -> list[str]:
+    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is not done.
+
+    Raises NotARunError, and what the store raises.
+    """
+    content, cells = store.get("run.json"), store.get(CELLS_FILE)
+    if content is None:
+        raise NotARunError(f"{store.directory}: holds no run.json, so it is no kvsweep run directory")
+    if cells is None:
+        raise NotARunError(f"{store.directory}: holds no {CELLS_FILE}; `kvsweep run` with the same sweep writes it")
+    run = json.loads(content)
+    planned = pl.read_parquet(io.BytesIO(cells))
     lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
-    for task in TASKS:
-        if run["planned"].get(task):
-            lines += _describe_task(store, run, planned, task)
-    return lines
+    try:
+        for task in TASKS:
+            if run["planned"].get(task):
+                lines += _describe_task(store, run, planned, task)
+    except pl.exceptions.PolarsError as error:
+        raise NotARunError(
+            f"{store.directory}: holds a file that is no whole Parquet file ({str(error).splitlines()[0]}); "
+            "`kvsweep run` with the same sweep sets it aside and does its cells again"
+        ) from error
+    return [plain(line) for line in lines]
+
+
+def plain(text: str) -> str:
+    """Text from stored files without the control characters that would steer a terminal."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, task: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import CELLS_PER_UNIT, WINDOWS_PER_UNIT, make_plan, questions_of
+from pipeline.plan import CELLS_PER_UNIT, PHASES, WINDOWS_PER_UNIT, make_plan, questions_of
 from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
 from pipeline.unit_inputs import work_unit
@@ -91,12 +91,24 @@ def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of
     assert all(questions_of(plan, cell) == questions for cell in others)
 
 
-def test_estimates_are_positive_and_the_longest_units_come_first(plan_of):
-    plan = plan_of(**MANY, generation="{prompt_tokens: [32], new_tokens: 8}", retrieval="{context_tokens: [240]}")
+def test_estimates_are_positive_and_the_longest_units_come_first_after_scouts(plan_of):
+    plan = plan_of(**MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}")
     assert all(unit.cost_seconds > 0 for unit in plan.units)
-    windows = [unit for unit in plan.units if unit.task == "perplexity"]
-    assert plan.units[: len(windows)] == windows
-    assert all(a.cost_seconds >= b.cost_seconds for a, b in pairwise(windows))
+    scouts = [unit for unit in plan.units if unit.scout]
+    later = [unit for unit in plan.units if not unit.scout]
+    assert plan.units == scouts + later
+    assert [unit.task for unit in later] == sorted((unit.task for unit in later), key=PHASES.index)
+    for unit, after in pairwise(later):
+        assert unit.task != after.task or unit.cost_seconds >= after.cost_seconds
+    for scout in scouts:
+        assert scout.cost_seconds <= min(unit.cost_seconds for unit in later if unit.task == scout.task)
+
+
+def test_a_scout_goes_ahead_of_each_kind_that_has_many_units_and_never_of_timed_ones(plan_of):
+    plan = plan_of(**MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}")
+    counts = Counter(unit.task for unit in plan.units)
+    assert {unit.task for unit in plan.units if unit.scout} == {task for task in ("perplexity", "retrieval") if counts[task] >= 5}
+    assert not any(unit.scout for unit in plan_of(**MANY).units), "one kind alone needs none"
 
 
 def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
