@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import secrets
 import statistics
@@ -260,7 +261,7 @@ def scaling(workers: tuple[int, ...] = (10, 100, 1000), seconds: tuple[float, ..
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": max(workers) // nodes, "object_store_memory": 10**8})
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=max(workers) // nodes, object_store_memory=10**8)
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
         cluster.wait_for_nodes()
         try:
             for many in workers:

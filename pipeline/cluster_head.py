@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import time
+
+import psutil
 
 GONE_SECONDS = 15.0
 """How long the head of a cluster may not answer. Ray itself ends the driver's process after 60 s, without a word of ours."""
@@ -50,3 +53,11 @@ def prepare_environment(address: str) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on all interfaces
     if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
+
+
+def end_own_ray() -> None:
+    """Kill the Ray that this process has started; its workers end with it."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() in ("raylet", "gcs_server"):
+                process.kill()

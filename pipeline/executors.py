@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster_head import ClusterLostError, HeadWatch, prepare_environment
+from pipeline.cluster_head import ClusterLostError, HeadWatch, end_own_ray, prepare_environment
 from pipeline.node_types import node_types
 from pipeline.placement import Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
@@ -19,6 +20,7 @@ from workers.work import UnitResult, WorkUnit
 
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
 """How often the cluster is asked which nodes it has, and how often it is considered what has no place."""
+SHUTDOWN_SECONDS = 8.0
 PLACE_SECONDS = 60.0
 """How long a worker may take to start on a node that should have room; others' work may have it."""
 MANY = 8
@@ -143,7 +145,11 @@ class RayExecutor:
         for slot in list(self._slots):
             self._drop(slot)
         self._ask_for([])
+        watchdog = threading.Timer(SHUTDOWN_SECONDS, end_own_ray)  # Ray waits for ever for a process of its own that hangs
+        if self._local:
+            watchdog.start()
         self.ray.shutdown()
+        watchdog.cancel()
 
     def _send(self, slot: _Slot, unit: WorkUnit) -> None:
         slot.pending, slot.unit = slot.actor.run.remote(unit), None
