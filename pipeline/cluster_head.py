@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from typing import Any
 
 import psutil
 
@@ -51,6 +52,31 @@ def prepare_environment(address: str) -> None:
         for key, value in {"period_ms": "2000", "timeout_ms": "3000", "failure_threshold": "3"}.items():
             os.environ.setdefault(f"RAY_health_check_{key}", value)
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on all interfaces
+
+
+def join(ray: Any, address: str, **options: Any) -> None:
+    """Connect the module ``ray`` to a cluster. Raises ConnectionError where none is there or the token does not fit."""
+    try:
+        ray.init(None if address == "auto" and "RAY_ADDRESS" in os.environ else address, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConnectionError(str(error)) from error
+    if _is_open(ray.get_runtime_context().gcs_address):  # its workers would die of a driver that asks them for a token
+        ray.shutdown()
+        raise ConnectionError("it asks nobody for a token; start its nodes with RAY_AUTH_MODE=token")
+
+
+def _is_open(address: str) -> bool:
+    """Whether the head at ``address`` answers without a token. False where it cannot be asked, for want of grpcio."""
+    try:
+        import grpc
+    except ImportError:  # it comes with ray[default]
+        return False
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=10)
+        except grpc.RpcError:
+            return False
+    return True
     if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster_head import ClusterLostError, HeadWatch, end_own_ray, prepare_environment
+from pipeline.cluster_head import ClusterLostError, HeadWatch, end_own_ray, join, prepare_environment
 from pipeline.node_types import node_types
 from pipeline.placement import Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
@@ -300,5 +300,5 @@ def start_ray(address: str) -> Any:
         ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
     else:
         options.pop("include_dashboard")
-        ray.init(None if address == "auto" and "RAY_ADDRESS" in os.environ else address, **options)
+        join(ray, address, **options)
     return ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,10 +50,19 @@ def refusing(out: str) -> Iterator[None]:
         raise SweepError([f"--out {error if isinstance(error, StoreError) else told}"]) from error
 
 
+def _is_thrown_away(path: Path) -> bool:
+    """Whether the current directory is one that Ray made for `ray job submit --working-dir`, and ``path`` is in it."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return bool(job.get("runtime_env", {}).get("working_dir")) and path.resolve().is_relative_to(Path.cwd())
+
+
 def open_store(out: str) -> RunStore:
     """The run directory. Raises SweepError for a file or a directory of others."""
     if not is_remote(out):
         path = Path(out)
+        if _is_thrown_away(path):
+            why = "lies in the job's working directory, which is thrown away; give an absolute path or a URL"
+            raise SweepError([f"--out {out}: {why}"])
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
         if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ("run.json", LEASE_NAME)):

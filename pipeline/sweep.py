@@ -140,7 +140,7 @@ def join_cluster(address: str) -> None:
         as_ctrl_c()
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        hint = "start one with `ray start --head`, or use --address local"
+        hint = "is it there, and is its token yours (docs/cluster.md)? Or use --address local"
         raise SweepError([f"--address {address}: no Ray cluster can be joined ({reason}); {hint}"]) from error
 
 
