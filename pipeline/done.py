@@ -56,6 +56,10 @@ class DoneIndex:
     def _has(self, cell: Cell) -> int:
         return self._counts.get(cell.cell_id, 0)
 
+    def has_rows(self, cell: Cell) -> bool:
+        """Whether any row of a cell is stored."""
+        return self._has(cell) > 0 or cell.cell_id in self._windows
+
     def is_missing(self, cell: Cell, windows: tuple[Window, ...]) -> bool:
         """Whether any row of a cell on these windows is not stored."""
         if cell.task == "perplexity":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,8 +29,11 @@ class PartWriter:
 
         A unit runs whole, so it also gives rows, or fails, for cells that were complete: these stay as they are.
         """
+        run_id = self.run_id
+        if unit.task == "generation" and any(self.done.has_rows(cell) for cell in unit.cells):
+            run_id += f"-{uuid.uuid4().hex[:6]}"  # another measurement, whose rounds must never be paired with the first one's
         dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
-        columns = {cell.cell_id: cell_columns(cell, dense_id, self.run_id, result.device_name) for cell in unit.cells}
+        columns = {cell.cell_id: cell_columns(cell, dense_id, run_id, result.device_name) for cell in unit.cells}
         new = self.done.new_rows(unit.task, result.rows)
         if new:
             if unit.task == "retrieval":

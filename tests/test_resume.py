@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from analysis.load import load
 from pipeline.done import ROW_KEYS
 from pipeline.lease import NAME
 from pipeline.results import RunStore
@@ -216,3 +217,8 @@ def test_timed_cells_of_which_any_is_lost_are_all_measured_anew(sweep_file, out)
     assert name == f"generation/{file.stem}-1.parquet" and before.items() <= parts(out).items()
     again = pl.read_parquet(out / name)
     assert again.height == frame.height and set(again["cell_id"]) == set(frame["cell_id"])
+    (first,), (second,) = set(frame["run_id"]), set(again["run_id"])
+    assert second.startswith(f"{first}-"), "a measurement of its own: its rounds are not paired with those of the first"
+    speeds = load([str(out)]).rows("generation").collect()
+    dense = frame.filter(pl.col("policy") == "dense")
+    assert speeds.height == frame.height + dense.height
