@@ -53,8 +53,7 @@ def _seconds_per_pass(facts: ModelFacts, device: str) -> float:
 
 def worker_bytes(facts: ModelFacts, cell: Cell) -> int:
     """Memory of a worker that does this cell's task, at most: the process, the weights, and what goes through at once."""
-    width = WIDTHS[cell.dtype]
-    entry = 2 * facts.layers * facts.kv_heads * facts.head_dim * width
+    entry = 2 * facts.layers * facts.kv_heads * facts.head_dim * WIDTHS[cell.dtype]
     settings = settings_of(cell)
     if cell.task == "perplexity":
         dense = settings["window"] * entry * 8  # the cache and as much again several times over for activations
@@ -64,4 +63,9 @@ def worker_bytes(facts: ModelFacts, cell: Cell) -> int:
         at_once = 4 * settings["batch_size"] * (settings["prompt_tokens"] + settings["new_tokens"]) * entry
     else:
         at_once = 4 * max(settings["context_tokens"]) * entry
-    return int(PROCESS_BYTES + facts.parameters * width + at_once)
+    return int(least_bytes(facts, cell) + at_once)
+
+
+def least_bytes(facts: ModelFacts, cell: Cell) -> int:
+    """Memory of a worker that has loaded the cell's model and done nothing yet."""
+    return PROCESS_BYTES + facts.parameters * WIDTHS[cell.dtype]

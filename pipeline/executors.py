@@ -288,7 +288,7 @@ def _first_line(error: Exception) -> str:
 def start_ray(address: str) -> Any:
     """Ray, started here (``local``) or joined (``auto``, HOST:PORT), quiet and with token authentication on.
 
-    Raises ConnectionError where there is no cluster to join.
+    Raises ConnectionError where there is no cluster to join, ClusterLostError where none can be started.
     """
     prepare_environment(address)
     import ray
@@ -297,7 +297,10 @@ def start_ray(address: str) -> Any:
         return ray
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
     if address == "local":
-        ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
+        try:
+            ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
+        except Exception as error:  # Ray raises a plain Exception where its processes do not come up
+            raise ClusterLostError(f"Ray cannot be started on this machine: {_first_line(error)}") from error
     else:
         options.pop("include_dashboard")
         join(ray, address, **options)

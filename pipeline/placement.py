@@ -21,8 +21,11 @@ class Need:
     timed: bool
     """Timed units have their node to themselves."""
     memory_bytes: int
+    """What its worker takes at most, by the plan's estimate."""
     model: str
     """Weights and dtype: a worker that has them loaded is preferred."""
+    least_bytes: int = 0
+    """Without this much it cannot even start; with less than ``memory_bytes`` it has a node's memory to itself."""
 
     @property
     def memory(self) -> int:
@@ -34,7 +37,7 @@ class Need:
 
     def __str__(self) -> str:
         slot = " with a timing slot" if self.timed else ""
-        return f"a {self.device} worker{slot} ({self.memory_bytes / 2**30:.1f} GiB)"
+        return f"a {self.device} worker{slot} (at least {self.least_bytes / 2**30:.1f} GiB)"
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,13 @@ class Seat:
     cpus: float
     gpus: float
     memory: int
+    all_memory: bool = False
+    """Whether that is all that the node has."""
 
     def suits(self, need: Need) -> bool:
         """Whether a worker that sits here can take a unit with this need."""
-        return (self.device, self.timed) == (need.device, need.timed) and need.memory_bytes <= self.memory
+        wanted = need.least_bytes if self.all_memory else need.memory_bytes
+        return (self.device, self.timed) == (need.device, need.timed) and wanted <= self.memory
 
 
 @dataclass
@@ -130,11 +136,12 @@ class Fleet:
         """What such a worker would take of an empty node; None where it holds none."""
         gpu = need.device == "cuda"
         cpus = node.cpus if need.timed else self.threads
-        memory = need.memory if need.memory <= node.memory else need.memory_bytes
-        fits = 0 < cpus <= self._cpus(node, need) and memory <= node.memory and (node.timing or not need.timed)
+        memory = min(need.memory, node.memory)
+        fits = 0 < cpus <= self._cpus(node, need) and need.least_bytes <= memory and (node.timing or not need.timed)
         if not fits or (gpu and not node.gpus):
             return None
-        return Seat(node.node_id, need.device, need.timed, cpus, _gpu_share(node, need) if gpu else 0, memory)
+        share = _gpu_share(node, need) if gpu else 0
+        return Seat(node.node_id, need.device, need.timed, cpus, share, memory, memory == node.memory)
 
     def _cpus(self, node: Node, need: Need) -> float:
         """CPUs of a node that such workers may take."""

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
 
-from pipeline.estimates import cell_seconds, perplexity_seconds, worker_bytes
+from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, worker_bytes
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, settings_of, tokens_read
 from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
@@ -115,7 +115,8 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
     dense = cells[0]
     facts = plan.resolved.models[dense.model]
     timed = dense.task == "generation"
-    need = Need(dense.device, timed, worker_bytes(facts, dense), f"{facts.revision} {dense.dtype}")
+    model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
+    need = Need(dense.device, timed, worker_bytes(facts, dense), model, least)
     if dense.task != "perplexity":  # all cells of a timed comparison take turns in one unit
         size = len(cells) if timed else CELLS_PER_RETRIEVAL_UNIT
         batches = [tuple(cells[i : i + size]) for i in range(0, len(cells), size)]

@@ -31,7 +31,9 @@ def fill(fleet: Fleet, need: Need) -> list[Seat]:
     return seats
 
 
-NEEDS = st.builds(Need, st.sampled_from(["cpu", "cuda"]), st.booleans(), st.integers(1, 40 * GIB), st.just("m"))
+NEEDS = st.builds(
+    Need, st.sampled_from(["cpu", "cuda"]), st.booleans(), st.integers(GIB, 40 * GIB), st.just("m"), st.integers(1, GIB)
+)
 NODES = st.lists(
     st.builds(
         node, st.uuids().map(str), st.integers(0, 9), st.integers(0, 4), st.integers(GIB, 128 * GIB), st.integers(0, 1),
@@ -82,14 +84,20 @@ def test_a_node_without_a_timing_slot_times_nothing():
 
 def test_memory_limits_workers_before_cpus_do():
     assert len(fill(fleet(node(cpus=16, memory=5 * GIB)), replace(CPU, memory_bytes=2 * GIB))) == 2
-    assert fleet(node(memory=GIB)).places(replace(CPU, memory_bytes=2 * GIB)) == 0
 
 
-def test_memory_is_asked_for_in_doubled_steps_and_exactly_where_only_that_fits():
+def test_memory_is_asked_for_in_doubled_steps():
     need = replace(CPU, memory_bytes=3 * GIB)
     assert need.memory == 4 * GIB and replace(CPU, memory_bytes=1).memory == MEMORY_STEP
     assert fleet(node(memory=8 * GIB)).find(need).memory == 4 * GIB
-    assert fleet(node(memory=int(3.5 * GIB))).find(need).memory == 3 * GIB
+
+
+def test_a_node_with_less_than_the_estimate_but_enough_to_load_the_model_holds_one_worker_alone():
+    need = replace(CPU, memory_bytes=6 * GIB, least_bytes=2 * GIB)
+    (seat,) = fill(fleet(node(memory=3 * GIB)), need)
+    assert seat.memory == 3 * GIB and seat.all_memory and seat.suits(need)
+    assert not seat.suits(replace(need, least_bytes=4 * GIB))
+    assert fleet(node(memory=GIB)).places(need) == 0
 
 
 @pytest.mark.parametrize(

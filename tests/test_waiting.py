@@ -30,7 +30,7 @@ def test_what_no_node_can_hold_is_given_up_after_its_time_with_what_there_is():
     assert wait.counts == {GPU: 12}
     clock.now = 30
     (reason,) = wait.look({GPU: 12}, set()).values()
-    assert "no node of this cluster could hold a cuda worker (1.0 GiB) in 30 s" in reason
+    assert "no node of this cluster could hold a cuda worker (at least 0.0 GiB) in 30 s" in reason
     assert "CPU 2, GPU 0, 8.0 GiB, timing 1" in reason
 
 
