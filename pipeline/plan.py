@@ -157,6 +157,10 @@ def _notes(plan: Plan) -> list[str]:
     if plan.spec.generation and "report_2025" in plan.spec.generation.protocol:
         notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
     for name, facts in plan.resolved.models.items():
+        if facts.trust_remote_code:
+            notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")
+        if facts.allow_pickle:
+            notes.append(f"allow_pickle: weights of {name} may be read from files that can run code")
         beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]
         if beyond:
             notes.append(

@@ -24,6 +24,7 @@ from pipeline.plan import Plan
 from pipeline.results import SCHEMA_VERSION
 from workers.model_files import ModelFacts
 
+TRUST = ("trust_remote_code", "allow_pickle")
 CELLS_FILE = "cells.parquet"
 PACKAGES = ("torch", "transformers", "tokenizers", "ray", "polars", "numpy")
 
@@ -79,7 +80,7 @@ def planned_cells(plan: Plan) -> bytes:
 
 
 def _model(facts: ModelFacts) -> dict[str, Any]:
-    named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context")}
+    named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context", *TRUST)}
     return named | {"positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}}
 
 

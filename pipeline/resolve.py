@@ -39,7 +39,9 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     corpora: dict[str, Corpus] = {}
     for ref in spec.models:
         try:
-            models[ref.name] = find_model(ref.name, ref.revision)
+            models[ref.name] = find_model(
+                ref.name, ref.revision, trust_remote_code=ref.trust_remote_code, allow_pickle=ref.allow_pickle
+            )
         except ModelError as error:
             faults.append(f"models: {error}")
     for name in spec.datasets:

@@ -101,6 +101,10 @@ class ModelRef(_Strict):
 
     name: Annotated[str, Field(min_length=1)]
     revision: str | None = None
+    trust_remote_code: bool = False
+    """Whether Python files that come with this model may run, with your rights."""
+    allow_pickle: bool = False
+    """Whether weights of this model may be read from formats that can run code."""
 
 
 ModelEntry = Annotated[ModelRef, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]

@@ -17,12 +17,13 @@ from pipeline.results import RunStore
 from pipeline.spec import SweepError, load_spec
 from tests.command import ROOT
 from tests.rows import perplexity_row, write_run
+from workers.model_files import find_model
 
 SECRETS = {
     name: f"secret-of-{name.lower()}"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN")
 }
-RUN_FILE = re.compile(r"run\.json|report\.html|(perplexity|failures)/[0-9a-f]{16,}(-\d+)?\.parquet")
+RUN_FILE = re.compile(r"run\.json|cells\.parquet|log\.jsonl|report\.html|(perplexity|failures)/[0-9a-f]{16,}(-\d+)?\.parquet")
 
 
 class Trap:
@@ -78,11 +79,50 @@ def test_a_model_folder_runs_no_code_and_unpickles_nothing(run, marks):
     (marks / "control").unlink()
 
 
+def test_code_and_pickles_of_a_model_are_used_where_its_entry_says_so_and_that_is_recorded(
+    tiny_model_dir, text_file, tmp_path, marks
+):
+    import torch
+    from safetensors.torch import load_file
+
+    model = tmp_path / "trusted"
+    shutil.copytree(tiny_model_dir, model)
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    config = json.loads((model / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "own.OwnForCausalLM"}, "model_type": "llama"}
+    (model / "config.json").write_text(json.dumps(config))
+    mark = marks / "trusted"
+    (model / "own.py").write_text(
+        f"from transformers import LlamaForCausalLM\nopen({str(mark)!r}, 'w')\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    pass\n"
+    )
+    entry = {"name": str(model), "trust_remote_code": True, "allow_pickle": True}
+    sweep = {
+        "name": "trust", "models": [entry], "datasets": [f"text:{text_file}"], "devices": ["cpu"], "keep_ratios": [0.5],
+        "prune_after": [16], "perplexity": {"window": 64, "stride": 64, "windows": 1},
+    }  # fmt: skip
+    file, out = tmp_path / "sweep.yaml", tmp_path / "out"
+    file.write_text(json.dumps(sweep | {"models": [str(model)]}))
+    refused = CliRunner().invoke(app, ["run", str(file), "--inline", "--out", str(out)])
+    assert refused.exit_code == 2 and "allow_pickle: true reads them" in refused.stderr and not out.exists()
+    file.write_text(json.dumps(sweep))
+    done = CliRunner().invoke(app, ["run", str(file), "--inline", "--out", str(out)])
+    assert done.exit_code == 0, done.stderr
+    assert mark.exists() and "run with your rights" in done.stderr
+    (recorded,) = json.loads((out / "run.json").read_text())["models"]
+    assert recorded["trust_remote_code"] is recorded["allow_pickle"] is True
+    before = recorded["revision"]
+    (model / "own.py").write_text((model / "own.py").read_text() + "# edited\n")
+    assert find_model(str(model), trust_remote_code=True, allow_pickle=True).revision != before, "code is part of the model"
+    mark.unlink()
+
+
 def test_names_from_the_sweep_file_never_become_paths(run):
     folder, before, _ = run
     out = folder / "out"
     made = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
-    assert len(made) == 4 and all(RUN_FILE.fullmatch(name) for name in made), made
+    assert len(made) == 6 and all(RUN_FILE.fullmatch(name) for name in made), made
     others = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     assert sorted(path for path in others if out not in (path, *path.parents)) == before
 
@@ -125,7 +165,7 @@ def test_nothing_of_ours_unpickles_evaluates_text_or_asks_a_shell(file):
             assert called not in ("eval", "exec", "os.system", "os.popen", "torch.load", "np.load")
             assert not any(word.arg == "shell" for word in node.keywords)
             trusted = [word for word in node.keywords if word.arg in ("trust_remote_code", "allow_pickle")]
-            assert all(isinstance(word.value, ast.Constant) and word.value.value is False for word in trusted)
+            assert all(ast.unparse(word.value).split(".")[-1] in ("False", word.arg) for word in trusted), "as the user said"
 
 
 def test_a_report_may_load_and_send_nothing(tmp_path):

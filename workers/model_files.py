@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,10 +62,21 @@ class ModelFacts:
     parameters: int
     """From the sizes of the weight files, at their stored width; 0 where they are not here yet."""
     tokenizer_file: str
+    trust_remote_code: bool = False
+    """Whether Python files that come with the weights may run."""
+    allow_pickle: bool = False
+    """Whether weights may be read from formats that can run code."""
 
 
-def find_model(name: str, revision: str | None = None) -> ModelFacts:
+def find_model(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> ModelFacts:
     """Resolve a model name. Raises ModelError where it does not exist, cannot be reached or lacks what is needed."""
+    found = _find(name, revision, trust_remote_code, allow_pickle)
+    return replace(found, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+
+
+def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool) -> ModelFacts:
     is_local = name in EMBEDDED_NAMES or name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
     if is_local and revision is not None:
         raise ModelError(f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash")
@@ -75,16 +86,19 @@ def find_model(name: str, revision: str | None = None) -> ModelFacts:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise ModelError(f"model {name!r}: there is no such directory")
-        return _local(name, folder)
+        return _local(name, folder, trust_remote_code, allow_pickle)
     return _hub(name, revision)
 
 
-def _local(name: str, folder: Path) -> ModelFacts:
-    weights = sorted(folder.glob("*.safetensors"))
+def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:
+    weights = sorted(folder.glob("*.safetensors")) or (sorted(folder.glob("*.bin")) if allow_pickle else [])
     if not weights:
-        raise ModelError(f"model {name!r}: no *.safetensors in {folder}; convert the weights, other formats can run code")
+        kinds = "*.safetensors or *.bin" if allow_pickle else "*.safetensors"
+        hint = "" if allow_pickle else "; convert the weights: other formats can run code (allow_pickle: true reads them)"
+        raise ModelError(f"model {name!r}: no {kinds} in {folder}{hint}")
+    code = sorted(folder.glob("*.py")) if trust_remote_code else []  # it is part of the model then
     digest = hashlib.sha256()
-    for path in [*weights, folder / "config.json", folder / "tokenizer.json"]:
+    for path in [*weights, *code, folder / "config.json", folder / "tokenizer.json"]:
         if not path.is_file():
             raise ModelError(f"model {name!r}: {path.name} is missing in {folder}")
         with path.open("rb") as file:
