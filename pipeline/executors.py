@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,11 +36,11 @@ class _Slot:
 
     actor: Any
     seat: Seat
+    need: Need
+    """Of the unit that it has, or had last."""
     pending: Any
     """The reference being waited for: readiness first, then the unit's result."""
     born: float
-    model: str = ""
-    """What it has loaded."""
     unit_id: str | None = None
     unit: WorkUnit | None = None
     """Held until the actor is ready."""
@@ -98,13 +99,13 @@ class RayExecutor:
         """Give the unit to an idle actor, one that has its model if there is one, or start an actor for it."""
         idle = [slot for slot in self._idle if slot.seat.suits(need)]
         if idle:
-            slot = next((slot for slot in idle if slot.model == need.model), idle[0])
+            slot = next((slot for slot in idle if slot.need.model == need.model), idle[0])
             self._idle.remove(slot)
         else:
             seat = self.fleet.find(need)
             assert seat is not None, "submit without room"
-            slot = self._start(seat)
-        slot.unit_id, slot.model = unit.unit_id, need.model
+            slot = self._start(seat, need)
+        slot.unit_id, slot.need = unit.unit_id, need
         slot.limit = self.unit_timeout or max(1800.0, 50 * cost_seconds)
         if slot.ready:
             self._send(slot, unit)
@@ -125,7 +126,8 @@ class RayExecutor:
         served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
         never = self._waiting.look(queued, served)
         if self._kinds is not None:
-            self._ask_for(self._waiting.bundles(self.threads))
+            busy = Counter(slot.need for slot in self._slots)
+            self._ask_for(self._waiting.bundles(self.threads, Counter(queued) + busy))
         return never
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -206,7 +208,7 @@ class RayExecutor:
             self._drop(slot)
         return outcomes
 
-    def _start(self, seat: Seat) -> _Slot:
+    def _start(self, seat: Seat, need: Need) -> _Slot:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
@@ -216,7 +218,7 @@ class RayExecutor:
         if seat.timed:
             options["resources"] = {TIMING: 1}
         actor = self._new_actor(options, int(seat.cpus))
-        slot = _Slot(actor, seat, actor.__ray_ready__.remote(), time.monotonic())
+        slot = _Slot(actor, seat, need, actor.__ray_ready__.remote(), time.monotonic())
         self._slots.append(slot)
         self.fleet.take(seat)
         return slot

@@ -123,6 +123,10 @@ class Fleet:
         """How many such workers all nodes could hold, were they empty, and those that could still be started."""
         return sum(self._most(node, need) * node.count for node in (*self.nodes.values(), *kinds))
 
+    def gpu_share(self, need: Need) -> float:
+        """The share of a GPU that such a worker takes on the nodes that are there; a whole one where none has GPUs yet."""
+        return max((_gpu_share(node, need) for node in self.nodes.values() if node.gpus), default=1.0)
+
     def _most(self, node: Node, need: Need) -> int:
         seat = self._seat(node, need)
         if seat is None:

@@ -49,16 +49,16 @@ class Waiting:
                 never[need] = self._reason(need, limit)
         return never
 
-    def bundles(self, threads: int) -> list[dict[str, float]]:
-        """Resources that an autoscaler should see as wanted: those of the units without a place, at most what it could start."""
-        wanted = []
-        for need, count in self.counts.items():
+    def bundles(self, threads: int, wanted: Mapping[Need, int]) -> list[dict[str, float]]:
+        """Resources that an autoscaler should see to: a worker for every unit that waits or runs, at most what it can start."""
+        found = []
+        for need, count in wanted.items():
             one: dict[str, float] = {"CPU": threads, "memory": need.memory}
-            one |= {"GPU": 1} if need.device == "cuda" else {}
+            one |= {"GPU": self.fleet.gpu_share(need)} if need.device == "cuda" else {}
             one |= {"timing": 1} if need.timed else {}
-            most = self.fleet.places(need, self.kinds or ()) if self.kinds else 1
-            wanted += [one] * min(count, max(1, most))
-        return wanted
+            most = self.fleet.places(need, self.kinds) if self.kinds else count
+            found += [one] * min(count, most)
+        return found
 
     def _reason(self, need: Need, limit: float) -> str:
         nodes = "; ".join(str(node) for node in self.fleet.nodes.values()) or "none"

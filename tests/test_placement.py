@@ -114,6 +114,11 @@ def test_small_models_share_a_gpu_by_its_memory(memory, need, expected):
     assert len(fill(fleet(node(cpus=32, gpus=1, gpu_memory=memory)), need)) == expected
 
 
+def test_the_share_of_a_gpu_is_that_of_the_nodes_that_are_known():
+    assert fleet(node()).gpu_share(GPU) == 1.0
+    assert fleet(node(), node("gpu", cpus=32, gpus=1, gpu_memory=16 * GIB)).gpu_share(GPU) == 1 / 3
+
+
 def test_cpu_units_go_where_no_gpu_is_and_leave_gpu_nodes_their_cpus_when_gpu_units_wait():
     mixed = fleet(node("gpu", cpus=2, gpus=2), node("plain", cpus=2), keep_for_gpus=True)
     assert [seat.node_id for seat in fill(mixed, CPU)] == ["plain", "plain"]

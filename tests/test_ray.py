@@ -193,7 +193,8 @@ from pipeline.executors import RayExecutor
 from pipeline.placement import Need
 executor = RayExecutor("local", threads=1)
 print(executor.ray.get_runtime_context().gcs_address, flush=True)
-slot = executor._start(executor.fleet.find(Need("cpu", False, 2**20, "m")))
+need = Need("cpu", False, 2**20, "m")
+slot = executor._start(executor.fleet.find(need), need)
 print(executor.ray.get(slot.actor.__ray_call__.remote(lambda worker: os.getpid())), flush=True)
 sys.stdin.readline()
 executor.close()

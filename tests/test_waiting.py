@@ -43,14 +43,14 @@ def test_what_an_autoscaler_can_start_is_waited_for_longer_and_asked_for():
     kinds = [Node("gpu_worker", 4, 1, 32 * 2**30, 1, count=3)]
     wait, clock = waiting(PLAIN, kinds=kinds)
     wait.look({GPU: 12}, set())
-    assert wait.bundles(2) == [{"CPU": 2, "memory": GPU.memory, "GPU": 1}] * 3, "as many as it may start"
+    one = {"CPU": 2, "memory": GPU.memory, "GPU": 1}
+    assert wait.bundles(2, {GPU: 12}) == [one] * 3, "as many as it may start"
+    assert wait.bundles(2, {GPU: 2, replace(GPU, timed=True): 1}) == [one, one, one | {"timing": 1}]
     clock.now = 1199
     assert wait.look({GPU: 12}, set()) == {}
     clock.now = 1200
     (reason,) = wait.look({GPU: 12}, set()).values()
     assert "could be started: gpu_worker: CPU 4, GPU 1" in reason
-    wait.look({GPU: 12}, {GPU})
-    assert wait.bundles(2) == [], "nothing is without a place"
 
 
 def test_a_need_that_had_workers_may_get_them_back():
