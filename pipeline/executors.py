@@ -125,7 +125,7 @@ class RayExecutor:
         self.fleet.keep_for_gpus = any(need.device == "cuda" for need in queued)
         served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
         never = self._waiting.look(queued, served)
-        if self._kinds is not None:
+        if self._kinds is not None or self._waiting.patience.unknown_types:
             busy = Counter(slot.need for slot in self._slots)
             self._ask_for(self._waiting.bundles(self.threads, Counter(queued) + busy))
         return never

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -19,13 +22,27 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
     Raises ModelError where it cannot be loaded or fails the self-check.
     """
     transformers_logging.disable_progress_bar()  # the driver alone draws
+    transformers_logging.set_verbosity_error()  # what matters of its report on the weights is checked below
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            facts.source, revision=facts.commit, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            facts.source, revision=facts.commit, dtype=DTYPES[dtype], trust_remote_code=facts.trust_remote_code,
+            use_safetensors=None if facts.allow_pickle else True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {facts.name!r} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+    _check_complete(facts.name, found)
     model.eval().requires_grad_(False)
     nn.Module.to(model, device)
     check_once(model, facts, dtype)
     return model
+
+
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Raises ModelError where weights are not from the files: transformers fills them with random numbers and goes on."""
+    lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    if lacking:
+        raise ModelError(
+            f"model {name!r} cannot be loaded: its files lack {len(lacking)} of the weights that its config.json asks for, "
+            f"or have them in another shape, such as {min(lacking)}"
+        )
