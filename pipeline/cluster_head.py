@@ -6,7 +6,9 @@ import contextlib
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -81,8 +83,19 @@ def _is_open(address: str) -> bool:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
 
 
-def end_own_ray() -> None:
-    """Kill the Ray that this process has started; its workers end with it."""
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Ray waits for ever for a process of its own that hangs: end the Ray that was started here if the block takes longer."""
+    watchdog = threading.Timer(seconds, _end_own_ray)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+def _end_own_ray() -> None:
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name() in ("raylet", "gcs_server"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster_head import ClusterLostError, HeadWatch, end_own_ray, join, prepare_environment
+from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, join, prepare_environment
 from pipeline.node_types import node_types
 from pipeline.placement import Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
@@ -21,7 +20,7 @@ from workers.work import UnitResult, WorkUnit
 
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
 """How often the cluster is asked which nodes it has, and how often it is considered what has no place."""
-SHUTDOWN_SECONDS = 8.0
+START_SECONDS, SHUTDOWN_SECONDS = 90.0, 8.0
 PLACE_SECONDS = 60.0
 """How long a worker may take to start on a node that should have room; others' work may have it."""
 MANY = 8
@@ -147,11 +146,8 @@ class RayExecutor:
         for slot in list(self._slots):
             self._drop(slot)
         self._ask_for([])
-        watchdog = threading.Timer(SHUTDOWN_SECONDS, end_own_ray)  # Ray waits for ever for a process of its own that hangs
-        if self._local:
-            watchdog.start()
-        self.ray.shutdown()
-        watchdog.cancel()
+        with at_most(SHUTDOWN_SECONDS):
+            self.ray.shutdown()
 
     def _send(self, slot: _Slot, unit: WorkUnit) -> None:
         slot.pending, slot.unit = slot.actor.run.remote(unit), None
@@ -300,7 +296,8 @@ def start_ray(address: str) -> Any:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
     if address == "local":
         try:
-            ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
+            with at_most(START_SECONDS):
+                ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
         except Exception as error:  # Ray raises a plain Exception where its processes do not come up
             raise ClusterLostError(f"Ray cannot be started on this machine: {_first_line(error)}") from error
     else:
