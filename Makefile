@@ -31,6 +31,8 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.perplexity
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.driver
+	$(BIN)/python -m benchmarks.scale
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

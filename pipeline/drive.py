@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline import waiting
@@ -71,7 +71,8 @@ class _Turn:
         """Store a result before the next is asked for."""
         self.session.lease.hold()
         failed = self._writer.write(unit, result, starts)
-        self.failures.extend(failed)
+        self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
+        self._time_left.ended((unit.task, unit.need), unit.cost_seconds, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
         self.log.write(
@@ -84,9 +85,10 @@ class _Turn:
             self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])
         for warning in result.warnings:
             self._warn(warning)
-        self._time_left.ended((unit.task, unit.need), unit.cost_seconds, result.seconds)
         self.progress.finished(f"{unit.task} {first.model} {first.dataset}", missing, {failure.cell_id for failure in failed})
         self._count_part(unit.task)
+        if failed:
+            self._count_part("failures")
 
     def tick(self, queued: int, running: int) -> None:
         """Called at least every second."""
