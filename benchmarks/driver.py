@@ -104,7 +104,7 @@ def planned(units: int) -> Plan:
 
 def bare(method: str, payloads: list[Any]) -> float:
     """ray.wait with one call in flight per actor: what Ray itself allows."""
-    actors = [Idle.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+    actors: list[Any] = [Idle.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([actor.nothing.remote(0) for actor in actors])
     waiting = iter(payloads)
     begin_at = time.perf_counter()
@@ -209,7 +209,6 @@ def compare(units: int, rounds: int) -> None:
     ray.shutdown()
 
 
-@ray.remote(num_cpus=0, max_concurrency=1000)
 class Sleepers:
     """Many workers in one process: each call sleeps as long as its unit is said to take."""
 
@@ -276,7 +275,8 @@ def _scaling_line(nodes: int, many: int, each: float) -> None:
     rounds = {1.0: 8, 10.0: 2}.get(each, 1)
     plan = planned(many * rounds)
     units = [replace(unit, cells=unit.cells[:1]) for unit in plan.units]
-    actors = [Sleepers.remote() for _ in range(nodes)]
+    many_to_a_process: Any = ray.remote(Sleepers)
+    actors = [many_to_a_process.options(num_cpus=0, max_concurrency=1000).remote() for _ in range(nodes)]
     ray.get([actor.ready.remote() for actor in actors])
     executor = SleepingExecutor(each, actors)
     executor.fleet.nodes = {name: replace(node, cpus=many / nodes, memory=2**62) for name, node in executor.fleet.nodes.items()}
