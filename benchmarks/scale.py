@@ -129,9 +129,10 @@ def memory_over_a_run(folder: Path, units: int) -> None:
         assert execute(session, IdleExecutor("local")) == []
         seconds = time.perf_counter() - begin_at
     tenths = [used[int(len(used) * share)] for share in (0.1, 0.25, 0.5, 0.75, 0.99)]
+    files = len(store.parts("perplexity"))
     print(
-        f"{units:,} units, {units * 24:,} rows in {seconds:.0f} s, {len(store.parts('perplexity'))} files left: driver's memory at "
-        f"10, 25, 50, 75, 99 % of the run: {', '.join(f'{mib:.0f}' for mib in tenths)} MiB"
+        f"{units:,} units, {units * 24:,} rows in {seconds:.0f} s, {files} files left: driver's memory at 10, 25, 50, 75, 99 % of "
+        f"the run: {', '.join(f'{mib:.0f}' for mib in tenths)} MiB"
     )
 
 
@@ -140,7 +141,7 @@ def main() -> None:
         folder = Path(name)
         plan_a_million(folder)
         look_over(folder)
-        memory_over_a_run(folder, 9000)
+        memory_over_a_run(folder, 6000)
 
 
 if __name__ == "__main__":
