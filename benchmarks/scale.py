@@ -131,8 +131,8 @@ def memory_over_a_run(folder: Path, units: int) -> None:
     tenths = [used[int(len(used) * share)] for share in (0.1, 0.25, 0.5, 0.75, 0.99)]
     files = len(store.parts("perplexity"))
     print(
-        f"{units:,} units, {units * 24:,} rows in {seconds:.0f} s, {files} files left: driver's memory at 10, 25, 50, 75, 99 % of "
-        f"the run: {', '.join(f'{mib:.0f}' for mib in tenths)} MiB"
+        f"{units:,} units, {units * 24:,} rows in {seconds:.0f} s, {files} files left: driver's memory at 10, 25, 50, 75, 99 % "
+        f"of the run: {', '.join(f'{mib:.0f}' for mib in tenths)} MiB"
     )
 
 

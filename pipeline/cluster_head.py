@@ -54,6 +54,8 @@ def prepare_environment(address: str) -> None:
         for key, value in {"period_ms": "2000", "timeout_ms": "3000", "failure_threshold": "3"}.items():
             os.environ.setdefault(f"RAY_health_check_{key}", value)
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on all interfaces
+    if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
 
 
 def join(ray: Any, address: str, **options: Any) -> None:
@@ -79,8 +81,6 @@ def _is_open(address: str) -> bool:
         except grpc.RpcError:
             return False
     return True
-    if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
 
 
 @contextlib.contextmanager

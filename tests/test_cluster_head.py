@@ -51,8 +51,7 @@ def test_one_that_is_in_time_is_left_alone(raylet):
 def test_signals_end_a_block_as_ctrl_c_does_and_handlers_come_back(kind):
     before = signal.getsignal(kind)
     with pytest.raises(KeyboardInterrupt), interruptible():
-        os.kill(os.getpid(), kind)
-        time.sleep(5)
+        signal.raise_signal(kind)
     assert signal.getsignal(kind) is before
 
 
