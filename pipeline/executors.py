@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, join, prepare_environment
 from pipeline.node_types import node_types
-from pipeline.placement import Fleet, Need, Node, Seat
+from pipeline.placement import UNSAID, Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
 from pipeline.waiting import Patience, Waiting
 from workers.gpu_memory import gpu_memory_bytes
@@ -209,7 +209,7 @@ class RayExecutor:
 
         options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(seat.node_id, soft=False)
-        if self.fleet.nodes[seat.node_id].memory < 2**62:
+        if self.fleet.nodes[seat.node_id].memory < UNSAID:
             options["memory"] = seat.memory
         if seat.timed:
             options["resources"] = {TIMING: 1}

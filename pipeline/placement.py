@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+UNSAID = 2**62
+"""Bytes of a node that does not say how many it has: enough."""
 MEMORY_STEP = 2**29
 """Workers ask for this much memory, or twice, four times ...: one that has served a small model may then take a larger one."""
 MOST_PER_GPU = 8
@@ -57,13 +59,13 @@ class Node:
     @classmethod
     def of(cls, node_id: str, resources: dict[str, float], host: str = "", count: int = 1) -> Node:
         """From a table of resources by name, as Ray has them."""
-        memory = int(resources.get("memory", 0)) or 2**62  # a node that does not say has enough
+        memory = int(resources.get("memory", 0)) or UNSAID
         return cls(
             node_id, resources.get("CPU", 0), resources.get("GPU", 0), memory, resources.get("timing", 0), host, count=count
         )  # fmt: skip
 
     def __str__(self) -> str:
-        memory = "" if self.memory == 2**62 else f", {self.memory / 2**30:.1f} GiB"
+        memory = "" if self.memory == UNSAID else f", {self.memory / 2**30:.1f} GiB"
         return f"CPU {self.cpus:g}, GPU {self.gpus:g}{memory}, timing {self.timing:g}"
 
 

@@ -74,7 +74,7 @@ class Progress:
         if self._live:
             self._live.update(self._table())
         elif (waiting and news) or time.monotonic() - self.last_line > HEARTBEAT_SECONDS:
-            self._say("working")
+            self._line("working")
 
     def left(self) -> str:
         """Time left as text."""

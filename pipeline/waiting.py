@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.placement import Fleet, Need, Node
+from pipeline.placement import UNSAID, Fleet, Need, Node
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Waiting:
         """Resources that an autoscaler should see to: a worker for every unit that waits or runs, at most what it can start."""
         found = []
         for need, count in wanted.items():
-            one: dict[str, float] = {"CPU": threads, "memory": need.memory}
+            one: dict[str, float] = {"CPU": threads}
+            if self.kinds and all(kind.memory < UNSAID for kind in self.kinds):  # else it would fit no type, by their own words
+                one["memory"] = need.memory
             one |= {"GPU": self.fleet.gpu_share(need)} if need.device == "cuda" else {}
             one |= {"timing": 1} if need.timed else {}
             most = self.fleet.places(need, self.kinds) if self.kinds else count

@@ -48,7 +48,7 @@ def test_lines_come_once_a_second_and_the_last_state_is_always_said(clock, capsy
 
 def test_what_waits_is_said_when_it_changes_and_silence_ends_after_half_a_minute(clock, capsys):
     state = made([["a"]])
-    clock.now += 2
+    clock.now += 0.1
     state.tick(12, 0, ["12 units wait for a node with a GPU"])
     clock.now += 2
     state.tick(12, 0, ["12 units wait for a node with a GPU"])

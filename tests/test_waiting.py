@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pipeline.node_types import node_types
-from pipeline.placement import Fleet, Need, Node
+from pipeline.placement import UNSAID, Fleet, Need, Node
 from pipeline.waiting import Patience, Waiting, describe
 
 CPU = Need("cpu", False, 2**30, "m")
@@ -45,6 +45,9 @@ def test_what_an_autoscaler_can_start_is_waited_for_longer_and_asked_for():
     wait.look({GPU: 12}, set())
     one = {"CPU": 2, "memory": GPU.memory, "GPU": 1}
     assert wait.bundles(2, {GPU: 12}) == [one] * 3, "as many as it may start"
+    wait.kinds = [*kinds, replace(kinds[0], memory=UNSAID)]
+    assert "memory" not in wait.bundles(2, {GPU: 1})[0], "a type that does not say what it has would not count"
+    wait.kinds = kinds
     assert wait.bundles(2, {GPU: 2, replace(GPU, timed=True): 1}) == [one, one, one | {"timing": 1}]
     clock.now = 1199
     assert wait.look({GPU: 12}, set()) == {}
