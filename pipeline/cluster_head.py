@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+START_SECONDS = 90.0
 GONE_SECONDS = 15.0
 """How long the head of a cluster may not answer. Ray itself ends the driver's process after 60 s, without a word of ours."""
 
@@ -58,8 +59,22 @@ def prepare_environment(address: str) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run only; nothing is written to the home directory
 
 
-def join(ray: Any, address: str, **options: Any) -> None:
-    """Connect the module ``ray`` to a cluster. Raises ConnectionError where none is there or the token does not fit."""
+def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
+    """Let the module ``ray`` start a cluster here (``local``) or join one, quietly. Raises ClusterLostError, ConnectionError."""
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address != "local":
+        _join(ray, address, options)
+        return
+    options |= {"include_dashboard": False, "object_store_memory": 400_000_000, "resources": resources}
+    try:
+        with at_most(START_SECONDS):
+            ray.init("local", num_cpus=os.cpu_count(), **options)
+    except Exception as error:  # Ray raises a plain Exception where its processes do not come up
+        raise ClusterLostError(f"Ray cannot be started on this machine: {first_line(error)}") from error
+
+
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Raises ConnectionError where no cluster is there or the token does not fit."""
     try:
         ray.init(None if address == "auto" and "RAY_ADDRESS" in os.environ else address, **options)
     except ray.exceptions.AuthenticationError as error:
@@ -93,6 +108,12 @@ def at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         watchdog.cancel()
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Ray says, its frames and empty lines left out as far as a line allows."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:400] or type(error).__name__
 
 
 def _end_own_ray() -> None:

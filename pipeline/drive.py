@@ -102,7 +102,7 @@ class _Turn:
         fault = retry.fault
         self.log.write(
             "retry", unit_id=retry.unit_id, starts=retry.starts, error_type=fault.error_type, message=fault.message[:2000],
-            strike=fault.strike,
+            strike=fault.strike, node=fault.node,
         )  # fmt: skip
 
     def _warn(self, warning: str) -> None:

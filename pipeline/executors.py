@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, join, prepare_environment
+from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, first_line, prepare_environment, start_or_join
 from pipeline.node_types import node_types
 from pipeline.placement import UNSAID, Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
@@ -20,7 +19,7 @@ from workers.work import UnitResult, WorkUnit
 
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
 """How often the cluster is asked which nodes it has, and how often it is considered what has no place."""
-START_SECONDS, SHUTDOWN_SECONDS = 90.0, 8.0
+SHUTDOWN_SECONDS = 8.0
 PLACE_SECONDS = 60.0
 """How long a worker may take to start on a node that should have room; others' work may have it."""
 MANY = 8
@@ -160,7 +159,10 @@ class RayExecutor:
             value: UnitResult = self.ray.get(slot.pending)
         except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
-            return Outcome(unit_id, Fault(type(error).__name__, _first_line(error), strike=not self._lost_node(slot, error)))
+            host, lost = self._host(slot), self._lost_node(slot, error)
+            if lost:  # before Ray lists it as dead it would fail everything that waits, in no time
+                self._shun(slot.seat.node_id)
+            return Outcome(unit_id, Fault(type(error).__name__, first_line(error), strike=not lost, node=host))
         if not slot.ready:
             slot.ready = True
             assert slot.unit is not None
@@ -172,8 +174,12 @@ class RayExecutor:
         return Outcome(unit_id, value)
 
     def _lost_node(self, slot: _Slot, error: Exception) -> bool:
-        """Whether a whole node went, which is no fault of the unit that happened to be there."""
-        if "node has died" in str(error) or isinstance(error, self.ray.exceptions.ActorUnschedulableError):
+        """Whether a whole node went, which is no fault of the unit that happened to be there.
+
+        An actor that is unavailable lost its connection without word from its node, which tells of the deaths of processes.
+        """
+        ray = self.ray.exceptions
+        if "node has died" in str(error) or isinstance(error, ray.ActorUnschedulableError | ray.ActorUnavailableError):
             return True
         return not any(node["Alive"] and node["NodeID"] == slot.seat.node_id for node in self.ray.nodes())
 
@@ -193,16 +199,25 @@ class RayExecutor:
                 message = f"did not end within {slot.limit:.0f} s: too slow, or its process or node hangs"
                 fault = Fault("UnitTimeoutError", message)
             elif not slot.ready and now - slot.born > PLACE_SECONDS:
-                self._avoid[slot.seat.node_id] = now + PLACE_SECONDS
-                self._refresh()
+                self._shun(slot.seat.node_id)
                 message = f"no worker could start within {PLACE_SECONDS:.0f} s: the node is busy with other work"
                 fault = Fault("NoCapacity", message, strike=False, started=False)
             else:
                 continue
             assert slot.unit_id is not None
-            outcomes.append(Outcome(slot.unit_id, fault))
+            outcomes.append(Outcome(slot.unit_id, replace(fault, node=self._host(slot))))
             self._drop(slot)
         return outcomes
+
+    def _host(self, slot: _Slot) -> str:
+        node = self.fleet.nodes.get(slot.seat.node_id)
+        return node.host if node else slot.seat.node_id[:12]
+
+    def _shun(self, node_id: str) -> None:
+        """Start nothing on a node for a while."""
+        self._avoid[node_id] = time.monotonic() + PLACE_SECONDS
+        self.fleet.avoid = {*self.fleet.avoid, node_id}
+        self._refresh()
 
     def _start(self, seat: Seat, need: Need) -> _Slot:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -278,11 +293,6 @@ class RayExecutor:
             self._asked = bundles
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] or type(error).__name__
-
-
 def start_ray(address: str) -> Any:
     """Ray, started here (``local``) or joined (``auto``, HOST:PORT), quiet and with token authentication on.
 
@@ -291,16 +301,6 @@ def start_ray(address: str) -> Any:
     prepare_environment(address)
     import ray
 
-    if ray.is_initialized():
-        return ray
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
-    if address == "local":
-        try:
-            with at_most(START_SECONDS):
-                ray.init("local", num_cpus=os.cpu_count(), resources={TIMING: 1}, object_store_memory=400_000_000, **options)
-        except Exception as error:  # Ray raises a plain Exception where its processes do not come up
-            raise ClusterLostError(f"Ray cannot be started on this machine: {_first_line(error)}") from error
-    else:
-        options.pop("include_dashboard")
-        join(ray, address, **options)
+    if not ray.is_initialized():
+        start_or_join(ray, address, {TIMING: 1})
     return ray

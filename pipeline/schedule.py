@@ -26,6 +26,8 @@ class Fault:
     """Whether it counts against the unit; the death of a whole node does not."""
     started: bool = True
     """Whether the unit ran at all. One that found no place just waits again."""
+    node: str = ""
+    """Host where that was, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -183,4 +185,4 @@ class _Loop(Generic[U]):
 
 def gave_up(cells: Sequence[_Named], fault: Fault) -> UnitResult:
     """One failure per cell of a unit that was ended from outside."""
-    return UnitResult(failures=[Failure(cell.cell_id, fault.error_type, fault.message, "") for cell in cells])
+    return UnitResult(failures=[Failure(cell.cell_id, fault.error_type, fault.message, "") for cell in cells], node=fault.node)

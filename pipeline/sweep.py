@@ -24,6 +24,7 @@ from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
 from pipeline.results import STORE_ERRORS
+from pipeline.run_status import plain
 from pipeline.session import Session, begin, open_store, refusing
 from pipeline.spec import SweepError, load_spec
 from pipeline.store_errors import StoreError
@@ -113,9 +114,9 @@ def _run(session: Session, options: RunOptions) -> int:
         print(f"error: no report: {error}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
         return SOME_FAILED
     for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
-        print(f"failed: {len(cells)} cells: {kind}: {message}", file=sys.stderr)
+        print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
     for (kind, message), cells in cells_by_reason((cell, *error) for cell, error in before.items()).items():
-        print(f"failed before: {len(cells)} cells: {kind}: {message}; --retry-failed runs them again", file=sys.stderr)
+        print(f"failed before: {len(cells)} cells: {kind}: {_line(message)}; --retry-failed runs them again", file=sys.stderr)
     print(report)
     return SOME_FAILED if failures or before else DONE
 
@@ -142,6 +143,11 @@ def join_cluster(address: str) -> None:
         reason = " ".join(str(error).split())[:200]
         hint = "is it there, and is its token yours (docs/cluster.md)? Or use --address local"
         raise SweepError([f"--address {address}: no Ray cluster can be joined ({reason}); {hint}"]) from error
+
+
+def _line(message: str) -> str:
+    """A failure's message, which models, policies and stores of others have made, as one line for a terminal."""
+    return plain(" ".join(message.split()))[:400]
 
 
 def cells_by_reason(failures: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], set[str]]:

@@ -1,0 +1,55 @@
+"""Model files that do not belong together are refused: transformers would fill what is missing with random numbers and go on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from workers.model_files import ModelError, find_model
+from workers.models import load
+
+
+def configured(**keys: object) -> Callable[[Path], None]:
+    """Other values in config.json, the weights as they were."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | keys))
+
+    return change
+
+
+def without_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_off(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (configured(num_hidden_layers=3), "its files lack 9 of the weights that its config.json asks for"),
+        (configured(intermediate_size=128), "or have them in another shape, such as model.layers.0.mlp.down_proj.weight"),
+        (without_a_weight, "its files lack 1 of the weights"),
+        (cut_off, "Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "Error while deserializing header"),
+    ],
+    ids=["a layer more", "other shapes", "a weight less", "cut off", "empty"],
+)
+def test_weights_that_are_not_all_there_are_refused(change, said, tiny_model_dir, tmp_path, capfd):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    change(folder)
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load(find_model(str(folder)), "float32", torch.device("cpu"))
+    assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", ""), "the driver alone draws"
