@@ -128,10 +128,10 @@ def test_units_of_a_node_that_dies_or_hangs_run_elsewhere_and_it_is_not_held_aga
     nodes.leave()
     assert "Traceback" not in run.said() and table(run.out, "failures").is_empty()
     retries = log(run.out, "retry")
-    assert [(line["strike"], line["starts"]) for line in retries] == [(False, 1), (False, 2)]
-    (name,) = {line["unit_id"] for line in retries}
+    assert [line["strike"] for line in retries] == [False, False], retries
+    again = Counter(line["unit_id"] for line in retries)
     starts = {line["unit_id"]: line["starts"] for line in log(run.out, "unit")}
-    assert starts.pop(name) == 3 and set(starts.values()) == {1}
+    assert starts == {name: 1 + again[name] for name in starts} and again.keys() <= starts.keys()
     same_as_planned(run.out, sweep, monkeypatch, nodes)
 
 
