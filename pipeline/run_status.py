@@ -32,20 +32,25 @@ def describe(store: RunStore) -> list[str]:
     planned = pl.read_parquet(io.BytesIO(cells))
     lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
     try:
-        for task in TASKS:
-            if run["planned"].get(task):
-                lines += _describe_task(store, run, planned, task)
-    except pl.exceptions.PolarsError as error:
-        raise NotARunError(
-            f"{store.directory}: holds a file that is no whole Parquet file ({str(error).splitlines()[0]}); "
-            "`kvsweep run` with the same sweep sets it aside and does its cells again"
-        ) from error
+        lines += _describe_tasks(store, run, planned)
+    except (pl.exceptions.PolarsError, FileNotFoundError):  # perhaps its driver has just put parts together: look again
+        try:
+            lines += _describe_tasks(store, run, planned)
+        except pl.exceptions.PolarsError as error:
+            raise NotARunError(
+                f"{store.directory}: holds a file that is no whole Parquet file ({str(error).splitlines()[0]}); "
+                "`kvsweep run` with the same sweep sets it aside and does its cells again"
+            ) from error
     return [plain(line) for line in lines]
 
 
 def plain(text: str) -> str:
     """Text from stored files without the control characters that would steer a terminal."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
+def _describe_tasks(store: RunStore, run: dict[str, Any], planned: pl.DataFrame) -> list[str]:
+    return [line for task in TASKS if run["planned"].get(task) for line in _describe_task(store, run, planned, task)]
 
 
 def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, task: str) -> list[str]:

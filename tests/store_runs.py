@@ -100,6 +100,41 @@ class StoreRuns:
             here, there = measured(str(tmp_path / "local"), task), measured("s3://bucket/run", task)
             assert here.height >= 6 and here.equals(there), task
 
+    def test_a_run_on_disk_is_taken_up_in_the_bucket_and_one_in_the_bucket_on_disk(self, finished, tmp_path):
+        sweep, _ = finished
+        assert run_inline(sweep, tmp_path / "local") == 0
+        lost = next((tmp_path / "local" / "perplexity").glob("*.parquet"))
+        lost.unlink()
+        moved = RunStore("s3://bucket/moved")
+        for file in (tmp_path / "local").rglob("*.*"):
+            moved.put(str(file.relative_to(tmp_path / "local")), file.read_bytes(), overwrite=True)
+        done = ask("run", sweep, "--inline", "--threads", "1", "--out", "s3://bucket/moved")
+        assert done.exit_code == 0 and " to do in 1 units" in done.stderr, done.output
+        for task in ("perplexity", "retrieval"):
+            assert measured("s3://bucket/moved", task).equals(measured("s3://bucket/run", task)), task
+            for name in moved.parts(task):
+                (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "back" / name).write_bytes(moved.get(name) or b"")
+        (tmp_path / "back" / "run.json").write_bytes(moved.get("run.json") or b"")
+        done = ask("run", sweep, "--inline", "--out", tmp_path / "back")
+        assert done.exit_code == 0 and "0 to do in 0 units" in done.stderr, done.output
+
+    def test_a_run_compacted_in_the_bucket_has_the_same_rows_and_nothing_left_to_do(self, finished):
+        sweep, _ = finished
+        source, store = RunStore("s3://bucket/run"), RunStore("s3://bucket/compacted")
+        for task in ("perplexity", "retrieval"):
+            for name in source.parts(task):
+                store.put(name, source.get(name) or b"")
+            frame = source.scan(task).collect()
+            store.add_part(task, "again", frame.to_arrow())
+        store.put("run.json", source.get("run.json") or b"")
+        before = measured("s3://bucket/compacted", "perplexity")
+        done = ask("compact", "s3://bucket/compacted")
+        assert done.exit_code == 0 and "files put together" in done.output, done.output
+        assert len(store.parts("perplexity")) == 1 and measured("s3://bucket/compacted", "perplexity").equals(before)
+        done = ask("run", sweep, "--inline", "--out", "s3://bucket/compacted")
+        assert done.exit_code == 0 and "0 to do" in done.stderr, done.output
+
     def test_what_a_run_leaves_behind_holds_no_credentials_of_the_environment(self, finished, server):
         _, done = finished
         everything = [done.stdout.encode(), done.stderr.encode(), *stored().values()]
