@@ -12,6 +12,8 @@ from workers.settings import BATCH_WINDOWS_BYTES, CELLS_BYTES, MAX_BATCH_WINDOWS
 FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
 SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Rough rates, for the order of units; the time left is scaled by what units really took."""
+TIMED_SHARE = 2.5
+"""What a timed run takes for each second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep's)."""
 PROCESS_BYTES = 600 * 2**20
 """A worker with its libraries and no model."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -38,7 +40,7 @@ def cell_seconds(facts: ModelFacts, cell: Cell) -> float:
     if cell.task == "generation":
         per_step = per_pass + settings["batch_size"] * flops
         one = settings["batch_size"] * settings["prompt_tokens"] * flops + settings["new_tokens"] * per_step
-        return one * (settings["repeats"] + settings["warmup"])
+        return TIMED_SHARE * one * (settings["max_repeats"] + settings["warmup"])
     questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
     return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])
 
