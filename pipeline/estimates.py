@@ -13,7 +13,7 @@ FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
 SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Rough rates, for the order of units; the time left is scaled by what units really took."""
 TIMED_SHARE = 2.5
-"""What a timed run takes for each second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep's)."""
+"""What a timed run takes for a second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep)."""
 PROCESS_BYTES = 600 * 2**20
 """A worker with its libraries and no model."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
