@@ -250,7 +250,7 @@ class SleepingExecutor(IdleExecutor):
         return Worker(self.actors[self.started % len(self.actors)], self.seconds)
 
     def _end_actor(self, actor: Any) -> None:
-        pass
+        """The process of a worker that is not needed any more is that of others too: it goes on."""
 
 
 def scaling(workers: tuple[int, ...] = (10, 100, 1000), seconds: tuple[float, ...] = (1.0, 10.0, 100.0)) -> None:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,18 @@ def sweep_file(tmp_path: Path, tiny_model_dir: Path, text_file: Path) -> Callabl
 def out(tmp_path: Path) -> Path:
     """Where a run goes."""
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of one node (RayHead) for the whole module."""
+    from tests.private_machine import PrivateMachine, needs
+    from tests.ray_head import RayHead
+
+    needs()
+    folder = tmp_path_factory.mktemp("head")
+    with PrivateMachine(folder) as machine:
+        yield RayHead(machine, folder)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -105,6 +106,14 @@ class PrivateMachine:
             entered, cwd=folder, env=environment(home) | more, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def two_machines(folder: Path) -> Iterator[tuple[PrivateMachine, PrivateMachine]]:
+    """A head and a worker with a cable between them; their folders are ``folder``'s ``head`` and ``worker``."""
+    with PrivateMachine(folder / "head") as head, PrivateMachine(folder / "worker", "worker", "10.77.0.2") as worker:
+        worker.plug_into(head)
+        yield head, worker
 
 
 def environment(home: Path) -> dict[str, str]:

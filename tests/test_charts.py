@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import altair as alt
+import jsonschema
 import numpy as np
 import polars as pl
 import pytest
@@ -143,10 +144,18 @@ def test_charts_of_one_group_share_their_data_and_no_specification_holds_rows(sh
 
 
 def test_every_specification_is_valid_vega_lite(shown):
-    for panels in shown.charts.values():
-        for chart in panels:
-            spec = chart.spec | {"config": {}}  # altair's schema does not know legend.layout
-            alt.LayerChart.from_dict(spec, validate=True)
+    def refused(spec: dict) -> str | None:
+        try:
+            alt.LayerChart.from_dict(spec | {"config": {}}, validate=True)  # altair's schema does not know legend.layout
+        except jsonschema.ValidationError as error:
+            return error.message
+        return None
+
+    specs = {chart.name: chart.spec for panels in shown.charts.values() for chart in panels}
+    assert len(specs) > 10 and {name: why for name, spec in specs.items() if (why := refused(spec))} == {}
+    for spec in specs.values():
+        broken = json.loads(json.dumps(spec).replace('"type": "quantitative"', '"type": "number"'))
+        assert broken == spec or refused(broken)
 
 
 def test_the_data_of_a_chart_is_strict_json_column_by_column(shown):

@@ -14,7 +14,6 @@ from pipeline.lease import NAME as LEASE
 from pipeline.sweep import BAD_INPUT, DONE, SOME_FAILED
 from tests.command import ROOT, kvsweep
 from tests.held_runs import LONGER, copy_of_project, rows_of, same_rows, until_held
-from tests.private_machine import PrivateMachine, needs
 from tests.ray_head import DASHBOARD, RayHead
 
 pytestmark = pytest.mark.slow
@@ -24,15 +23,6 @@ STRANGERS = {
     "wrong token": ({"RAY_AUTH_TOKEN": "0" * 64}, "0" * 64, 403),
 }
 """What a stranger has in the environment, sends as a token, and gets for it."""
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """One head for the whole module."""
-    needs()
-    folder = tmp_path_factory.mktemp("head")
-    with PrivateMachine(folder) as machine:
-        yield RayHead(machine, folder)
 
 
 @pytest.fixture

@@ -8,18 +8,8 @@ from pipeline.sweep import BAD_INPUT, DONE
 from tests.command import ROOT
 from tests.held_runs import rows_of
 from tests.private_machine import PrivateMachine, needs
-from tests.ray_head import RayHead
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """One head with a token for the whole module."""
-    needs()
-    folder = tmp_path_factory.mktemp("head")
-    with PrivateMachine(folder) as machine:
-        yield RayHead(machine, folder)
 
 
 def run(machine: PrivateMachine, sweep, out, variables: str = ""):

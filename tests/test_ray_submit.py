@@ -15,7 +15,7 @@ from pipeline.lease import NAME as LEASE
 from pipeline.sweep import DONE
 from tests.command import run_inline
 from tests.held_runs import LONGER, POLICIES, rows_of, same_rows, until_held
-from tests.private_machine import PrivateMachine, needs
+from tests.private_machine import needs, two_machines
 from tests.ssh_cluster import SshCluster
 
 pytestmark = pytest.mark.slow
@@ -26,8 +26,7 @@ def cluster(tmp_path_factory):
     """Up for the whole module; taken down at its end, which leaves nothing of Ray on the head."""
     needs("sshd", "ssh", "rsync")
     folder = tmp_path_factory.mktemp("cluster")
-    with PrivateMachine(folder / "head") as head, PrivateMachine(folder / "worker", "worker", "10.77.0.2") as worker:
-        worker.plug_into(head)
+    with two_machines(folder) as (head, worker):
         cluster = SshCluster(folder, head, worker)
         cluster.up()
         yield cluster

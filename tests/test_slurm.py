@@ -13,7 +13,7 @@ from pipeline.lease import NAME as LEASE
 from pipeline.sweep import INTERRUPTED
 from tests.command import ROOT
 from tests.held_runs import LONGER, copy_of_project, rows_of
-from tests.private_machine import PrivateMachine, needs
+from tests.private_machine import needs, two_machines
 from tests.slurm_cluster import SlurmCluster
 
 pytestmark = pytest.mark.slow
@@ -23,9 +23,8 @@ pytestmark = pytest.mark.slow
 def slurm(tmp_path_factory):
     needs("slurmctld", "slurmd", "sbatch")
     folder = tmp_path_factory.mktemp("slurm")
-    with PrivateMachine(folder / "head") as head, PrivateMachine(folder / "worker", "worker", "10.77.0.2") as worker:
-        worker.plug_into(head)
-        yield SlurmCluster(folder, head, worker)
+    with two_machines(folder) as machines:
+        yield SlurmCluster(folder, *machines)
 
 
 def test_time_that_is_up_keeps_what_is_done_and_the_same_job_goes_on(slurm, sweep_file, tmp_path):
