@@ -17,10 +17,10 @@ sweep: setup
 	@$(BIN)/kvsweep run
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=25
 
 check: setup
 	$(BIN)/ruff check .

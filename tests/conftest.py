@@ -21,6 +21,8 @@ os.environ |= {
     "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="kvcache"),  # passed self-checks
     "COLUMNS": "160",  # width of printed tables
 }
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side must not wait for one another by spinning
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
 
