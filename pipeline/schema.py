@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
@@ -62,6 +62,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "seconds": pl.Float64,
         "event_steps": pl.List(pl.Int32),
         "event_kept": pl.List(pl.Int32),
+        "kl_sum": pl.Float64,
+        "tokens_agreed": pl.Int32,
     },
     "generation": {
         "prompt_tokens": pl.Int32,
@@ -89,18 +91,41 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "peak_memory_method": pl.String,
         "prune_events": pl.Int32,
         "output_tokens": pl.List(pl.Int32),
+        "text_length": pl.Float64,
+        "text_ended": pl.Float64,
+        "text_repetition": pl.Float64,
+        "text_agreement": pl.Float64,
         "threads": pl.Int32,
     },
     "retrieval": {
         "kind": pl.String,
         "context_tokens": pl.Int32,
+        "digits": pl.Int32,
+        "distractors": pl.Int32,
         "depth": pl.Float64,
         "question_index": pl.Int32,
+        "question_pruned": pl.Boolean,
         "expected": pl.String,
         "answer": pl.String,
         "correct": pl.Boolean,
+        "answer_nll": pl.Float64,
+        "answer_tokens": pl.Int32,
         "prune_events": pl.Int32,
         "answer_position_retained": pl.Float64,
+        "cache_tokens_mean": pl.Float64,
+    },
+    "tasks": {
+        "task_name": pl.String,
+        "metric": pl.String,
+        "filter": pl.String,
+        "doc_index": pl.Int32,
+        "value": pl.Float64,
+        "stderr": pl.Float64,
+        "documents": pl.Int32,
+        "higher_is_better": pl.Boolean,
+        "num_fewshot": pl.Int32,
+        "prune_events": pl.Int64,
+        "cache_tokens_mean": pl.Float64,
     },
     "failures": {
         "task": pl.String,
@@ -115,9 +140,19 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
 ``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured beside the run, bytes per second.
 ``seconds`` of perplexity is the window's share of its unit's wall time, for cost only. ``event_steps``: tokens seen at each prune
 of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
-cell, empty where nothing is ever pruned, null in files of older schemas."""
+cell, empty where nothing is ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's
+distribution of the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the scored
+tokens. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by itself,
+share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
 
-TASKS = ("perplexity", "generation", "retrieval")
+Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of the
+right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the fact asked for that are
+held, over layers and heads, when the answer begins. ``cache_tokens_mean``: entries held while answering, over steps and layers.
+
+Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document that
+has a value of its own; ``prune_events`` and ``cache_tokens_mean`` are of all requests of the task."""
+
+TASKS = ("perplexity", "generation", "retrieval", "tasks")
 
 
 def schema(task: str) -> pl.Schema:

@@ -41,6 +41,9 @@ class PrunedCache(Cache):
         self.policy = find_policy(self.settings.policy)
         self.row_ids, self.stopwatch = row_ids, stopwatch or nullcontext()
         self._rows: Tensor | None = None
+        self.outside: tuple[int, int] = (0, 0)
+        """Positions [start, end) that are kept out of pruning: neither dropped nor counted, and no check ends the pass that brings
+        the last of them. For the question to a context that is pruned before it is known."""
         self._pruning = [i for i in range(count) if self.settings.prunes(i)]
         super().__init__(layers=[PrunedLayer(i, self) for i in range(count)])
 
@@ -59,6 +62,13 @@ class PrunedCache(Cache):
         if self._rows is None or self._rows.shape[0] != batch:
             self._rows = torch.tensor(list(self.row_ids) if self.row_ids is not None else list(range(batch)), device=device)
         return self._rows
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Go on with ``rows`` [n] of the batch alone; a row may come more than once."""
+        self.row_ids = self.rows(int(self.pruned_layers[0].stored()[0].shape[0]), rows.device)[rows].tolist()
+        self._rows = None
+        for layer in self.pruned_layers:
+            layer.take_rows(rows)
 
     def next_position(self) -> int:
         """Position id of the next token: tokens seen; entries held by a pruning layer under ``cache_length``."""

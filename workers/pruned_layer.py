@@ -15,6 +15,7 @@ from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
 
 if TYPE_CHECKING:
     from workers.pruned_cache import PrunedCache
+    from workers.shared_prefix import PrefixLayer
 
 SLACK = 64
 """Entries a buffer has room for beyond what it holds when it is made, so that appending copies nothing most of the time."""
@@ -76,6 +77,30 @@ class PrunedLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self._reserve(key_states, value_states, key_states.shape[2] + SLACK)
         self.is_initialized = True
+
+    def go_on_from(self, prefix: PrefixLayer) -> None:
+        """Take what a dense pass stored and observed as this layer's own first pass, and prune where due.
+
+        The prefix stays whole: its tensors have no room behind them, so the next entries make this layer copy what it holds.
+        """
+        assert prefix.keys is not None and prefix.values is not None
+        self.keys, self.values = prefix.keys, prefix.values
+        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
+        self.held = self.seen = prefix.seen
+        if self.owner.settings.prunes(self.index):
+            batch, heads = prefix.keys.shape[:2]
+            self.positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(batch, heads, -1)
+            self.queries, self.mass = prefix.queries.get(self.seen), prefix.mass.get(self.seen)
+            self.scale = prefix.scale
+        self.prune_if_due()
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Go on with ``rows`` [n] of the batch alone; a row may come more than once."""
+        record = self.record
+        for owner, names in ((self, ("keys", "values", "positions", "queries", "mass")), (record, ("recent", "sink", "ties"))):
+            for name in names:
+                if getattr(owner, name) is not None:
+                    setattr(owner, name, getattr(owner, name)[rows])
 
     def _reserve(self, key_like: Tensor, value_like: Tensor, room: int) -> None:
         batch, heads = key_like.shape[:2]
@@ -163,15 +188,23 @@ class PrunedLayer(CacheLayerMixin):
 
     def prune_if_due(self) -> None:
         """Drop entries down to the budget where this layer prunes and its threshold is reached."""
-        settings = self.owner.settings
-        if settings.prunes(self.index) and is_due(settings.keep_ratio, settings.prune_after, self.held):
+        settings, start, end = self.owner.settings, *self.owner.outside
+        if start < end == self.seen:  # this pass brought nothing else
+            return
+        if settings.prunes(self.index) and is_due(settings.keep_ratio, settings.prune_after, self._counted()):
             with self.owner.stopwatch:
                 self._prune()
+
+    def _counted(self) -> int:
+        """Entries that thresholds and budgets speak of."""
+        start, end = self.owner.outside
+        return self.held - (min(end, self.seen) - start if start < self.seen else 0)
 
     def _prune(self) -> None:
         policy, positions = self.owner.policy, self.stored_positions()
         keys, values = self.stored()
-        keep = kept_count(self.owner.settings.keep_ratio, self.held)
+        counted = self._counted()
+        keep = kept_count(self.owner.settings.keep_ratio, counted) + self.held - counted
         scores, protected = policy.score(self._view(keep)), self._protected(positions)
         index, tied = select(scores, keep, protected, None if policy.temporal else positions)
         kept_positions = positions.gather(2, index)
@@ -192,10 +225,11 @@ class PrunedLayer(CacheLayerMixin):
         )  # fmt: skip
 
     def _protected(self, positions: Tensor) -> Tensor | None:
-        settings = self.owner.settings
-        if not settings.protect_sink and not settings.protect_recent:
+        settings, start, end = self.owner.settings, *self.owner.outside
+        if not settings.protect_sink and not settings.protect_recent and start == end:
             return None
-        return (positions < settings.protect_sink) | (positions >= self.seen - settings.protect_recent)
+        own = (positions < settings.protect_sink) | (positions >= self.seen - settings.protect_recent)
+        return own | (positions >= start) & (positions < end)
 
     def get_seq_length(self) -> int:
         """Tokens seen (absolute positions follow from it), or the length held where the classic bug is reproduced."""
