@@ -142,15 +142,16 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
 of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
 cell, empty where nothing is ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's
 distribution of the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the scored
-tokens. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by itself,
-share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
+tokens. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by
+itself, share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
 
-Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of the
-right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the fact asked for that are
-held, over layers and heads, when the answer begins. ``cache_tokens_mean``: entries held while answering, over steps and layers.
+Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
+the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the fact asked for
+that are held, over layers and heads, when the answer begins. ``cache_tokens_mean``: entries held while answering, over steps and
+layers.
 
-Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document that
-has a value of its own; ``prune_events`` and ``cache_tokens_mean`` are of all requests of the task."""
+Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
+that has a value of its own; ``prune_events`` and ``cache_tokens_mean`` are of all requests of the task."""
 
 TASKS = ("perplexity", "generation", "retrieval", "tasks")
 

@@ -42,8 +42,8 @@ class PrunedCache(Cache):
         self.row_ids, self.stopwatch = row_ids, stopwatch or nullcontext()
         self._rows: Tensor | None = None
         self.outside: tuple[int, int] = (0, 0)
-        """Positions [start, end) that are kept out of pruning: neither dropped nor counted, and no check ends the pass that brings
-        the last of them. For the question to a context that is pruned before it is known."""
+        """Positions [start, end) that are kept out of pruning: neither dropped nor counted, and no check ends the pass that
+        brings the last of them. For the question to a context that is pruned before it is known."""
         self._pruning = [i for i in range(count) if self.settings.prunes(i)]
         super().__init__(layers=[PrunedLayer(i, self) for i in range(count)])
 
