@@ -23,12 +23,13 @@ from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from benchmarks.cuts import Cuts
-from workers.cell_scores import CellScores, score
+from workers.cell_scores import CellScores
 from workers.corpora import read_corpus, tokenize
 from workers.eviction import POLICIES
 from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference, schedule_of
+from workers.scoring import score
 from workers.self_check import check
 from workers.settings import PruneSettings
 from workers.windows import plan_windows

@@ -16,7 +16,8 @@ from workers.windows import Window
 ROW_KEYS = {
     "perplexity": ["window_index"],
     "generation": ["repeat"],
-    "retrieval": ["kind", "context_tokens", "depth", "question_index"],
+    "retrieval": ["kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
+    "tasks": ["metric", "filter", "doc_index"],
 }
 """What tells the rows of one cell apart."""
 
@@ -45,9 +46,11 @@ class DoneIndex:
         self._counts: dict[str, int] = {}
         for task in TASKS[1:]:
             self._counts |= dict(rows_per_cell(store, task).collect().iter_rows())
+        asked = store.scan("retrieval").select("cell_id", *ROW_KEYS["retrieval"]).unique()
+        counts = asked.group_by("cell_id", "kind", "context_tokens").len().collect()
+        self._asked = {(cell, kind, length): count for cell, kind, length, count in counts.iter_rows()}
         partial = [c.cell_id for c in plan.grid.cells if c.task == "retrieval" and 0 < self._has(c) < plan.rows_expected(c)]
-        keys = store.scan("retrieval").filter(pl.col("cell_id").is_in(partial)).select("cell_id", *ROW_KEYS["retrieval"])
-        self._answers: set[tuple[Any, ...]] = set(keys.unique().collect().iter_rows())
+        self._answers: set[tuple[Any, ...]] = set(asked.filter(pl.col("cell_id").is_in(partial)).collect().iter_rows())
         self._partial = set(partial)
         own = store.scan("failures").filter(pl.col("traceback") != "").select("cell_id", "error_type", "message").collect()
         self.errors: dict[str, tuple[str, str]] = {cell: (kind, message) for cell, kind, message in own.iter_rows()}
@@ -60,15 +63,17 @@ class DoneIndex:
         """Whether any row of a cell is stored."""
         return self._has(cell) > 0 or cell.cell_id in self._windows
 
-    def is_missing(self, cell: Cell, windows: tuple[Window, ...]) -> bool:
-        """Whether any row of a cell on these windows is not stored."""
+    def is_missing(self, cell: Cell, unit: PlannedUnit) -> bool:
+        """Whether any of the rows that a unit gives of a cell is not stored."""
         if cell.task == "perplexity":
-            return bool(_mask(windows) & ~self._windows.get(cell.cell_id, 0))
+            return bool(_mask(unit.windows) & ~self._windows.get(cell.cell_id, 0))
+        if cell.task == "retrieval":
+            return self._asked.get((cell.cell_id, *unit.asked), 0) < self._plan.questions_expected(cell)
         return self._has(cell) < self._plan.rows_expected(cell)
 
     def missing(self, unit: PlannedUnit) -> list[str]:
         """Ids of the unit's cells that miss rows on its windows."""
-        return [cell.cell_id for cell in unit.cells if self.is_missing(cell, unit.windows)]
+        return [cell.cell_id for cell in unit.cells if self.is_missing(cell, unit)]
 
     def new_rows(self, task: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows that are not stored. Every timing is new: those of one comparison belong together."""

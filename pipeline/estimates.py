@@ -14,6 +14,10 @@ SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Rough rates, for the order of units; the time left is scaled by what units really took."""
 TIMED_SHARE = 2.5
 """What a timed run takes for a second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep)."""
+ANSWER_PASSES = 20
+"""An answer's passes, and as many again for what is pruned and copied, of a batch of questions."""
+HARNESS_DOCUMENTS, HARNESS_TOKENS, HARNESS_PASSES = 1000, 400, 8
+"""What a document of the harness takes, where only running it can tell."""
 PROCESS_BYTES = 600 * 2**20
 """A worker with its libraries and no model."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -34,15 +38,22 @@ def perplexity_seconds(facts: ModelFacts, cells: Sequence[Cell], windows: int) -
 
 
 def cell_seconds(facts: ModelFacts, cell: Cell) -> float:
-    """Estimated seconds of a generation or retrieval cell on one core or one GPU."""
+    """Estimated seconds of a generation cell, or of one of the harness's tasks, on one core or one GPU."""
     settings, flops = settings_of(cell), _seconds_per_token(facts, cell.device)
     per_pass = _seconds_per_pass(facts, cell.device)
     if cell.task == "generation":
         per_step = per_pass + settings["batch_size"] * flops
         one = settings["batch_size"] * settings["prompt_tokens"] * flops + settings["new_tokens"] * per_step
         return TIMED_SHARE * one * (settings["max_repeats"] + settings["warmup"])
-    questions = len(settings["kinds"]) * len(settings["depths"]) * settings["questions"]
-    return questions * sum(length * flops + 8 * per_pass for length in settings["context_tokens"])
+    documents = settings["limit"] or HARNESS_DOCUMENTS
+    return documents * (HARNESS_TOKENS * flops + HARNESS_PASSES * per_pass)
+
+
+def retrieval_seconds(facts: ModelFacts, cells: Sequence[Cell], length: int, questions: int) -> float:
+    """Estimated seconds of a unit: the prompts once for all cells, then each cell's answers, and what they fork and prune."""
+    flops, per_pass = _seconds_per_token(facts, cells[0].device), _seconds_per_pass(facts, cells[0].device)
+    batches = max(1, questions / MAX_BATCH_WINDOWS)
+    return questions * length * flops + len(cells) * batches * ANSWER_PASSES * per_pass
 
 
 def _seconds_per_token(facts: ModelFacts, device: str) -> float:
@@ -64,7 +75,9 @@ def worker_bytes(facts: ModelFacts, cell: Cell) -> int:
     elif cell.task == "generation":
         at_once = 4 * settings["batch_size"] * (settings["prompt_tokens"] + settings["new_tokens"]) * entry
     else:
-        at_once = 4 * max(settings["context_tokens"]) * entry
+        # prompts of a batch and what one cell keeps of them twice; the harness's batches are of the same kind
+        length = max(settings["context_tokens"]) if cell.task == "retrieval" else facts.context or HARNESS_TOKENS
+        at_once = 4 * MAX_BATCH_WINDOWS * length * entry
     return int(least_bytes(facts, cell) + at_once)
 
 

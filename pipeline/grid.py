@@ -9,14 +9,15 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from pipeline.results import ANSWER_TOKENS
-from pipeline.sweep_keys import CellFilter, SweepSpec, cell_value, matches
+from pipeline.results import answer_room
+from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, matches
 from workers.budget import event_schedule, kept_count, next_event
+from workers.retrieval import QUESTION_TOKENS
 
 PROTOCOL_VERSION = 1
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
@@ -85,14 +86,19 @@ class Cell:
 CELL_FIELDS = tuple(part.name for part in fields(Cell) if part.init)
 
 
+LATER_KEYS: dict[str, dict[str, Any]] = {"retrieval": {"digits": [5], "distractors": [0], "question_pruned": True}}
+"""Keys that tasks got after results were stored, and the values that those were measured with: left out of a cell's settings, so
+that it keeps its id."""
+
+
 @lru_cache(maxsize=1024)
-def _parsed(settings: str) -> Mapping[str, Any]:
-    return json.loads(settings)
+def _parsed(task: str, settings: str) -> Mapping[str, Any]:
+    return LATER_KEYS.get(task, {}) | json.loads(settings)
 
 
 def settings_of(cell: Cell) -> Mapping[str, Any]:
     """The settings of a cell's task by name."""
-    return _parsed(cell.settings)
+    return _parsed(cell.task, cell.settings)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,14 @@ class Target:
     dtype: str
 
 
+@dataclass(frozen=True)
+class HarnessText:
+    """A task of lm-evaluation-harness as what a cell reads: its name and the digest of its definition."""
+
+    name: str
+    fingerprint: str
+
+
 @dataclass
 class Grid:
     """Cells in a fixed order, dense twins first in their group, and what left with which reason."""
@@ -116,18 +130,21 @@ class Grid:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def make_grid(spec: SweepSpec, targets: list[Target]) -> Grid:
-    """All cells of a sweep over resolved targets."""
+def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText] = ()) -> Grid:
+    """All cells of a sweep over resolved targets, and over the tasks of the harness, which bring their own ``texts``.
+
+    ``targets`` without a dataset are those of the harness's tasks.
+    """
     grid = Grid()
     seen: set[str] = set()
     excluded: list[Named] = [block.named() for block in spec.exclude]
-    for target, (task, settings) in itertools.product(targets, task_settings(spec)):
+    for target, task, settings in _asked(spec, targets, texts):
         template = Cell(
             task, target.model, target.model_revision, target.dataset, target.dataset_fingerprint, target.device, target.dtype,
             "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         grid.cells.append(template)
-        block = getattr(spec, task)
+        block = getattr(spec, BLOCK_OF[task])
         chosen = block.named() if isinstance(block, CellFilter) else {}
         for cell in _product(spec, template):
             reason = _reason_to_drop(cell, target.layers, chosen, excluded)
@@ -140,6 +157,20 @@ def make_grid(spec: SweepSpec, targets: list[Target]) -> Grid:
                 grid.dropped[reason] += 1
     grid.cells = _with_partners(grid.cells)
     return grid
+
+
+def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText]) -> Iterator[tuple[Target, str, dict[str, Any]]]:
+    """What is measured on what: every task on every target, those of the harness on their own texts."""
+    settings = list(task_settings(spec))
+    for target in targets:
+        if target.dataset:
+            yield from ((target, task, own) for task, own in settings)
+        else:
+            for text in texts:
+                block = spec.lm_eval
+                assert block is not None
+                own = {"limit": block.limit, "num_fewshot": block.num_fewshot}
+                yield replace(target, dataset=text.name, dataset_fingerprint=text.fingerprint), "tasks", own
 
 
 def _with_partners(cells: list[Cell]) -> list[Cell]:
@@ -160,8 +191,11 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
 
 
 def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each task of a sweep with the settings that change its numbers; one entry per protocol, prompt length
-    and batch size for generation. Filters choose cells and change no number, so they are not among them."""
+    """Each task of a sweep's own texts with the settings that change its numbers; one entry per protocol, prompt length
+    and batch size for generation, and per ``question_pruned``.
+
+    Filters choose cells and change no number, so they are not among them.
+    """
     if spec.perplexity:
         yield "perplexity", spec.perplexity.model_dump()
     filters = set(CellFilter.model_fields)
@@ -171,7 +205,10 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         for protocol, prompt, batch in itertools.product(task.protocol, task.prompt_tokens, task.batch_sizes):
             yield "generation", {"protocol": protocol, "prompt_tokens": prompt, "batch_size": batch, **common}
     if spec.retrieval:
-        yield "retrieval", spec.retrieval.model_dump(exclude=filters)
+        common, later = spec.retrieval.model_dump(exclude=filters), LATER_KEYS["retrieval"]
+        for pruned in spec.retrieval.question_pruned:
+            asked = common | {"question_pruned": pruned}
+            yield "retrieval", {key: value for key, value in asked.items() if key not in later or value != later[key]}
 
 
 def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
@@ -210,17 +247,19 @@ def _prompt_tokens(cell: Cell) -> int:
     settings = settings_of(cell)
     if cell.task == "generation":
         return settings["prompt_tokens"]
-    return min(settings["context_tokens"]) if cell.task == "retrieval" else 1
+    if cell.task == "retrieval":  # a context that is pruned without its question is shorter by that
+        return max(1, min(settings["context_tokens"]) - (0 if settings["question_pruned"] else QUESTION_TOKENS))
+    return 1
 
 
 def tokens_read(cell: Cell) -> int:
-    """The most tokens of one text that the cell's model sees at once."""
+    """The most tokens of one text that the cell's model sees at once; 0 where the harness cuts its texts to fit."""
     settings = settings_of(cell)
     if cell.task == "perplexity":
         return settings["window"]
     if cell.task == "generation":
         return settings["prompt_tokens"] + settings["new_tokens"]
-    return max(settings["context_tokens"]) + ANSWER_TOKENS
+    return max(settings["context_tokens"]) + answer_room(settings["digits"]) if cell.task == "retrieval" else 0
 
 
 def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
@@ -234,5 +273,7 @@ def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
         prompt = settings["prompt_tokens"]
         last = prompt if cell.schedule == "prefill_once" else prompt + settings["new_tokens"] - 2
         return first is None or first > last
-    decoded = 0 if cell.schedule == "prefill_once" else ANSWER_TOKENS - 2
+    if cell.task == "tasks":
+        return False  # only its texts can tell
+    decoded = 0 if cell.schedule == "prefill_once" else answer_room(settings["digits"]) - 2
     return first is None or first > max(settings["context_tokens"]) + decoded

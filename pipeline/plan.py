@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from tokenizers import Tokenizer
-
-from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, worker_bytes
+from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, retrieval_seconds, worker_bytes
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, settings_of, tokens_read
 from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.sweep_keys import SweepSpec
-from workers.retrieval import Question, build_question
 from workers.windows import Window, plan_windows
 
-CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 8
+CELLS_PER_UNIT, WINDOWS_PER_UNIT = 24, 16
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
-PHASES = ("perplexity", "retrieval", "generation")
+PHASES = ("perplexity", "retrieval", "tasks", "generation")
 """The order of tasks: timings last, when a machine can be left to them alone."""
 
 
@@ -38,17 +36,19 @@ class PlannedUnit:
     windows: tuple[Window, ...]
     cost_seconds: float
     need: Need
+    asked: tuple[str, int] = ("", 0)
+    """Kind and length of the questions of a retrieval unit."""
     scout: bool = False
     """Runs before the others: shows how long its kind takes, and at once whether its model works at all."""
 
     @property
     def unit_id(self) -> str:
-        """From the cells and windows alone."""
+        """From the cells and windows, or questions, alone."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows)]
+        content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows), *map(str, self.asked)]
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:20]
 
 
@@ -74,7 +74,14 @@ class Plan:
             return len(self.windows(cell))
         if cell.task == "generation":
             return settings["repeats"]
-        return len(settings["kinds"]) * len(settings["context_tokens"]) * len(settings["depths"]) * settings["questions"]
+        if cell.task == "retrieval":
+            return len(settings["kinds"]) * len(settings["context_tokens"]) * self.questions_expected(cell)
+        return 1  # a task's rows are stored together; how many metrics and documents it has, only running it tells
+
+    def questions_expected(self, cell: Cell) -> int:
+        """How many questions of each kind and length a retrieval cell has."""
+        settings = settings_of(cell)
+        return settings["questions"] * math.prod(len(settings[axis]) for axis in ("depths", "digits", "distractors"))
 
     def windows(self, cell: Cell) -> tuple[Window, ...]:
         """The windows of a perplexity cell."""
@@ -92,7 +99,7 @@ def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
     """Resolve, expand, cut into units. Raises SweepError for what cannot work."""
     spec = with_own_policies(spec)
     resolved = resolve(spec, auto_device)
-    plan = Plan(spec, resolved, make_grid(spec, resolved.targets))
+    plan = Plan(spec, resolved, make_grid(spec, resolved.targets, resolved.texts))
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
         plan.units += _cut(plan, list(cells))
     plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
@@ -117,9 +124,15 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
     timed = dense.task == "generation"
     model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
     need = Need(dense.device, timed, worker_bytes(facts, dense), model, least)
+    if dense.task == "retrieval":
+        settings, count = settings_of(dense), plan.questions_expected(dense)
+        return [
+            PlannedUnit("retrieval", batch, (), retrieval_seconds(facts, batch, length, count), need, (kind, length))
+            for batch in (tuple(cells[i : i + CELLS_PER_UNIT]) for i in range(0, len(cells), CELLS_PER_UNIT))
+            for kind, length in itertools.product(settings["kinds"], settings["context_tokens"])
+        ]
     if dense.task != "perplexity":  # all cells of a timed comparison take turns in one unit
-        size = len(cells) if timed else CELLS_PER_RETRIEVAL_UNIT
-        batches = [tuple(cells[i : i + size]) for i in range(0, len(cells), size)]
+        batches = [tuple(cells)] if timed else [(cell,) for cell in cells]
         return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
     windows = plan.windows(dense)
     units = []
@@ -174,20 +187,3 @@ def _notes(plan: Plan) -> list[str]:
         if count < 2:
             notes.append(f"{dense.dataset}: no interval can be given from {count} window")
     return list(dict.fromkeys(notes))
-
-
-def questions_of(plan: Plan, cell: Cell) -> list[Question]:
-    """The retrieval questions of a cell, in its model's tokens."""
-    settings = settings_of(cell)
-    tokenizer = Tokenizer.from_file(plan.resolved.models[cell.model].tokenizer_file)
-    ids = plan.resolved.tokens[cell.model, cell.dataset].ids.tolist()
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    return [
-        build_question(encode, kind, length, depth, index, cell.seed, ids)
-        for kind, length, depth, index in itertools.product(
-            settings["kinds"], settings["context_tokens"], settings["depths"], range(settings["questions"])
-        )
-    ]

@@ -51,8 +51,8 @@ def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
         table.add_row(
             cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
             _plain(str(list(cell.skip_layers))), f"{cell.protect_sink}/{cell.protect_recent}",
-            _mode(cell), str(len(schedule.events)),
-            f"{budget:.3f}", "never prunes" if cell.cell_id in never else "",
+            _mode(cell), "" if cell.task == "tasks" else str(len(schedule.events)),
+            "" if cell.task == "tasks" else f"{budget:.3f}", "never prunes" if cell.cell_id in never else "",
         )  # fmt: skip
     return table
 
@@ -73,4 +73,4 @@ def _steps(cell: Cell) -> int:
         return settings["window"] - 1
     if cell.task == "generation":
         return settings["prompt_tokens"] + settings["new_tokens"] - 1
-    return max(settings["context_tokens"])
+    return max(settings["context_tokens"]) if cell.task == "retrieval" else 1

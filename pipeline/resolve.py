@@ -7,11 +7,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.grid import Target
-from pipeline.results import ANSWER_TOKENS
+from pipeline import questions
+from pipeline.grid import HarnessText, Target
+from pipeline.results import answer_room
 from pipeline.spec import SweepError
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
@@ -29,6 +30,9 @@ class Resolved:
     tokens: dict[tuple[str, str], TokenizedCorpus]
     """By (model, dataset)."""
     targets: list[Target]
+    """One without a dataset per model, device and type where the harness's tasks are asked for."""
+    texts: list[HarnessText] = field(default_factory=list)
+    """The harness's tasks."""
 
 
 def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
@@ -53,22 +57,39 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     for name, facts in models.items():
         faults += _model_faults(spec, facts)
         try:
+            faults += questions.faults(spec.retrieval, facts) if spec.retrieval else []
             tokens |= {(name, dataset): tokenize(corpus, facts.tokenizer_file) for dataset, corpus in corpora.items()}
         except Exception as error:  # the tokenizers library knows no narrower type
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
     for (model, dataset), tokenized in tokens.items():
         faults += _text_faults(spec, model, dataset, len(tokenized.ids))
+    texts = _harness_texts(spec, faults)
     if faults:
         raise SweepError(faults)
     devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
     targets = [
-        Target(m, facts.revision, facts.layers, d, corpus.fingerprint, device, dtype)
+        Target(m, facts.revision, facts.layers, d, fingerprint, device, dtype)
         for m, facts in models.items()
-        for d, corpus in corpora.items()
+        for d, fingerprint in [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
         for device in devices
         for dtype in spec.dtypes
     ]
-    return Resolved(models, corpora, tokens, targets)
+    return Resolved(models, corpora, tokens, targets, texts)
+
+
+def _harness_texts(spec: SweepSpec, faults: list[str]) -> list[HarnessText]:
+    """The harness's tasks by their digests; adds to ``faults`` what cannot be found."""
+    if spec.lm_eval is None:
+        return []
+    from workers.harness_tasks import HarnessError, task_digest  # the harness is an optional dependency, and takes seconds
+
+    found = []
+    for name in spec.lm_eval.tasks:
+        try:
+            found.append(HarnessText(name, task_digest(name, spec.lm_eval.include_path)))
+        except HarnessError as error:
+            faults.append(f"lm_eval.tasks: {error}")
+    return found
 
 
 def with_own_policies(spec: SweepSpec) -> SweepSpec:
@@ -95,7 +116,7 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
         return chosen.model_copy(update={"policies": [names.get(name, name) for name in chosen.policies]})
 
     changes: dict[str, Any] = {"policies": list(names.values()), "exclude": [renamed(block) for block in spec.exclude]}
-    changes |= {task: renamed(getattr(spec, task)) for task in ("generation", "retrieval")}
+    changes |= {task: renamed(getattr(spec, task)) for task in ("generation", "retrieval", "lm_eval")}
     return spec.model_copy(update=changes)
 
 
@@ -119,8 +140,9 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
             ("generation.prompt_tokens + new_tokens", n + spec.generation.new_tokens) for n in spec.generation.prompt_tokens
         ]
     if spec.retrieval:
-        key = f"retrieval.context_tokens + {ANSWER_TOKENS} for the answer"
-        wanted += [(key, n + ANSWER_TOKENS) for n in spec.retrieval.context_tokens]
+        room = answer_room(spec.retrieval.digits)
+        key = f"retrieval.context_tokens + {room} for the answer"
+        wanted += [(key, n + room) for n in spec.retrieval.context_tokens]
     limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
     context = f"the context of {facts.name}, {facts.context} tokens"
     if facts.positions.kind == "learned":

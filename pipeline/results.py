@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
-from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, schema, to_arrow
+from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, answer_room, schema, to_arrow
 from pipeline.store_errors import explained, repeats
 
 __all__ = [
-    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "RunStore", "is_remote", "schema",
-    "to_arrow",
+    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "RunStore", "answer_room",
+    "is_remote", "schema", "to_arrow",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,7 +11,13 @@ import pyarrow as pa
 SCHEMA_VERSION = 4
 
 ANSWER_TOKENS = 8
-"""Room for the answer to a retrieval question: five digits and a space are six tokens even where each byte is one."""
+"""Room for the answer to a retrieval question of five digits: with a space they are six tokens even where each byte is one."""
+
+
+def answer_room(digits: Collection[int]) -> int:
+    """Room for answers of so many digits."""
+    return ANSWER_TOKENS + max(0, *digits, 5) - 5
+
 
 CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "run_id": pl.String,

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.sweep_keys import BLOCKS, SweepSpec, cell_value
+from pipeline.sweep_keys import BLOCK_OF, BLOCKS, SweepSpec, cell_value
 
 EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -113,8 +113,11 @@ def _validated(plain: dict[str, Any], file: str, positions: dict[tuple[Any, ...]
     except ValidationError as error:
         raise SweepError([_fault(fault, file, positions) for fault in error.errors()]) from None
     faults = []
-    if not (spec.perplexity or spec.generation or spec.retrieval):
-        faults.append(f"{file}: nothing to measure; add at least one block of perplexity, generation, retrieval")
+    asked = [block for block in BLOCK_OF.values() if getattr(spec, block)]
+    if not asked:
+        faults.append(f"{file}: nothing to measure; add at least one block of {', '.join(BLOCK_OF.values())}")
+    if not spec.datasets and asked != ["lm_eval"]:
+        faults.append(f"{_where(('datasets',), file, positions)}: is required, at least one (only lm_eval brings its own texts)")
     if spec.perplexity and spec.perplexity.stride > spec.perplexity.window:
         faults.append(
             f"{_where(('perplexity', 'stride'), file, positions)}: must be <= perplexity.window "

@@ -58,6 +58,10 @@ def cell_value(axis: str, value: Any) -> Any:
     return tuple(sorted(set(value))) if axis == "skip_layers" else value
 
 
+BLOCK_OF = {"perplexity": "perplexity", "generation": "generation", "retrieval": "retrieval", "tasks": "lm_eval"}
+"""Task -> the block of a sweep file that asks for it."""
+
+
 class CellFilter(_Strict):
     """Values on some axes of the grid; an axis that is left out allows all of its values."""
 
@@ -162,6 +166,26 @@ class RetrievalTask(CellFilter):
     context_tokens: Axis[Count] = [512]
     depths: Axis[Annotated[float, Field(ge=0, le=1)]] = [0.1, 0.5, 0.9]
     questions: Count = 20
+    """Per kind, length, depth, number of digits and number of distractors."""
+    digits: Axis[Annotated[int, Field(ge=2, le=12)]] = [5]
+    distractors: Axis[Annotated[int, Field(ge=0, le=60)]] = [0]
+    """Facts of the same form that nobody asks for. With as many as there are depths less one, the needle questions about every
+    depth ask about one document, which saves its prefill where ``question_pruned`` is false."""
+    question_pruned: Axis[bool] = [True]
+    """Whether the question goes through with the context before the first check, or after the context was pruned and kept whole;
+    each makes cells of its own."""
+
+
+class HarnessTask(CellFilter):
+    """Tasks of EleutherAI's lm-evaluation-harness by name; each makes cells of its own, whatever the ``datasets``."""
+
+    tasks: Axis[Annotated[str, Field(min_length=1)]]
+    limit: Count | None = None
+    """Documents of each task, from its start; all where left out."""
+    num_fewshot: NonNegative | None = None
+    """Examples before each document; as the task says where left out."""
+    include_path: str | None = None
+    """A folder with task definitions of your own; they can run code, with your rights."""
 
 
 class SweepSpec(_Strict):
@@ -169,7 +193,7 @@ class SweepSpec(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     models: Axis[ModelEntry]
-    datasets: Axis[Annotated[str, Field(min_length=1)]]
+    datasets: Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_no_duplicates)] = []
     devices: Axis[Literal["auto", "cpu", "cuda", "mps"]] = ["auto"]
     dtypes: Axis[Literal["float32", "bfloat16", "float16"]] = ["float32"]
     policies: Axis[Policy] = ["knorm"]
@@ -185,6 +209,7 @@ class SweepSpec(_Strict):
     perplexity: PerplexityTask | None = None
     generation: GenerationTask | None = None
     retrieval: RetrievalTask | None = None
+    lm_eval: HarnessTask | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     allow_beyond_context: bool = False
     """Also texts longer than a model was trained on; such cells are marked and enter no aggregate."""
@@ -192,6 +217,6 @@ class SweepSpec(_Strict):
 
 BLOCKS: dict[str, type[BaseModel]] = {
     "models": ModelRef, "exclude": Exclusion, "perplexity": PerplexityTask, "generation": GenerationTask,
-    "retrieval": RetrievalTask,
+    "retrieval": RetrievalTask, "lm_eval": HarnessTask,
 }  # fmt: skip
 """The keys whose values have keys of their own, or are lists of such."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.grid import Cell, settings_of
-from pipeline.plan import Plan, PlannedUnit, questions_of
+from pipeline.plan import Plan, PlannedUnit
+from pipeline.questions import encoder
+from workers.retrieval import Question, build_questions
 from workers.settings import PruneSettings
-from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
+from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
 def work_unit(plan: Plan, unit: PlannedUnit) -> WorkUnit:
@@ -28,8 +30,11 @@ def prune_settings(cell: Cell) -> PruneSettings:
 
 def _work(plan: Plan, unit: PlannedUnit) -> Work:
     first = unit.cells[0]
-    tokens = plan.resolved.tokens[first.model, first.dataset]
     settings = settings_of(first)
+    if unit.task == "tasks":
+        assert plan.spec.lm_eval is not None
+        return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], plan.spec.lm_eval.include_path)
+    tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":
         ids = np.stack([tokens.ids[w.start : w.start + w.length] for w in unit.windows])
         return PerplexityWork(unit.windows, ids, tuple(tokens.document_at(w.start) for w in unit.windows), settings["stride"])
@@ -38,4 +43,14 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
         prompts = tuple(tuple(tokens.ids[i * length : (i + 1) * length].tolist()) for i in range(batch))
         names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
         return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
-    return RetrievalWork(tuple(questions_of(plan, first)))
+    return RetrievalWork(questions_of(plan, unit), settings["question_pruned"])
+
+
+def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
+    """What every cell of a retrieval unit is asked, in its model's tokens."""
+    first = unit.cells[0]
+    settings, (kind, length) = settings_of(first), unit.asked
+    filler = plan.resolved.tokens[first.model, first.dataset].ids.tolist()
+    encode = encoder(plan.resolved.models[first.model])
+    axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
+    return tuple(build_questions(encode, kind, length, *axes, first.seed, filler))

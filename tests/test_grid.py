@@ -265,10 +265,10 @@ def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_prun
 
 def test_a_retrieval_cell_whose_prompt_reaches_the_threshold_is_not_flagged():
     cell = replace(CELL, task="retrieval", prune_after=64)
-    assert not never_prunes(cell, {"context_tokens": [32, 64]})
-    assert not never_prunes(cell, {"context_tokens": [63]}), "it is reached while the answer is decoded"
-    assert never_prunes(replace(cell, schedule="prefill_once"), {"context_tokens": [63]})
-    assert never_prunes(cell, {"context_tokens": [32]})
+    assert not never_prunes(cell, {"context_tokens": [32, 64], "digits": [5]})
+    assert not never_prunes(cell, {"context_tokens": [63], "digits": [5]}), "it is reached while the answer is decoded"
+    assert never_prunes(replace(cell, schedule="prefill_once"), {"context_tokens": [63], "digits": [5]})
+    assert never_prunes(cell, {"context_tokens": [32], "digits": [5]})
 
 
 def test_the_dense_cell_is_not_flagged_as_one_that_never_prunes():

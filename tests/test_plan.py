@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import CELLS_PER_UNIT, PHASES, WINDOWS_PER_UNIT, make_plan, questions_of
+from pipeline.plan import CELLS_PER_UNIT, PHASES, WINDOWS_PER_UNIT, make_plan
 from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
-from pipeline.unit_inputs import work_unit
+from pipeline.unit_inputs import questions_of, work_unit
 
 
 @pytest.fixture
@@ -84,11 +84,25 @@ def test_rows_expected_are_those_of_each_task(plan_of):
 
 
 def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of):
-    plan = plan_of(perplexity=None, retrieval="{kinds: [passkey, needle], context_tokens: [240], depths: [0, 1], questions: 2}")
-    dense, *others = plan.grid.cells
-    questions = questions_of(plan, dense)
-    assert len(questions) == plan.rows_expected(dense) and {len(q.prompt_ids) for q in questions} == {240}
-    assert all(questions_of(plan, cell) == questions for cell in others)
+    block = "{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0, 1], questions: 2, digits: [3, 5]}"
+    plan = plan_of(perplexity=None, retrieval=block)
+    cells = plan.grid.cells
+    assert {unit.asked for unit in plan.units} == {(kind, n) for kind in ("passkey", "needle") for n in (236, 240)}
+    assert all(unit.cells == tuple(cells) for unit in plan.units)
+    for unit in plan.units:
+        questions = questions_of(plan, unit)
+        assert {(question.kind, len(question.prompt_ids)) for question in questions} == {unit.asked}
+        assert len(questions) == plan.questions_expected(cells[0]) == plan.rows_expected(cells[0]) / 4 == 8
+
+
+def test_a_question_kept_out_of_pruning_makes_cells_of_its_own(plan_of):
+    plan = plan_of(perplexity=None, retrieval="{context_tokens: [240], questions: 1, question_pruned: [true, false]}")
+    assert len(plan.grid.cells) == 2 * 3 and len({cell.dense.cell_id for cell in plan.grid.cells}) == 2
+
+
+def test_lengths_that_cannot_hold_the_facts_are_refused_with_the_least_that_can(plan_of):
+    with pytest.raises(SweepError, match=r"240 is too short for a passkey of 5 digits and 3 distractors .* at least \d+"):
+        plan_of(perplexity=None, retrieval="{context_tokens: [240], distractors: [0, 3]}")
 
 
 def test_estimates_are_positive_and_the_longest_units_come_first_after_scouts(plan_of):

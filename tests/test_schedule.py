@@ -28,7 +28,7 @@ GPU = Need("cuda", False, 2**20, "m float32")
 def unit(name: str, cells: int = 1) -> Ready:
     """A unit; names in capitals need a GPU."""
     own = tuple(UnitCell(f"{name}{i}", PruneSettings()) for i in range(cells))
-    work = WorkUnit(name, "retrieval", FACTS, "cpu", "float32", own, RetrievalWork(()))
+    work = WorkUnit(name, "retrieval", FACTS, "cpu", "float32", own, RetrievalWork((), True))
     return Ready(work, GPU) if name.isupper() else Ready(work)
 
 

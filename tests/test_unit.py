@@ -13,7 +13,7 @@ from workers.model_files import ModelFacts, Positions
 from workers.perplexity import evaluate, window_bytes
 from workers.retrieval import Question
 from workers.settings import PruneSettings
-from workers.unit import _batch_windows, answers, run_unit
+from workers.unit import _batch_windows, run_unit
 from workers.windows import plan_windows
 from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
@@ -103,14 +103,19 @@ def test_generation_rows_have_the_declared_columns_and_the_same_rounds_for_all()
         assert (row["peak_memory_bytes"] is None) == (row["peak_memory_method"] is None)
 
 
-def test_retrieval_tells_a_dropped_answer_from_a_kept_one():
-    model, prompt = tiny_model("llama"), repetitive_tokens(1, 40)[0].tolist()
-    question = Question("passkey", 40, 0.1, 0, prompt, [1, 2, 3], "123", (4, 9))
-    settings = [PruneSettings("dense"), PruneSettings("recent", 0.5, 8), PruneSettings("streaming", 0.5, 8)]
-    rows = [next(answers(model, CPU, each, RetrievalWork((question,)))) for each in settings]
-    assert all(set(row) | {"cell_id"} == columns("retrieval") for row in rows)
-    assert [row["answer_position_retained"] for row in rows] == [1.0, 0.0, 0.0]
-    assert [len(row["answer"]) for row in rows] == [3, 3, 3]
+def test_retrieval_rows_have_the_declared_columns_and_a_failing_cell_takes_no_other_down(monkeypatch):
+    def broken(view):
+        raise ZeroDivisionError("no score")
+
+    monkeypatch.setitem(POLICIES, "recent", Policy(broken))
+    prompt = repetitive_tokens(1, 30)[0].tolist()
+    question = Question("passkey", 40, 3, 0, 0.1, 0, prompt, prompt[:10], [1, 2, 3], "123", (4, 9))
+    cells = tuple(UnitCell(name, PruneSettings(name, 0.5, 8)) for name in ("dense", "recent", "streaming"))
+    unit = WorkUnit("u", "retrieval", NOWHERE, "cpu", "float32", cells, RetrievalWork((question,), True))
+    result = run_unit(unit, tiny_model("llama"), CPU)
+    assert all(set(row) == columns("retrieval") for row in result.rows)
+    assert [row["cell_id"] for row in result.rows] == ["dense", "streaming"]
+    assert [(failure.cell_id, failure.error_type) for failure in result.failures] == [("recent", "ZeroDivisionError")]
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_cells_and_the_worker_goes_on():

@@ -18,13 +18,13 @@ import torch
 from tokenizers import Tokenizer
 
 from tools.train_reference import Settings
+from workers.answers import answers
 from workers.corpora import read_corpus, tokenize
 from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate
 from workers.retrieval import build_question
 from workers.settings import PruneSettings
-from workers.unit import answers
 from workers.windows import plan_windows
 from workers.work import RetrievalWork
 
@@ -83,7 +83,9 @@ def passkey_accuracy(
         )
         for i in range(questions)
     )
-    rows = list(answers(model, torch.device("cpu"), PruneSettings("dense"), RetrievalWork(asked)))
+    (rows,) = answers(model, torch.device("cpu"), [PruneSettings("dense")], RetrievalWork(asked, True), 8)
+    if isinstance(rows, Exception):
+        raise rows
     return sum(row["correct"] for row in rows) / len(rows)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workers.clock import Clock, Stopwatch, no_garbage_collection
 from workers.peak_memory import PeakMemory
 from workers.pruned_cache import PrunedCache
+from workers.scoring import next_logits
 from workers.settings import PruneSettings
 
 
@@ -60,7 +61,7 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return model.get_output_embeddings()(hidden[:, -1])  # pyright: ignore[reportCallIssue]
+    return next_logits(model, hidden[:, -1])
 
 
 @torch.inference_mode()

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from workers.batch_cache import BatchCache
 from workers.budget import Schedule, event_schedule
-from workers.cell_scores import CellScores, Validity, score, tile_size
+from workers.cell_scores import CellScores, Validity
 from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
+from workers.scoring import Scored, Twin, score, tile_size, twin_of
 from workers.settings import CELLS_BYTES, PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -47,9 +48,9 @@ def evaluate(
             tracks += _tracks(i, cell, steps, count)
         except ValueError as error:
             results[i] = error
-    dense, prefix = _dense(model, tokens, tracks, count)
+    dense, prefix, twin = _dense(model, tokens, tracks, count)
     for group in _groups(tracks, tokens.shape[0], dense.kv_bytes_per_entry, count):
-        for part, outcome in _attempt(model, tokens, prefix, dense, group, row_ids):
+        for part, outcome in _attempt(model, tokens, prefix, (dense, twin), group, row_ids):
             results[part.index] = outcome
     return dense, results
 
@@ -78,19 +79,30 @@ def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Tr
     return [Track(index, cell, schedule, find_policy(cell.policy), seen, held)]
 
 
-def _dense(model: nn.Module, tokens: Tensor, tracks: Sequence[Track], layers: int) -> tuple[CellScores, SharedPrefix]:
-    """One pass over everything. Raises FloatingPointError for NaN logits."""
+def _dense(
+    model: nn.Module, tokens: Tensor, tracks: Sequence[Track], layers: int
+) -> tuple[CellScores, SharedPrefix, Twin | None]:
+    """One pass over everything, and what cells, where there are any, are compared with.
+
+    Raises FloatingPointError for NaN logits.
+    """
     begin, steps = time.perf_counter(), tokens.shape[1] - 1
     points = [track.seen for track in tracks if track.policy.observes != "nothing"]
     prefix = SharedPrefix(layers, points, any(track.policy.observes == "mass" for track in tracks))
     hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
-    nll, correct = (x.cpu() for x in score(model, hidden, tokens[:, 1:]))
+    scored = score(model, hidden, tokens[:, 1:])
+    nll, correct = scored.nll.cpu(), scored.correct.cpu()
     _check_finite(nll)
+    twin = twin_of(model, hidden) if tracks else None
     layer = prefix.prefix_layers[0]
     assert layer.keys is not None and layer.values is not None
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
     seconds = time.perf_counter() - begin
-    return CellScores(nll, correct, event_schedule(1.0, 1, steps), (False,) * layers, entry, Validity(0), 1, seconds), prefix
+    dense = CellScores(
+        nll, correct, event_schedule(1.0, 1, steps), (False,) * layers, entry, Validity(0), 1, seconds,
+        torch.zeros_like(nll), torch.ones_like(correct),
+    )  # fmt: skip
+    return dense, prefix, twin
 
 
 def _hidden(model: nn.Module, ids: Tensor, positions: Tensor, cache: object) -> Tensor:
@@ -131,7 +143,12 @@ def _is_short(track: Track, windows: int) -> bool:
 
 
 def _attempt(
-    model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, group: list[Track], row_ids: Sequence[int]
+    model: nn.Module,
+    tokens: Tensor,
+    prefix: SharedPrefix,
+    dense: tuple[CellScores, Twin | None],
+    group: list[Track],
+    row_ids: Sequence[int],
 ) -> Iterator[tuple[Track, CellScores | Exception]]:
     """A group's cells; where the group fails, each alone, so that a failing cell takes no other down."""
     try:
@@ -151,15 +168,15 @@ class _Group:
     """Cells that go through together, one pass per event, until each has seen all tokens."""
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: CellScores, tracks: list[Track],
-        row_ids: Sequence[int],
+        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: tuple[CellScores, Twin | None],
+        tracks: list[Track], row_ids: Sequence[int],
     ) -> None:  # fmt: skip
-        self.model, self.tokens, self.dense, self.tracks = model, tokens, dense, tracks
+        self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
         begin = time.perf_counter()
         self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, _is_short(tracks[0], tokens.shape[0]))
-        shape = (len(tracks), *dense.nll.shape)
-        self.nll = torch.zeros(shape, device=tokens.device)
-        self.correct = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+        shape = (len(tracks), *self.dense.nll.shape)
+        self.nll, self.kl = torch.zeros(2, *shape, device=tokens.device)
+        self.correct, self.agreed = torch.zeros(2, *shape, dtype=torch.bool, device=tokens.device)
         self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
         self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
         self.unscored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -195,8 +212,11 @@ class _Group:
         if not self.unscored:
             return
         hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
-        nll, correct = score(self.model, hidden[None], self.tokens[rows, at + 1][None])
-        self.nll[cells, rows, at], self.correct[cells, rows, at] = nll[0], correct[0]
+        assert self.twin is not None
+        found = score(self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None]))
+        assert found.kl is not None and found.agreed is not None
+        self.nll[cells, rows, at], self.correct[cells, rows, at] = found.nll[0], found.correct[0]
+        self.kl[cells, rows, at], self.agreed[cells, rows, at] = found.kl[0], found.agreed[0]
         self.unscored = []
 
     def _retire(self, active: list[int]) -> list[int]:
@@ -219,13 +239,14 @@ class _Group:
 
     def _result(self, i: int, start: int) -> CellScores:
         track, dense = self.tracks[i], self.dense
-        nll, correct = self.nll[i].cpu(), self.correct[i].cpu()
-        nll[:, :start], correct[:, :start] = dense.nll[:, :start], dense.correct[:, :start]
+        nll, correct, kl, agreed = (x[i].cpu() for x in (self.nll, self.correct, self.kl, self.agreed))
+        nll[:, :start], correct[:, :start], agreed[:, :start] = dense.nll[:, :start], dense.correct[:, :start], True
         _check_finite(nll)
         prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
         return CellScores(
-            nll, correct, track.schedule, prunes, dense.kv_bytes_per_entry, self.validity[i], self.passes[i], self.seconds[i]
-        )
+            nll, correct, track.schedule, prunes, dense.kv_bytes_per_entry, self.validity[i], self.passes[i], self.seconds[i],
+            kl, agreed,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -241,7 +262,8 @@ def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, ro
         position = torch.tensor([[cache.next_position()]], device=tokens.device)
         hidden = _hidden(model, tokens[:, step : step + 1], position, cache)
         scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
-    nll, correct = (torch.cat(parts, 1).cpu() for parts in zip(*scored, strict=True))
+    found = Scored.joined(scored, 1)
+    nll, correct = found.nll.cpu(), found.correct.cpu()
     _check_finite(nll)
     prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
     layer = cache.pruned_layers[0]

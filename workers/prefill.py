@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workers.eviction import find_policy
 from workers.pruned_cache import PrunedCache
+from workers.scoring import next_logits
 from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -33,7 +34,7 @@ class Prefill:
             input_ids=prompts, position_ids=torch.arange(length, device=prompts.device)[None], past_key_values=self.prefix,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
-        self.logits = model.get_output_embeddings()(hidden[:, -1])  # pyright: ignore[reportCallIssue]
+        self.logits = next_logits(model, hidden[:, -1])
         """[batch, vocabulary], of the token after each prompt."""
 
     def cache(self, settings: PruneSettings, row_ids: Sequence[int]) -> PrunedCache:

@@ -90,8 +90,9 @@ class PrunedLayer(CacheLayerMixin):
         if self.owner.settings.prunes(self.index):
             batch, heads = prefix.keys.shape[:2]
             self.positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(batch, heads, -1)
-            self.queries, self.mass = prefix.queries.get(self.seen), prefix.mass.get(self.seen)
-            self.scale = prefix.scale
+            observes = self.owner.policy.observes  # the prefix may hold what other cells' policies observe
+            self.queries = prefix.queries.get(self.seen) if observes == "queries" else None
+            self.mass, self.scale = prefix.mass.get(self.seen) if observes == "mass" else None, prefix.scale
         self.prune_if_due()
 
     def take_rows(self, rows: Tensor) -> None:

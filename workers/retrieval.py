@@ -8,9 +8,10 @@ reference models and the questions that evaluate them; the seeds differ.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 Encode = Callable[[str], list[int]]
 
@@ -26,6 +27,9 @@ PASSKEY_QUESTION = "\nWhat is the pass key? The pass key is"
 
 NEEDLE_FACT = "\nThe secret number of {name} is {value}.\n"
 NEEDLE_QUESTION = "\nWhat is the secret number of {name}? The secret number of {name} is"
+
+QUESTION_TOKENS = 96
+"""Room for a question in any tokenizer: the longest has fewer bytes."""
 
 NAMES: tuple[str, ...] = (
     "Amsterdam", "Athens", "Bangkok", "Barcelona", "Beirut", "Belgrade", "Berlin", "Bombay", "Boston", "Brussels", "Budapest",
@@ -44,21 +48,32 @@ class Fact:
     name: str
     value: str
     depth: float
+    distracts: bool = False
+    """Nobody asks for it: in a passkey document it is somebody's secret number, as in the documents of needles."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of exactly ``context_tokens`` tokens whose continuation should be ``answer_ids``."""
+    """A context and a question, ``context_tokens`` tokens together, whose continuation should be ``answer_ids``."""
 
     kind: str
     context_tokens: int
+    digits: int
+    distractors: int
     depth: float
     index: int
-    prompt_ids: list[int]
+    context_ids: list[int]
+    """Questions about one document hold the same list."""
+    question_ids: list[int]
     answer_ids: list[int]
     expected: str
     fact_span: tuple[int, int]
-    """Positions [start, end) in the prompt of the fact that holds the answer."""
+    """Positions [start, end) in the context of the fact that holds the answer."""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Context and question."""
+        return self.context_ids + self.question_ids
 
 
 def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], list[int]]:
@@ -79,10 +94,14 @@ def hide_facts(
     ``filler`` is the text around needles (ids, repeated when too short); passkeys bring their own.
     Returns the ids and the span of each fact, in the order given. Raises ValueError where the facts alone are longer.
     """
-    template = PASSKEY_FACT if kind == "passkey" else NEEDLE_FACT
     intro = encode(PASSKEY_INTRO) if kind == "passkey" else []
     around = encode(PASSKEY_FILLER) if kind == "passkey" else list(filler)
-    pieces = [encode(template.format(name=fact.name, value=fact.value)) for fact in facts]
+    pieces = [
+        encode(
+            (PASSKEY_FACT if kind == "passkey" and not fact.distracts else NEEDLE_FACT).format(name=fact.name, value=fact.value)
+        )
+        for fact in facts
+    ]
     room = length - len(intro) - sum(map(len, pieces))
     if room < 0 or not around:
         raise ValueError(f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too many)")
@@ -104,18 +123,93 @@ def draw_fact(rng: random.Random, depth: float, digits: int, name: str | None = 
 
 
 def build_question(
-    encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Sequence[int], digits: int = 5
-) -> Question:
+    encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Sequence[int], digits: int = 5,
+    distractors: int = 0,
+) -> Question:  # fmt: skip
     """The ``index``-th question of a kind, length and depth; equal arguments give equal questions.
 
-    Raises ValueError where ``context_tokens`` cannot hold intro, fact and question.
+    Raises ValueError where ``context_tokens`` cannot hold intro, facts and question.
     """
     if kind not in KINDS:
         raise ValueError(f"retrieval kind must be one of {', '.join(KINDS)} (got {kind!r})")
     rng = random.Random(f"kvsweep/{seed}/{kind}/{context_tokens}/{depth}/{index}")
     fact = draw_fact(rng, depth, digits)
-    start = rng.randrange(len(filler)) if filler else 0
+    around = _turned(filler, rng.randrange(len(filler)) if filler else 0, context_tokens)
+    facts = [fact, *_distractors(rng, distractors, digits, [fact])]
     question, answer = encode_question(encode, kind, fact)
-    turned = [*filler[start:], *filler[:start]]
-    body, (span,) = hide_facts(encode, kind, [fact], context_tokens - len(question), turned)
-    return Question(kind, context_tokens, depth, index, body + question, answer, fact.value, span)
+    body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around)
+    return Question(kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, spans[0])
+
+
+def build_shared(
+    encode: Encode, context_tokens: int, depths: Sequence[float], index: int, seed: int, filler: Sequence[int], digits: int,
+    distractors: int,
+) -> list[Question] | None:  # fmt: skip
+    """Needle questions about every depth of one document, each a distractor to the others; None where that cannot be.
+
+    It can where the distractors asked for are enough, and enough names have as many tokens as the first: with questions of one
+    length the document is the same for all. Equal arguments give equal questions. Raises ValueError as ``build_question`` does.
+    """
+    if len(depths) < 2 or distractors < len(depths) - 1:
+        return None
+    rng = random.Random(f"kvsweep/{seed}/shared/{context_tokens}/{'/'.join(map(str, depths))}/{index}")
+    names = rng.sample(NAMES, len(NAMES))
+    lengths = {name: len(encode(NEEDLE_QUESTION.format(name=name))) for name in names}
+    alike = [name for name in names if lengths[name] == lengths[names[0]]]
+    if len(alike) < len(depths):
+        return None
+    asked: list[Fact] = []
+    for depth, name in zip(depths, alike, strict=False):
+        asked += [_unlike(rng, depth, digits, name, asked)]
+    others = _distractors(rng, distractors - len(asked) + 1, digits, asked)
+    around = _turned(filler, rng.randrange(len(filler)) if filler else 0, context_tokens)
+    body, spans = hide_facts(encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around)
+    found = []
+    for fact, span in zip(asked, spans, strict=False):
+        question, answer = encode_question(encode, "needle", fact)
+        shape = ("needle", context_tokens, digits, distractors, fact.depth, index)
+        found.append(Question(*shape, body, question, answer, fact.value, span))
+    return found
+
+
+def build_questions(
+    encode: Encode, kind: str, context_tokens: int, depths: Sequence[float], digits: Sequence[int], distractors: Sequence[int],
+    questions: int, seed: int, filler: Sequence[int],
+) -> Iterator[Question]:  # fmt: skip
+    """All questions of a kind and length; those about one document come one after the other."""
+    for number, others, index in itertools.product(digits, distractors, range(questions)):
+        arguments = (index, seed, filler, number, others)
+        shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None
+        yield from shared or (build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths)
+
+
+def least_context(encode: Encode, kind: str, digits: int, distractors: int) -> int:
+    """Tokens that hold the longest facts and question of a kind; documents this long can always be made."""
+    value = "8" * digits
+    needles = [len(encode(NEEDLE_FACT.format(name=name, value=value))) for name in NAMES]
+    if kind == "needle":
+        questions = [len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES]
+        return (distractors + 1) * max(needles) + max(questions) + 1
+    own = len(encode(PASSKEY_INTRO)) + len(encode(PASSKEY_FACT.format(value=value))) + len(encode(PASSKEY_QUESTION))
+    return own + distractors * max(needles) + 1
+
+
+def _turned(filler: Sequence[int], start: int, length: int) -> list[int]:
+    """``length`` ids of the filler from ``start`` on, or all of a shorter one, begun again at its end."""
+    return [*filler[start : start + length], *filler[: min(start, max(0, start + length - len(filler)))]]
+
+
+def _distractors(rng: random.Random, count: int, digits: int, facts: Sequence[Fact]) -> list[Fact]:
+    """Facts anywhere in the document with names and values of their own."""
+    free = [name for name in NAMES if name not in {fact.name for fact in facts}]
+    found = list(facts)
+    for name in rng.sample(free, count):
+        found.append(replace(_unlike(rng, rng.random(), digits, name, found), distracts=True))
+    return found[len(facts) :]
+
+
+def _unlike(rng: random.Random, depth: float, digits: int, name: str, facts: Sequence[Fact]) -> Fact:
+    """A fact with another value than those."""
+    while (fact := draw_fact(rng, depth, digits, name)).value in {other.value for other in facts}:
+        pass
+    return fact

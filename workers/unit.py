@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.answers import answers
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
-from workers.generation import forward
+from workers.generated_text import described, end_tokens
 from workers.memory import is_out_of_memory
 from workers.perplexity import evaluate, window_bytes
-from workers.pruned_cache import PrunedCache
 from workers.rounds import Timed, timed_rounds
-from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS, PruneSettings
+from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
@@ -70,7 +70,12 @@ def _batch_windows(model: nn.Module, length: int) -> int:
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
     """One (cell, window); ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of its own)."""
-    nll = scores.nll[i, window.first_scored - 1 :].numpy()
+
+    def scored(values: Tensor | None) -> Tensor:
+        assert values is not None  # None without a dense cell beside it, and here it always is
+        return values[i, window.first_scored - 1 :]
+
+    nll = scored(scores.nll).numpy()
     validity = scores.validity
     return {
         "window_index": window.index,
@@ -79,7 +84,7 @@ def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool)
         "tokens_scored": window.tokens_scored,
         "nll_sum": float(nll.astype(np.float64).sum()),
         "nll": nll,
-        "tokens_correct": int(scores.correct[i, window.first_scored - 1 :].sum()),
+        "tokens_correct": int(scored(scores.correct).sum()),
         "prune_events": validity.prune_events,
         "tokens_scored_pruned": scores.schedule.scored_pruned(window.first_scored),
         "cache_tokens_mean": scores.entries_mean(),
@@ -93,6 +98,8 @@ def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool)
         "forward_passes": 0 if reused else scores.forward_passes,
         "seconds": 0.0 if reused else scores.seconds / scores.nll.shape[0],
         "event_steps": [seen for seen, _, _ in scores.schedule.events],
+        "kl_sum": float(scored(scores.kl).double().sum()),
+        "tokens_agreed": int(scored(scores.agreed).sum()),
         "event_kept": [after for _, _, after in scores.schedule.events],
     }
 
@@ -103,8 +110,11 @@ def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     prompts = torch.tensor(work.prompts, device=device)
     weights = weight_bytes(model)
     ceiling = memory_bandwidth(device, weights)
-    for timed in timed_rounds(model, prompts, [c.settings for c in unit.cells], work):
+    rounds = list(timed_rounds(model, prompts, [c.settings for c in unit.cells], work))
+    dense = next(timed.run.output_tokens for timed in rounds if unit.cells[timed.cell].settings.policy == "dense")
+    for timed in rounds:
         row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
+        row |= described(timed.run.output_tokens, dense, end_tokens(model))
         result.rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})
     result.warnings += above_ceiling(unit, result.rows)
 
@@ -160,40 +170,9 @@ def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
 def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
     work = unit.work
     assert isinstance(work, RetrievalWork)
-    for cell in unit.cells:
-        try:
-            rows = [{"cell_id": cell.cell_id, **row} for row in answers(model, device, cell.settings, work)]
-        except Exception as error:
-            result.failures.append(Failure.of(cell.cell_id, error))
+    size = _batch_windows(model, max(question.context_tokens for question in work.questions))
+    for cell, rows in zip(unit.cells, answers(model, device, [c.settings for c in unit.cells], work, size), strict=True):
+        if isinstance(rows, Exception):
+            result.failures.append(Failure.of(cell.cell_id, rows))
         else:
-            result.rows += rows
-
-
-@torch.inference_mode()
-def answers(model: nn.Module, device: torch.device, settings: PruneSettings, work: RetrievalWork) -> Iterator[dict[str, Any]]:
-    """Greedy answers; ``answer`` is the ids, which the driver turns into text."""
-    for question in work.questions:
-        cache = PrunedCache(model.config, settings, row_ids=[question.index])  # pyright: ignore[reportArgumentType]
-        token = forward(model, torch.tensor([question.prompt_ids], device=device), cache).argmax(-1, keepdim=True)
-        retained = statistics.fmean(_share_held(layer.stored_positions(), question.fact_span) for layer in cache.pruned_layers)
-        answer = [int(token)]
-        while len(answer) < len(question.answer_ids):
-            token = forward(model, token, cache).argmax(-1, keepdim=True)
-            answer.append(int(token))
-        yield {
-            "kind": question.kind,
-            "context_tokens": question.context_tokens,
-            "depth": question.depth,
-            "question_index": question.index,
-            "expected": question.expected,
-            "answer": answer,
-            "correct": answer == question.answer_ids,
-            "prune_events": cache.validity().prune_events,
-            "answer_position_retained": retained,
-        }
-
-
-def _share_held(positions: Tensor, span: tuple[int, int]) -> float:
-    """Share of the positions in ``span`` that are still held, over rows and heads; positions [batch, kv_heads, held]."""
-    inside = ((positions >= span[0]) & (positions < span[1])).sum()
-    return float(inside) / (positions.shape[0] * positions.shape[1] * (span[1] - span[0]))
+            result.rows += [{"cell_id": cell.cell_id, **row} for row in rows]

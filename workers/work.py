@@ -54,9 +54,21 @@ class RetrievalWork:
     """Questions that every cell of the unit answers."""
 
     questions: tuple[Question, ...]
+    question_pruned: bool
+    """Whether the question goes through with the context, before the first check."""
 
 
-Work = PerplexityWork | GenerationWork | RetrievalWork
+@dataclass(frozen=True)
+class HarnessWork:
+    """A task of lm-evaluation-harness that every cell of the unit does."""
+
+    task: str
+    limit: int | None
+    num_fewshot: int | None
+    include_path: str | None
+
+
+Work = PerplexityWork | GenerationWork | RetrievalWork | HarnessWork
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Batched answers with a shared prefill = each question alone through a cache of its own; what is dropped, what is kept out."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.tiny import repetitive_tokens, tiny_model
+from workers import answers as module
+from workers.answers import answers, batches
+from workers.generation import forward
+from workers.pruned_cache import PrunedCache
+from workers.retrieval import Question
+from workers.settings import PruneSettings
+from workers.work import RetrievalWork
+
+CPU = torch.device("cpu")
+CELLS = [
+    PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("random", 0.3, 20),
+    PruneSettings("snapkv", 0.7, 8, (1,)),
+    PruneSettings("h2o", 0.5, 16, schedule="prefill_once"), PruneSettings("tova", 0.5, 44), PruneSettings("knorm", 0.5, 500),
+    PruneSettings("recent", 0.6, 8, (), 2, 3),
+]  # fmt: skip
+
+
+def questions(lengths=((30, 10), (34, 6), (30, 10)), answer=(3, 2, 4)):
+    """Documents of their own, but for the last question, which asks about the first one's."""
+    made = []
+    for i, (size, asked) in enumerate(lengths):
+        context, question = repetitive_tokens(1, size, seed=i)[0].tolist(), repetitive_tokens(1, asked, seed=50 + i)[0].tolist()
+        ids = list(range(1 + i, 1 + i + answer[i]))
+        made.append(Question("needle", 40, 3, 1, 0.5, i, context, question, ids, "123", (4 + i, 9 + i)))
+    first = made[0]
+    return (*made, dataclasses.replace(first, depth=0.9, question_ids=first.question_ids[::-1], fact_span=(20, 24)))
+
+
+@torch.inference_mode()
+def alone(model, settings, question, question_pruned):
+    """The definition: one question, one token per pass, no prefill shared."""
+    ids = question.prompt_ids if question_pruned else question.context_ids
+    row = [question.index]
+
+    def start():
+        cache = PrunedCache(model.config, settings, row_ids=row)
+        logits = forward(model, torch.tensor([ids]), cache)
+        if not question_pruned:
+            cache.outside = (len(ids), len(ids) + len(question.question_ids))
+            logits = forward(model, torch.tensor([question.question_ids]), cache)
+        return cache, logits
+
+    cache, logits = start()
+    answer = [int(logits.argmax())]
+    while len(answer) < len(question.answer_ids):
+        logits = forward(model, torch.tensor([answer[-1:]]), cache)
+        answer.append(int(logits.argmax()))
+    events = cache.validity().prune_events
+    (cache, logits), nll = start(), 0.0
+    for i, token in enumerate(question.answer_ids):
+        nll -= float(functional.log_softmax(logits.float(), -1)[0, token])
+        if i + 1 < len(question.answer_ids):
+            logits = forward(model, torch.tensor([[token]]), cache)
+    return answer, nll, events
+
+
+@pytest.mark.parametrize("question_pruned", [True, False])
+@pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.parametrize("architecture", ["llama", "neox"])
+def test_in_company_as_alone(architecture, size, question_pruned):
+    model, asked = tiny_model(architecture), questions()
+    found = answers(model, CPU, CELLS, RetrievalWork(asked, question_pruned), size)
+    differ = set()
+    for settings, rows in zip(CELLS, found, strict=True):
+        assert not isinstance(rows, Exception), rows
+        assert [(row["question_index"], row["depth"]) for row in rows] == [(0, 0.5), (1, 0.5), (2, 0.5), (0, 0.9)]
+        for question, row in zip(asked, rows, strict=True):
+            answer, nll, events = alone(model, settings, question, question_pruned)
+            assert (row["answer"], row["prune_events"]) == (answer, events)
+            assert row["answer_nll"] == pytest.approx(nll, abs=2e-4)
+            assert row["correct"] == (answer == question.answer_ids) and row["question_pruned"] == question_pruned
+            differ.add(round(row["answer_nll"], 2))
+    assert len(differ) > 12, "cells and questions differ, so agreement says something"
+
+
+def test_an_answer_that_greedy_decoding_gives_is_correct():
+    model, question = tiny_model("llama"), questions()[0]
+    ((row, *_),) = answers(model, CPU, [PruneSettings("knorm", 0.5, 8)], RetrievalWork((question,), True), 4)
+    again = dataclasses.replace(question, answer_ids=row["answer"])
+    ((row, *_),) = answers(model, CPU, [PruneSettings("knorm", 0.5, 8)], RetrievalWork((again,), True), 4)
+    assert row["correct"] and row["answer"] == again.answer_ids
+
+
+def test_what_is_left_of_the_fact_and_of_the_cache_is_told():
+    question = questions()[0]
+    cells = [PruneSettings("dense"), PruneSettings("recent", 0.5, 8), PruneSettings("streaming", 0.5, 8, (0,))]
+    cells.append(PruneSettings("recent", 0.5, 8, schedule="prefill_once"))
+    rows = [rows[0] for rows in answers(tiny_model("llama"), CPU, cells, RetrievalWork((question,), True), 4)]
+    retained = [row["answer_position_retained"] for row in rows]
+    assert retained == pytest.approx([1.0, 0.0, 1 / 3, 0.0])  # layer 0 of three keeps everything
+    held = [row["cache_tokens_mean"] for row in rows]
+    assert held[0] == pytest.approx((40 + 41 + 42) / 3)
+    assert held[1] == pytest.approx((20 + 11 + 6) / 3) and rows[1]["prune_events"] == 3  # 20, then half of 21, half of 12
+    assert held[3] == pytest.approx((20 + 21 + 22) / 3) and rows[3]["prune_events"] == 1
+
+
+def test_a_question_kept_out_is_neither_counted_nor_dropped():
+    question = questions()[0]
+    kept = []
+
+    class Watched(PrunedCache):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            kept.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.prefill.PrunedCache", Watched)
+        (rows,) = answers(
+            tiny_model("llama"), CPU, [PruneSettings("knorm", 0.5, 8)], RetrievalWork((question,), False), 4
+        )  # fmt: skip
+    positions = kept[-1].pruned_layers[0].stored_positions()
+    span = (positions >= 30) & (positions < 40)
+    assert span.sum(-1).eq(10).all(), "every token of the question, in every head"
+    # 30 -> 15 before the question; half of 16, then half of 9 while answering; the question's ten beside them
+    assert positions.shape[2] == 5 + 10 and rows[0]["prune_events"] == 3
+    assert rows[0]["cache_tokens_mean"] == pytest.approx((25 + 18 + 15) / 3)
+
+
+def test_questions_about_one_document_share_its_pass_only_where_it_is_pruned_without_them(monkeypatch):
+    asked = questions()
+    together = (asked[0], asked[3], asked[2])
+    assert [len(batch.prompts) for batch in batches(together, False, 16)] == [2]
+    assert [len(batch.prompts) for batch in batches(together, True, 16)] == [3]
+    assert [batch.prompt_of for batch in batches(together, False, 2)] == [[0, 0], [0]]
+    assert sorted(len(batch.prompts[0]) for batch in batches(asked, False, 16)) == [30, 34]
+
+
+def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
+    sizes, whole = [], module.Prefill
+
+    def tight(model, prompts, policies):
+        sizes.append(len(prompts))
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, prompts, policies)
+
+    model, work = tiny_model("llama"), RetrievalWork(questions(), True)
+    (expected,) = answers(model, CPU, CELLS[1:2], work, 16)
+    monkeypatch.setattr(module, "Prefill", tight)
+    (rows,) = answers(model, CPU, CELLS[1:2], work, 16)
+    assert [row["answer"] for row in rows] == [row["answer"] for row in expected] and max(sizes) > 1
+
+
+def test_logits_that_are_no_numbers_fail_the_cell(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr(module, "forward", lambda model, tokens, cache: torch.full((len(tokens), 64), torch.nan))
+    (error,) = answers(model, CPU, CELLS[1:2], RetrievalWork(questions(), True), 16)
+    assert isinstance(error, FloatingPointError)

@@ -1,0 +1,182 @@
+"""Answers to questions through pruned caches: one dense pass over the prompts of a batch, shared by all cells and questions.
+
+The answer is fed token by token, as in generation. Each question goes through twice at the same time: with the right answer's
+tokens, for its NLL, and with the model's own, for its text. Where ``question_pruned``, the question goes through with the context
+and a check follows both; the first token of the answer is then predicted before anything is dropped. Otherwise the context is
+pruned before the question is known (the protocol of kvpress), and the question's entries are neither dropped nor counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.generation import forward
+from workers.memory import is_out_of_memory
+from workers.prefill import Prefill
+from workers.pruned_cache import PrunedCache
+from workers.retrieval import Question
+from workers.scoring import OutputLayer
+from workers.settings import PruneSettings
+from workers.work import RetrievalWork
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one length, and the questions about them."""
+
+    prompts: list[list[int]]
+    questions: list[Question]
+    prompt_of: list[int]
+    """Of each question, which prompt it goes with."""
+
+    @property
+    def row_ids(self) -> list[int]:
+        """What names the prompts for the ``random`` policy: the index of their questions."""
+        return [self.questions[self.prompt_of.index(prompt)].index for prompt in range(len(self.prompts))]
+
+
+@torch.inference_mode()
+def answers(
+    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], work: RetrievalWork, size: int
+) -> list[Rows | Exception]:
+    """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time, at most.
+
+    Raises ValueError for an output layer whose likelihoods cannot be told.
+    """
+    OutputLayer.of(model)
+    results: list[Rows | Exception] = [[] for _ in cells]
+    for batch in batches(work.questions, work.question_pruned, size):
+        _answer(model, device, cells, batch, work.question_pruned, results)
+    order = {id(question): place for place, question in enumerate(work.questions)}
+    for i, rows in enumerate(results):
+        if not isinstance(rows, Exception):
+            rows.sort(key=lambda row: order[id(row["question"])])
+            results[i] = [{**_described(row.pop("question"), work), **row} for row in rows]
+    return results
+
+
+def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
+    """Questions whose prompts, and whose own tokens, are as many; neighbours about one document share its pass."""
+
+    def shape(question: Question) -> tuple[int, int]:
+        return len(question.context_ids), len(question.question_ids)
+
+    for _, group in itertools.groupby(sorted(questions, key=shape), key=shape):
+        members = list(group)
+        for start in range(0, len(members), size):
+            part, prompts, prompt_of = members[start : start + size], [], []
+            for question in part:
+                if question_pruned or not prompts or prompts[-1] != question.context_ids:
+                    prompts.append(question.prompt_ids if question_pruned else question.context_ids)
+                prompt_of.append(len(prompts) - 1)
+            yield Batch(prompts, part, prompt_of)
+
+
+def _answer(
+    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], batch: Batch, question_pruned: bool,
+    results: list[Rows | Exception],
+) -> None:  # fmt: skip
+    """Add the rows of a batch; a cell that fails takes no other down, and a batch that memory cannot hold is halved."""
+    going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
+    try:
+        prefill = Prefill(model, torch.tensor(batch.prompts, device=device), {cells[i].policy for i in going})
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch.questions) == 1:
+            raise
+        for half in batches(batch.questions, question_pruned, (len(batch.questions) + 1) // 2):
+            _answer(model, device, cells, half, question_pruned, results)
+        return
+    for i in going:
+        try:
+            cache = prefill.cache(cells[i], batch.row_ids)
+            found = _Answers(model, cache, batch, question_pruned, prefill.logits).rows()
+        except Exception as error:
+            results[i] = error
+        else:
+            rows = results[i]
+            assert isinstance(rows, list)
+            rows += found
+
+
+def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
+    """The columns that say what was asked."""
+    return {
+        "kind": question.kind,
+        "context_tokens": question.context_tokens,
+        "digits": question.digits,
+        "distractors": question.distractors,
+        "depth": question.depth,
+        "question_index": question.index,
+        "question_pruned": work.question_pruned,
+        "expected": question.expected,
+        "answer_tokens": len(question.answer_ids),
+    }
+
+
+class _Answers:
+    """One cell's answers to the questions of a batch."""
+
+    def __init__(self, model: nn.Module, cache: PrunedCache, batch: Batch, question_pruned: bool, logits: Tensor) -> None:
+        """logits: [prompts, vocabulary], after each prompt."""
+        self.model, self.cache, self.questions, device = model, cache, batch.questions, logits.device
+        self.retained = self._retained(batch)
+        rows = torch.tensor([*batch.prompt_of, *batch.prompt_of], device=device)
+        cache.take_rows(rows)
+        self.longest = max(len(question.answer_ids) for question in self.questions)
+        padded = [question.answer_ids + [0] * (self.longest - len(question.answer_ids)) for question in self.questions]
+        self.right = torch.tensor(padded, device=device)
+        self.held: list[float] = []
+        self.events: list[int] = []
+        self.logits = logits[rows]
+        if not question_pruned:
+            ids = torch.tensor([question.question_ids for question in self.questions], device=device)
+            cache.outside = (cache.pruned_layers[0].seen, cache.pruned_layers[0].seen + ids.shape[1])
+            self.logits = forward(model, ids.repeat(2, 1), cache)
+
+    def _retained(self, batch: Batch) -> list[float]:
+        """Of each question, the share of its fact's positions that are held, over layers and heads; before ``take_rows``."""
+        first, last = (torch.tensor([question.fact_span[end] for question in batch.questions]) for end in (0, 1))
+        shares = torch.zeros(len(batch.questions))
+        for layer in self.cache.pruned_layers:
+            positions = layer.stored_positions().cpu()[batch.prompt_of]
+            inside = (positions >= first[:, None, None]) & (positions < last[:, None, None])
+            shares += inside.sum((1, 2)) / (positions.shape[1] * (last - first))
+        return (shares / len(self.cache.pruned_layers)).tolist()
+
+    def rows(self) -> Rows:
+        """Decode and score. Raises FloatingPointError for NaN logits."""
+        count, nll, given = len(self.questions), [], []
+        for step in range(self.longest):
+            self.held.append(sum(layer.held for layer in self.cache.pruned_layers) / len(self.cache.pruned_layers))
+            self.events.append(max(layer.record.events for layer in self.cache.pruned_layers))
+            wanted, own = self.right[:, step], self.logits[count:].argmax(-1)
+            nll.append(nn.functional.cross_entropy(self.logits[:count].float(), wanted, reduction="none"))
+            given.append(own)
+            if step + 1 < self.longest:
+                self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
+        losses, texts = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist()
+        found = []
+        for i, question in enumerate(self.questions):
+            length = len(question.answer_ids)
+            loss = float(losses[i, :length].double().sum())
+            if not loss < float("inf"):
+                raise FloatingPointError("the model gave NaN or infinite logits; try dtype float32")
+            answer = texts[i][:length]
+            found.append({
+                "question": question,
+                "answer": answer,
+                "correct": answer == question.answer_ids,
+                "answer_nll": loss,
+                "prune_events": self.events[length - 1],
+                "answer_position_retained": self.retained[i],
+                "cache_tokens_mean": sum(self.held[:length]) / length,
+            })  # fmt: skip
+        return found

@@ -1,0 +1,176 @@
+"""Hidden states -> what is kept of their logits: NLL, hits, and how far the distribution is from the dense cell's.
+
+No [tokens, vocabulary] tensor is ever held: logits are made tile by tile and summed up at once. The KL divergence to the dense
+cell needs no distribution of it either. With p the dense cell's distribution and W, b the output layer,
+
+    KL = sum p log p - sum p (W h + b) + log-sum-exp(W h + b),    sum p (W h + b) = (sum p W) h + sum p b,
+
+so one vector per token, the output embedding expected under p, stands for the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What is kept of a dense cell's distributions, [..., width] or [...] for tokens [...]."""
+
+    hidden: Tensor | None
+    """Where logits are capped, hence not linear, they are made again for every comparison."""
+    expected: Tensor | None
+    """Elsewhere: output embeddings expected under the distributions, float32."""
+    constant: Tensor
+    """sum p log p - sum p b, float32; with capped logits sum p log p."""
+    total: Tensor
+    """Log-sum-exp of the logits, float32."""
+    top: Tensor
+    """The most likely token."""
+
+    def at(self, *index: Tensor) -> Twin:
+        """The same for some tokens."""
+        hidden, expected = (None if x is None else x[index] for x in (self.hidden, self.expected))
+        return Twin(hidden, expected, self.constant[index], self.total[index], self.top[index])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each target: NLL in nats (float32), whether it had the highest logit, and both against the dense twin where given."""
+
+    nll: Tensor
+    correct: Tensor
+    kl: Tensor | None
+    agreed: Tensor | None
+
+    @staticmethod
+    def joined(parts: Sequence[Scored], dim: int = 0) -> Scored:
+        """One after the other."""
+
+        def cat(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values, dim)
+
+        nll, correct = cat("nll"), cat("correct")
+        assert nll is not None and correct is not None
+        return Scored(nll, correct, cat("kl"), cat("agreed"))
+
+
+def tile_size(device: torch.device) -> tuple[int, int]:
+    """Tokens and words whose logits exist at one time: on a CPU as many as its cache holds."""
+    return (1024, 2048) if device.type == "cpu" else (8192, 8192)
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """A model's output layer by tiles of words."""
+
+    head: nn.Linear
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> OutputLayer:
+        """Raises ValueError for an output layer that scales its logits or is not linear."""
+        head, config = model.get_output_embeddings(), model.config.get_text_config()  # pyright: ignore
+        if getattr(config, "logit_scale", None) not in (None, 1.0):
+            raise ValueError(f"models that scale their logits (logit_scale {config.logit_scale}) are not supported")
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"models whose output layer is a {type(head).__name__}, not a linear one, are not supported")
+        return cls(head, getattr(config, "final_logit_softcapping", None))
+
+    def tiles(self, device: torch.device) -> list[slice]:
+        """Words in parts."""
+        columns = tile_size(device)[1]
+        return [slice(first, first + columns) for first in range(0, self.head.out_features, columns)]
+
+    def logits(self, hidden: Tensor, tile: slice) -> Tensor:
+        """hidden [rows, width] -> [rows, words] in float32 at least."""
+        bias = None if self.head.bias is None else self.head.bias[tile]
+        logits = functional.linear(hidden, self.head.weight[tile], bias).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits of the tokens that follow: hidden [batch, width] -> [batch, vocabulary], capped where the model caps them."""
+    logits = model.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # pyright: ignore
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def score(model: nn.Module, hidden: Tensor, targets: Tensor, twin: Twin | None = None) -> Scored:
+    """``targets`` under the model's distributions: hidden [batch, q, width], targets [batch, q], twin of [batch, q] tokens.
+
+    Of equal logits the first is the top. Raises ValueError for an output layer that is not supported.
+    """
+    layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
+    flat, wanted = hidden.flatten(0, 1), targets.flatten()
+    parts = []
+    for start in range(0, len(wanted), rows):
+        part = torch.arange(start, min(start + rows, len(wanted)), device=hidden.device)
+        own = None if twin is None else twin.at(part // hidden.shape[1], part % hidden.shape[1])
+        parts.append(_score_rows(layer, flat[start : start + rows], wanted[start : start + rows], own))
+    flat_scores = Scored.joined(parts)
+    shaped = [None if x is None else x.view(targets.shape) for x in (flat_scores.kl, flat_scores.agreed)]
+    return Scored(flat_scores.nll.view(targets.shape), flat_scores.correct.view(targets.shape), *shaped)
+
+
+def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin | None) -> Scored:
+    """hidden [rows, width], wanted [rows]: log-sum-exp, largest and wanted logit over tiles of words."""
+    total, best, picked = torch.full((3, len(wanted)), -torch.inf, device=hidden.device)
+    place, cross = torch.zeros_like(wanted), torch.zeros(len(wanted), device=hidden.device)
+    for tile in layer.tiles(hidden.device):
+        logits = layer.logits(hidden, tile)
+        total = torch.logaddexp(total, logits.logsumexp(1))
+        top, at = logits.max(1)
+        place = torch.where(top > best, at + tile.start, place)
+        best = torch.maximum(best, top)
+        inside = (wanted >= tile.start) & (wanted < tile.start + logits.shape[1])
+        here = logits.gather(1, (wanted - tile.start).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        picked = torch.where(inside, here, picked)
+        if twin is not None and twin.hidden is not None:
+            cross += (layer.logits(twin.hidden, tile) - twin.total[:, None]).exp_().mul_(logits).sum(1)
+    if twin is None:
+        return Scored(total - picked, place == wanted, None, None)
+    if twin.expected is not None:
+        cross = (twin.expected * hidden.float()).sum(1)
+    return Scored(total - picked, place == wanted, twin.constant - cross + total, place == twin.top)
+
+
+def twin_of(model: nn.Module, hidden: Tensor) -> Twin:
+    """What is kept of the distributions after hidden [batch, q, width], in one more product with the output layer."""
+    layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
+    flat = hidden.flatten(0, 1)
+    parts = [_twin_rows(layer, flat[start : start + rows]) for start in range(0, len(flat), rows)]
+    names = ("hidden", "expected", "constant", "total", "top")
+    joined = [None if getattr(parts[0], n) is None else torch.cat([getattr(part, n) for part in parts]) for n in names]
+    return Twin(*(None if x is None else x.unflatten(0, hidden.shape[:2]) for x in joined))  # pyright: ignore[reportArgumentType]
+
+
+def _twin_rows(layer: OutputLayer, hidden: Tensor) -> Twin:
+    """Sums weighted by exp(logit - largest so far), scaled down whenever a larger logit is found."""
+    rows, device = len(hidden), hidden.device
+    best, mass, entropy, offset = torch.full((rows,), -torch.inf, device=device), *torch.zeros(3, rows, device=device)
+    expected = torch.zeros(hidden.shape, device=device) if layer.softcap is None else None
+    top = torch.zeros(rows, dtype=torch.long, device=device)
+    for tile in layer.tiles(device):
+        logits = layer.logits(hidden, tile)
+        largest, at = logits.max(1)
+        top, higher = torch.where(largest > best, at + tile.start, top), torch.maximum(best, largest)
+        scale, weights = (best - higher).exp(), (logits - higher[:, None]).exp_()
+        best = higher
+        mass = mass * scale + weights.sum(1)
+        entropy = entropy * scale + (weights * logits).sum(1)
+        if expected is not None:
+            expected.mul_(scale[:, None]).addmm_(weights, layer.head.weight[tile].float())
+            if layer.head.bias is not None:
+                offset = offset * scale + weights @ layer.head.bias[tile].float()
+    total = best + mass.log()
+    constant = (entropy - offset) / mass - total
+    if expected is None:
+        return Twin(hidden, None, constant, total, top)
+    return Twin(None, expected.div_(mass[:, None]), constant, total, top)
