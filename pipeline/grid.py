@@ -196,9 +196,9 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Filters choose cells and change no number, so they are not among them.
     """
-    if spec.perplexity:
-        yield "perplexity", spec.perplexity.model_dump()
     filters = set(CellFilter.model_fields)
+    if spec.perplexity:
+        yield "perplexity", spec.perplexity.model_dump(exclude=filters)
     if spec.generation:
         task = spec.generation
         common = task.model_dump(exclude={"protocol", "prompt_tokens", "batch_sizes", *filters})

@@ -14,7 +14,7 @@ from pipeline import questions
 from pipeline.grid import HarnessText, Target
 from pipeline.results import answer_room
 from pipeline.spec import SweepError
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
@@ -116,7 +116,7 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
         return chosen.model_copy(update={"policies": [names.get(name, name) for name in chosen.policies]})
 
     changes: dict[str, Any] = {"policies": list(names.values()), "exclude": [renamed(block) for block in spec.exclude]}
-    changes |= {task: renamed(getattr(spec, task)) for task in ("generation", "retrieval", "lm_eval")}
+    changes |= {task: renamed(getattr(spec, task)) for task in BLOCK_OF.values()}
     return spec.model_copy(update=changes)
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.sweep_keys import BLOCK_OF, BLOCKS, SweepSpec, cell_value
+from pipeline.sweep_keys import BLOCK_OF, BLOCKS, CellFilter, SweepSpec, cell_value
 
 EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -169,4 +169,6 @@ def _fault(fault: Any, file: str, positions: dict[tuple[Any, ...], Position]) ->
 
 
 def _known_keys(at: tuple[Any, ...]) -> list[str]:
-    return list((BLOCKS[at[0]] if at else SweepSpec).model_fields)
+    """A block's own keys first, then those of its filter."""
+    fields = (BLOCKS[at[0]] if at else SweepSpec).model_fields
+    return sorted(fields, key=lambda name: name in CellFilter.model_fields and at != ("exclude",))

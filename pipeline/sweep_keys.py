@@ -70,6 +70,8 @@ class CellFilter(_Strict):
     prune_after: list[Count] | None = None
     skip_layers: list[list[NonNegative]] | None = None
     protect_recent: list[NonNegative] | None = None
+    protect_sink: list[NonNegative] | None = None
+    schedules: list[Schedule] | None = None
     position_modes: list[PositionMode] | None = None
 
     def named(self) -> dict[str, list[Any]]:
@@ -85,9 +87,6 @@ def matches(named: Mapping[str, Collection[Any]], cell: Any) -> bool:
 
 class Exclusion(CellFilter):
     """A block of ``exclude``: combinations that match it are left out of the grid. It must be able to match, but not all."""
-
-    protect_sink: list[NonNegative] | None = None
-    schedules: list[Schedule] | None = None
 
     @model_validator(mode="after")
     def _excludes_something_but_not_all(self) -> Exclusion:
@@ -116,8 +115,11 @@ Protocols = Annotated[Axis[Literal["interleaved", "report_2025"]], BeforeValidat
 """One name, or a list of them."""
 
 
-class PerplexityTask(_Strict):
-    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are scored per dataset."""
+class PerplexityTask(CellFilter):
+    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are scored per dataset.
+
+    The filters restrict it to some cells of the grid.
+    """
 
     @model_validator(mode="before")
     @classmethod

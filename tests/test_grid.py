@@ -1,5 +1,6 @@
 """Sweep -> cells: ids, dense twins, what is dropped and why, what can never prune."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -132,19 +133,25 @@ def test_generation_filters_leave_cells_out_without_counting_them():
 
 FILTERS = {
     "policies": ["knorm"], "keep_ratios": [0.5], "prune_after": [16], "skip_layers": [[1, 0]], "protect_recent": [2],
-    "position_modes": ["cache_length"],
+    "protect_sink": [1], "schedules": ["prefill_once"], "position_modes": ["cache_length"],
 }  # fmt: skip
 MANY = {
     "policies": ["knorm", "random"], "keep_ratios": [0.9, 0.5], "prune_after": [8, 16], "skip_layers": [[], [0, 1]],
     "protect_recent": [0, 2], "protect_sink": [0, 1], "position_modes": ["absolute", "cache_length"],
 }  # fmt: skip
-TASKS = {"generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
+BROAD = MANY | {"schedules": ["every_step", "prefill_once"]}
+TASKS = {
+    "perplexity": {"window": 64, "stride": 64, "windows": 3}, "generation": {"prompt_tokens": [32], "new_tokens": 8},
+    "retrieval": {"context_tokens": [64]},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("axis", FILTERS)
+@pytest.mark.parametrize(
+    ("task", "axis"), [pair for pair in itertools.product(TASKS, FILTERS) if pair != ("perplexity", "schedules")]
+)
 def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, axis):
-    whole, some = grid_of(**MANY, **TASKS), grid_of(**MANY, **TASKS | {task: TASKS[task] | {axis: FILTERS[axis]}})
+    many = BROAD if axis == "schedules" else MANY
+    whole, some = grid_of(**many, **TASKS), grid_of(**many, **TASKS | {task: TASKS[task] | {axis: FILTERS[axis]}})
     assert some.dropped == whole.dropped
 
     def of(made: grid.Grid, mine: bool) -> list[Cell]:
@@ -154,17 +161,17 @@ def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, a
     value = (0, 1) if axis == "skip_layers" else FILTERS[axis][0]
     wanted = [cell for cell in of(whole, True) if cell.policy == "dense" or getattr(cell, FIELDS[axis]) == value]
     assert 1 < len(of(some, True)) == len(wanted) < len(of(whole, True))
-    if task == "retrieval":  # the id of a timed cell has its partners in it
+    if task != "generation":  # the id of a timed cell has its partners in it
         assert of(some, True) == wanted
 
 
 def test_filters_of_several_axes_leave_only_cells_that_match_all():
-    made = grid_of(**MANY, retrieval={"context_tokens": [64], **FILTERS})
+    made = grid_of(**BROAD, retrieval={"context_tokens": [64], **FILTERS})
     asked = [cell for cell in pruning(made) if cell.task == "retrieval"]
     assert {(c.policy, c.keep_ratio, c.prune_after, c.skip_layers, c.protect_recent, c.position_mode) for c in asked} == {
         ("knorm", 0.5, 16, (0, 1), 2, "cache_length")
     }
-    assert [c.protect_sink for c in asked] == [0, 1]
+    assert [(c.protect_sink, c.schedule) for c in asked] == [(1, "prefill_once")]
 
 
 EXCLUDED = "excluded by the sweep file"
@@ -184,7 +191,7 @@ def test_combinations_that_match_every_axis_of_a_block_are_no_cells_and_are_coun
 
 @pytest.mark.parametrize("axis", FIELDS)
 def test_every_axis_can_be_excluded(axis):
-    many = MANY | {"schedules": ["every_step", "prefill_once"]}
+    many = BROAD
     whole, some = (
         grid_of(**many, retrieval={"context_tokens": [64]}, exclude=blocks) for blocks in ([], [{axis: many[axis][1:]}])
     )

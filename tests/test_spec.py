@@ -81,7 +81,7 @@ def faults(path: str | None, *overrides: str) -> list[str]:
             "name: x\nexclude: [{datasets: [a]}]",
             2,
             12,
-            ["exclude.0.datasets: unknown key", "position_modes, protect_s"],
+            ["exclude.0.datasets: unknown key", "protect_sink, schedules, position_modes"],
         ),
         ("name: x", "name: x\nexclude: {policies: [knorm]}", 2, 1, ["exclude", "a valid array"]),
         ("name: x", "name: x\nexclude: [knorm]", 2, 11, ["exclude.0", "an object", '(got "knorm")']),
