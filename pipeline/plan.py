@@ -109,12 +109,19 @@ def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
 
 
 def _scouts_first(units: list[PlannedUnit]) -> list[PlannedUnit]:
-    """The cheapest unit of each kind of which there are many goes first; timed ones wait for machines of their own anyway."""
+    """The cheapest unit of each kind of which there are many goes first, and before them the cheapest timed one of several.
+
+    Timed units are few and long, and estimates say least of them. While nothing else runs yet, a machine can be left to one.
+    """
+    timed = [unit for unit in units if unit.need.timed]
     last = {(unit.task, unit.need): unit for unit in units if not unit.need.timed}
     counts = Counter((unit.task, unit.need) for unit in units)
     chosen = {id(unit) for kind, unit in last.items() if counts[kind] >= SCOUTED_FROM and len(last) > 1}
-    scouts = [replace(unit, scout=True) for unit in units if id(unit) in chosen]
-    return scouts + [unit for unit in units if id(unit) not in chosen]
+    scouts = [unit for unit in units if id(unit) in chosen]
+    if 1 < len(timed) < len(units):
+        scouts.insert(0, min(timed, key=lambda unit: unit.cost_seconds))
+        chosen.add(id(scouts[0]))
+    return [replace(unit, scout=True) for unit in scouts] + [unit for unit in units if id(unit) not in chosen]
 
 
 def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:

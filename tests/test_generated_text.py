@@ -44,7 +44,9 @@ def test_the_dense_cells_text_agrees_with_itself_in_every_round_and_a_pruned_one
     cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("recent", 0.1, 8)))
     work = GenerationWork((tuple(repetitive_tokens(1, 30)[0].tolist()),), 12, 3, 3, 0.05, 0, 0)
     facts = SimpleNamespace(name="tiny")
-    rows = run_unit(WorkUnit("u", "generation", facts, "cpu", "float32", cells, work), tiny_model("llama"), torch.device("cpu")).rows
+    rows = run_unit(
+        WorkUnit("u", "generation", facts, "cpu", "float32", cells, work), tiny_model("llama"), torch.device("cpu")
+    ).rows
     shared = {row["cell_id"]: row["text_agreement"] for row in rows}
     assert shared["a"] == 12 > shared["b"]
     assert len({(row["cell_id"], row["text_length"], row["text_agreement"]) for row in rows}) == 2, "greedy: no round differs"

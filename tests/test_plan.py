@@ -118,7 +118,16 @@ def test_estimates_are_positive_and_the_longest_units_come_first_after_scouts(pl
         assert scout.cost_seconds <= min(unit.cost_seconds for unit in later if unit.task == scout.task)
 
 
-def test_a_scout_goes_ahead_of_each_kind_that_has_many_units_and_never_of_timed_ones(plan_of):
+def test_one_timed_unit_of_several_goes_ahead_of_all_and_a_lone_one_last(plan_of):
+    plan = plan_of(**MANY, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
+    first, last = plan.units[0], plan.units[-1]
+    assert (first.task, first.scout, last.task, last.scout) == ("generation", True, "generation", False)
+    assert first.cost_seconds <= last.cost_seconds and sum(unit.task == "generation" for unit in plan.units) == 2
+    alone = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
+    assert not any(unit.scout for unit in alone.units), "nothing waits for what it would tell"
+
+
+def test_a_scout_goes_ahead_of_each_kind_that_has_many_units_and_never_of_a_lone_timed_one(plan_of):
     plan = plan_of(**MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}")
     counts = Counter(unit.task for unit in plan.units)
     assert {unit.task for unit in plan.units if unit.scout} == {task for task in ("perplexity", "retrieval") if counts[task] >= 5}

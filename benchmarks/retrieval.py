@@ -1,0 +1,119 @@
+"""Questions per second against a loop of ``model.generate`` per question: ``python -m benchmarks.retrieval [--rounds N]``.
+
+The same questions, settings and model: needles of 5 digits in contexts of 1,024 tokens. Ours answers them in batches, with one
+prefill for all cells (and, where the question is kept out of pruning, for all questions about one document); the loop gives each
+question of each cell to ``model.generate(..., past_key_values=PrunedCache(...))`` of transformers, as one would without kvsweep.
+The loop gives the answer's text alone, ours its NLL too. Where the question is kept out, the loop has no counterpart in
+``generate`` and feeds context, question and answer to the model itself. Rounds are interleaved; the ratio is the median of the
+rounds' ratios of questions per second, with a 95 % bootstrap interval. How many answers are the same is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from analysis.speed import median_interval
+from workers.answers import answers
+from workers.corpora import read_corpus, tokenize
+from workers.generation import forward
+from workers.model_files import find_model
+from workers.models import load
+from workers.pruned_cache import PrunedCache
+from workers.retrieval import Question, build_questions
+from workers.settings import PruneSettings
+from workers.work import RetrievalWork
+
+CPU = torch.device("cpu")
+DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+LENGTH = 1024
+RATIOS = (0.9, 0.7, 0.5, 0.3)
+
+
+def cells(count: int) -> list[PruneSettings]:
+    """The dense cell, and knorm and others at several ratios."""
+    grid = [
+        PruneSettings(policy, ratio, 512, schedule="prefill_once")
+        for policy in ("knorm", "snapkv", "streaming", "tova", "random", "h2o") for ratio in RATIOS
+    ]  # fmt: skip
+    return [PruneSettings("dense"), *grid][:count]
+
+
+@torch.inference_mode()
+def one_by_one(model: nn.Module, settings: PruneSettings, question: Question, question_pruned: bool) -> list[int]:
+    """The answer's ids without kvsweep's batches."""
+    cache, count = PrunedCache(model.config, settings, row_ids=[question.index]), len(question.answer_ids)  # pyright: ignore
+    if question_pruned:
+        ids = torch.tensor([question.prompt_ids])
+        told = model.generate(  # pyright: ignore[reportCallIssue]
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=count, min_new_tokens=count,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        return told[0, ids.shape[1] :].tolist()
+    forward(model, torch.tensor([question.context_ids]), cache)
+    cache.outside = (len(question.context_ids), len(question.prompt_ids))
+    answer = [int(forward(model, torch.tensor([question.question_ids]), cache).argmax())]
+    while len(answer) < count:
+        answer.append(int(forward(model, torch.tensor([answer[-1:]]), cache).argmax()))
+    return answer
+
+
+def compare(model: nn.Module, asked: tuple[Question, ...], many: int, question_pruned: bool, rounds: int) -> None:
+    """One line of the table."""
+    settings, work, total = cells(many), RetrievalWork(asked, question_pruned), many * len(asked)
+
+    def batched() -> list[list[int]]:
+        found = answers(model, CPU, settings, work, 16)
+        return [row["answer"] for rows in found if isinstance(rows, list) for row in rows]
+
+    def looped() -> list[list[int]]:
+        return [one_by_one(model, cell, question, question_pruned) for cell in settings for question in asked]
+
+    speeds: dict[str, list[float]] = {"batched": [], "looped": []}
+    given: dict[str, list[list[int]]] = {}
+    for turn in range(rounds):
+        for contestant in (batched, looped)[:: 1 if turn % 2 else -1]:
+            begin = time.perf_counter()
+            given[contestant.__name__] = contestant()
+            speeds[contestant.__name__].append(total / (time.perf_counter() - begin))
+    same = sum(a == b for a, b in zip(given["batched"], given["looped"], strict=True))
+    ours, loop = speeds["batched"], speeds["looped"]
+    ratios = [a / b for a, b in zip(ours, loop, strict=True)]
+    low, high = median_interval(np.array(ratios))
+    print(
+        f"{'in pruning' if question_pruned else 'kept out':>10}  {many:>5}  {sorted(ours)[rounds // 2]:>9.1f}  "
+        f"{sorted(loop)[rounds // 2]:>9.1f}  {np.median(ratios):>5.1f} [{low:.1f}, {high:.1f}]  {same} of {total}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=2, help="per depth, of which there are five")
+    parser.add_argument("--model", default="reference-neox")
+    args = parser.parse_args()
+    facts = find_model(args.model)
+    model, tokenizer = load(facts, "float32", CPU), Tokenizer.from_file(facts.tokenizer_file)
+    filler = tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids.tolist()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    asked = tuple(build_questions(encode, "needle", LENGTH, DEPTHS, (5,), (4,), args.questions, 0, filler))
+    print(
+        f"{args.model}, {len(asked)} needle questions of {LENGTH} tokens, {torch.get_num_threads()} threads, {args.rounds} rounds"
+    )
+    print("  question  cells  ours, q/s  loop, q/s  ratio [95 %]  same answers")
+    for question_pruned in (True, False):
+        for many in (1, 5, 25):
+            compare(model, asked, many, question_pruned, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
