@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -20,7 +21,7 @@ from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.sweep_keys import SweepSpec
 from workers.windows import Window, plan_windows
 
-CELLS_PER_UNIT, WINDOWS_PER_UNIT = 24, 16
+CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 32
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
 PHASES = ("perplexity", "retrieval", "tasks", "generation")
@@ -135,11 +136,11 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
         settings, count = settings_of(dense), plan.questions_expected(dense)
         return [
             PlannedUnit("retrieval", batch, (), retrieval_seconds(facts, batch, length, count), need, (kind, length))
-            for batch in (tuple(cells[i : i + CELLS_PER_UNIT]) for i in range(0, len(cells), CELLS_PER_UNIT))
+            for batch in _parts(cells, CELLS_PER_RETRIEVAL_UNIT)
             for kind, length in itertools.product(settings["kinds"], settings["context_tokens"])
         ]
     if dense.task != "perplexity":  # all cells of a timed comparison take turns in one unit
-        batches = [tuple(cells)] if timed else [(cell,) for cell in cells]
+        batches = _parts(cells, len(cells) if timed else 1)
         return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
     windows = plan.windows(dense)
     units = []
@@ -148,6 +149,10 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
             part = windows[start : start + WINDOWS_PER_UNIT]
             units.append(PlannedUnit("perplexity", batch, part, perplexity_seconds(facts, batch, len(part)), need))
     return units
+
+
+def _parts(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
+    return [tuple(cells[start : start + size]) for start in range(0, len(cells), size)]
 
 
 def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:

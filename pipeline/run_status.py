@@ -62,7 +62,7 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     failed = failures.sort("error_type", "message").collect().join(done, on="cell_id", how="anti", maintain_order="left")
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
     bad, count = failed["cell_id"].n_unique(), run["planned"][task]
-    missing, fewest = max(0, count - len(done) - bad), "at least " if task == "generation" else ""
+    missing, fewest = max(0, count - len(done) - bad), "at least " if task in ("generation", "tasks") else ""
     lines = [
         f"{task}: {count} cells planned, {len(done)} done, {bad} failed, {missing} missing",
         f"  {known['rows'].sum()} of {fewest}{run['planned_rows'][task]} rows",

@@ -64,10 +64,14 @@ def answers(
 
 
 def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
-    """Questions whose prompts, and whose own tokens, are as many; neighbours about one document share its pass."""
+    """Questions whose prompts, and whose own tokens where they go alone, are as many.
+
+    Neighbours about one document share its pass where they go through behind it.
+    """
 
     def shape(question: Question) -> tuple[int, int]:
-        return len(question.context_ids), len(question.question_ids)
+        context, own = len(question.context_ids), len(question.question_ids)
+        return (context + own, 0) if question_pruned else (context, own)
 
     for _, group in itertools.groupby(sorted(questions, key=shape), key=shape):
         members = list(group)
@@ -128,7 +132,7 @@ class _Answers:
         """logits: [prompts, vocabulary], after each prompt."""
         self.model, self.cache, self.questions, device = model, cache, batch.questions, logits.device
         self.retained = self._retained(batch)
-        rows = torch.tensor([*batch.prompt_of, *batch.prompt_of], device=device)
+        rows = [*batch.prompt_of, *batch.prompt_of]
         cache.take_rows(rows)
         self.longest = max(len(question.answer_ids) for question in self.questions)
         padded = [question.answer_ids + [0] * (self.longest - len(question.answer_ids)) for question in self.questions]

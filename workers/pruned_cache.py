@@ -63,9 +63,11 @@ class PrunedCache(Cache):
             self._rows = torch.tensor(list(self.row_ids) if self.row_ids is not None else list(range(batch)), device=device)
         return self._rows
 
-    def take_rows(self, rows: Tensor) -> None:
-        """Go on with ``rows`` [n] of the batch alone; a row may come more than once."""
-        self.row_ids = self.rows(int(self.pruned_layers[0].stored()[0].shape[0]), rows.device)[rows].tolist()
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch alone; a row may come more than once."""
+        keys = self.pruned_layers[0].stored()[0]
+        names = self.rows(keys.shape[0], keys.device).tolist()
+        self.row_ids = [names[row] for row in rows]
         self._rows = None
         for layer in self.pruned_layers:
             layer.take_rows(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -95,16 +96,21 @@ class PrunedLayer(CacheLayerMixin):
             self.mass, self.scale = prefix.mass.get(self.seen) if observes == "mass" else None, prefix.scale
         self.prune_if_due()
 
-    def take_rows(self, rows: Tensor) -> None:
-        """Go on with ``rows`` [n] of the batch alone; a row may come more than once."""
-        record = self.record
-        for owner, names in ((self, ("keys", "values", "positions", "queries", "mass")), (record, ("recent", "sink", "ties"))):
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch alone; a row may come more than once."""
+        for owner, names in ((self, ("queries", "mass")), (self.record, ("recent", "sink", "ties"))):
             for name in names:
                 if getattr(owner, name) is not None:
                     setattr(owner, name, getattr(owner, name)[rows])
+        (keys, values), positions = self.stored(), None if self.positions is None else self.stored_positions()
+        self._reserve(keys[:1].expand(len(rows), -1, -1, -1), values, self.held + SLACK)
+        for old, new in ((keys, self.keys), (values, self.values), (positions, self.positions)):
+            if old is not None and new is not None:
+                for place, row in enumerate(rows):  # one copy each, where indexing would make two
+                    new[place, :, : self.held] = old[row]
 
     def _reserve(self, key_like: Tensor, value_like: Tensor, room: int) -> None:
-        batch, heads = key_like.shape[:2]
+        batch, heads = key_like.shape[:2]  # values have as many
         self.keys = key_like.new_empty(batch, heads, room, key_like.shape[3])
         self.values = value_like.new_empty(batch, heads, room, value_like.shape[3])
         if self.owner.settings.prunes(self.index):

@@ -20,14 +20,14 @@ from workers.perplexity import evaluate, window_bytes
 from workers.rounds import Timed, timed_rounds
 from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS
 from workers.windows import Window
-from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
+from workers.work import Failure, GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
 
 def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
     """All rows of a unit. A cell that fails is recorded; what fails for the whole unit is raised."""
     result = UnitResult(device_name=device_name(device))
     runners: dict[str, Callable[[WorkUnit, nn.Module, torch.device, UnitResult], None]] = {
-        "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval,
+        "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval, "tasks": _tasks,
     }  # fmt: skip
     runners[unit.task](unit, model, device, result)
     return result
@@ -176,3 +176,18 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
             result.failures.append(Failure.of(cell.cell_id, rows))
         else:
             result.rows += [{"cell_id": cell.cell_id, **row} for row in rows]
+
+
+def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+    from workers.harness import task_rows  # an optional dependency
+
+    work = unit.work
+    assert isinstance(work, HarnessWork)
+    for cell in unit.cells:
+        try:
+            found = task_rows(model, unit.model, device, cell.settings, work)
+        except Exception as error:
+            result.failures.append(Failure.of(cell.cell_id, error))
+            continue
+        result.rows += [{"cell_id": cell.cell_id, **row} for row in found.rows]
+        result.warnings += [f"{unit.model.name}, {work.task}: {warning}" for warning in found.warnings]
