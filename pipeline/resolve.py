@@ -81,7 +81,7 @@ def _harness_texts(spec: SweepSpec, faults: list[str]) -> list[HarnessText]:
     """The harness's tasks by their digests; adds to ``faults`` what cannot be found."""
     if spec.lm_eval is None:
         return []
-    from workers.harness_tasks import HarnessError, task_digest  # the harness is an optional dependency, and takes seconds
+    from workers.harness.tasks import HarnessError, task_digest  # the harness is an optional dependency, and takes seconds
 
     found = []
     for name in spec.lm_eval.tasks:

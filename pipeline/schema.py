@@ -131,6 +131,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "higher_is_better": pl.Boolean,
         "num_fewshot": pl.Int32,
         "prune_events": pl.Int64,
+        "tokens_predicted": pl.Int64,
+        "tokens_predicted_pruned": pl.Int64,
         "cache_tokens_mean": pl.Float64,
     },
     "failures": {
@@ -157,7 +159,8 @@ that are held, over layers and heads, when the answer begins. ``cache_tokens_mea
 layers.
 
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
-that has a value of its own; ``prune_events`` and ``cache_tokens_mean`` are of all requests of the task."""
+that has a value of its own; ``prune_events``, ``tokens_predicted``, ``tokens_predicted_pruned`` (with at least one entry already
+dropped: only those can tell anything of pruning) and ``cache_tokens_mean`` are of all requests of the task."""
 
 TASKS = ("perplexity", "generation", "retrieval", "tasks")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from pipeline.grid import Cell, settings_of
@@ -33,7 +35,8 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     settings = settings_of(first)
     if unit.task == "tasks":
         assert plan.spec.lm_eval is not None
-        return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], plan.spec.lm_eval.include_path)
+        own = plan.spec.lm_eval.include_path  # absolute, for a worker may stand elsewhere
+        return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], own and os.path.abspath(own))
     tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":
         ids = np.stack([tokens.ids[w.start : w.start + w.length] for w in unit.windows])

@@ -65,6 +65,8 @@ def test_a_sweep_of_tasks_runs_stores_the_harness_figures_and_is_not_run_again(t
     assert figures["documents"].unique().to_list() == [2] < [len(QUESTIONS)]
     events = {row["policy"]: row["prune_events"] for row in figures.to_dicts()}
     assert events["dense"] == 0 < events["knorm"]
+    for row in figures.to_dicts():
+        assert (0 < row["tokens_predicted_pruned"] < row["tokens_predicted"]) == (row["policy"] == "knorm")
     for row in figures.filter(pl.col("metric") == "acc").to_dicts():
         own = found.filter(pl.col("doc_index").is_not_null(), pl.col("metric") == "acc", pl.col("cell_id") == row["cell_id"])
         assert own.height == 2 and own["value"].mean() == pytest.approx(row["value"])

@@ -101,7 +101,7 @@ class PrunedLayer(CacheLayerMixin):
         for owner, names in ((self, ("queries", "mass")), (self.record, ("recent", "sink", "ties"))):
             for name in names:
                 if getattr(owner, name) is not None:
-                    setattr(owner, name, getattr(owner, name)[rows])
+                    setattr(owner, name, getattr(owner, name)[list(rows)])
         (keys, values), positions = self.stored(), None if self.positions is None else self.stored_positions()
         self._reserve(keys[:1].expand(len(rows), -1, -1, -1), values, self.held + SLACK)
         for old, new in ((keys, self.keys), (values, self.values), (positions, self.positions)):

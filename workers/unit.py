@@ -179,7 +179,7 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
 
 
 def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
-    from workers.harness import task_rows  # an optional dependency
+    from workers.harness.task_rows import task_rows  # an optional dependency
 
     work = unit.work
     assert isinstance(work, HarnessWork)

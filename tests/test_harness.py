@@ -1,0 +1,462 @@
+"""Tasks of lm-evaluation-harness through the pruned cache: dense is the harness's own model, pruned is one token per pass."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from tests.local_tasks import QUESTIONS, write_tasks
+from workers.generation import forward
+from workers.harness.arguments import parse
+from workers.harness.model import PrunedModel
+from workers.harness.rows import text_id
+from workers.harness.task_rows import task_rows
+from workers.harness.tasks import HarnessError, find_task, task_digest
+from workers.harness.texts import Decoding, _choose
+from workers.model_files import find_model
+from workers.models import load
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
+from workers.work import HarnessWork
+
+CPU = torch.device("cpu")
+PRUNED = PruneSettings("knorm", 0.5, 24)
+COLUMNS = {
+    "task_name", "metric", "filter", "doc_index", "value", "stderr", "documents", "higher_is_better", "num_fewshot",
+    "prune_events", "tokens_predicted", "tokens_predicted_pruned", "cache_tokens_mean",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_model_dir):
+    return find_model(str(tiny_model_dir))
+
+
+@pytest.fixture(scope="module")
+def model(facts):
+    return load(facts, "float32", CPU)
+
+
+@pytest.fixture(scope="module")
+def pruned_model(model, facts):
+    """``pruned_model(settings, **options)``: the harness's model on the one that is loaded."""
+    tokenizer = PrunedModel(model, facts, PruneSettings(), CPU).tokenizer
+    return lambda settings, **options: PrunedModel(
+        model, facts, settings, CPU, **{"tokenizer": tokenizer, "progress": False, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model_dir, pruned_model):
+    """The harness's own model of the same weights; what it imports of accelerate is for loading on several devices only."""
+    stub, names = types.ModuleType("accelerate"), ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
+    stub.__dict__.update(dict.fromkeys(names, None))
+    stub.utils = types.ModuleType("accelerate.utils")
+    stub.utils.get_max_memory = None
+    with pytest.MonkeyPatch.context() as patch:
+        if "accelerate" not in sys.modules:
+            patch.setitem(sys.modules, "accelerate", stub)
+            patch.setitem(sys.modules, "accelerate.utils", stub.utils)
+        from lm_eval.models.huggingface import HFLM
+    weights = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    return HFLM(pretrained=weights, tokenizer=pruned_model(PruneSettings()).tokenizer, batch_size=1)
+
+
+def run(lm, folder, *tasks, **options):
+    """The harness's results and, by (task, document), what the model answered."""
+    files = [str(folder / f"{task}.yaml") for task in tasks]
+    results = simple_evaluate(
+        model=lm, tasks=files, bootstrap_iters=0, task_manager=TaskManager(include_defaults=False), **options
+    )
+    return results, {(task, s["doc_id"]): s["resps"] for task in tasks for s in results["samples"][task]}
+
+
+def numbers(answers) -> list[float]:
+    return [answer[0] if isinstance(answer, tuple) else answer for request in answers for answer in request]
+
+
+def requests(pairs, kind="loglikelihood"):
+    return [Instance(kind, {}, pair, i, ("own", i, 1)) for i, pair in enumerate(pairs)]
+
+
+PAIRS = [(q["text"], " " + choice) for q in QUESTIONS for choice in q["choices"]]
+
+
+@torch.inference_mode()
+def one_token_per_pass(model, context, continuation, settings) -> tuple[float, bool, int, float]:
+    """(logprob, greedy, prune events, entries held on average), the slow and plain way."""
+    cache = PrunedCache(model.config, settings, row_ids=[text_id(context)])
+    logits, total, greedy, held = forward(model, torch.tensor([context]), cache), 0.0, True, []
+    for i, token in enumerate(continuation):
+        held.append(sum(layer.held for layer in cache.pruned_layers) / len(cache.pruned_layers))
+        chances = logits[0].log_softmax(-1)
+        total, greedy = total + float(chances[token]), greedy and int(chances.argmax()) == token
+        if i + 1 < len(continuation):
+            logits = forward(model, torch.tensor([[token]]), cache)
+    return total, greedy, cache.validity().prune_events, sum(held) / len(held)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_dense_is_the_harness_s_own_model_on_all_kinds_of_tasks(pruned_model, stock, folder, batch_size):
+    tasks = ("kv_choice", "kv_rolling", "kv_text")
+    theirs, expected = run(stock, folder, *tasks)
+    ours, found = run(pruned_model(PruneSettings("dense"), batch_size=batch_size), folder, *tasks)
+    for document, answers in expected.items():
+        if document[0] == "kv_text":
+            assert found[document] == answers
+        else:
+            assert numbers(found[document]) == pytest.approx(numbers(answers), abs=1e-4)
+    assert ours["results"]["kv_choice"]["acc,none"] == theirs["results"]["kv_choice"]["acc,none"]
+    assert ours["config"]["prune_events"] == 0
+    assert ours["config"]["pruning_warnings"] == []
+
+
+def test_texts_that_are_too_long_are_cut_as_the_harness_cuts_them(pruned_model, stock, monkeypatch):
+    monkeypatch.setattr(stock, "_max_length", 40)
+    ours = pruned_model(PruneSettings("dense"), max_length=40)
+    pairs = [*PAIRS, ("", "no context at all"), ("ends with spaces  ", "and goes on"), ("x", "y" * 40)]
+    expected, found = stock.loglikelihood(requests(pairs)), ours.loglikelihood(requests(pairs))
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-4)
+    long = [("".join(question["text"] for question in QUESTIONS),), ("ab",), ("",)]
+    texts = [Instance("loglikelihood_rolling", {}, text, i) for i, text in enumerate(long)]
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(stock.loglikelihood_rolling(texts), abs=1e-4)
+    options = {"until": ["\n\n", "th"], "max_gen_toks": 12}
+    asked = requests([(question["text"], options) for question in QUESTIONS], "generate_until")
+    assert ours.generate_until(asked) == stock.generate_until(asked)
+
+
+@pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
+@pytest.mark.parametrize("policy", ["knorm", "snapkv", "tova", "h2o", "random", "streaming"])
+def test_pruned_is_one_token_per_pass(pruned_model, model, policy, schedule):
+    settings = PruneSettings(policy, 0.5, 24, (1,), schedule=schedule)
+    lm = pruned_model(settings, batch_size=4)
+    found = lm.loglikelihood(requests(PAIRS))
+    expected = [one_token_per_pass(model, *lm._fit(*lm._encode(*pair)), settings) for pair in PAIRS]
+    assert numbers([found]) == pytest.approx([total for total, *_ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy, *_ in expected]
+    counts = lm.counts["own"]
+    assert counts.prune_events == sum(events for *_, events, _ in expected) >= len(PAIRS)
+    tokens = [len(continuation) for _, continuation in PAIRS]
+    assert (counts.requests, counts.tokens_predicted) == (len(PAIRS), sum(tokens))
+    assert counts.tokens_predicted_pruned == sum(tokens) - len(PAIRS)
+    mean = sum(held * count for (*_, held), count in zip(expected, tokens, strict=True)) / sum(tokens)
+    assert counts.cache_tokens_mean == pytest.approx(mean)
+    dense = pruned_model(PruneSettings("dense")).loglikelihood(requests(PAIRS))
+    assert max(abs(a - b) for a, b in zip(numbers([found]), numbers([dense]), strict=True)) > 1e-2
+
+
+def test_a_whole_text_goes_through_the_pruned_cache(pruned_model, model):
+    lm, text = pruned_model(PruneSettings("knorm", 0.5, 16), max_length=48), QUESTIONS[0]["text"] + QUESTIONS[1]["text"]
+    ids = [lm.prefix_token_id, *lm.tok_encode(text)]
+    total, start = 0.0, 1  # the last window reaches back as far as the model sees
+    for end in (49, 97, len(ids)):
+        first = max(0, end - 49)
+        total += one_token_per_pass(model, ids[first:start], ids[start:end], lm.settings)[0]
+        start = end
+    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0, ("own", 0, 1))])
+    assert found == pytest.approx(total, abs=1e-3)
+    assert lm.counts["own"].prune_events > 3
+
+
+@torch.inference_mode()
+def test_generated_text_goes_through_the_pruned_cache(pruned_model, model):
+    settings = PruneSettings("tova", 0.5, 24)
+    lm = pruned_model(settings, batch_size=3)
+    asked = requests([(q["text"], {"until": [], "max_gen_toks": 20}) for q in QUESTIONS], "generate_until")
+    for request, text in zip(asked, lm.generate_until(asked), strict=True):
+        cache = PrunedCache(model.config, settings)
+        token, out = torch.tensor([lm.tok_encode(request.args[0])]), []
+        for _ in range(20):
+            token = forward(model, token, cache).argmax(-1, keepdim=True)
+            out.append(int(token))
+            if out[-1] == lm.eot_token_id:
+                break
+        assert text == lm.tokenizer.decode(out, skip_special_tokens=True)
+    assert lm.counts["own"].prune_events > len(QUESTIONS)
+    assert lm.generate_until(asked) != pruned_model(PruneSettings("dense")).generate_until(asked)
+
+
+@torch.inference_mode()
+def greedy_tokens(model, context, count) -> list[int]:
+    cache, token, out = PrunedCache(model.config, PruneSettings("dense")), torch.tensor([context]), []
+    for _ in range(count):
+        token = forward(model, token, cache).argmax(-1, keepdim=True)
+        out.append(int(token))
+    return out
+
+
+def test_what_greedy_decoding_says_is_greedy_whatever_its_length(pruned_model, model):
+    lm = pruned_model(PruneSettings("dense"), batch_size=2)
+    context = lm.tok_encode(QUESTIONS[0]["text"])
+    said = greedy_tokens(model, context, 6)
+    other = [*said[:5], (said[5] + 1) % 256]
+    found = lm._score([(context, said[:3]), (context, said), (context, other), (context, said[:1])], "", True)
+    assert [one.greedy for one in found] == [True, True, False, True]
+
+
+def test_a_text_stops_where_the_harness_s_own_model_stops_it(pruned_model, stock, model, monkeypatch):
+    lm, texts = pruned_model(PruneSettings("dense"), batch_size=3), [question["text"] for question in QUESTIONS]
+
+    def both(**options):
+        asked = requests([(text, options) for text in texts], "generate_until")
+        found = lm.generate_until(asked)
+        assert found == stock.generate_until(asked)
+        return found
+
+    whole = both(until=[], max_gen_toks=30)
+    stop = next(text[8:10] for text in whole if text[8:10].isascii() and text[8:10].isprintable())
+    cut = both(until=[stop, "never said"], max_gen_toks=30)
+    assert cut == [text.split(stop)[0] for text in whole]
+    assert cut != whole
+    ends = [256, *(greedy_tokens(model, lm.tok_encode(text), 4)[3] for text in texts)]
+    for one in (model, stock.model):
+        monkeypatch.setattr(one.generation_config, "eos_token_id", ends)
+    assert max(map(len, both(until=[], max_gen_toks=30))) <= 4
+
+
+def test_tokens_between_two_checks_that_drop_something_go_through_together(pruned_model, model, monkeypatch):
+    passes, real = [], model.base_model.forward
+    monkeypatch.setattr(model.base_model, "forward", lambda *a, **k: (passes.append(k["input_ids"].shape), real(*a, **k))[1])
+    pair = [("x" * 60, "y" * 30)]
+    for settings, shapes in (
+        (PruneSettings("knorm", 0.5, 40, schedule="prefill_once"), [(1, 60), (1, 29)]),
+        (PruneSettings("knorm", 0.5, 40), [(1, 60), (1, 10), (1, 19)]),
+        (PruneSettings("dense"), [(1, 60), (1, 29)]),
+    ):
+        pruned_model(settings).loglikelihood(requests(pair))
+        assert [tuple(shape) for shape in passes] == shapes
+        passes.clear()
+
+
+def test_sharing_a_context_and_a_batch_changes_nothing(pruned_model):
+    for settings in (PRUNED, PruneSettings("random", 0.6, 8, seed=3), PruneSettings("h2o", 0.9, 8), PruneSettings("dense")):
+        together = pruned_model(settings, batch_size=8)
+        alone = pruned_model(settings)
+        expected = [alone.loglikelihood([request])[0] for request in requests(PAIRS)]
+        found = together.loglikelihood(requests(PAIRS))
+        assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-5)
+        assert together.counts["own"].figures() == alone.counts["own"].figures()
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(pruned_model, monkeypatch):
+    import workers.harness.scores as scores
+
+    def small(model, prompts, policies):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("no")
+        return real(model, prompts, policies)
+
+    real = scores.Prefill
+    pairs = [("abc", " de"), ("abd", " fgh"), ("abe", " i")]
+    expected = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
+    monkeypatch.setattr(scores, "Prefill", small)
+    found = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
+    assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-5)
+
+
+def test_what_was_never_pruned_says_so(pruned_model, folder, caplog):
+    results, _ = run(pruned_model(PruneSettings("knorm", 0.5, 10_000)), folder, "kv_choice")
+    assert "nothing was ever pruned" in results["config"]["pruning_warnings"][0]
+    assert "nothing was ever pruned" in caplog.text
+    one_token = pruned_model(PRUNED)
+    one_token.loglikelihood(requests([(question["text"], "x") for question in QUESTIONS]))
+    assert one_token.counts["own"].prune_events == len(QUESTIONS)
+    assert "no token was predicted from a pruned cache" in one_token.warnings()[0]
+
+
+def test_results_say_what_was_pruned(pruned_model, folder):
+    results, _ = run(pruned_model(PRUNED), folder, "kv_choice", "kv_text")
+    config = results["config"]
+    assert config["requests"] == 7 + 3
+    assert config["prune_events"] == sum(task["prune_events"] for task in config["by_task"].values()) > 10
+    assert config["by_task"].keys() == {"kv_choice", "kv_text"}
+    assert config["kvsweep_settings"]["keep_ratio"] == 0.5
+    assert config["pruning_warnings"] == []
+
+
+def test_sampling_is_seeded_and_does_not_depend_on_the_batch(pruned_model):
+    options = {"until": ["."], "max_gen_toks": 12, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    asked = [request for request in requests([(q["text"], options) for q in QUESTIONS], "generate_until") for _ in range(2)]
+    alone = pruned_model(PRUNED).generate_until(asked)
+    assert pruned_model(PRUNED, batch_size=3).generate_until(asked) == alone
+    assert alone[0] != alone[1]
+    assert pruned_model(PruneSettings("knorm", 0.5, 24, seed=1)).generate_until(asked) != alone
+
+
+def test_top_k_and_top_p_leave_the_likeliest():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    draws = [torch.Generator().manual_seed(seed) for seed in range(200)]
+
+    def chosen(**options):
+        return {_choose(logits, Decoding((), 1, 1.0, **options), [draw])[0] for draw in draws}
+
+    assert chosen() == {0, 1, 2, 3}
+    assert chosen(top_k=2) == {0, 1}
+    assert chosen(top_p=0.8) == {0, 1}
+    assert chosen(top_p=0.81) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 4}, "num_beams"), ({"do_sample": True, "temperature": 0.0}, "temperature above 0"),
+        ({"max_gen_toks": 300}, "300 new tokens leave no context in 256"),
+    ],
+)  # fmt: skip
+def test_generation_that_is_not_supported_is_refused(pruned_model, options, message):
+    with pytest.raises(HarnessError, match=message):
+        pruned_model(PRUNED).generate_until(requests([("a", options)], "generate_until"))
+
+
+def test_rows_of_a_task(model, facts, folder):
+    result = task_rows(model, facts, CPU, PRUNED, HarnessWork("kv_choice", 2, None, str(folder)))
+    assert all(row.keys() == COLUMNS for row in result.rows)
+    (whole,) = [row for row in result.rows if row["metric"] == "acc" and row["doc_index"] is None]
+    each = [row["value"] for row in result.rows if row["metric"] == "acc" and row["doc_index"] is not None]
+    assert len(each) == whole["documents"] == 2
+    assert whole["value"] == sum(each) / 2
+    assert whole["higher_is_better"] is True
+    assert whole["prune_events"] > 0
+    assert result.warnings == []
+    rolling = task_rows(model, facts, CPU, PruneSettings("knorm", 0.5, 10_000), HarnessWork("kv_rolling", None, 0, str(folder)))
+    assert {row["metric"] for row in rolling.rows} == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
+    assert all(row["doc_index"] is None and row["prune_events"] == 0 for row in rolling.rows)
+    assert "nothing was ever pruned" in rolling.warnings[0]
+
+
+def test_a_digest_follows_the_definition_and_its_data(folder, tmp_path):
+    digest = task_digest("kv_choice", str(folder))
+    assert digest == task_digest("kv_choice", str(folder)) != task_digest("kv_text", str(folder))
+    copied = yaml.safe_load((folder / "kv_choice.yaml").read_text())
+    data = tmp_path / "data.jsonl"
+    data.write_bytes((folder / "data.jsonl").read_bytes())
+    copied["dataset_kwargs"]["data_files"]["test"] = str(data)
+    (tmp_path / "kv_choice.yaml").write_text(yaml.safe_dump(copied))
+    same = task_digest("kv_choice", str(tmp_path))
+    data.write_text(data.read_text() + data.read_text())
+    assert task_digest("kv_choice", str(tmp_path)) != same
+
+
+def test_groups_and_folders_that_are_not_there_are_refused(folder, monkeypatch):
+    import workers.harness.tasks as tasks
+
+    monkeypatch.setattr(tasks, "_everywhere", lambda own, include_path: [Path(include_path)])  # the harness's own take seconds
+    with pytest.raises(HarnessError, match=r"'kv_group' is a group of tasks; name the tasks themselves: kv_choice, kv_rolling$"):
+        find_task("kv_group", str(folder))
+    with pytest.raises(HarnessError, match=r"no task 'kv_chioce' in lm_eval .*; near it: kv_choice"):
+        find_task("kv_chioce", str(folder))
+    with pytest.raises(HarnessError, match="there is no such directory"):
+        find_task("kv_choice", str(folder / "absent"))
+
+
+def test_a_task_of_the_harness_is_found_by_name():
+    assert find_task("wikitext").file.name == "wikitext.yaml"
+    assert len(task_digest("wikitext")) == 16
+
+
+def test_a_missing_harness_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(HarnessError, match=r"^lm_eval is not installed: pip install 'kvsweep\[lm-eval\]'$"):
+        task_digest("wikitext")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep_ration": 0.5}, "knows no argument 'keep_ration'; did you mean 'keep_ratio'"),
+        ({"keep_ratio": 1.5}, r"keep_ratio must be in \(0, 1\]"),
+        ({"keep_ratio": "half"}, "keep_ratio must be float or int"),
+        ({"prune_after": True}, "prune_after must be int"),
+        ({"policy": "nothing"}, "policy must be one of dense, knorm"),
+        ({"skip_layers": "0:1"}, "skip_layers must be layers joined by"),
+        ({"dtype": "int8"}, "dtype must be one of float32"),
+        ({"batch_size": "many"}, "batch_size must be a number"),
+        ({"device": "toaster"}, "device 'toaster'"),
+        ({"keep_ratio": 0.5, "prune_after": 8, "protect_recent": 20}, "exceed the 4 entries that a prune at 8 keeps"),
+        ({"policy": "nowhere:policy"}, "policy 'nowhere:policy'"),
+        ({"skip_layers": [7]}, r"skip_layers \[7\]: .* has layers 0..1"),
+    ],
+)
+def test_wrong_arguments_are_refused(tiny_model_dir, arguments, message):
+    with pytest.raises(HarnessError, match=message):
+        PrunedModel.create_from_arg_obj({"pretrained": str(tiny_model_dir), **arguments}, {"device": "cpu"})
+
+
+def test_arguments_as_the_harness_passes_them():
+    given = {"pretrained": "reference-neox", "skip_layers": "1+0", "keep_ratio": 0.5, "device": "cuda:1"}
+    parsed = parse(given, {"batch_size": "auto", "max_batch_size": 4, "device": "cuda:0"})
+    assert parsed.settings == PruneSettings("knorm", 0.5, skip_layers=(0, 1))
+    assert (parsed.device, parsed.batch_size) == ("cuda:1", 4)
+    assert parse({"pretrained": "x", "skip_layers": 2}, {"batch_size": "3", "device": None}).settings.skip_layers == (2,)
+    with pytest.raises(HarnessError, match="pretrained is required"):
+        parse({}, {})
+
+
+def test_a_string_of_arguments_makes_a_model(tiny_model_dir):
+    lm = PrunedModel.create_from_arg_string(
+        f"pretrained={tiny_model_dir},policy=tova,keep_ratio=0.5,skip_layers=0,seed=2", {"device": "cuda:0", "batch_size": 2}
+    )
+    assert lm.settings == PruneSettings("tova", 0.5, skip_layers=(0,), seed=2)
+    assert lm.batch_size == 2
+    assert (lm.max_length, lm.eot_token_id) == (256, 256)
+
+
+def test_a_chat_template_without_a_system_role(pruned_model):
+    lm = pruned_model(PRUNED)
+    lm.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{ m.role }}>{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    try:
+        said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+        assert lm.apply_chat_template(said) == "<user>hello<assistant>"
+        assert lm.apply_chat_template([*said[1:], {"role": "assistant", "content": "hi"}], False) == "<user>hello<assistant>hi"
+        assert lm.chat_template(True) == lm.tokenizer.chat_template
+    finally:
+        lm.tokenizer.chat_template = None
+
+
+def command(*arguments):
+    call = [sys.executable, "-m", "workers.harness.command", *arguments]
+    return subprocess.run(call, capture_output=True, text=True, timeout=250, check=False)
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_prune_events(tiny_model_dir, folder, tmp_path):
+    arguments = f"pretrained={tiny_model_dir},policy=knorm,keep_ratio=0.5,prune_after=24,skip_layers=0"
+    done = command(
+        "run", "--model", "kvsweep", "--model_args", arguments, "--tasks", "kv_choice", "--include_path", str(folder), "--device",
+        "cpu", "--batch_size", "4", "--output_path", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "7 requests, prune_events " in done.stderr
+    (file,) = tmp_path.rglob("results_*.json")
+    config = json.loads(file.read_text())["config"]
+    assert config["prune_events"] >= 7
+    assert config["by_task"]["kv_choice"]["tokens_predicted_pruned"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_line_refuses_in_one_line(folder):
+    arguments, task = "pretrained=reference-neox,keep_ration=0.5", str(folder / "kv_text.yaml")
+    done = command("run", "--model", "kvsweep", "--model_args", arguments, "--tasks", task)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("kvsweep: kvsweep knows no argument 'keep_ration'; did you mean 'keep_ratio'?")

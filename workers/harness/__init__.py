@@ -1,0 +1,1 @@
+"""Tasks of EleutherAI's lm-evaluation-harness through the pruned cache."""

@@ -1,0 +1,248 @@
+"""``kvsweep`` as a model of EleutherAI's lm-evaluation-harness: its tasks through a pruned cache.
+
+Tokens, windows, truncation and stop sequences are those of the harness's own ``hf`` model (lm_eval/models/huggingface.py), so
+that a dense cell gives its figures; what differs is the cache, and that what went through it is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jinja2
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from workers.eviction import find_policy
+from workers.harness.arguments import parse
+from workers.harness.counts import Counts, total
+from workers.harness.scores import ContinuationScore, Pair, score_continuations
+from workers.harness.tasks import HarnessError
+from workers.harness.texts import Decoding, Generated, Writer
+from workers.model_files import ModelError, ModelFacts, find_model
+from workers.models import load
+from workers.settings import PruneSettings
+
+log = logging.getLogger("lm_eval.kvsweep")
+"""Below the harness's own logger, whose handler prints it."""
+
+
+DEFAULT_LENGTH = 2048
+"""Context and continuation at most, where a model does not say; as the harness has it."""
+
+
+def load_tokenizer(facts: ModelFacts, model: nn.Module) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; where its files name no end of text, the one of the model's configuration."""
+    tokenizer = AutoTokenizer.from_pretrained(facts.source, revision=facts.commit, trust_remote_code=facts.trust_remote_code)
+    end = model.config.eos_token_id  # pyright: ignore
+    if tokenizer.eos_token_id is None and isinstance(end, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    return tokenizer
+
+
+class PrunedModel(TemplateLM):
+    """A loaded model whose contexts and continuations go through a cache that prunes by ``settings``.
+
+    ``counts``, by task: what really happened.
+    """
+
+    backend = "causal"
+
+    def __init__(
+        self, model: nn.Module, facts: ModelFacts, settings: PruneSettings, device: torch.device, *,
+        tokenizer: PreTrainedTokenizerBase | None = None, batch_size: int = 1, max_length: int | None = None,
+        progress: bool = True,
+    ) -> None:  # fmt: skip
+        """``model``: under our attention, as ``models.load`` gives it. Raises HarnessError for no such layer or policy."""
+        super().__init__()
+        if any(layer >= facts.layers for layer in settings.skip_layers):
+            raise HarnessError(f"skip_layers {list(settings.skip_layers)}: {facts.name} has layers 0..{facts.layers - 1}")
+        try:
+            find_policy(settings.policy)
+        except ValueError as error:
+            raise HarnessError(f"policy {settings.policy!r}: {error}") from error
+        self.model, self.facts, self.settings, self.batch_size = model, facts, settings, batch_size
+        self.tokenizer = tokenizer or load_tokenizer(facts, model)
+        self._device, self._max_length, self._progress = device, max_length, progress
+        self.counts: defaultdict[str, Counts] = defaultdict(Counts)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
+        """From ``a=1,b=2``; lists do not survive the commas, so layers are joined by +. Raises HarnessError, ModelError."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
+        """From arguments by name; ``additional_config``: the harness's own options. Raises HarnessError, ModelError."""
+        arguments = parse(arg_dict, additional_config or {})
+        try:
+            device = torch.device(arguments.device)
+        except RuntimeError as error:
+            raise HarnessError(f"device {arguments.device!r}: {str(error).splitlines()[0]}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            if "device" in arg_dict:
+                raise HarnessError(f"device {arguments.device!r}: there is no CUDA device here")
+            log.warning("there is no CUDA device here (the harness asks for %s by itself); using the CPU", arguments.device)
+            device = torch.device("cpu")
+        facts = find_model(arguments.pretrained, arguments.revision, trust_remote_code=arguments.trust_remote_code)
+        model = load(facts, arguments.dtype, device)
+        return cls(model, facts, arguments.settings, device, batch_size=arguments.batch_size, max_length=arguments.max_length)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end of text."""
+        if not isinstance(self.tokenizer.eos_token_id, int):
+            raise ModelError(f"model {self.facts.name!r}: neither its tokenizer nor its config.json names an end of text")
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        first = self.tokenizer.bos_token_id
+        return first if isinstance(first, int) else self.eot_token_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of context and continuation at most."""
+        return self._max_length or self.facts.context or DEFAULT_LENGTH
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens where a task does not say."""
+        return 256
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's own caches of requests."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids; a text that already begins with the first token gets no second one."""
+        special: dict[str, Any] = _add_special_kwargs(add_special_tokens)
+        if add_special_tokens is None and has_bos_prefix(string, str(self.tokenizer.decode(self.prefix_token_id))):
+            special = {"add_special_tokens": False}
+        return self.tokenizer.encode(string, **special)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether greedy decoding says it) of each continuation after its context."""
+        pairs = [self._fit(*self._encode(*request.args)) for request in requests]
+        scored = self._score(pairs, "loglikelihood", disable_tqdm)
+        for request, one in zip(requests, scored, strict=True):
+            self._count(request, [one])
+            self.cache_hook.add_partial("loglikelihood", request.args, (one.logprob, one.greedy))
+        return [(one.logprob, one.greedy) for one in scored]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability in nats of each whole text, in windows that each begin with an empty cache."""
+        windows: list[list[Pair]] = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            cut = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            windows.append([make_disjoint_window(window) for window in cut])
+        scored = iter(self._score([pair for own in windows for pair in own], "loglikelihood_rolling", disable_tqdm))
+        sums = []
+        for request, own in zip(requests, windows, strict=True):
+            parts = [next(scored) for _ in own]
+            self._count(request, parts)
+            sums.append(sum(part.logprob for part in parts))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, sums[-1])
+        return sums
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text after each context, cut before the first stop sequence."""
+        end = str(self.tokenizer.decode(self.eot_token_id))
+        asked: list[tuple[str, dict[str, Any]]] = [request.arguments for request in requests]
+        ways = [Decoding.of(options, self.max_gen_toks, end) for _, options in asked]
+        writer, texts = Writer(self.model, self.tokenizer, self.settings, self._device), [""] * len(requests)
+        with tqdm(total=len(requests), desc="kvsweep generate_until", disable=disable_tqdm or not self._progress) as bar:
+            for way in dict.fromkeys(ways):
+                chosen = [i for i, own in enumerate(ways) if own == way]
+                contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
+                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, bar.update), strict=True):
+                    self._count(requests[i], [one])
+                    text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
+                    texts[i] = postprocess_generated_text(text, list(way.until), None)
+                    self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
+        return texts
+
+    def _encode(self, context: str, continuation: str) -> Pair:
+        """Ids of both; without a context the prefix token stands for one, or the continuation's own where it begins with it."""
+        if context:
+            return self._encode_pair(context, continuation)
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        return (ids[:1], ids[1:]) if ids and ids[0] == self.prefix_token_id else ([self.prefix_token_id], ids)
+
+    def _fit(self, context: list[int], continuation: list[int]) -> Pair:
+        """Cut from the left to what the model takes. Raises HarnessError where nothing of the context would be left."""
+        if not context or not 0 < len(continuation) <= self.max_length:
+            raise HarnessError(
+                f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may be empty, and the "
+                f"continuation must fit into {self.max_length} tokens"
+            )
+        return (context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation
+
+    def _shortened(self, context: str, new_tokens: int) -> list[int]:
+        room = self.max_length - new_tokens
+        if room < 1:
+            raise HarnessError(f"{new_tokens} new tokens leave no context in {self.max_length} tokens; set max_gen_toks")
+        return self.tok_encode(context)[-room:] or [self.prefix_token_id]
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        """For requests that are ids already; counts under no task."""
+        pairs = [self._fit(list(context), list(continuation)) for _, context, continuation in requests]
+        return [(one.logprob, one.greedy) for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))]
+
+    def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
+        with tqdm(total=len(pairs), desc=f"kvsweep {what}", disable=quiet or not self._progress) as bar:
+            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, bar.update)
+
+    def _count(self, request: Instance, parts: Sequence[ContinuationScore | Generated]) -> None:
+        for counts in (Counts(requests=1), *(part.counts for part in parts)):
+            self.counts[str(request.task_name)].add(counts)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation; without its system role where the template has none."""
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
+        except jinja2.TemplateError:
+            log.warning("the chat template takes no system role; leaving it out")
+            rest = [message for message in chat_history if message["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **options))
+
+    def warnings(self) -> list[str]:
+        """Tasks that settings ask to prune and of which nothing came from a pruned cache."""
+        found = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
+        return [f"{task}: {warning}" for task, warning in found if warning]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness puts under ``config`` in its results. It asks after the run, so the counts are those of the run."""
+        counted = total(self.counts.values())
+        log.info("%s: %s", self.facts.name, counted.sentence())
+        for warning in self.warnings():
+            log.warning(warning)
+        return {
+            "model_num_parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "model_dtype": next(self.model.parameters()).dtype,
+            "model_revision": self.facts.revision,
+            "kvsweep_settings": asdict(self.settings),
+            **counted.figures(),
+            "by_task": {task: counts.figures() for task, counts in self.counts.items()},
+            "pruning_warnings": self.warnings(),
+        }
+
+
+register_model("kvsweep")(PrunedModel)

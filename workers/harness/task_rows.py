@@ -1,0 +1,111 @@
+"""One task of lm-evaluation-harness on a loaded model and one way of pruning: what a worker of a sweep does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.harness.counts import total
+from workers.harness.tasks import find_task
+from workers.model_files import ModelFacts
+from workers.settings import PruneSettings
+from workers.work import HarnessWork
+
+SEED = 1234
+"""Of Python, numpy, torch and the choice of examples, the same for every cell: documents must be the same to be compared."""
+BOOTSTRAP = 100
+"""Resamples of the harness's standard error where a metric has no formula for it."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Rows with the columns of the table ``tasks``, and what makes them meaningless."""
+
+    rows: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def task_rows(
+    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork, batch_size: int = 8
+) -> TaskResult:
+    """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time, which changes no figure.
+
+    The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness or the task is
+    missing, and what the harness raises.
+    """
+    file = _definition(work.task, work.include_path)
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from workers.harness.model import PrunedModel
+
+    pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, progress=False)
+    with _quiet():
+        given = simple_evaluate(
+            model=pruned, tasks=[file], num_fewshot=work.num_fewshot, limit=work.limit, bootstrap_iters=BOOTSTRAP,
+            task_manager=TaskManager(include_defaults=False), random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )  # fmt: skip
+    results: dict[str, Any] = {**(given or {})}
+    counted = total(pruned.counts.values())
+    shared = {
+        "task_name": work.task,
+        "documents": int(results["n-samples"][work.task]["effective"]),
+        "num_fewshot": int(results["n-shot"][work.task] or 0),
+        "prune_events": counted.prune_events,
+        "tokens_predicted": counted.tokens_predicted,
+        "tokens_predicted_pruned": counted.tokens_predicted_pruned,
+        "cache_tokens_mean": counted.cache_tokens_mean,
+    }
+    warning = counted.warning(settings)
+    return TaskResult([shared | row for row in _rows(work.task, results)], [warning] if warning else [])
+
+
+@lru_cache(maxsize=256)
+def _definition(task: str, include_path: str | None) -> str:
+    """The task's file; looking for it takes a second, and a unit has many cells."""
+    return str(find_task(task, include_path).file)
+
+
+def _rows(task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The harness's figures, each followed by those of the documents that have a value of their own."""
+    better, found = results["higher_is_better"].get(task) or {}, results["results"][task]
+    for key, value in found.items():
+        metric, comma, chosen = key.partition(",")
+        if not comma or metric.endswith("_stderr") or (figure := _number(value)) is None:
+            continue
+        row = {"metric": metric, "filter": chosen, "higher_is_better": better.get(metric)}
+        yield row | {"doc_index": None, "value": figure, "stderr": _number(found.get(f"{metric}_stderr,{chosen}"))}
+        for sample in results["samples"][task]:
+            if sample["filter"] == chosen and (own := _number(sample.get(metric))) is not None:
+                yield row | {"doc_index": int(sample["doc_id"]), "value": own, "stderr": None}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None for the parts that metrics of a whole corpus keep of a document, and for "N/A"."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no output of the harness, which belong to whoever started the sweep, and no processes for its resampling."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
