@@ -30,14 +30,14 @@ policies: [knorm, random]
 keep_ratios: {ratios}
 prune_after: [8, 16, 24]
 perplexity: {{window: 64, stride: 48, windows: 20}}
-retrieval: {{kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 1, prune_after: [8, 16]}}
+retrieval: {{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0.5], questions: 1, prune_after: [8, 16]}}
 """
 FEWER, ALL = "[0.9, 0.5]", "[0.9, 0.7, 0.5, 0.4]"
 
 
 @pytest.fixture(scope="module")
 def write_sweep(tmp_path_factory, tiny_model_dir, text_file):
-    """Ratios -> a sweep file whose perplexity takes four units and whose retrieval takes three."""
+    """Ratios -> a sweep file whose perplexity takes four units and whose retrieval takes four, one for each kind and length."""
 
     def write(ratios: str = ALL) -> Path:
         file = tmp_path_factory.mktemp("sweep") / "sweep.yaml"

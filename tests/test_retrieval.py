@@ -1,10 +1,24 @@
 """Passkey and needle documents: exact lengths, the fact where it was asked for, the same again from the same seed."""
 
+import re
+from collections import Counter
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.retrieval import KINDS, Fact, build_question, hide_facts
+from workers.retrieval import (
+    KINDS,
+    NAMES,
+    NEEDLE_QUESTION,
+    QUESTION_TOKENS,
+    Fact,
+    build_question,
+    build_questions,
+    build_shared,
+    hide_facts,
+    least_context,
+)
 
 
 def encode(text):
@@ -51,3 +65,58 @@ def test_a_document_too_short_for_its_fact_is_refused():
         build_question(encode, "passkey", 60, 0.5, 0, 0, FILLER)
     with pytest.raises(ValueError, match="passkey, needle"):
         build_question(encode, "haystack", 600, 0.5, 0, 0, FILLER)
+
+
+SECRETS = re.compile(r"The secret number of (\w+) is (\d+)\.")
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(KINDS), st.integers(0, 60), st.integers(2, 12), st.floats(0, 1), st.integers(0, 3))
+def test_distractors_are_facts_of_the_same_form_with_names_and_values_of_their_own(kind, distractors, digits, depth, index):
+    length = least_context(encode, kind, digits, distractors)
+    question = build_question(encode, kind, length, depth, index, 0, FILLER, digits, distractors)
+    assert len(question.prompt_ids) == length
+    text = bytes(question.context_ids).decode()
+    hidden = SECRETS.findall(text)
+    names, values = zip(*hidden, strict=True) if hidden else ((), ())
+    assert len(set(names)) == len(set(values)) == len(hidden) == distractors + (kind == "needle")
+    assert Counter(values)[question.expected] == (kind == "needle")
+    assert text.count(f" {question.expected}") == 1 + (kind == "passkey")
+    assert {len(value) for value in values} <= {digits}
+
+
+def test_a_shorter_context_than_the_least_may_not_hold_the_facts():
+    least = least_context(encode, "needle", 5, 3)
+    for index in range(20):
+        build_question(encode, "needle", least, 0.5, index, 0, FILLER, 5, 3)
+    with pytest.raises(ValueError, match="no room"):
+        build_question(encode, "needle", least // 2, 0.5, 0, 0, FILLER, 5, 3)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_questions_about_every_depth_ask_about_one_document_where_distractors_allow(index):
+    depths = (0.1, 0.5, 0.9)
+    found = build_shared(encode, 900, depths, index, 0, FILLER, 5, 4)
+    assert [question.depth for question in found] == list(depths)
+    assert len({id(question.context_ids) for question in found}) == 1, "one list, so one prefill"
+    text = bytes(found[0].context_ids).decode()
+    assert len(SECRETS.findall(text)) == 5
+    for question in found:
+        start, end = question.fact_span
+        assert len(question.prompt_ids) == 900 and question.expected in bytes(question.context_ids[start:end]).decode()
+        (name,) = re.findall(r"number of (\w+)\?", bytes(question.question_ids).decode())
+        assert (name, question.expected) in SECRETS.findall(text)
+    assert sorted(question.fact_span for question in found) == [question.fact_span for question in found]
+
+
+def test_too_few_distractors_or_a_passkey_make_a_document_for_each_depth():
+    assert build_shared(encode, 900, (0.1, 0.5, 0.9), 0, 0, FILLER, 5, 1) is None
+    assert build_shared(encode, 900, (0.5,), 0, 0, FILLER, 5, 9) is None
+    for kind, others, documents in (("needle", 2, 2), ("needle", 1, 6), ("passkey", 2, 6)):
+        asked = list(build_questions(encode, kind, 900, (0.1, 0.5, 0.9), (5,), (others,), 2, 0, FILLER))
+        assert len(asked) == 6 and len({tuple(question.context_ids) for question in asked}) == documents
+        assert asked == list(build_questions(encode, kind, 900, (0.1, 0.5, 0.9), (5,), (others,), 2, 0, FILLER))
+
+
+def test_a_question_fits_the_room_that_planning_leaves_it():
+    assert max(len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES) <= QUESTION_TOKENS
