@@ -7,25 +7,30 @@ import itertools
 import polars as pl
 from altair.utils.schemapi import debug_mode
 
-from analysis import cell_charts, time_charts, window_charts
+from analysis import cell_charts, retrieval_charts, task_charts, time_charts, window_charts
+from analysis.disagreement import disagreement_charts
+from analysis.kl_charts import kl_curves
 from analysis.load import Results
 from analysis.marks import Chart, Points
 from analysis.measures import measures
 from analysis.points import GROUP, Group, cell_points, groups
 from analysis.recommend import front
-from analysis.retrieval_charts import depth_charts
 
 SECTIONS = (
-    "ucurve", "retained", "budget", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised", "rounds",
-    "retrieval",
+    "ucurve", "retained", "budget", "kl", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised",
+    "rounds", "accuracy", "retrieval", "outcomes", "disagreement", "tasks",
 )  # fmt: skip
 
 MOST_CELLS = 8_000
 """Cells that the charts of a page show, about 200 bytes each."""
 
 
-def charts(results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: pl.DataFrame) -> dict[str, list[Chart]]:
-    """Every chart of a page, from the tables of ``tables.summary``, ``curve_shape.shapes`` and ``speed.generation``."""
+def charts(
+    results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame
+) -> dict[str, list[Chart]]:
+    """Every chart of a page, from the tables of ``tables.summary``, ``curve_shape.shapes``, ``speed.generation``,
+    ``retrieval_tables.retrieval`` and ``task_tables.tasks``.
+    """
     found: dict[str, list[Chart]] = {name: [] for name in SECTIONS}
     with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
         _of_cells(found, cells, shapes)
@@ -35,7 +40,11 @@ def charts(results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: 
             found["timed"] += time_charts.six_panels(group)
             found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
         found["rounds"] = time_charts.rounds(results.rows("generation").collect())
-        found["retrieval"] = depth_charts(results.rows("retrieval"))
+        found["accuracy"] = retrieval_charts.budget_charts(answers)
+        found["retrieval"] = retrieval_charts.depth_charts(results.rows("retrieval"))
+        found["outcomes"] = retrieval_charts.outcome_charts(answers)
+        found["disagreement"] = disagreement_charts(cells, answers)
+        found["tasks"] = task_charts.task_charts(scores)
     return found
 
 
@@ -47,6 +56,18 @@ def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
     return small, len(every) - len(small)
 
 
+def not_drawn(
+    cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame, drawn: dict[str, list[Chart]]
+) -> dict[str, int]:  # fmt: skip
+    """How many groups of what have no charts, to keep the page small."""
+    asked, measured = groups(answers, retrieval_charts.GROUP), task_charts.compared_groups(scores)
+    return {
+        "models and datasets have no charts of perplexity": drawn_groups(cells)[1],
+        "sorts of question have no charts by depth": len(list(asked)) - len(drawn["retrieval"]),
+        "metrics of tasks have no charts": len(measured) - len(drawn["tasks"]),
+    }
+
+
 def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.DataFrame) -> None:
     best = front(cells)
     for group in drawn_groups(cells)[0]:
@@ -56,6 +77,7 @@ def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.Dat
         points = Points(f"cells_{group.number}", frame)
         found["ucurve"] += cell_charts.u_curves(group, points)
         found["retained"] += cell_charts.retained(group, points)
+        found["kl"] += kl_curves(group, points)
         if frame["budget"].filter(~frame["end"]).drop_nulls().len():
             found["budget"] += cell_charts.u_curves(group, points, cell_charts.HELD, "budget")
             own = best.join(group.cells, on="cell_id", how="semi")

@@ -28,7 +28,7 @@ class Evidence:
     """All of one model, dataset, device, dtype, window and stride. Frames without rows still have their columns.
 
     ``measured``: ``pairs.with_dense``; ``cells``: ``tables.summary``; ``speeds``: ``speed.generation``; ``answers``:
-    ``tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers, context, positions).
+    ``retrieval_tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers, context, positions).
     """
 
     measured: pl.DataFrame

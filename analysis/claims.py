@@ -33,6 +33,7 @@ from analysis.claim_evidence import (
     share_of,
     timed,
 )
+from analysis.retrieval_tables import KNOWS
 
 __all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
 
@@ -41,8 +42,7 @@ PLAIN_FALL = 0.5
 """A fall of TTFT that the wrong protocol has to show, and the honest interval to exclude, to be called its artefact."""
 SLOWER = (0.82, 0.90)
 SOME_COMPRESSION = 0.7
-KNOWS = 0.95
-"""The share of questions that the dense cell must answer before a compressed one can be judged."""
+SORT = ["kind", "digits", "distractors", "question_pruned"]
 
 
 def audit(evidence: Evidence) -> pl.DataFrame:
@@ -122,7 +122,10 @@ def _learned_positions(e: Evidence) -> Ruling:
 
 
 def _retrieval(e: Evidence) -> Ruling:
-    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers: confirmed where no cell misses one."""
+    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers: confirmed where no cell misses one.
+
+    Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names none.
+    """
     within = pl.col("beyond_context").ne_missing(True)
     pruned = plain(e.answers).filter(pl.col("keep_ratio") >= SOME_COMPRESSION, pl.col("prune_events") > 0, within)
     if pruned.is_empty():
@@ -136,12 +139,21 @@ def _retrieval(e: Evidence) -> Ruling:
         )
     worst = cells.sort("accuracy").row(0, named=True)
     figures = [labels.percent(worst[name]) for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")]
-    place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, dense {figures[3]}"
+    place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, "
+    place += f"{labels.questions(worst)}, dense {figures[3]}"
     held = f"answer still held {labels.percent(worst['answer_retained'])}"
     honest = f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
     missed = pl.col("right") < pl.col("questions")
     verdict = REFUTED if cells.filter(missed).height else CONFIRMED
-    return Ruling(verdict, f"{share_of(cells, missed)} cells miss a question", honest=honest)
+    sorts = [f"{words} {share_of(own, missed)}" for words, own in _by_sort(cells)]
+    unknown = [words for words, _ in _by_sort(pruned.join(cells, on=SORT, how="anti", nulls_equal=True))]
+    why = f"{share_of(cells, missed)} cells miss a question ({'; '.join(sorts)})"
+    return Ruling(verdict, why + (f"; dense does not know: {'; '.join(unknown)}" if unknown else ""), honest=honest)
+
+
+def _by_sort(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    """Cells by sort of question, which is put in words."""
+    return [(labels.questions(own.row(0, named=True)), own) for _, own in cells.group_by(SORT, maintain_order=True)]
 
 
 CLAIMS: list[tuple[str, str | None, Callable[[Evidence], Ruling]]] = [

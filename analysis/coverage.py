@@ -7,8 +7,7 @@ from typing import Any
 import polars as pl
 
 from analysis.load import ROW_KEYS, VERSION_COLUMNS, Results
-
-TASKS = ["perplexity", "generation", "retrieval"]
+from pipeline.results import TASKS
 
 
 def coverage(results: Results) -> pl.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from analysis import labels
@@ -68,13 +70,13 @@ def _speed(speeds: pl.DataFrame) -> list[str]:
 
 
 def warnings(
-    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, not_drawn: int
+    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, not_drawn: Mapping[str, int]
 ) -> list[str]:  # fmt: skip
-    """What a reader has to know before trusting a figure of this page. ``not_drawn``: groups of cells without charts."""
+    """What a reader has to know before trusting a figure of this page. ``not_drawn``: how many of what have no charts."""
     found = [*_of_coverage(covered), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
-    if not_drawn:
+    if left_out := [f"{count} {words}" for words, count in not_drawn.items() if count > 0]:
         found.append(
-            f"To keep the page small, {not_drawn} models and datasets have no charts of perplexity; they are in the tables. "
+            f"To keep the page small, {', '.join(left_out)}; they are in the tables. "
             "A report of fewer run directories draws more of them, --csv writes every figure."
         )
     return found

@@ -39,6 +39,13 @@ def cell(row: Row) -> str:
     return f"{row['policy']}, keep_ratio {ratio_setting(row['keep_ratio'])}, {variant(row)}"
 
 
+def questions(row: Row) -> str:
+    """What was asked, in words: kind, digits, distractors, and whether the question was there when the context was pruned."""
+    among = f" among {row['distractors']} distractors" if row["distractors"] else ""
+    asked = "asked before the prune" if row["question_pruned"] else "asked after the prune"
+    return f"{text(row['kind'])}, {row['digits']} digits{among}, {asked}"
+
+
 LINE_ENDS = {0x2028: "⏎", 0x2029: "⏎"}
 """Characters of a name that Vega's expressions take for an end of line, and what is shown instead."""
 
@@ -105,6 +112,11 @@ def interval(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
 
 
+def yes(value: bool | None) -> str:
+    """A fact."""
+    return NONE if value is None else "yes" if value else "no"
+
+
 FORMATS: dict[str, Callable[[Any], str]] = {
     "text": text,
     "count": count,
@@ -115,5 +127,6 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "milliseconds": milliseconds,
     "mebibytes": mebibytes,
     "gigabytes": gigabytes,
+    "yes": yes,
 }
 """The formats a table's column can name."""

@@ -77,6 +77,9 @@ PERPLEXITY = [
     _setting("window", "window", "count"), _setting("stride", "stride", "count"),
     Column("verdict", "verdict", "text"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
     Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("p_holm", "p (Holm)"),
+    Column("kl", "KL from dense (nats per token)"), Column("kl_low", "95 % interval of KL", "interval", "kl_high"),
+    Column("agreement", "same first choice as dense", "percent"),
+    Column("agreement_low", "at least", "percent"), Column("agreement_high", "at most", "percent"),
     Column("detectable", "smallest detectable ratio"), Column("budget", "realised budget", "percent"),
     Column("accuracy_difference", "accuracy difference (points)", "points"),
     Column("prune_events", "prune events per window", "count"),
@@ -143,10 +146,41 @@ GENERATION = [
 RETRIEVAL = [
     *SETTINGS,
     Column("kind", "question", "text"), Column("context_tokens", "context tokens", "count"),
+    _setting("digits", "digits", "count"), _setting("distractors", "distractors", "count"),
+    _setting("question_pruned", "asked before the prune", "yes"), Column("verdict", "verdict", "text"),
     Column("questions", "questions", "count"), Column("right", "right", "count"), Column("accuracy", "accuracy", "percent"),
     Column("accuracy_low", "lower 95 % bound", "percent"), Column("accuracy_high", "upper 95 % bound", "percent"),
-    Column("dense_accuracy", "dense accuracy", "percent"), Column("answer_retained", "answer still held", "percent"),
-    Column("note", "note", "text"),
+    Column("dense_accuracy", "dense accuracy", "percent"),
+    Column("accuracy_difference", "accuracy minus dense (points)", "points"), Column("p_value", "p (McNemar)"),
+    Column("answer_nll", "NLL of the right answer (nats per token)"), Column("nll_difference", "minus dense"),
+    Column("nll_difference_low", "95 % interval", "interval", "nll_difference_high"),
+    Column("budget", "realised budget", "percent"), Column("answer_retained", "answer still held", "percent"),
+    Column("lost_dropped", "lost, fact dropped", "count"), Column("lost_partly", "lost, partly held", "count"),
+    Column("lost_held", "lost though held", "count"), Column("untold", "wrong, cause not to be told", "count"),
+    Column("prune_events", "prune events per question", "count"), Column("note", "note", "text"),
+]  # fmt: skip
+
+TASKS = [
+    *[column for column in SETTINGS if column.key != "dataset"],  # no choice of a text hides a task
+    _setting("suite", "asked for"), Column("task_name", "task", "text"), Column("metric", "metric", "text"),
+    _setting("filter", "filter"),
+    _setting("num_fewshot", "few-shot", "count"), _setting("higher_is_better", "higher is better", "yes"),
+    Column("verdict", "verdict", "text"), Column("value", "value"), Column("stderr", "standard error"),
+    Column("dense_value", "dense"), Column("difference", "minus dense"),
+    Column("difference_low", "95 % interval", "interval", "difference_high"), Column("documents", "documents", "count"),
+    Column("paired_documents", "paired documents", "count"), Column("budget", "realised budget", "percent"),
+    Column("prune_events", "prune events", "count"), Column("note", "note", "text"),
+]  # fmt: skip
+
+TEXTS = [
+    *SETTINGS,
+    Column("prompt_tokens", "prompt tokens", "count"), _setting("batch_size", "batch", "count"),
+    _setting("new_tokens", "new tokens", "count"), _setting("timing_protocol", "timing protocol"),
+    Column("text_length", "tokens before the end", "count"), Column("dense_text_length", "dense: tokens", "count"),
+    Column("text_ended", "ended by itself", "percent"), Column("dense_text_ended", "dense: ended", "percent"),
+    Column("text_repetition", "repeated 4-grams", "percent"), Column("dense_text_repetition", "dense: repeated", "percent"),
+    Column("text_agreement", "tokens before the first that differs", "count"),
+    Column("dense_text_agreement", "dense: all of", "count"),
 ]  # fmt: skip
 
 CHECKS = [

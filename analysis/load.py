@@ -19,7 +19,8 @@ VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint"]
 ROW_KEYS: dict[str, list[str]] = {
     "perplexity": ["cell_id", *VERSION_COLUMNS, "window_index"],
     "generation": ["cell_id", *VERSION_COLUMNS, "run_id", "prompt_tokens", "repeat", "control"],
-    "retrieval": ["cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "depth", "question_index"],
+    "retrieval": ["cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
+    "tasks": ["cell_id", *VERSION_COLUMNS, "task_name", "metric", "filter", "doc_index"],
     "failures": ["cell_id", *VERSION_COLUMNS, "task", "error_type", "message"],
 }
 """What names one row of a table. Timings of two runs are two measurements, hence ``run_id`` in generation."""
@@ -28,7 +29,7 @@ POOLED_SETTINGS = [
     "model", "dataset", "device", "dtype", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule",
     "position_mode",
 ]  # fmt: skip
-POOLED = {"perplexity": ["window", "stride"], "retrieval": []}
+POOLED = {"perplexity": ["window", "stride"], "retrieval": [], "tasks": ["num_fewshot"]}
 """The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
 
 TOKENS_READ = {
@@ -37,6 +38,12 @@ TOKENS_READ = {
     "retrieval": pl.col("context_tokens") + ANSWER_TOKENS,
 }
 """How much of a text the model of a row saw at once."""
+
+OLDER = {
+    "retrieval": {"digits": 5, "distractors": 0, "question_pruned": True},
+    "generation": {"control": False, "batch_size": 1, "timing_protocol": "interleaved"},
+}
+"""What rows of older schemas, which lack these columns, were made with."""
 
 LONG_COLUMNS = ["nll", "event_steps", "event_kept", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens"]
 """List columns, which only ``Results.lists`` reads, for chosen cells; leaving them out keeps them on disk."""
@@ -72,7 +79,8 @@ class Results:
     def rows(self, task: str) -> pl.LazyFrame:
         """The rows of a table, each once (units are delivered at least once, and runs may share cells).
 
-        Adds ``pool_id`` and ``beyond_context``: more tokens than the model was trained on (null where run.json does not say).
+        Adds ``pool_id`` and, but for tasks and failures, ``layers`` of the model and ``beyond_context``: more tokens than it was
+        trained on (null where run.json does not say).
         """
         short = self.scanned[task].drop(LONG_COLUMNS, strict=False)
         once = short.unique(ROW_KEYS[task], keep="first", maintain_order=True)
@@ -94,10 +102,10 @@ class Results:
         return pl.concat(scans).collect().unique(keys, keep="first", maintain_order=True)
 
     def _contexts(self) -> pl.LazyFrame:
-        """Trained context in tokens of every model of the runs."""
+        """Trained context in tokens and layers of every model of the runs."""
         listed = [model for run in self.runs for model in run.info.get("models", []) if isinstance(model, dict)]
-        rows = [(model.get("name"), model.get("revision"), model.get("context")) for model in listed]
-        schema = {"model": pl.String, "model_revision": pl.String, "context": pl.Int64}
+        rows = [tuple(model.get(key) for key in ("name", "revision", "context", "layers")) for model in listed]
+        schema = {"model": pl.String, "model_revision": pl.String, "context": pl.Int64, "layers": pl.Int64}
         return pl.LazyFrame(rows, schema=schema, orient="row").unique(["model", "model_revision"], keep="first")
 
 
@@ -139,24 +147,20 @@ def _run_info(store: RunStore) -> dict[str, Any]:
 
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
-    derived = _step_times() if task == "generation" else []
+    derived = [pl.col(name).fill_null(value) for name, value in OLDER.get(task, {}).items()]
+    derived += _step_times() if task == "generation" else []
     scans = [store.scan(task).with_columns(*derived, source=pl.lit(index, pl.Int32)) for index, store in enumerate(stores)]
     return pl.concat(scans)
 
 
 def _step_times() -> list[pl.Expr]:
-    """Mean time of the decoding steps that pruned, and of the others; null where there are none. Rows of older schemas: one text
-    at a time, in fair rounds, without a control.
-    """
+    """Mean time of the decoding steps that pruned, and of the others; null where there are none."""
     steps, pruned = pl.col("token_seconds"), pl.col("token_seconds").list.gather(pl.col("prune_steps"))
     others = steps.list.len() - pruned.list.len()
     return [
         pruned.list.mean().alias("prune_step_seconds"),
         *[steps.list.eval(pl.element().quantile(at)).list.first().alias(name) for name, at in QUANTILES.items()],
         pl.when(others > 0).then((steps.list.sum() - pruned.list.sum()) / others).alias("plain_step_seconds"),
-        pl.col("control").fill_null(False),
-        pl.col("batch_size").fill_null(1),
-        pl.col("timing_protocol").fill_null("interleaved"),
     ]
 
 

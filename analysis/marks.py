@@ -132,10 +132,10 @@ def specification(
     }
 
 
-def chooser(label: str, names: Sequence[str]) -> dict[str, Any]:
-    """A list below the chart; what is chosen there is the signal ``shown``, at first the first of the names."""
+def chooser(label: str, names: Sequence[str], signal: str = "shown") -> dict[str, Any]:
+    """A list below the chart; what is chosen there is the value of ``signal``, at first the first of the names."""
     options = [name.translate(LINE_ENDS) for name in names]
-    return {"name": "shown", "value": options[0], "bind": {"input": "select", "options": options, "name": f"{label}: "}}
+    return {"name": signal, "value": options[0], "bind": {"input": "select", "options": options, "name": f"{label}: "}}
 
 
 def mark() -> alt.Chart:

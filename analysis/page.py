@@ -12,7 +12,7 @@ import vl_convert
 from markupsafe import Markup
 
 from analysis import coverage, labels, layout, tables
-from analysis.charts import charts, drawn_groups
+from analysis.charts import charts, not_drawn
 from analysis.claims import Evidence, audit, control_experiment, evidences
 from analysis.curve_shape import shapes
 from analysis.findings import findings, warnings
@@ -22,7 +22,10 @@ from analysis.pairs import with_dense
 from analysis.points import with_words
 from analysis.provenance import facts
 from analysis.recommend import advice_in_words, front, recommended
+from analysis.retrieval_findings import accuracy_findings
+from analysis.retrieval_tables import DROPPED, HELD, retrieval
 from analysis.speed import DRIFT, checks, generation
+from analysis.task_tables import tasks
 from analysis.uncertainty import LEVEL, RESAMPLES
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +55,8 @@ class Contents:
 LAYOUT = {
     "recommended": layout.RECOMMENDED, "front": layout.FRONT, "coverage": layout.COVERAGE, "excluded": layout.EXCLUDED,
     "shapes": layout.SHAPES, "by-ratio": layout.BY_RATIO, "cells": layout.PERPLEXITY, "checks": layout.CHECKS,
-    "generation": layout.GENERATION, "retrieval": layout.RETRIEVAL, "failures": layout.FAILURES,
+    "generation": layout.GENERATION, "texts": layout.TEXTS, "retrieval": layout.RETRIEVAL, "tasks": layout.TASKS,
+    "failures": layout.FAILURES,
 }  # fmt: skip
 
 
@@ -66,27 +70,30 @@ def contents(results: Results, tolerance: float, *, judged: bool = False) -> Con
         cells = tables.summary(measured)
         checked = checks(results.rows("generation"))
         speeds = generation(results.rows("generation"), checked)
+        answers, scores = retrieval(results.rows("retrieval")), tasks(results.rows("tasks"))
         failed = coverage.failures(results)
         curves = shapes(measured, cells)
         frames = {
             "recommended": recommended(cells, tolerance),
             "front": front(cells),
             "coverage": coverage.coverage(results),
-            "excluded": tables.excluded(tables.with_failures(cells, failed), speeds),
+            "excluded": tables.excluded(tables.with_failures(cells, failed), speeds, answers, scores),
             "shapes": with_words(curves),
             "by-ratio": tables.by_ratio(cells),
             "cells": tables.with_failures(cells, failed),
             "checks": checked,
             "generation": speeds,
-            "retrieval": tables.retrieval(results.rows("retrieval")),
+            "texts": speeds.filter(pl.col("text_length").is_not_null()),
+            "retrieval": answers,
+            "tasks": scores,
             "failures": failed,
         }
         shown = {name: (frames[name], columns) for name, columns in LAYOUT.items()}
-        evidence = evidences(results, measured, cells, speeds, frames["retrieval"]) if judged else []
+        evidence = evidences(results, measured, cells, speeds, answers) if judged else []
         for number, own in enumerate(evidence, start=1):
             shown[f"claims-{number}"] = audit(own), layout.CLAIMS
             shown[f"control-{number}"] = control_experiment(own.cells), layout.CONTROL
-        drawn = charts(results, cells, curves, speeds)
+        drawn = charts(results, cells, curves, speeds, answers, scores)
         return Contents(results, tolerance, cells, speeds, shown, drawn, [_about(own) for own in evidence])
     except (pl.exceptions.ComputeError, OSError) as error:
         where = ", ".join(run.directory for run in results.runs)
@@ -116,8 +123,12 @@ def render(shown: Contents) -> str:
         runs=[facts(run) for run in shown.results.runs],
         head=coverage.in_words(frames["coverage"], frames["excluded"]),
         names=[str(run.info.get("name") or "unnamed run") for run in shown.results.runs],
-        findings=[*findings(shown.cells, shown.speeds), *advice_in_words(frames["recommended"])],
-        warnings=warnings(shown.results, shown.cells, shown.speeds, frames["coverage"], drawn_groups(shown.cells)[1]),
+        findings=[
+            *findings(shown.cells, shown.speeds),
+            *accuracy_findings(shown.cells, frames["retrieval"], frames["tasks"]),
+            *advice_in_words(frames["recommended"]),
+        ],
+        warnings=_warned(shown),
         charts=shown.charts,
         points={chart.points.name: chart.points for chart in panels},
         choices=_choices(shown),
@@ -128,6 +139,8 @@ def render(shown: Contents) -> str:
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
         numbers=layout.NUMBERS,
         few=tables.BARELY,
+        dropped=DROPPED,
+        held=HELD,
         drift=DRIFT,
         resamples=RESAMPLES,
         level=LEVEL,
@@ -136,11 +149,17 @@ def render(shown: Contents) -> str:
     )
 
 
+def _warned(shown: Contents) -> list[str]:
+    frames = {name: frame for name, (frame, _) in shown.tables.items()}
+    left_out = not_drawn(shown.cells, frames["retrieval"], frames["tasks"], shown.charts)
+    return warnings(shown.results, shown.cells, shown.speeds, frames["coverage"], left_out)
+
+
 def _choices(shown: Contents) -> dict[str, list[str]]:
     """What the page can be narrowed to: the models, datasets and policies of which there are several."""
-    both = pl.concat(
-        [frame.select("model", "dataset", "policy") for frame in (shown.cells, shown.speeds, shown.tables["retrieval"][0])]
-    )
+    answers, scores = (shown.tables[name][0] for name in ("retrieval", "tasks"))
+    others = scores.with_columns(dataset=pl.lit(None, pl.String))
+    both = pl.concat([frame.select("model", "dataset", "policy") for frame in (shown.cells, shown.speeds, answers, others)])
     listed = {name: both.filter(pl.col(name) != "dense")[name].unique(maintain_order=True).to_list() for name in both.columns}
     return {name: [labels.text(value) for value in values] for name, values in listed.items() if len(values) > 1}
 

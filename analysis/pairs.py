@@ -8,7 +8,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
-from analysis.uncertainty import RESAMPLES, SEED, bounds
+from analysis.uncertainty import RESAMPLES, SEED, bounds, mean_bounds, units
 
 POOL = ["pool_id", *VERSION_COLUMNS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
@@ -48,12 +48,17 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
 
 
 def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pl.DataFrame:
-    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, realised budget, validity figures.
+    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, KL, agreement, budget, validity figures.
 
-    ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums) are null.
+    ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums, columns that
+    an older schema lacks) are null.
     """
     cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
     sure = bounds(rows, POOL, resamples, seed)
+    sums = units(rows, POOL)
+    for value, name in (("kl", "kl"), ("agreed", "agreement")):
+        near = mean_bounds(sums, POOL, value, "tokens", name)
+        sure = sure.join(near, on=POOL, how="left", nulls_equal=True, maintain_order="left")
     return finite(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
 
 
@@ -70,6 +75,10 @@ def _sums() -> list[pl.Expr]:
     def per_event(name: str) -> pl.Expr:
         known = pl.col(name).is_not_null()
         return ((pl.col(name) * weight).sum() / weight.filter(known).sum()).alias(name)
+
+    def per_token(name: str) -> pl.Expr:
+        known = paired & pl.col(name).is_not_null()
+        return pl.col(name).filter(known).sum() / pl.col("tokens_scored").filter(known).sum()
 
     return [
         *[pl.col(name).first() for name in SETTINGS],
@@ -89,6 +98,8 @@ def _sums() -> list[pl.Expr]:
         pl.col("kv_bytes_peak").max(),
         pl.col("dense_kv_bytes").mean().alias("dense_kv_bytes_mean"),
         (pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()).alias("share_pruned"),
+        per_token("kl_sum").alias("kl"),
+        per_token("tokens_agreed").alias("agreement"),
         *[per_event(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ]
 

@@ -66,7 +66,7 @@ def cell_points(cells: pl.DataFrame, shapes: pl.DataFrame) -> pl.DataFrame:
     known = cells.filter(pl.col("policy") != "dense", pl.col("ppl").is_not_null())
     points = with_words(known).select(
         "cell_id", "policy", "variant", "after", "keep_ratio", "budget", "ppl", "ratio", "ratio_low", "ratio_high", "verdict",
-        "recent_retained",
+        "recent_retained", "kl", "kl_low", "kl_high", "agreement",
         dense=dense, ppl_low=dense * pl.col("ratio_low"), ppl_high=dense * pl.col("ratio_high"),
         hollow=pl.col("verdict").is_in(HOLLOW), windows="n_windows", end=pl.lit(False),
     )  # fmt: skip

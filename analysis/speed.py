@@ -18,6 +18,9 @@ MEASURES = [
 COMPARED = ["ttft_seconds", "tpot_seconds", "tokens_per_second"]
 """The measures of which a ratio to the dense twin is formed."""
 
+TEXT = ["text_length", "text_ended", "text_repetition", "text_agreement"]
+"""What is told of the generated text, beside the dense twin's."""
+
 FEWEST_ROUNDS = 6
 """The range of n paired values covers the median with 1 - 2 / 2**n; fewer than six rounds cannot reach 95 %."""
 
@@ -56,9 +59,13 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
             (pl.col("ttft_seconds") - pl.col("prompt_prune_seconds")).median().alias("prefill_seconds"),
             step.median().alias("bytes_per_step"),
             (step / pl.col("tpot_seconds")).median().alias("bytes_per_second"),
+            pl.col(TEXT).mean(),
         )
         .collect()
     )
+    twin = table.filter(pl.col("policy") == "dense").unique(TURNS, keep="first", maintain_order=True)
+    twin = twin.select(*TURNS, pl.col(TEXT).name.prefix("dense_"))
+    table = table.join(twin, on=TURNS, how="left", nulls_equal=True, maintain_order="left")
     table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
     ratios = _paired_ratios(own).collect()
     levels = own.select(*KEYS, *COMPARED).collect()

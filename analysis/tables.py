@@ -1,11 +1,11 @@
-"""The perplexity and retrieval tables: one row per pooled cell, verdicts, and the view by dataset and keep_ratio."""
+"""The perplexity table: one row per pooled cell, verdicts, and the view by dataset and keep_ratio; what enters no aggregate."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare, finite
+from analysis.pairs import FEW_WINDOWS, compare
 from analysis.uncertainty import holm
 
 BARELY = 0.05
@@ -18,12 +18,10 @@ WHY_EXCLUDED = {
     "FAILED": "it raised an error; the reasons are under Failures",
     "NOT_FINITE": "a sum is missing, infinite or not a number",
     "BEYOND_CONTEXT": "the text is longer than the model was trained on",
-    "NEVER_PRUNED": "the threshold was never reached: PPL equals dense by construction",
+    "NEVER_PRUNED": "the threshold was never reached: every figure equals dense by construction",
     "BARELY_PRUNED": f"fewer than {100 * BARELY:g} % of its tokens were scored with a pruned cache",
 }
 """Verdicts of cells that enter no aggregate."""
-
-Z95 = 1.959963984540054
 
 ORDER = [
     "model", "dataset", *VERSION_COLUMNS, "prune_after", "policy",
@@ -56,12 +54,17 @@ def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
     return in_order(pl.concat([cells, rows], how="diagonal_relaxed")) if rows.height else cells
 
 
-def excluded(cells: pl.DataFrame, speeds: pl.DataFrame) -> pl.DataFrame:
-    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``, ``why``."""
+def excluded(cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``, ``why``.
+
+    ``answers`` comes from ``retrieval_tables.retrieval``, ``scores`` from ``task_tables.tasks``. A cell counts once per task and
+    verdict.
+    """
     why = pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None)
-    found = (
-        cells.group_by("verdict").agg(cells=pl.len()).with_columns(why=why, task=pl.lit("perplexity")).filter(why.is_not_null())
-    )
+    judged = {"perplexity": cells, "retrieval": answers, "tasks": scores}
+    own = ["cell_id", *VERSION_COLUMNS, "verdict"]
+    verdicts = [frame.select(*own, task=pl.lit(task)).unique() for task, frame in judged.items()]
+    found = pl.concat(verdicts).group_by("task", "verdict").agg(cells=pl.len()).with_columns(why=why).filter(why.is_not_null())
     timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE"]))
     timed = timed.group_by(verdict="timing").agg(cells=pl.len(), why=pl.col("fault").drop_nulls().first())
     both = pl.concat([found, timed.with_columns(task=pl.lit("generation"))], how="diagonal_relaxed")
@@ -82,6 +85,16 @@ def verdict() -> pl.Expr:
         .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
         .when(share == 0).then(pl.lit("NEVER_PRUNED"))
         .when(share < BARELY).then(pl.lit("BARELY_PRUNED"))
+        .otherwise(pl.lit("VALID")).alias("verdict")
+    )  # fmt: skip
+
+
+def plain_verdict() -> pl.Expr:
+    """The verdict on a cell that has no perplexity: DENSE, BEYOND_CONTEXT, NEVER_PRUNED or VALID."""
+    return (
+        pl.when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
+        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
+        .when(pl.col("prune_events") == 0).then(pl.lit("NEVER_PRUNED"))
         .otherwise(pl.lit("VALID")).alias("verdict")
     )  # fmt: skip
 
@@ -132,28 +145,3 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
         .sort(["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"], nulls_last=False)
         .sort("keep_ratio", descending=True, maintain_order=True)
     )
-
-
-def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Per pooled cell, kind of question and context length: accuracy with Wilson's 95 % interval, and the twin's."""
-    question = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "depth", "question_index"]
-    twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(*question, dense_correct="correct")
-    paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
-    cells = paired.group_by([*POOL, "kind", "context_tokens"], maintain_order=True).agg(
-        *[pl.col(name).first() for name in SETTINGS],
-        questions=pl.len(),
-        right=pl.col("correct").sum(),
-        dense_accuracy=pl.col("dense_correct").mean(),
-        answer_retained=pl.col("answer_position_retained").mean(),
-        prune_events=pl.col("prune_events").mean(),
-    )
-    shares = cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
-    return in_order(finite(shares.with_columns(note=beyond()).collect()))
-
-
-def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:
-    """Wilson's score interval of a share, 95 %, as ``accuracy_low`` and ``accuracy_high``."""
-    share, spread = right / questions, Z95**2 / questions
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * (share * (1 - share) / questions + spread / (4 * questions)).sqrt()
-    return {"accuracy_low": middle - half, "accuracy_high": middle + half}

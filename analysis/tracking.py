@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis import coverage, labels, layout, tables
-from analysis.load import Results, RunUnreadableError, load
+from analysis.load import OLDER, Results, RunUnreadableError, load
 from analysis.pairs import with_dense
-from analysis.speed import COMPARED, checks, generation, short
+from analysis.retrieval_tables import retrieval
+from analysis.speed import COMPARED, TEXT, checks, generation, short
+from analysis.task_tables import tasks
 from analysis.tracking_stores import TRACKERS, Record, Tracker
 
 Row = labels.Row
@@ -29,8 +31,10 @@ TASKS = {
     "generation": ("generation", layout.GENERATION, [
         *[f"{measure}_{end}" for measure in COMPARED for end in ("low", "high")],
         *[f"{short(measure)}_{figure}" for measure in COMPARED for figure in ("ratio", "low", "high", "rounds")],
+        *TEXT,
     ]),
     "retrieval": ("retrieval", layout.RETRIEVAL, []),
+    "tasks": ("tasks", layout.TASKS, ["dense_stderr"]),
 }  # fmt: skip
 """Per task: its table on the report's page, the columns shown there, and figures that the page says in words or not at all."""
 
@@ -39,11 +43,12 @@ PLACES: dict[str, Callable[[Row], str]] = {
     "generation": lambda row: (
         f"generation/prompt_{row['prompt_tokens']}/batch_{row['batch_size']}/{_name(row['timing_protocol'])}"
     ),
-    "retrieval": lambda row: f"retrieval/{_name(row['kind'])}/context_{row['context_tokens']}",
+    "retrieval": lambda row: f"retrieval/{_name(row['kind'])}/context_{row['context_tokens']}{_question(row)}",
+    "tasks": lambda row: f"tasks/{_name(row['task_name'])}/{_name(row['metric'])}/{_name(row['filter'])}",
 }
 """Where a row's figures go in its record; what stands in the place's name is not a figure."""
 
-IN_PLACE = {"prompt_tokens", "batch_size", "timing_protocol", "kind", "context_tokens"}
+IN_PLACE = {"prompt_tokens", "batch_size", "timing_protocol", "kind", "context_tokens", "task_name", "metric", "filter", "suite"}
 
 SETTINGS = [column.key for column in layout.SETTINGS if column.key != "device_name"]
 """What a record is about. The name of the device stands with each figure: tasks can have run on different nodes."""
@@ -51,7 +56,7 @@ SETTINGS = [column.key for column in layout.SETTINGS if column.key != "device_na
 OF_CELL = ["cell_id", "dense_cell_id", "device_name", "beyond_context"]
 """What a task's cell adds to its figures."""
 
-VERDICTS = {"perplexity": "verdict", "generation": "timing"}
+VERDICTS = {"perplexity": "verdict", "generation": "timing", "retrieval": "verdict", "tasks": "verdict"}
 """The column of a task's table that says what its figures can speak for."""
 
 
@@ -147,7 +152,8 @@ def _tables(results: Results) -> dict[str, pl.DataFrame]:
         return {
             "cells": tables.with_failures(tables.summary(with_dense(results.rows("perplexity"))), failed),
             "generation": generation(timed, checks(timed)),
-            "retrieval": tables.retrieval(results.rows("retrieval")),
+            "retrieval": retrieval(results.rows("retrieval")),
+            "tasks": tasks(results.rows("tasks")),
             "failures": failed,
         }
     except (pl.exceptions.ComputeError, OSError) as error:
@@ -216,6 +222,14 @@ def _scalar(value: object) -> str | int | float:
 def _name(text: str | None) -> str:
     """Part of a metric's name, in the letters that trackers allow."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", text or "unknown")[:60]
+
+
+def _question(row: Row) -> str:
+    """What tells questions of one kind and length apart, where it is not the usual."""
+    parts = [f"digits_{row['digits']}"] if row["digits"] != OLDER["retrieval"]["digits"] else []
+    parts += [f"distractors_{row['distractors']}"] if row["distractors"] else []
+    parts += [] if row["question_pruned"] else ["asked_after"]
+    return "".join(f"/{part}" for part in parts)
 
 
 def _hash(text: str) -> str:

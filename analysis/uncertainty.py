@@ -6,6 +6,7 @@ All on paired differences of NLL, summed over what is resampled: documents where
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,14 +42,20 @@ def bounds(rows: pl.DataFrame, pool: Sequence[str], resamples: int = RESAMPLES, 
 
 
 def units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
-    """Sums per cell and unit: nll (minus the twin's), tokens, n (units of the cell), resampled (documents or windows)."""
+    """Sums per cell and unit: nll (minus the twin's), tokens, kl, agreed (NaN where not recorded), n (units of the cell),
+    resampled (documents or windows).
+    """
     documents = (pl.col("document").n_unique().over(pool) > 1) & (pl.col("document").null_count().over(pool) == 0)
     paired = rows.filter("paired", pl.col("policy") != "dense").with_columns(
         resampled=pl.when(documents).then(pl.lit("documents")).otherwise(pl.lit("windows")),
         unit=pl.when(documents).then(pl.col("document")).otherwise(pl.col("window_index")),
     )
     sums = paired.group_by([*pool, "resampled", "unit"]).agg(
-        nll=(pl.col("nll_sum") - pl.col("dense_nll")).sum(), tokens=pl.col("tokens_scored").sum()
+        nll=(pl.col("nll_sum") - pl.col("dense_nll")).sum(),
+        tokens=pl.col("tokens_scored").sum(),
+        # What one window lacks, its unit lacks.
+        kl=pl.col("kl_sum").fill_null(float("nan")).sum(),
+        agreed=pl.col("tokens_agreed").cast(pl.Float64).fill_null(float("nan")).sum(),
     )
     return sums.sort([*pool, "unit"]).with_columns(n=pl.len().over(pool))
 
@@ -63,12 +70,17 @@ def _figures(differences: np.ndarray, tokens: np.ndarray, resamples: int, seed: 
 
 
 def resampled_ratios(differences: np.ndarray, tokens: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """PPL ratios of bootstrap resamples of units, ``[cells, resamples]``.
+    """PPL ratios of bootstrap resamples of units, ``[cells, resamples]``: exp of ``resampled_means`` of NLL minus the twin's."""
+    return np.exp(resampled_means(differences, tokens, resamples, seed))
 
-    ``differences`` (NLL minus the twin's, nats) and ``tokens`` are ``[cells, units]``. All cells see the same resamples, so that
-    a difference between two cells is not one of the draws. Blocks of resamples bound the memory.
+
+def resampled_means(values: np.ndarray, weights: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Sum of values over sum of weights of bootstrap resamples of units, ``[cells, resamples]``.
+
+    ``values`` and ``weights`` are ``[cells, units]``. All cells see the same resamples, so that a difference between two cells is
+    not one of the draws. Blocks of resamples bound the memory.
     """
-    n = differences.shape[1]
+    n = values.shape[1]
     rng = np.random.default_rng(seed)
     block = max(1, 2_000_000 // n)
     found = []
@@ -76,8 +88,29 @@ def resampled_ratios(differences: np.ndarray, tokens: np.ndarray, resamples: int
         size = min(block, resamples - start)
         drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-        found.append(np.exp((differences @ counts.T) / (tokens @ counts.T)))
+        found.append((values @ counts.T) / (weights @ counts.T))
     return np.concatenate(found, axis=1)
+
+
+def mean_bounds(units: pl.DataFrame, keys: Sequence[str], value: str, weight: str, name: str) -> pl.DataFrame:
+    """``NAME_low`` and ``NAME_high``: bootstrap interval of the sum of ``value`` over the sum of ``weight``, per ``keys``.
+
+    ``units`` has one row per unit that is drawn, in an order of its own. Groups of one unit, or with a value that is missing or
+    not finite, have no row.
+    """
+    known = pl.col(value).is_finite().fill_null(False).all().over(keys)
+    own = units.filter(known).with_columns(_n=pl.len().over(keys)).filter(pl.col("_n") >= 2).sort(keys, maintain_order=True)
+    ends = [f"{name}_low", f"{name}_high"]
+    found = [own.select(*keys, **{end: pl.lit(None, pl.Float64) for end in ends}).clear()]
+    for (n,), group in own.group_by("_n", maintain_order=True):
+        shape = (-1, int(str(n)))
+        values, weights = (group[column].cast(pl.Float64).to_numpy().reshape(shape) for column in (value, weight))
+        for i in range(0, len(values), CELLS_AT_ONCE):
+            means = resampled_means(values[i : i + CELLS_AT_ONCE], weights[i : i + CELLS_AT_ONCE])
+            low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+            cells = group.unique([*keys], keep="first", maintain_order=True).select(*keys)[i : i + CELLS_AT_ONCE]
+            found.append(cells.with_columns(pl.Series(ends[0], low), pl.Series(ends[1], high)))
+    return pl.concat(found)
 
 
 def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
@@ -95,6 +128,12 @@ def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int =
     reached = np.abs(differences.sum(axis=1))[:, None] * (1 - 1e-12)
     counts = (np.abs(differences @ signs.T) >= reached).sum(axis=1)
     return np.where(np.isfinite(differences).all(axis=1), (counts + extra) / (len(signs) + extra), np.nan)
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Two-sided exact p of "as many lost as gained" among questions that two cells answer differently (McNemar 1947)."""
+    n = lost + gained
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(lost, gained) + 1)) / 2**n)
 
 
 def holm(p: pl.Expr, family: Sequence[str]) -> pl.Expr:

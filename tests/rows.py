@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -48,7 +49,8 @@ def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
         "nll_sum": 200.0, "tokens_correct": 40, "prune_events": 0 if dense else 10, "tokens_scored_pruned": 0 if dense else 50,
         "cache_tokens_mean": 50.0 if dense else 25.0, "cache_tokens_peak": 100, "cache_tokens_final": [100], "kv_bytes_mean": 1e3,
         "kv_bytes_peak": 2000, "recent_retained": None if dense else 0.5, "sink_retained": None if dense else 0.75,
-        "score_ties": None if dense else 0.02, "forward_passes": 11, "seconds": 0.5,
+        "score_ties": None if dense else 0.02, "forward_passes": 11, "seconds": 0.5, "kl_sum": 0.0 if dense else 5.0,
+        "tokens_agreed": 100 if dense else 90,
     }  # fmt: skip
     return _row("perplexity", {**defaults, **_own_columns("perplexity", values), **own})
 
@@ -61,18 +63,50 @@ def generation_row(repeat: int = 0, **values: Any) -> dict[str, Any]:
         "prune_steps": [0, 8], "kv_bytes_step_mean": 5000.0, "weight_bytes": 1_000_000, "memory_bandwidth": 1e10,
         "total_seconds": 0.04, "tokens_per_second": 400.0, "token_seconds": [0.002] * 15, "prune_seconds": 0.001,
         "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096, "peak_memory_bytes": None,
-        "peak_memory_method": None, "prune_events": 1, "output_tokens": [1, 2], "threads": 1,
+        "peak_memory_method": None, "prune_events": 1, "output_tokens": [1, 2], "text_length": 16.0, "text_ended": 0.0,
+        "text_repetition": 0.1, "text_agreement": 16.0, "threads": 1,
     }  # fmt: skip
     return _row("generation", {**defaults, **_own_columns("generation", values), **cell(**values)})
 
 
 def retrieval_row(question_index: int = 0, **values: Any) -> dict[str, Any]:
-    """A passkey question, answered right."""
+    """A passkey question, answered right. A cell of questions asked after the prune has an id and a dense twin of its own."""
+    own = cell(**values)
+    dense = own["policy"] == "dense"
+    if values.get("question_pruned") is False:
+        own |= {name: values.get(name, f"after:{own[name]}") for name in ("cell_id", "dense_cell_id")}
     defaults = {
-        "kind": "passkey", "context_tokens": 512, "depth": 0.5, "question_index": question_index, "expected": "12345",
-        "answer": "12345", "correct": True, "prune_events": 4, "answer_position_retained": 0.5,
+        "kind": "passkey", "context_tokens": 512, "digits": 5, "distractors": 0, "depth": 0.5, "question_index": question_index,
+        "question_pruned": True, "expected": "12345", "answer": "12345", "correct": True, "answer_nll": 1.0, "answer_tokens": 5,
+        "prune_events": 0 if dense else 4, "answer_position_retained": 1.0 if dense else 0.5,
+        "cache_tokens_mean": 500.0 if dense else 100.0,
     }  # fmt: skip
-    return _row("retrieval", {**defaults, **_own_columns("retrieval", values), **cell(**values)})
+    return _row("retrieval", {**defaults, **_own_columns("retrieval", values), **own})
+
+
+def asked(right: int = 10, dense: int = 10, n: int = 10, **settings: Any) -> list[dict[str, Any]]:
+    """Questions to a cell and to its dense twin, the first ones answered right."""
+    own = {key: value for key, value in settings.items() if key in _OF_THE_QUESTION}
+    twin = [retrieval_row(i, policy="dense", correct=i < dense, **own) for i in range(n)]
+    return twin + [retrieval_row(i, correct=i < right, **settings) for i in range(n)]
+
+
+_OF_THE_QUESTION = ("kind", "context_tokens", "digits", "distractors", "question_pruned", "model")
+
+
+def tasks_rows(values: list[float], **settings: Any) -> list[dict[str, Any]]:
+    """A task of a cell: the harness's accuracy, which is the mean of these values, and a row for each document."""
+    own = cell(**{"dataset": settings.get("task_name", "quiz"), **settings})
+    dense = own["policy"] == "dense"
+    mean = sum(values) / len(values)
+    defaults = {
+        "task_name": "quiz", "metric": "acc", "filter": "none", "documents": len(values), "higher_is_better": True,
+        "num_fewshot": 0, "prune_events": 0 if dense else 40, "cache_tokens_mean": 200.0 if dense else 50.0,
+        "stderr": (mean * (1 - mean) / len(values)) ** 0.5,
+    }  # fmt: skip
+    common = {**defaults, **_own_columns("tasks", settings), **own}
+    whole = _row("tasks", {"value": mean, **common})
+    return [whole, *[_row("tasks", {**common, "doc_index": i, "value": v, "stderr": None}) for i, v in enumerate(values)]]
 
 
 def failure_row(**values: Any) -> dict[str, Any]:
@@ -125,11 +159,17 @@ def write_run(directory: str, tables: dict[str, list[dict[str, Any]]] | None = N
 
 
 RATIOS = [0.95, 0.9, 0.8, 0.7, 0.5, 0.3]
+HARM = {"knorm": 1.0, "knorm_high": 0.1, "random": 0.25, "streaming": 0.05}
+"""What a policy does to perplexity."""
 
 
 def synthetic_run(directory: str, models: tuple[str, ...] = ("toy",), windows: int = 8, **info: Any) -> str:
-    """A run with every kind of row: U-curves for two thresholds, a cell that never prunes, speeds, passkeys, a failure."""
-    tables: dict[str, list[dict[str, Any]]] = {"perplexity": [], "generation": [], "retrieval": [], "failures": []}
+    """A run with every kind of row: U-curves for two thresholds, a cell that never prunes, speeds, passkeys and needles, tasks, a
+    failure.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {
+        "perplexity": [], "generation": [], "retrieval": [], "tasks": [], "failures": []
+    }  # fmt: skip
     cells = 0
     for model in models:
         settings = [{"policy": "dense"}]
@@ -146,9 +186,17 @@ def synthetic_run(directory: str, models: tuple[str, ...] = ("toy",), windows: i
         for setting in settings[:9]:
             turns = [False, True] if setting["policy"] == "dense" else [False]
             tables["generation"] += [_timed(i, model=model, control=again, **setting) for i in range(7) for again in turns]
-            tables["retrieval"] += [retrieval_row(i, model=model, correct=(i % 3 > 0), **setting) for i in range(20)]
+        asked = [{"policy": "dense"}, {"policy": "knorm", "keep_ratio": 0.5, "prune_after": 2048}]
+        asked += [{"policy": p, "keep_ratio": r, "prune_after": 32} for p in HARM for r in (0.9, 0.5, 0.3)]
+        for setting in asked:
+            tables["retrieval"] += _answered(model, setting)
+            right = 0.8 - (0.0 if setting["policy"] == "dense" else 0.5 * _harm(setting))
+            values = [float(_wobble(i, 7) < 2 * right - 1) for i in range(40)]
+            prunes = {"prune_events": 0} if setting.get("prune_after") == 2048 else {}
+            tables["tasks"] += tasks_rows(values, model=model, **prunes, **setting)
+            tables["tasks"] += tasks_rows(values[:20], model=model, metric="acc_norm", **prunes, **setting)
     tables["failures"].append(failure_row(model=models[0], policy="h2o", keep_ratio=0.5))
-    planned = {"perplexity": cells + 1, "generation": 9 * len(models), "retrieval": 9 * len(models)}
+    planned = {"perplexity": cells + 1, "generation": 9 * len(models), "retrieval": 28 * len(models), "tasks": 14 * len(models)}
     return write_run(directory, tables, **{"planned": planned, **info})
 
 
@@ -162,10 +210,10 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     if setting["policy"] == "dense":
         return perplexity_row(
             window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5,
-            kv_bytes_mean=4096 * 512.5, nll=[4.1] * 1023, event_steps=[], event_kept=[], **setting,
+            kv_bytes_mean=4096 * 512.5, nll=[4.1] * 1023, event_steps=[], event_kept=[], tokens_agreed=1023, **setting,
         )  # fmt: skip
     ratio, after = setting["keep_ratio"], setting["prune_after"]
-    harm = {"knorm": 1.0, "knorm_high": 0.1, "random": 0.25, "streaming": 0.05}[setting["policy"]]
+    harm = HARM[setting["policy"]]
     harm *= (1.2 if after == 32 else 0.2) * (0.45 + 0.55 * ratio**3) * (1.0 if setting.get("skip_layers") else 1.25)
     harm *= 1.8 if setting.get("position_mode") == "cache_length" else 1.0
     vacuous = after >= 1024
@@ -179,10 +227,35 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
         window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base + 1023 * harm, cache_tokens_mean=held,
         kv_bytes_mean=4096 * held, kv_bytes_peak=int(4096 * (1023 if vacuous else after)), tokens_scored_pruned=pruned,
         prune_events=0 if vacuous else int(1023 / (after * (1 - ratio) + 1)),
-        tokens_correct=40 - int(10 * harm), recent_retained=None if vacuous else 1 - 0.5 * ratio,
+        tokens_correct=40 - int(10 * harm), kl_sum=1023 * harm * (1.2 + 0.2 * ratio),
+        tokens_agreed=int(1023 * math.exp(-harm)), recent_retained=None if vacuous else 1 - 0.5 * ratio,
         sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02,
         nll=[4.1 + extra for extra in curve], event_steps=steps, event_kept=[kept] * len(steps), **setting,
     )  # fmt: skip
+
+
+def _harm(setting: dict[str, Any]) -> float:
+    """How much of the questions a policy cannot answer: nearly the reverse of what it does to perplexity."""
+    weight = {"knorm": 0.35, "knorm_high": 0.9, "random": 0.7, "streaming": 1.0}[setting["policy"]]
+    return 0.0 if setting["prune_after"] == 2048 else min(1.0, weight * 1.3 * (1 - setting["keep_ratio"]))
+
+
+def _answered(model: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """Passkeys, and needles among distractors, at three depths of two lengths, asked before and after the prune."""
+    rows = []
+    dense, never = setting["policy"] == "dense", setting.get("prune_after") == 2048
+    for kind, extra in (("passkey", {}), ("needle", {"digits": 7, "distractors": 3})):
+        for before, length, depth, i in itertools.product((True, False), (256, 512), (0.1, 0.5, 0.9), range(4)):
+            lost = 0.0 if dense else min(1.0, _harm(setting) * (1 + 0.3 * (kind == "needle") + 0.4 * (not before) - 0.5 * depth))
+            correct = dense or (_wobble(i, depth, length) + 1) / 2 >= lost
+            held = [0.02, 0.3, 0.98][i % 3] if not correct else 1 - lost
+            budget = 1.0 if dense or never else setting["keep_ratio"] * 64 / length
+            rows.append(retrieval_row(
+                i, model=model, kind=kind, context_tokens=length, depth=depth, question_pruned=before, correct=correct,
+                answer_nll=0.5 + 6 * lost, answer_position_retained=1.0 if dense or never else held,
+                cache_tokens_mean=budget * length, prune_events=0 if dense or never else 9, **extra, **setting,
+            ))  # fmt: skip
+    return rows
 
 
 def _timed(repeat: int, **setting: Any) -> dict[str, Any]:

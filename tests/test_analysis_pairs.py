@@ -10,8 +10,9 @@ from scipy import stats
 
 from analysis.load import RunUnreadableError, load
 from analysis.pairs import with_dense
+from analysis.retrieval_tables import retrieval
 from analysis.speed import checks, generation
-from analysis.tables import by_ratio, retrieval, summary
+from analysis.tables import by_ratio, summary
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
 
 

@@ -226,7 +226,7 @@ def test_every_chart_is_exported_as_a_picture_and_every_table_as_csv(tmp_path, c
     assert main([run, "--png", folders[0], "--svg", folders[1]]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     names = sorted(set(re.findall(r'data-chart="chart-([\w-]+)"', page)))
-    assert names == ["budget-1-1", "bytes-1", "retained-1-1", "tradeoff-1", "ucurve-1-1"]
+    assert names == ["budget-1-1", "bytes-1", "kl-1-1", "retained-1-1", "tradeoff-1", "ucurve-1-1"]
     for name in names:
         assert (tmp_path / "png" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         drawing = (tmp_path / "svg" / f"{name}.svg").read_text()

@@ -131,7 +131,7 @@ def test_retrieval_is_shown_by_depth_and_length(charts_of):
     ]
     frame = charts_of(retrieval=rows)["retrieval-1"].points.frame
     found = {(row["series"] == "dense", row["depth"]): row["accuracy"] for row in frame.iter_rows(named=True)}
-    assert found == {(True, "10.0 %"): 1.0, (True, "90.0 %"): 0.75, (False, "10.0 %"): 1.0, (False, "90.0 %"): 0.75}
+    assert found == {(True, 0.1): 1.0, (True, 0.9): 0.75, (False, 0.1): 1.0, (False, 0.9): 0.75}
 
 
 def test_charts_of_one_group_share_their_data_and_no_specification_holds_rows(shown):

@@ -13,8 +13,9 @@ from analysis.claims import CLAIMS, audit, control_experiment, evidences
 from analysis.contrast import above, below, contrast, mostly
 from analysis.load import load
 from analysis.pairs import with_dense
+from analysis.retrieval_tables import QUESTIONS, retrieval
 from analysis.speed import checks, generation
-from analysis.tables import retrieval, summary
+from analysis.tables import summary
 from analysis.uncertainty import RESAMPLES, SEED
 from tests.rows import generation_row, one, perplexity_row, retrieval_row, write_run
 
@@ -52,7 +53,8 @@ def timed(ttft=1.0, tokens=1.0, rounds=7, protocol="interleaved", drift=1.0, **s
 
 
 def asked(right=20, dense=20, **settings):
-    rows = [retrieval_row(i, policy="dense", correct=i < dense) for i in range(20)]
+    same = {name: value for name, value in settings.items() if name in QUESTIONS}
+    rows = [retrieval_row(i, policy="dense", correct=i < dense, **same) for i in range(20)]
     return rows + [retrieval_row(i, correct=i < right, **settings) for i in range(20)]
 
 
@@ -82,6 +84,8 @@ UP, FLAT = {0.95: 3.0, 0.5: 2.0}, {0.95: 2.0, 0.5: 2.0}
 SORTED = {"policy": "knorm_sorted"}
 LATE, SKIP = {"prune_after": 512}, {"skip_layers": [0]}
 GUARD = {"protect_recent": 8, "keep_ratio": 0.95}
+NEEDLE, AFTER = {"kind": "needle"}, {"question_pruned": False}
+HARD = {**NEEDLE, "digits": 7, "distractors": 3}
 
 CASES = [
     (1, "confirmed", "TTFT -90.00 %", {"generation_rows": timed(0.1)}),
@@ -148,6 +152,11 @@ CASES = [
     (10, NT, "no cells that pruned", {"perplexity": DENSE + scored(**NEVER)}),
     (11, "confirmed", "0 of 1 cells", {"answers": asked(keep_ratio=0.7) + asked(5, keep_ratio=0.6)}),
     (11, "refuted", "95.0 % [76.4 %, 99.1 %]", {"answers": asked(19)}),
+    (11, "refuted", "(needle, 5 digits, asked before the prune 1 of 1; passkey", {"answers": asked() + asked(15, **NEEDLE)}),
+    (11, "refuted", "asked after the prune 1 of 1", {"answers": asked() + asked(15, **AFTER)}),
+    (11, "refuted", "512 tokens, needle, 7 digits among 3 distractors", {"answers": asked(19) + asked(15, **HARD)}),
+    (11, "confirmed", "0 of 2 cells", {"answers": asked() + asked(**AFTER)}),
+    (11, "confirmed", "dense does not know: needle", {"answers": asked() + asked(5, dense=10, **NEEDLE)}),
     (11, NT, "answers 90.0 %", {"answers": asked(dense=18)}),
     (11, NT, "that pruned", {"answers": asked(context_tokens=1024)}),
     (11, NT, "that pruned", {"answers": asked(prune_events=0)}),

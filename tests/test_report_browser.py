@@ -10,7 +10,16 @@ import pytest
 from analysis.charts import SECTIONS
 from analysis.report import write_report
 from benchmarks.report import write_rows
-from tests.rows import NASTY, failure_row, generation_row, perplexity_row, synthetic_run, write_run
+from tests.rows import (
+    NASTY,
+    failure_row,
+    generation_row,
+    perplexity_row,
+    retrieval_row,
+    synthetic_run,
+    tasks_rows,
+    write_run,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -50,7 +59,13 @@ def nasty(tmp_path_factory):
     rows = [perplexity_row(i, **names, policy=p, nll_sum=200.0 + i + len(p)) for i in range(3) for p in ("dense", "knorm", NASTY)]
     timed = [generation_row(i, **names, policy=p) for i in range(7) for p in ("dense", "knorm")]
     failed = [failure_row(**names, error_type=NASTY, message=NASTY, traceback=NASTY)]
-    tables = {"perplexity": rows, "generation": timed, "failures": failed}
+    asked = [
+        retrieval_row(i, **names, policy=p, kind=NASTY, context_tokens=n, correct=i > 0)
+        for i in range(3) for p in ("dense", "knorm", NASTY) for n in (64, 512)
+    ]  # fmt: skip
+    texts = {"task_name": NASTY, "metric": NASTY, "filter": NASTY}
+    scores = [row for p in ("dense", "knorm", NASTY) for row in tasks_rows([1.0, 0.0], policy=p, **texts, **names)]
+    tables = {"perplexity": rows, "generation": timed, "failures": failed, "retrieval": asked, "tasks": scores}
     return write_report([write_run(str(tmp_path_factory.mktemp("nasty")), tables, name=NASTY, argv=[NASTY])])
 
 
@@ -163,6 +178,41 @@ def test_the_saw_tooth_shows_the_cell_that_is_chosen(visit, whole):
     assert len(line.get_attribute("d")) > 50
 
 
+def test_retrieval_shows_the_length_the_policy_and_the_ratio_that_are_chosen(visit, whole):
+    page = visit(whole)
+
+    def shown(chart, mark):
+        return page.locator(f"#{chart} .role-mark.mark-{mark} path[aria-label]").evaluate_all("all => all.map(e => e.ariaLabel)")
+
+    def changed(chart, mark, list_number, value):
+        before = shown(chart, mark)
+        page.locator(f"#{chart} select").nth(list_number).select_option(value)
+        page.wait_for_timeout(100)
+        assert len(before) > 1 and shown(chart, mark) != before
+
+    assert all("context tokens: 512" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label)
+    changed("chart-accuracy-1", "symbol", 0, "256")
+    assert all("context tokens: 256" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label)
+    assert page.locator("#chart-accuracy-1 .mark-text.role-mark text").all_text_contents() == ["dense 100.0%"]
+    changed("chart-disagreement-1", "symbol", 0, "256")
+    changed("chart-outcomes-1", "rect", 0, "256")
+    rows = page.locator("#chart-outcomes-1 .role-axis-label text").all_text_contents()
+    assert len(shown("chart-outcomes-1", "rect")) >= 12 and {"knorm 0.9", "streaming 0.3"} < set(rows)
+    series = page.locator("#chart-retrieval-1 option").all_inner_texts()
+    changed("chart-retrieval-1", "rect", 0, next(name for name in series if name.startswith("streaming")))
+    changed("chart-retrieval-1", "rect", 1, "0.3")
+    squares = page.locator("#chart-retrieval-1 .role-mark.mark-rect path").count()
+    assert squares == 6  # three depths of two lengths
+    page.locator("#chart-retrieval-1 select").nth(0).select_option("dense")  # which has no such keep_ratio
+    page.wait_for_timeout(100)
+    assert page.locator("#chart-retrieval-1 .role-mark.mark-rect path").count() == squares
+    page.locator("select[name=policy]").select_option("random")
+    page.wait_for_selector("body[data-charts=drawn]")
+    assert shown_policies(page, "chart-accuracy-1") == shown_policies(page, "chart-tasks-1") == {"random"}
+    assert page.locator("#chart-accuracy-1 .mark-text.role-mark text").count() == 1  # the dense twin stays
+    assert page.trouble == []
+
+
 def test_the_print_preview_cuts_no_chart(visit, whole, tmp_path):
     page = visit(whole)
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
@@ -233,6 +283,8 @@ def test_colours_follow_the_scheme_without_a_second_drawing(visit, whole):
 def test_malicious_names_are_shown_and_do_nothing(visit, nasty, width):
     page = visit(nasty, width)
     assert page.locator("img").count() == 0
+    for chart in page.locator("div.chart").all():
+        assert chart.locator(MARKS).count() >= 1, chart.get_attribute("id")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator("#chart-ucurve-1-1").scroll_into_view_if_needed()
     page.locator("#chart-ucurve-1-1 .mark-symbol.role-mark path").first.hover()

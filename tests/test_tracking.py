@@ -9,7 +9,7 @@ from analysis.load import load
 from analysis.page import contents
 from analysis.tracking import Exported, export, records
 from pipeline.results import RunStore, to_arrow
-from tests.rows import NASTY, failure_row, generation_row, one, perplexity_row, retrieval_row, write_run
+from tests.rows import NASTY, failure_row, generation_row, one, perplexity_row, retrieval_row, tasks_rows, write_run
 
 TRACKERS = ["trackio", "mlflow"]
 TIMED = "generation/prompt_128/batch_1/interleaved"
@@ -151,15 +151,31 @@ def test_timings_that_cannot_be_compared_say_so(tmp_path):
 def test_the_cells_of_a_setting_are_one_record(tmp_path):
     tables = {
         "perplexity": [perplexity_row(cell_id="p", dense_cell_id="p0")],
-        "generation": [generation_row(cell_id="g", dense_cell_id="g0")],
+        "generation": [generation_row(cell_id="g", dense_cell_id="g0"), generation_row(keep_ratio=0.3, cell_id="g2")],
         "retrieval": [retrieval_row(cell_id="r", dense_cell_id="r0"), retrieval_row(keep_ratio=0.5, cell_id="r2")],
         "failures": [failure_row(task="retrieval", cell_id="r")],
     }
-    own, other = records(load([write_run(str(tmp_path / "run"), tables)]))
+    own, alone, other = records(load([write_run(str(tmp_path / "run"), tables)]))
     wanted = {"perplexity": "p", TIMED: "g", "retrieval/passkey/context_512": "r"}
     assert {place: own.params[f"{place}/cell_id"] for place in wanted} == wanted
     assert own.params["retrieval/failure/reason"].startswith("OutOfMemoryError") and "FAILED" not in own.verdict
-    assert other.params["keep_ratio"] == 0.5 and other.verdict == "NOT_JUDGED" and other.key != own.key
+    assert other.params["keep_ratio"] == 0.5 and other.verdict == "VALID" and other.key != own.key
+    assert alone.params["keep_ratio"] == 0.3 and alone.verdict == "NOT_JUDGED"  # no dense cell was timed beside it
+
+
+def test_questions_and_tasks_are_told_apart_by_their_place(tmp_path):
+    asked = [retrieval_row(), retrieval_row(digits=7, distractors=3), retrieval_row(question_pruned=False)]
+    scored = [*tasks_rows([1.0, 0.0], metric="acc,none", dataset="text"), *tasks_rows([1.0], task_name="../x", dataset="text")]
+    (own,) = records(load([write_run(str(tmp_path / "run"), {"retrieval": asked, "tasks": scored})]))
+    places = {name.rpartition("/")[0] for name in own.metrics}
+    asked_in = "retrieval/passkey/context_512"
+    assert places == {
+        asked_in, f"{asked_in}/digits_7/distractors_3", f"{asked_in}/asked_after", "tasks/quiz/acc_none/none",
+        "tasks/___x/acc/none",
+    }  # fmt: skip
+    assert own.metrics["tasks/quiz/acc_none/none/value"] == 0.5
+    assert own.metrics[f"{asked_in}/answer_nll"] == pytest.approx(0.2)
+    assert own.params["tasks/quiz/acc_none/none/verdict"] == "VALID"
 
 
 def test_a_cell_that_was_timed_on_two_devices_keeps_both(tmp_path):

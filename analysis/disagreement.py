@@ -1,0 +1,134 @@
+"""Perplexity beside retrieval: cells of the same settings, where the two disagree, as a chart and in words."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from analysis import labels
+from analysis.load import VERSION_COLUMNS
+from analysis.marks import (
+    HEIGHT,
+    Axis,
+    Chart,
+    Points,
+    bounds,
+    mark,
+    names_of,
+    policy_colour,
+    rule,
+    shape,
+    specification,
+    tooltips,
+)
+from analysis.points import Group, with_words
+from analysis.retrieval_charts import FIGURES, asked_groups, length_choice, of_length, settings
+from analysis.retrieval_tables import KNOWS, shown_lower
+
+SAME = [
+    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "variant", "after",
+]  # fmt: skip
+"""What a scored cell and one that was asked must share to be one point."""
+
+CLOSE, LOST = 0.02, 0.10
+"""A PPL at most this much above dense is called harmless; an accuracy this far below dense, lost."""
+
+ABOUT = [
+    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
+    ("PPL ratio to dense", "ratio", ".4~r"), bounds("95 % interval of it", "ratio_low", "ratio_high"),
+    ("budget of perplexity", "scored_budget", ".1%"), ("accuracy minus dense, points", "points", "+.1f"), *FIGURES,
+]  # fmt: skip
+
+
+def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell of equal settings.
+
+    Of cells that scored other windows in the same settings, the one with most windows counts.
+    """
+    scored = with_words(cells.filter(pl.col("verdict") == "VALID", pl.col("ratio").is_not_null()))
+    scored = scored.sort("n_windows", descending=True, maintain_order=True).unique(SAME, keep="first", maintain_order=True)
+    asked = with_words(answers.filter(pl.col("verdict") == "VALID", pl.col("accuracy_difference").is_not_null()))
+    figures = scored.select(*SAME, "ratio", "ratio_low", "ratio_high", scored_budget="budget")
+    return asked.join(figures, on=SAME, how="inner", nulls_equal=True, maintain_order="left")
+
+
+def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame) -> list[Chart]:
+    """PPL ratio against the accuracy lost, a chart per model, dataset and sort of question."""
+    both = beside(cells, answers).with_columns(
+        settings(), length=pl.col("context_tokens").cast(pl.String), retained="answer_retained"
+    )
+    return [_chart(group) for group in asked_groups(both)]
+
+
+def _chart(group: Group) -> Chart:
+    dense = pl.col("dense_accuracy")
+    frame = group.cells.select(
+        "policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high", "accuracy", "accuracy_low",
+        "accuracy_high", "dense_accuracy", "retained", "budget", "scored_budget", "questions",
+        points=100 * pl.col("accuracy_difference"), low=100 * (pl.col("accuracy_low") - dense),
+        high=100 * (pl.col("accuracy_high") - dense),
+    )  # fmt: skip
+    points, names = Points(f"disagreement_{group.number}", frame), names_of(frame, "settings")
+    params, only = length_choice(frame)
+    x = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0, 1.05), also=("ratio_low", "ratio_high"))
+    y = Axis("points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * LOST), also=("low", "high"))
+    place, tint = {"x": x.x(frame), "y": y.y(frame)}, policy_colour(frame)
+    own = of_length(mark(), frame)
+    across = own.transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.2, opacity=0.5)
+    across = across.encode(x=x.x(frame, "ratio_low"), x2=alt.X2("ratio_high"), y=y.y(frame), color=tint)
+    upright = own.mark_rule(strokeWidth=1.2, opacity=0.5)
+    upright = upright.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
+    dots = own.mark_point(filled=True, size=60, opacity=1)
+    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
+    layers = [*_corner(frame, x, y), *rule(1.0, "", x, frame, upright=True), *rule(0.0, "", y, frame), across, upright, dots]
+    description = f"PPL ratio against accuracy lost, {group.title}, {group.detail}: {frame.height} cells measured both ways"
+    title = [group.title, group.detail, only]
+    spec = specification(layers, points, title, description, params=params, height=HEIGHT + 10)
+    return Chart(f"disagreement-{group.number}", description, spec, points, group.about)
+
+
+def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
+    """The corner where perplexity sees no harm and retrieval does, shaded."""
+    left, bottom = (axis.scale(frame).to_dict()["domain"][0] for axis in (x, y))
+    words = "PPL sees no harm, retrieval does"
+    data = alt.Chart(alt.Data(values=[{"ratio": left, "to": 1 + CLOSE, "top": -100 * LOST, "bottom": bottom, "label": words}]))
+    area = data.mark_rect(fill="var(--c-snapkv)", opacity=0.15)
+    area = area.encode(x=x.x(frame), x2=alt.X2("to"), y=y.y(frame, "top"), y2=alt.Y2("bottom"))
+    text = data.mark_text(align="left", baseline="bottom", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
+    return [area, text.encode(x=x.x(frame), y=y.y(frame, "bottom"), text="label:N")]
+
+
+def in_words(both: pl.DataFrame) -> list[str]:
+    """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from ``beside``.
+
+    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower, PPL where all of its interval lies more
+    than ``CLOSE`` above dense.
+    """
+    sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
+    lost = (pl.col("accuracy_difference") < -LOST) & shown_lower()
+    kept = (pl.col("accuracy_difference") >= -CLOSE) & (pl.col("dense_accuracy") >= KNOWS)
+    found = []
+    for _, group in sound.group_by(["model", "dataset", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
+        blind = group.filter(pl.col("ratio") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
+        harsh = group.filter(pl.col("ratio_low") > 1 + CLOSE, kept).sort("ratio", descending=True, maintain_order=True)
+        place = "{model} on {dataset}".format(**group.row(0, named=True))
+        count = f"{{}} of {group.height:,} pairs of figures"
+        if blind.height:
+            many = count.format(blind.height)
+            found.append(f"{place}: PPL sees no harm where retrieval does in {many}; most: {_pair(blind)}.")
+        if harsh.height:
+            many = count.format(harsh.height)
+            found.append(f"{place}: PPL sees harm where retrieval does not in {many}; most: {_pair(harsh)}.")
+        if not blind.height and not harsh.height:
+            found.append(f"{place}: PPL and retrieval disagree in none of {group.height:,} pairs of figures.")
+    return found
+
+
+def _pair(ranked: pl.DataFrame) -> str:
+    row = ranked.row(0, named=True)
+    ratio = f"PPL ratio {labels.figure(row['ratio'])} {labels.interval(row['ratio_low'], row['ratio_high'])}"
+    ends = f"[{labels.percent(row['accuracy_low'])}, {labels.percent(row['accuracy_high'])}]"
+    right = f"{labels.percent(row['accuracy'])} {ends} right against dense {labels.percent(row['dense_accuracy'])}"
+    asked = f"{labels.questions(row)}, {row['context_tokens']} tokens"
+    held = f"held {labels.percent(row['scored_budget'])} and {labels.percent(row['budget'])} of the cache"
+    return f"{ratio}, {right} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}; {asked}; {held})"

@@ -1,0 +1,133 @@
+"""Retrieval: answers beside the dense twin's, what became of each, and the tables by cell and by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from analysis.load import VERSION_COLUMNS
+from analysis.pairs import POOL, SETTINGS, finite
+from analysis.tables import beyond, in_order, plain_verdict
+from analysis.uncertainty import mcnemar_p, mean_bounds
+
+QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned"]
+"""What tells one set of questions from another; each is a row of its own."""
+
+ASKED_ORDER, ASKED_DOWN = [*QUESTIONS], [name == "question_pruned" for name in QUESTIONS]
+"""The order of sets of questions: those asked before the prune first."""
+
+SHOWN = 0.05
+"""The p below which an accuracy is said to differ from the dense twin's."""
+
+DROPPED, HELD = 0.05, 0.95
+"""Shares of a fact's positions that are still held, over the layers that prune and their heads, when the answer begins.
+
+A fact has some twenty tokens, a quarter of them digits. Below DROPPED a head holds on average less than one, so the digits
+cannot be read off; from HELD on it lacks at most one. Between them all digits may be gone or all there: partly held.
+"""
+
+RIGHT = "right"
+LOST = {
+    "lost_dropped": "wrong, fact dropped",
+    "lost_partly": "wrong, fact partly held",
+    "lost_held": "wrong though held",
+    "untold": "wrong, cause not to be told",
+}
+"""What can become of an answer that is not right, by the column that counts it. The last: the dense twin was wrong too, has no
+row, or what was held was not recorded."""
+
+KNOWS = 0.95
+"""The share of questions that the dense cell must answer before one can say that a compressed one lost nothing."""
+
+Z95 = 1.959963984540054
+
+
+def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Per pooled cell and set of questions: accuracy with Wilson's 95 % interval, the twin's, NLL of the right answer, outcomes.
+
+    ``accuracy_difference`` (with McNemar's ``p_value``) and ``nll_difference`` (per answer token, with a bootstrap interval over
+    questions) are to the dense twin on the same questions; ``budget``: the cache held while answering as a share of the twin's.
+    Null where there is no twin, or a schema lacks it.
+    """
+    answers = with_twin(rows).collect()
+    keys = [*POOL, *QUESTIONS]
+    cells = figures(answers.lazy(), QUESTIONS).collect()
+    pruned = answers.filter(pl.col("policy") != "dense").sort([*keys, "seed", "depth", "question_index"])
+    nll = mean_bounds(pruned, keys, "nll_difference", "answer_tokens", "nll_difference")
+    cells = cells.join(nll, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    p = [None if pair[0] is None else mcnemar_p(*pair) for pair in cells.select("lost", "gained").iter_rows()]
+    cells = cells.with_columns(pl.Series("p_value", p, pl.Float64), plain_verdict(), note=beyond())
+    return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
+
+
+def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
+    """The figures of ``retrieval`` but for the bootstrap, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
+    known = pl.col("nll_difference").is_not_null()
+    held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
+    both = held.is_not_null() & dense_held.is_not_null()
+    paired = pl.col("correct").is_not_null() & pl.col("dense_correct").is_not_null()
+    cells = answers.group_by([*POOL, *by], maintain_order=True).agg(
+        *[pl.col(name).first() for name in SETTINGS],
+        questions=pl.len(),
+        right=pl.col("correct").sum(),
+        dense_accuracy=pl.col("dense_correct").mean(),
+        lost=pl.when(paired.any()).then((pl.col("dense_correct") & ~pl.col("correct")).filter(paired).sum()),
+        gained=pl.when(paired.any()).then((~pl.col("dense_correct") & pl.col("correct")).filter(paired).sum()),
+        accuracy_difference=(pl.col("correct").cast(pl.Int64) - pl.col("dense_correct").cast(pl.Int64)).filter(paired).mean(),
+        answer_nll=pl.col("answer_nll").sum() / pl.col("answer_tokens").filter(pl.col("answer_nll").is_not_null()).sum(),
+        nll_difference=pl.col("nll_difference").filter(known).sum() / pl.col("answer_tokens").filter(known).sum(),
+        answer_retained=pl.col("answer_position_retained").mean(),
+        budget=held.filter(both).sum() / dense_held.filter(both).sum(),
+        prune_events=pl.col("prune_events").mean(),
+        **{name: (pl.col("outcome") == words).sum() for name, words in LOST.items()},
+    )
+    return cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
+
+
+def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``, ``nll_difference`` in nats),
+    and what became of each: ``outcome``.
+    """
+    question = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
+    twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
+        *question, dense_correct="correct", dense_nll="answer_nll", dense_cache_tokens="cache_tokens_mean"
+    )
+    paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
+    return paired.with_columns(outcome(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll"))
+
+
+def outcome() -> pl.Expr:
+    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of its fact was still held."""
+    held = in_pruning_layers()
+    lost = pl.col("correct").not_() & pl.col("dense_correct")
+    return (
+        pl.when(pl.col("correct")).then(pl.lit(RIGHT))
+        .when(lost & (held < DROPPED)).then(pl.lit(LOST["lost_dropped"]))
+        .when(lost & (held < HELD)).then(pl.lit(LOST["lost_partly"]))
+        .when(lost & (held >= HELD)).then(pl.lit(LOST["lost_held"]))
+        .otherwise(pl.lit(LOST["untold"])).alias("outcome")
+    )  # fmt: skip
+
+
+def in_pruning_layers() -> pl.Expr:
+    """The share of the fact still held without the skipped layers, which hold all of it whatever happens.
+
+    Over all layers where run.json does not say how many the model has.
+    """
+    share, layers = pl.col("answer_position_retained"), pl.col("layers")
+    skipped = pl.col("skip_layers").list.len().cast(pl.Int64).fill_null(0)
+    return pl.when(layers > skipped).then(((share * layers - skipped) / (layers - skipped)).clip(0, 1)).otherwise(share)
+
+
+def shown_lower() -> pl.Expr:
+    """Cells that are shown to answer fewer questions than the dense twin does."""
+    return (pl.col("p_value") < SHOWN) & (pl.col("accuracy_difference") < 0)
+
+
+def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:
+    """Wilson's score interval of a share, 95 %, as ``accuracy_low`` and ``accuracy_high``."""
+    share, spread = right / questions, Z95**2 / questions
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * (share * (1 - share) / questions + spread / (4 * questions)).sqrt()
+    return {"accuracy_low": middle - half, "accuracy_high": middle + half}

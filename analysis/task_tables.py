@@ -1,0 +1,89 @@
+"""Tasks of lm-evaluation-harness: the harness's figure of each metric beside the dense twin's, paired over documents."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from analysis.load import VERSION_COLUMNS
+from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, finite
+from analysis.tables import in_order, plain_verdict
+from analysis.uncertainty import mean_bounds
+
+METRIC = ["task_name", "metric", "filter"]
+SAME = 1e-6
+"""A figure that is this close to the mean over its documents, relatively, is that mean."""
+
+WHOLE = pl.col("doc_index").is_null()
+
+
+def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Per pooled cell, task, metric and filter: the harness's value and standard error, the dense twin's, their difference.
+
+    The difference has a 95 % bootstrap interval over documents where the figure is their mean; one made in another
+    way (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.
+    ``suite`` is what was asked for, which may have several tasks.
+    """
+    table = _wholes(rows).collect()
+    documents = _documents(rows).collect()
+    keys = [*POOL, *METRIC]
+    means = documents.group_by(keys).agg(
+        paired_documents=pl.len(), own_mean=pl.col("value").mean(), dense_mean=pl.col("dense_value").mean()
+    )
+    bounds = mean_bounds(documents.filter(pl.col("policy") != "dense"), keys, "difference", "weight", "difference")
+    for found in (means, bounds):
+        table = table.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    is_mean = _close("value", "own_mean") & _close("dense_value", "dense_mean")
+    ends = pl.col("difference_low", "difference_high")
+    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), plain_verdict(), _note(is_mean))
+    return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
+
+
+def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The harness's own figures, with the twin's."""
+    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC]
+    whole = rows.filter(WHOLE)
+    twin = whole.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
+        *on, dense_value="value", dense_stderr="stderr", dense_cache_tokens="cache_tokens_mean"
+    )
+    paired = whole.join(twin, on=on, how="left", nulls_equal=True, maintain_order="left")
+    settings = [name for name in SETTINGS if name != "beyond_context"]
+    alone = pl.col("seed").n_unique() == 1
+    cells = paired.group_by([*POOL, *METRIC], maintain_order=True).agg(
+        *[pl.col(name).first() for name in [*settings, "higher_is_better", "num_fewshot"]],
+        *[pl.when(alone).then(pl.col(name).first()).alias(name) for name in ("stderr", "dense_stderr")],
+        pl.col("value", "dense_value", "cache_tokens_mean", "prune_events").mean(),
+        suite=pl.col("dataset").first(),
+        documents=pl.col("documents").max(),
+        seeds=pl.col("seed").n_unique(),
+        budget=pl.col("cache_tokens_mean").sum() / pl.col("dense_cache_tokens").sum(),
+    )
+    return cells.with_columns(difference=pl.col("value") - pl.col("dense_value"), beyond_context=pl.lit(None, pl.Boolean))
+
+
+def _documents(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Values of single documents beside the twin's, a document once: over seeds, means."""
+    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC, "doc_index"]
+    single = rows.filter(~WHOLE, pl.col("value").is_not_null())
+    twin = single.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(*on, dense_value="value")
+    paired = single.join(twin, on=on, how="inner", nulls_equal=True)
+    own = paired.group_by([*POOL, *METRIC, "doc_index"]).agg(pl.col("policy").first(), pl.col("value", "dense_value").mean())
+    ordered = own.sort([*POOL, *METRIC, "doc_index"])
+    return ordered.with_columns(difference=pl.col("value") - pl.col("dense_value"), weight=pl.lit(1.0))
+
+
+def _close(figure: str, mean: str) -> pl.Expr:
+    return ((pl.col(figure) - pl.col(mean)).abs() <= SAME * pl.max_horizontal(pl.col(figure).abs(), 1.0)).fill_null(False)
+
+
+def _note(is_mean: pl.Expr) -> pl.Expr:
+    compared = pl.col("policy") != "dense"
+    notes = [
+        pl.when(compared & pl.col("dense_value").is_null()).then(pl.lit("no dense twin: no difference")),
+        pl.when(compared & pl.col("dense_value").is_not_null() & ~is_mean).then(
+            pl.lit("no mean over paired documents: no interval")
+        ),
+        pl.when(pl.col("documents") < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}")),
+        pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds averaged", "seeds")),
+    ]
+    joined = pl.concat_str(notes, separator="; ", ignore_nulls=True)
+    return pl.when(joined != "").then(joined).alias("note")
