@@ -155,7 +155,7 @@ RETRIEVAL = [
     Column("answer_nll", "NLL of the right answer (nats per token)"), Column("nll_difference", "minus dense"),
     Column("nll_difference_low", "95 % interval", "interval", "nll_difference_high"),
     Column("budget", "realised budget", "percent"), Column("answer_retained", "answer still held", "percent"),
-    Column("lost_dropped", "lost, fact dropped", "count"), Column("lost_partly", "lost, partly held", "count"),
+    Column("lost_dropped", "lost, answer dropped", "count"), Column("lost_partly", "lost, partly held", "count"),
     Column("lost_held", "lost though held", "count"), Column("untold", "wrong, cause not to be told", "count"),
     Column("prune_events", "prune events per question", "count"), Column("note", "note", "text"),
 ]  # fmt: skip
@@ -169,7 +169,8 @@ TASKS = [
     Column("dense_value", "dense"), Column("difference", "minus dense"),
     Column("difference_low", "95 % interval", "interval", "difference_high"), Column("documents", "documents", "count"),
     Column("paired_documents", "paired documents", "count"), Column("budget", "realised budget", "percent"),
-    Column("prune_events", "prune events", "count"), Column("note", "note", "text"),
+    Column("share_pruned", "tokens from a pruned cache", "percent"), Column("prune_events", "prune events", "count"),
+    Column("note", "note", "text"),
 ]  # fmt: skip
 
 TEXTS = [

@@ -210,7 +210,7 @@ def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:
 
 
 def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
-    """Answers right, and wrong with the fact dropped, partly held or held, as stacked bars per keep_ratio and policy."""
+    """Answers right, and wrong with the answer dropped, partly held or held, as stacked bars per keep_ratio and policy."""
     compared = cell_frame(answers).filter(pl.col("policy") != "dense")
     return [_outcome_chart(group) for group in asked_groups(compared)]
 

@@ -21,16 +21,16 @@ SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
 
 DROPPED, HELD = 0.05, 0.95
-"""Shares of a fact's positions that are still held, over the layers that prune and their heads, when the answer begins.
+"""Shares of the answer's own tokens that are still held, over the layers that prune and their heads, when the answer begins.
 
-A fact has some twenty tokens, a quarter of them digits. Below DROPPED a head holds on average less than one, so the digits
-cannot be read off; from HELD on it lacks at most one. Between them all digits may be gone or all there: partly held.
+Five digits have some five tokens: below DROPPED, at most one head in four holds a single one, so the answer cannot be read off;
+from HELD on, at most that much is missing. Between them some heads hold all of it, some parts, some nothing: partly held.
 """
 
 RIGHT = "right"
 LOST = {
-    "lost_dropped": "wrong, fact dropped",
-    "lost_partly": "wrong, fact partly held",
+    "lost_dropped": "wrong, answer dropped",
+    "lost_partly": "wrong, answer partly held",
     "lost_held": "wrong though held",
     "untold": "wrong, cause not to be told",
 }
@@ -98,7 +98,7 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def outcome() -> pl.Expr:
-    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of its fact was still held."""
+    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it was still held."""
     held = in_pruning_layers()
     lost = pl.col("correct").not_() & pl.col("dense_correct")
     return (
@@ -111,7 +111,7 @@ def outcome() -> pl.Expr:
 
 
 def in_pruning_layers() -> pl.Expr:
-    """The share of the fact still held without the skipped layers, which hold all of it whatever happens.
+    """The share of the answer still held without the skipped layers, which hold all of it whatever happens.
 
     Over all layers where run.json does not say how many the model has.
     """

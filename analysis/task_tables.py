@@ -34,7 +34,7 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
         table = table.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
     is_mean = _close("value", "own_mean") & _close("dense_value", "dense_mean")
     ends = pl.col("difference_low", "difference_high")
-    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), plain_verdict(), _note(is_mean))
+    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), _verdict(), _note(is_mean))
     return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
 
 
@@ -52,6 +52,7 @@ def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
         *[pl.col(name).first() for name in [*settings, "higher_is_better", "num_fewshot"]],
         *[pl.when(alone).then(pl.col(name).first()).alias(name) for name in ("stderr", "dense_stderr")],
         pl.col("value", "dense_value", "cache_tokens_mean", "prune_events").mean(),
+        share_pruned=pl.col("tokens_predicted_pruned").sum() / pl.col("tokens_predicted").sum(),
         suite=pl.col("dataset").first(),
         documents=pl.col("documents").max(),
         seeds=pl.col("seed").n_unique(),
@@ -75,12 +76,21 @@ def _close(figure: str, mean: str) -> pl.Expr:
     return ((pl.col(figure) - pl.col(mean)).abs() <= SAME * pl.max_horizontal(pl.col(figure).abs(), 1.0)).fill_null(False)
 
 
+def _verdict() -> pl.Expr:
+    """``plain_verdict``, and NEVER_PRUNED also where the cache was pruned only after all that was asked had been predicted."""
+    late = (pl.col("policy") != "dense") & (pl.col("share_pruned") == 0)
+    return pl.when(late).then(pl.lit("NEVER_PRUNED")).otherwise(plain_verdict()).alias("verdict")
+
+
 def _note(is_mean: pl.Expr) -> pl.Expr:
     compared = pl.col("policy") != "dense"
     notes = [
         pl.when(compared & pl.col("dense_value").is_null()).then(pl.lit("no dense twin: no difference")),
         pl.when(compared & pl.col("dense_value").is_not_null() & ~is_mean).then(
             pl.lit("no mean over paired documents: no interval")
+        ),
+        pl.when(compared & (pl.col("share_pruned") == 0) & (pl.col("prune_events") > 0)).then(
+            pl.lit("every token was predicted before its cache was pruned")
         ),
         pl.when(pl.col("documents") < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}")),
         pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds averaged", "seeds")),

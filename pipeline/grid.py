@@ -86,19 +86,14 @@ class Cell:
 CELL_FIELDS = tuple(part.name for part in fields(Cell) if part.init)
 
 
-LATER_KEYS: dict[str, dict[str, Any]] = {"retrieval": {"digits": [5], "distractors": [0], "question_pruned": True}}
-"""Keys that tasks got after results were stored, and the values that those were measured with: left out of a cell's settings, so
-that it keeps its id."""
-
-
 @lru_cache(maxsize=1024)
-def _parsed(task: str, settings: str) -> Mapping[str, Any]:
-    return LATER_KEYS.get(task, {}) | json.loads(settings)
+def _parsed(settings: str) -> Mapping[str, Any]:
+    return json.loads(settings)
 
 
 def settings_of(cell: Cell) -> Mapping[str, Any]:
     """The settings of a cell's task by name."""
-    return _parsed(cell.task, cell.settings)
+    return _parsed(cell.settings)
 
 
 @dataclass(frozen=True)
@@ -205,10 +200,9 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         for protocol, prompt, batch in itertools.product(task.protocol, task.prompt_tokens, task.batch_sizes):
             yield "generation", {"protocol": protocol, "prompt_tokens": prompt, "batch_size": batch, **common}
     if spec.retrieval:
-        common, later = spec.retrieval.model_dump(exclude=filters), LATER_KEYS["retrieval"]
+        common = spec.retrieval.model_dump(exclude=filters)
         for pruned in spec.retrieval.question_pruned:
-            asked = common | {"question_pruned": pruned}
-            yield "retrieval", {key: value for key, value in asked.items() if key not in later or value != later[key]}
+            yield "retrieval", common | {"question_pruned": pruned}
 
 
 def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:

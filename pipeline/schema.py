@@ -154,8 +154,9 @@ tokens. ``text_...``: of the generated text, averaged over the batch: tokens bef
 itself, share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
 
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
-the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the fact asked for
-that are held, over layers and heads, when the answer begins. ``cache_tokens_mean``: entries held while answering, over steps and
+the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own
+tokens (of the copy held best) that are held, over layers and heads, when the answer begins; of the whole fact's in older schemas.
+``cache_tokens_mean``: entries held while answering, over steps and
 layers.
 
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document

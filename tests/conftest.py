@@ -129,6 +129,23 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``run_of(perplexity=rows, ...)``: results of a run with these tables."""
+    from analysis.load import load
+    from tests.rows import write_run
+
+    return lambda **tables: load([write_run(str(tmp_path_factory.mktemp("run")), tables)])
+
+
+@pytest.fixture
+def page_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
+    """``page_of(perplexity=rows, ...)``: everything that a page shows of them."""
+    from analysis.page import contents
+
+    return lambda **tables: contents(run_of(**tables), 0.01)
+
+
+@pytest.fixture
 def summarise(tmp_path):
     """Perplexity rows -> the summary table of a run that holds them."""
     from analysis.load import load

@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness that lie in a folder: a question with choices, a text to score, a text to write; and a group."""
+"""Tasks for lm-evaluation-harness in a folder: a question with choices, a text to score, a text to write; and a group."""
 
 import json
 from pathlib import Path

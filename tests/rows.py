@@ -101,7 +101,9 @@ def tasks_rows(values: list[float], **settings: Any) -> list[dict[str, Any]]:
     mean = sum(values) / len(values)
     defaults = {
         "task_name": "quiz", "metric": "acc", "filter": "none", "documents": len(values), "higher_is_better": True,
-        "num_fewshot": 0, "prune_events": 0 if dense else 40, "cache_tokens_mean": 200.0 if dense else 50.0,
+        "num_fewshot": 0, "prune_events": 0 if dense else 40, "tokens_predicted": 100,
+        "tokens_predicted_pruned": 0 if dense else 60,
+        "cache_tokens_mean": 200.0 if dense else 50.0,
         "stderr": (mean * (1 - mean) / len(values)) ** 0.5,
     }  # fmt: skip
     common = {**defaults, **_own_columns("tasks", settings), **own}
@@ -146,6 +148,11 @@ def one(frame: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
     found = frame.filter(*[pl.col(name) == value for name, value in wanted.items()])
     assert found.height == 1, found
     return found.row(0, named=True)
+
+
+def charts_of(shown: Any) -> dict[str, Any]:
+    """The charts of a page's contents by name."""
+    return {chart.name: chart for panels in shown.charts.values() for chart in panels}
 
 
 def write_run(directory: str, tables: dict[str, list[dict[str, Any]]] | None = None, **info: Any) -> str:

@@ -7,22 +7,8 @@ import polars as pl
 import pytest
 
 from analysis.disagreement import beside
-from analysis.load import load
-from analysis.page import contents
 from analysis.retrieval_findings import accuracy_findings, least_budget
-from tests.rows import asked, perplexity_row, tasks_rows, write_run
-
-
-@pytest.fixture
-def run_of(tmp_path_factory):
-    """Tables -> results."""
-    return lambda **tables: load([write_run(str(tmp_path_factory.mktemp("run")), tables)])
-
-
-@pytest.fixture
-def page_of(run_of):
-    """Tables -> everything that a page shows."""
-    return lambda **tables: contents(run_of(**tables), 0.01)
+from tests.rows import asked, perplexity_row, tasks_rows
 
 
 def said(shown):

@@ -12,23 +12,7 @@ from analysis.load import load
 from analysis.page import contents, render
 from analysis.task_tables import tasks
 from analysis.uncertainty import RESAMPLES, SEED
-from tests.rows import asked, generation_row, one, perplexity_row, tasks_rows, write_run
-
-
-@pytest.fixture
-def run_of(tmp_path_factory):
-    """Tables -> results."""
-    return lambda **tables: load([write_run(str(tmp_path_factory.mktemp("run")), tables)])
-
-
-@pytest.fixture
-def page_of(run_of):
-    """Tables -> everything that a page shows."""
-    return lambda **tables: contents(run_of(**tables), 0.01)
-
-
-def charts_of(shown):
-    return {chart.name: chart for panels in shown.charts.values() for chart in panels}
+from tests.rows import asked, charts_of, generation_row, one, perplexity_row, tasks_rows, write_run
 
 
 def scored(ratio, **settings):
@@ -145,3 +129,15 @@ def test_a_task_has_a_chart_per_metric_with_its_dense_value(page_of):
         ["quiz: acc, 0-shot, higher is better"], ["quiz: f1, 0-shot, higher is better"]
     ]  # fmt: skip
     assert '"label": "dense 0.5"' in str(shown.charts["tasks"][0].spec).replace("'", '"')
+
+
+def test_a_task_that_answers_with_one_token_says_nothing_of_pruning_however_often_it_was_pruned(run_of):
+    rows = tasks_rows([1.0, 0.0, 1.0], policy="dense")
+    rows += tasks_rows([1.0, 0.0, 1.0], tokens_predicted_pruned=0) + tasks_rows([1.0, 0.0, 0.0], keep_ratio=0.5)
+    table = tasks(run_of(tasks=rows).rows("tasks"))
+    late, used = one(table, policy="knorm", keep_ratio=0.9), one(table, keep_ratio=0.5)
+    assert (late["verdict"], late["share_pruned"], used["verdict"], used["share_pruned"]) == ("NEVER_PRUNED", 0.0, "VALID", 0.6)
+    assert "every token was predicted before its cache was pruned" in late["note"] and "before its cache" not in (
+        used["note"] or ""
+    )
+    assert one(table, policy="dense")["verdict"] == "DENSE"

@@ -30,9 +30,9 @@ def questions(lengths=((30, 10), (34, 6), (30, 10)), answer=(3, 2, 4)):
     for i, (size, asked) in enumerate(lengths):
         context, question = repetitive_tokens(1, size, seed=i)[0].tolist(), repetitive_tokens(1, asked, seed=50 + i)[0].tolist()
         ids = list(range(1 + i, 1 + i + answer[i]))
-        made.append(Question("needle", 40, 3, 1, 0.5, i, context, question, ids, "123", (4 + i, 9 + i)))
+        made.append(Question("needle", 40, 3, 1, 0.5, i, context, question, ids, "123", ((4 + i, 9 + i),)))
     first = made[0]
-    return (*made, dataclasses.replace(first, depth=0.9, question_ids=first.question_ids[::-1], fact_span=(20, 24)))
+    return (*made, dataclasses.replace(first, depth=0.9, question_ids=first.question_ids[::-1], answer_spans=((20, 24),)))
 
 
 @torch.inference_mode()
@@ -97,6 +97,9 @@ def test_what_is_left_of_the_fact_and_of_the_cache_is_told():
     rows = [rows[0] for rows in answers(tiny_model("llama"), CPU, cells, RetrievalWork((question,), True), 4)]
     retained = [row["answer_position_retained"] for row in rows]
     assert retained == pytest.approx([1.0, 0.0, 1 / 3, 0.0])  # layer 0 of three keeps everything
+    twice = dataclasses.replace(question, answer_spans=((4, 9), (35, 38)))
+    ((row,),) = answers(tiny_model("llama"), CPU, cells[1:2], RetrievalWork((twice,), True), 4)
+    assert row["answer_position_retained"] == 1.0, "the copy that is held counts"
     held = [row["cache_tokens_mean"] for row in rows]
     assert held[0] == pytest.approx((40 + 41 + 42) / 3)
     assert held[1] == pytest.approx((20 + 11 + 6) / 3) and rows[1]["prune_events"] == 3  # 20, then half of 21, half of 12

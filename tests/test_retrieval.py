@@ -13,9 +13,11 @@ from workers.retrieval import (
     NEEDLE_QUESTION,
     QUESTION_TOKENS,
     Fact,
+    answer_spans,
     build_question,
     build_questions,
     build_shared,
+    fact_text,
     hide_facts,
     least_context,
 )
@@ -32,16 +34,16 @@ FILLER = encode("It was a dark and stormy night; the rain fell in torrents. ")
 def test_a_question_has_exactly_the_asked_tokens_and_holds_its_answer(kind, length, depth, index, digits):
     question = build_question(encode, kind, length, depth, index, 0, FILLER, digits)
     assert len(question.prompt_ids) == length
-    start, end = question.fact_span
-    assert question.expected in bytes(question.prompt_ids[start:end]).decode()
+    said = [bytes(question.prompt_ids[start:end]).decode() for start, end in question.answer_spans]
+    assert said == [question.expected] * (2 if kind == "passkey" else 1)
     assert bytes(question.answer_ids).decode().strip() == question.expected
     assert len(question.expected) == digits
     assert question == build_question(encode, kind, length, depth, index, 0, FILLER, digits)
 
 
 def test_depth_moves_the_fact_from_the_start_to_the_end():
-    spans = [build_question(encode, "needle", 600, depth, 0, 0, FILLER).fact_span[0] for depth in (0.0, 0.5, 1.0)]
-    assert spans[0] < 5 < spans[1] < spans[2]
+    spans = [build_question(encode, "needle", 600, depth, 0, 0, FILLER).answer_spans[0][0] for depth in (0.0, 0.5, 1.0)]
+    assert spans[0] < 50 < spans[1] < spans[2]
 
 
 def test_questions_differ_by_index_and_seed():
@@ -102,11 +104,11 @@ def test_questions_about_every_depth_ask_about_one_document_where_distractors_al
     text = bytes(found[0].context_ids).decode()
     assert len(SECRETS.findall(text)) == 5
     for question in found:
-        start, end = question.fact_span
-        assert len(question.prompt_ids) == 900 and question.expected in bytes(question.context_ids[start:end]).decode()
+        ((start, end),) = question.answer_spans
+        assert len(question.prompt_ids) == 900 and question.expected == bytes(question.context_ids[start:end]).decode()
         (name,) = re.findall(r"number of (\w+)\?", bytes(question.question_ids).decode())
         assert (name, question.expected) in SECRETS.findall(text)
-    assert sorted(question.fact_span for question in found) == [question.fact_span for question in found]
+    assert sorted(question.answer_spans for question in found) == [question.answer_spans for question in found]
 
 
 def test_too_few_distractors_or_a_passkey_make_a_document_for_each_depth():
@@ -120,3 +122,16 @@ def test_too_few_distractors_or_a_passkey_make_a_document_for_each_depth():
 
 def test_a_question_fits_the_room_that_planning_leaves_it():
     assert max(len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES) <= QUESTION_TOKENS
+
+
+def test_the_answers_own_tokens_are_found_where_tokens_cross_its_borders():
+    """A tokenizer with tokens such as " 4" and "5." counts them as the answer's."""
+
+    def pairs(text):
+        return [hash(text[i : i + 2]) for i in range(0, len(text), 2)]
+
+    fact = Fact("Rome", "48213", 0.5)
+    ((start, end),) = answer_spans(pairs, "needle", fact, 100)
+    text = fact_text("needle", fact)
+    covered = text[2 * (start - 100) : 2 * (end - 100)]
+    assert "48213" in covered and len(covered) <= 8

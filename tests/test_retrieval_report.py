@@ -16,26 +16,10 @@ from analysis.page import contents, render
 from analysis.retrieval_tables import retrieval
 from analysis.uncertainty import RESAMPLES, SEED
 from pipeline.results import RunStore, to_arrow
-from tests.rows import NASTY, asked, one, perplexity_row, retrieval_row, tasks_rows, write_run
+from tests.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_row, tasks_rows, write_run
 
 AFTER = {"question_pruned": False}
 NEW = ["digits", "distractors", "question_pruned", "answer_nll", "answer_tokens", "cache_tokens_mean"]
-
-
-@pytest.fixture
-def run_of(tmp_path_factory):
-    """Tables -> results."""
-    return lambda **tables: load([write_run(str(tmp_path_factory.mktemp("run")), tables)])
-
-
-@pytest.fixture
-def page_of(run_of):
-    """Tables -> everything that a page shows."""
-    return lambda **tables: contents(run_of(**tables), 0.01)
-
-
-def charts_of(shown):
-    return {chart.name: chart for panels in shown.charts.values() for chart in panels}
 
 
 def test_each_sort_of_question_is_a_row_of_its_own_beside_its_own_twin(run_of):
@@ -194,8 +178,8 @@ def test_a_bar_of_answers_is_whole_and_in_order(page_of):
     chart = charts_of(page_of(retrieval=rows))["outcomes-1"]
     bars = [(row["policy"], row["outcome"], row["count"], row["begin"], row["finish"]) for row in chart.points.rows()]
     assert sorted(bars) == [
-        ("knorm", "right", 4, 0.0, 0.4), ("knorm", "wrong, fact partly held", 6, 0.4, 1.0),
-        ("random", "wrong, fact dropped", 10, 0.0, 1.0),
+        ("knorm", "right", 4, 0.0, 0.4), ("knorm", "wrong, answer partly held", 6, 0.4, 1.0),
+        ("random", "wrong, answer dropped", 10, 0.0, 1.0),
     ]  # fmt: skip
     rows = next(param for param in chart.spec["params"] if param["name"] == "rows")
     assert rows["value"] == ["knorm 0.9", "random 0.9"]

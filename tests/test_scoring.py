@@ -86,7 +86,7 @@ def test_a_cells_kl_is_that_of_the_reference_protocol(architecture, cell):
 def test_a_capped_model_answers_with_its_capped_distribution():
     model = tiny_model("llama")
     tokens = repetitive_tokens(1, 12)
-    question = Question("needle", 12, 3, 0, 0.5, 0, tokens[0].tolist(), [], [3, 4], "12", (0, 4))
+    question = Question("needle", 12, 3, 0, 0.5, 0, tokens[0].tolist(), [], [3, 4], "12", ((0, 4),))
     plain = answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)[0][0]["answer_nll"]
     model.config.final_logit_softcapping = 0.001  # next to no logits at all: every word is as likely
     try:
@@ -100,6 +100,6 @@ def test_a_capped_model_answers_with_its_capped_distribution():
 def test_a_model_that_scales_its_logits_is_refused_wherever_likelihoods_are_asked_for(monkeypatch):
     model, tokens = tiny_model("llama"), repetitive_tokens(1, 12)
     monkeypatch.setattr(model.config, "logit_scale", 0.1, raising=False)
-    question = Question("needle", 12, 3, 0, 0.5, 0, tokens[0].tolist(), [], [3, 4], "12", (0, 4))
+    question = Question("needle", 12, 3, 0, 0.5, 0, tokens[0].tolist(), [], [3, 4], "12", ((0, 4),))
     with pytest.raises(ValueError, match="logit_scale"):
         answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)

@@ -109,7 +109,7 @@ def test_retrieval_rows_have_the_declared_columns_and_a_failing_cell_takes_no_ot
 
     monkeypatch.setitem(POLICIES, "recent", Policy(broken))
     prompt = repetitive_tokens(1, 30)[0].tolist()
-    question = Question("passkey", 40, 3, 0, 0.1, 0, prompt, prompt[:10], [1, 2, 3], "123", (4, 9))
+    question = Question("passkey", 40, 3, 0, 0.1, 0, prompt, prompt[:10], [1, 2, 3], "123", ((4, 9),))
     cells = tuple(UnitCell(name, PruneSettings(name, 0.5, 8)) for name in ("dense", "recent", "streaming"))
     unit = WorkUnit("u", "retrieval", NOWHERE, "cpu", "float32", cells, RetrievalWork((question,), True))
     result = run_unit(unit, tiny_model("llama"), CPU)

@@ -146,13 +146,18 @@ class _Answers:
             self.logits = forward(model, ids.repeat(2, 1), cache)
 
     def _retained(self, batch: Batch) -> list[float]:
-        """Of each question, the share of its fact's positions that are held, over layers and heads; before ``take_rows``."""
-        first, last = (torch.tensor([question.fact_span[end] for question in batch.questions]) for end in (0, 1))
+        """Of each question, the share of its answer's positions that are held, over layers and heads; before ``take_rows``.
+
+        Where the document says the answer several times, a head's share is that of the copy which it holds best.
+        """
+        copies = max(len(question.answer_spans) for question in batch.questions)
+        padded = [(question.answer_spans * copies)[:copies] for question in batch.questions]
+        first, last = torch.tensor(padded).permute(2, 1, 0)[..., None, None]  # [copies, questions, 1, 1] each
         shares = torch.zeros(len(batch.questions))
         for layer in self.cache.pruned_layers:
             positions = layer.stored_positions().cpu()[batch.prompt_of]
-            inside = (positions >= first[:, None, None]) & (positions < last[:, None, None])
-            shares += inside.sum((1, 2)) / (positions.shape[1] * (last - first))
+            counts = torch.stack([((positions >= a) & (positions < b)).sum(2) for a, b in zip(first, last, strict=True)])
+            shares += (counts / (last - first)[..., 0]).amax(0).mean(1)
         return (shares / len(self.cache.pruned_layers)).tolist()
 
     def rows(self) -> Rows:

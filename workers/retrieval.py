@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,8 +68,8 @@ class Question:
     question_ids: list[int]
     answer_ids: list[int]
     expected: str
-    fact_span: tuple[int, int]
-    """Positions [start, end) in the context of the fact that holds the answer."""
+    answer_spans: tuple[tuple[int, int], ...]
+    """Positions [start, end) in the context of the answer's own tokens; a passkey's fact says it twice."""
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -86,6 +87,27 @@ def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], l
     return question, encode(f" {fact.value}")
 
 
+def fact_text(kind: str, fact: Fact) -> str:
+    """How a document of a kind says a fact."""
+    template = PASSKEY_FACT if kind == "passkey" and not fact.distracts else NEEDLE_FACT
+    return template.format(name=fact.name, value=fact.value)
+
+
+def answer_spans(encode: Encode, kind: str, fact: Fact, start: int) -> tuple[tuple[int, int], ...]:
+    """Where a fact that begins at position ``start`` says its value: the tokens that the text around a value does not have.
+
+    A token that holds a part of the value and something else counts as the value's.
+    """
+    text = fact_text(kind, fact)
+    whole, spans = encode(text), []
+    for found in re.finditer(fact.value, text):
+        before, after = encode(text[: found.start()]), encode(text[found.end() :])
+        first = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
+        last = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole[::-1], after[::-1], strict=False)))
+        spans.append((start + first, start + len(whole) - last))
+    return tuple(spans)
+
+
 def hide_facts(
     encode: Encode, kind: str, facts: Sequence[Fact], length: int, filler: Sequence[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
@@ -96,12 +118,7 @@ def hide_facts(
     """
     intro = encode(PASSKEY_INTRO) if kind == "passkey" else []
     around = encode(PASSKEY_FILLER) if kind == "passkey" else list(filler)
-    pieces = [
-        encode(
-            (PASSKEY_FACT if kind == "passkey" and not fact.distracts else NEEDLE_FACT).format(name=fact.name, value=fact.value)
-        )
-        for fact in facts
-    ]
+    pieces = [encode(fact_text(kind, fact)) for fact in facts]
     room = length - len(intro) - sum(map(len, pieces))
     if room < 0 or not around:
         raise ValueError(f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too many)")
@@ -138,7 +155,8 @@ def build_question(
     facts = [fact, *_distractors(rng, distractors, digits, [fact])]
     question, answer = encode_question(encode, kind, fact)
     body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around)
-    return Question(kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, spans[0])
+    where = answer_spans(encode, kind, fact, spans[0][0])
+    return Question(kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, where)
 
 
 def build_shared(
@@ -168,7 +186,8 @@ def build_shared(
     for fact, span in zip(asked, spans, strict=False):
         question, answer = encode_question(encode, "needle", fact)
         shape = ("needle", context_tokens, digits, distractors, fact.depth, index)
-        found.append(Question(*shape, body, question, answer, fact.value, span))
+        where = answer_spans(encode, "needle", fact, span[0])
+        found.append(Question(*shape, body, question, answer, fact.value, where))
     return found
 
 
