@@ -11,7 +11,7 @@ from pipeline.run_status import describe
 from pipeline.spec import SweepError, load_spec
 from pipeline.sweep import DONE, SOME_FAILED
 from tests.command import kvsweep, run_inline
-from tests.local_tasks import QUESTIONS, write_tasks
+from tests.harness.local_tasks import QUESTIONS, write_tasks
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,10 @@
 """Tasks of lm-evaluation-harness through the pruned cache: dense is the harness's own model, pruned is one token per pass."""
 
-import json
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval")
@@ -17,50 +13,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from tests.local_tasks import QUESTIONS, write_tasks
+from tests.harness.local_tasks import QUESTIONS
 from workers.generation import forward
-from workers.harness.arguments import parse
-from workers.harness.model import PrunedModel
 from workers.harness.rows import text_id
-from workers.harness.task_rows import task_rows
-from workers.harness.tasks import HarnessError, find_task, task_digest
+from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, _choose
-from workers.model_files import find_model
-from workers.models import load
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
-from workers.work import HarnessWork
 
 CPU = torch.device("cpu")
 PRUNED = PruneSettings("knorm", 0.5, 24)
-COLUMNS = {
-    "task_name", "metric", "filter", "doc_index", "value", "stderr", "documents", "higher_is_better", "num_fewshot",
-    "prune_events", "tokens_predicted", "tokens_predicted_pruned", "cache_tokens_mean",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
-def facts(tiny_model_dir):
-    return find_model(str(tiny_model_dir))
-
-
-@pytest.fixture(scope="module")
-def model(facts):
-    return load(facts, "float32", CPU)
-
-
-@pytest.fixture(scope="module")
-def pruned_model(model, facts):
-    """``pruned_model(settings, **options)``: the harness's model on the one that is loaded."""
-    tokenizer = PrunedModel(model, facts, PruneSettings(), CPU).tokenizer
-    return lambda settings, **options: PrunedModel(
-        model, facts, settings, CPU, **{"tokenizer": tokenizer, "progress": False, **options}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -324,139 +286,3 @@ def test_top_k_and_top_p_leave_the_likeliest():
 def test_generation_that_is_not_supported_is_refused(pruned_model, options, message):
     with pytest.raises(HarnessError, match=message):
         pruned_model(PRUNED).generate_until(requests([("a", options)], "generate_until"))
-
-
-def test_rows_of_a_task(model, facts, folder):
-    result = task_rows(model, facts, CPU, PRUNED, HarnessWork("kv_choice", 2, None, str(folder)))
-    assert all(row.keys() == COLUMNS for row in result.rows)
-    (whole,) = [row for row in result.rows if row["metric"] == "acc" and row["doc_index"] is None]
-    each = [row["value"] for row in result.rows if row["metric"] == "acc" and row["doc_index"] is not None]
-    assert len(each) == whole["documents"] == 2
-    assert whole["value"] == sum(each) / 2
-    assert whole["higher_is_better"] is True
-    assert whole["prune_events"] > 0
-    assert result.warnings == []
-    rolling = task_rows(model, facts, CPU, PruneSettings("knorm", 0.5, 10_000), HarnessWork("kv_rolling", None, 0, str(folder)))
-    assert {row["metric"] for row in rolling.rows} == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
-    assert all(row["doc_index"] is None and row["prune_events"] == 0 for row in rolling.rows)
-    assert "nothing was ever pruned" in rolling.warnings[0]
-
-
-def test_a_digest_follows_the_definition_and_its_data(folder, tmp_path):
-    digest = task_digest("kv_choice", str(folder))
-    assert digest == task_digest("kv_choice", str(folder)) != task_digest("kv_text", str(folder))
-    copied = yaml.safe_load((folder / "kv_choice.yaml").read_text())
-    data = tmp_path / "data.jsonl"
-    data.write_bytes((folder / "data.jsonl").read_bytes())
-    copied["dataset_kwargs"]["data_files"]["test"] = str(data)
-    (tmp_path / "kv_choice.yaml").write_text(yaml.safe_dump(copied))
-    same = task_digest("kv_choice", str(tmp_path))
-    data.write_text(data.read_text() + data.read_text())
-    assert task_digest("kv_choice", str(tmp_path)) != same
-
-
-def test_groups_and_folders_that_are_not_there_are_refused(folder, monkeypatch):
-    import workers.harness.tasks as tasks
-
-    monkeypatch.setattr(tasks, "_everywhere", lambda own, include_path: [Path(include_path)])  # the harness's own take seconds
-    with pytest.raises(HarnessError, match=r"'kv_group' is a group of tasks; name the tasks themselves: kv_choice, kv_rolling$"):
-        find_task("kv_group", str(folder))
-    with pytest.raises(HarnessError, match=r"no task 'kv_chioce' in lm_eval .*; near it: kv_choice"):
-        find_task("kv_chioce", str(folder))
-    with pytest.raises(HarnessError, match="there is no such directory"):
-        find_task("kv_choice", str(folder / "absent"))
-
-
-def test_a_task_of_the_harness_is_found_by_name():
-    assert find_task("wikitext").file.name == "wikitext.yaml"
-    assert len(task_digest("wikitext")) == 16
-
-
-def test_a_missing_harness_is_one_line(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(HarnessError, match=r"^lm_eval is not installed: pip install 'kvsweep\[lm-eval\]'$"):
-        task_digest("wikitext")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"keep_ration": 0.5}, "knows no argument 'keep_ration'; did you mean 'keep_ratio'"),
-        ({"keep_ratio": 1.5}, r"keep_ratio must be in \(0, 1\]"),
-        ({"keep_ratio": "half"}, "keep_ratio must be float or int"),
-        ({"prune_after": True}, "prune_after must be int"),
-        ({"policy": "nothing"}, "policy must be one of dense, knorm"),
-        ({"skip_layers": "0:1"}, "skip_layers must be layers joined by"),
-        ({"dtype": "int8"}, "dtype must be one of float32"),
-        ({"batch_size": "many"}, "batch_size must be a number"),
-        ({"device": "toaster"}, "device 'toaster'"),
-        ({"keep_ratio": 0.5, "prune_after": 8, "protect_recent": 20}, "exceed the 4 entries that a prune at 8 keeps"),
-        ({"policy": "nowhere:policy"}, "policy 'nowhere:policy'"),
-        ({"skip_layers": [7]}, r"skip_layers \[7\]: .* has layers 0..1"),
-    ],
-)
-def test_wrong_arguments_are_refused(tiny_model_dir, arguments, message):
-    with pytest.raises(HarnessError, match=message):
-        PrunedModel.create_from_arg_obj({"pretrained": str(tiny_model_dir), **arguments}, {"device": "cpu"})
-
-
-def test_arguments_as_the_harness_passes_them():
-    given = {"pretrained": "reference-neox", "skip_layers": "1+0", "keep_ratio": 0.5, "device": "cuda:1"}
-    parsed = parse(given, {"batch_size": "auto", "max_batch_size": 4, "device": "cuda:0"})
-    assert parsed.settings == PruneSettings("knorm", 0.5, skip_layers=(0, 1))
-    assert (parsed.device, parsed.batch_size) == ("cuda:1", 4)
-    assert parse({"pretrained": "x", "skip_layers": 2}, {"batch_size": "3", "device": None}).settings.skip_layers == (2,)
-    with pytest.raises(HarnessError, match="pretrained is required"):
-        parse({}, {})
-
-
-def test_a_string_of_arguments_makes_a_model(tiny_model_dir):
-    lm = PrunedModel.create_from_arg_string(
-        f"pretrained={tiny_model_dir},policy=tova,keep_ratio=0.5,skip_layers=0,seed=2", {"device": "cuda:0", "batch_size": 2}
-    )
-    assert lm.settings == PruneSettings("tova", 0.5, skip_layers=(0,), seed=2)
-    assert lm.batch_size == 2
-    assert (lm.max_length, lm.eot_token_id) == (256, 256)
-
-
-def test_a_chat_template_without_a_system_role(pruned_model):
-    lm = pruned_model(PRUNED)
-    lm.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{ m.role }}>{{ m.content }}"
-        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    try:
-        said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
-        assert lm.apply_chat_template(said) == "<user>hello<assistant>"
-        assert lm.apply_chat_template([*said[1:], {"role": "assistant", "content": "hi"}], False) == "<user>hello<assistant>hi"
-        assert lm.chat_template(True) == lm.tokenizer.chat_template
-    finally:
-        lm.tokenizer.chat_template = None
-
-
-def command(*arguments):
-    call = [sys.executable, "-m", "workers.harness.command", *arguments]
-    return subprocess.run(call, capture_output=True, text=True, timeout=250, check=False)
-
-
-@pytest.mark.slow
-def test_the_command_line_writes_prune_events(tiny_model_dir, folder, tmp_path):
-    arguments = f"pretrained={tiny_model_dir},policy=knorm,keep_ratio=0.5,prune_after=24,skip_layers=0"
-    done = command(
-        "run", "--model", "kvsweep", "--model_args", arguments, "--tasks", "kv_choice", "--include_path", str(folder), "--device",
-        "cpu", "--batch_size", "4", "--output_path", str(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "7 requests, prune_events " in done.stderr
-    (file,) = tmp_path.rglob("results_*.json")
-    config = json.loads(file.read_text())["config"]
-    assert config["prune_events"] >= 7
-    assert config["by_task"]["kv_choice"]["tokens_predicted_pruned"] > 0
-
-
-@pytest.mark.slow
-def test_the_command_line_refuses_in_one_line(folder):
-    arguments, task = "pretrained=reference-neox,keep_ration=0.5", str(folder / "kv_text.yaml")
-    done = command("run", "--model", "kvsweep", "--model_args", arguments, "--tasks", task)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("kvsweep: kvsweep knows no argument 'keep_ration'; did you mean 'keep_ratio'?")
