@@ -13,7 +13,7 @@ from workers.generation import forward
 from workers.perplexity import evaluate
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
-from workers.scoring import score, tile_size, twin_of
+from workers.scoring import score, score_dense, tile_size
 from workers.settings import PruneSettings
 from workers.work import RetrievalWork
 
@@ -43,7 +43,8 @@ def test_kl_and_agreement_are_those_of_whole_distributions(bias, softcap):
     hidden = dense + torch.rand(2, 700, 1) * torch.randn(2, 700, WIDTH)
     targets = torch.randint(WORDS, (2, 700))
     assert targets.numel() > tile_size(hidden.device)[0] and 2 * tile_size(hidden.device)[1] < WORDS
-    found = score(model, hidden, targets, twin_of(model, dense))
+    own, twin = score_dense(model, dense, targets)
+    found = score(model, hidden, targets, twin)
 
     def distribution(states):
         logits = model.head.double()(states.double())
@@ -54,6 +55,8 @@ def test_kl_and_agreement_are_those_of_whole_distributions(bias, softcap):
     assert torch.allclose(found.kl.double(), (p.exp() * (p - q)).sum(-1), atol=3e-5)
     assert torch.equal(found.agreed, p.argmax(-1) == q.argmax(-1)) and 0.05 < found.agreed.float().mean() < 0.95
     assert torch.allclose(found.nll.double(), -q.gather(-1, targets[..., None])[..., 0], atol=3e-5)
+    assert torch.allclose(own.nll, score(model, dense, targets).nll, atol=3e-5)
+    assert torch.equal(own.correct, score(model, dense, targets).correct)
     alone = score(model, hidden, targets)
     assert torch.equal(alone.nll, found.nll) and alone.kl is None, "comparing changes no figure"
 

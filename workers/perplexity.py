@@ -21,7 +21,7 @@ from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
-from workers.scoring import Scored, Twin, score, tile_size, twin_of
+from workers.scoring import Scored, Twin, score, score_dense, tile_size
 from workers.settings import CELLS_BYTES, PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -90,10 +90,9 @@ def _dense(
     points = [track.seen for track in tracks if track.policy.observes != "nothing"]
     prefix = SharedPrefix(layers, points, any(track.policy.observes == "mass" for track in tracks))
     hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
-    scored = score(model, hidden, tokens[:, 1:])
+    scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
     nll, correct = scored.nll.cpu(), scored.correct.cpu()
     _check_finite(nll)
-    twin = twin_of(model, hidden) if tracks else None
     layer = prefix.prefix_layers[0]
     assert layer.keys is not None and layer.values is not None
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()

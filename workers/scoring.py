@@ -5,7 +5,8 @@ cell needs no distribution of it either. With p the dense cell's distribution an
 
     KL = sum p log p - sum p (W h + b) + log-sum-exp(W h + b),    sum p (W h + b) = (sum p W) h + sum p b,
 
-so one vector per token, the output embedding expected under p, stands for the whole of it.
+and sum p log p is the same of the dense cell's own h less its log-sum-exp, so b falls out and one vector per token, the output
+embedding expected under p, stands for the whole distribution.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Twin:
     expected: Tensor | None
     """Elsewhere: output embeddings expected under the distributions, float32."""
     constant: Tensor
-    """sum p log p - sum p b, float32; with capped logits sum p log p."""
+    """sum p log p - sum p b, float32; where logits are capped, sum p log p."""
     total: Tensor
     """Log-sum-exp of the logits, float32."""
     top: Tensor
@@ -141,36 +142,44 @@ def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin |
     return Scored(total - picked, place == wanted, twin.constant - cross + total, place == twin.top)
 
 
-def twin_of(model: nn.Module, hidden: Tensor) -> Twin:
-    """What is kept of the distributions after hidden [batch, q, width], in one more product with the output layer."""
+def score_dense(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Scored, Twin]:
+    """``score`` of the dense cell, and what is kept of its distributions, for one more product with the output layer."""
     layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
-    flat = hidden.flatten(0, 1)
-    parts = [_twin_rows(layer, flat[start : start + rows]) for start in range(0, len(flat), rows)]
+    flat, wanted = hidden.flatten(0, 1), targets.flatten()
+    parts = [_dense_rows(layer, flat[i : i + rows], wanted[i : i + rows]) for i in range(0, len(flat), rows)]
+    scored, twins = Scored.joined([part for part, _ in parts]), [twin for _, twin in parts]
     names = ("hidden", "expected", "constant", "total", "top")
-    joined = [None if getattr(parts[0], n) is None else torch.cat([getattr(part, n) for part in parts]) for n in names]
-    return Twin(*(None if x is None else x.unflatten(0, hidden.shape[:2]) for x in joined))  # pyright: ignore[reportArgumentType]
+    joined = [None if getattr(twins[0], name) is None else torch.cat([getattr(twin, name) for twin in twins]) for name in names]
+    shape = targets.shape
+    twin = Twin(*(None if x is None else x.unflatten(0, shape) for x in joined))  # pyright: ignore[reportArgumentType]
+    return Scored(scored.nll.view(shape), scored.correct.view(shape), None, None), twin
 
 
-def _twin_rows(layer: OutputLayer, hidden: Tensor) -> Twin:
+def _dense_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor) -> tuple[Scored, Twin]:
     """Sums weighted by exp(logit - largest so far), scaled down whenever a larger logit is found."""
     rows, device = len(hidden), hidden.device
-    best, mass, entropy, offset = torch.full((rows,), -torch.inf, device=device), *torch.zeros(3, rows, device=device)
+    best, picked = torch.full((2, rows), -torch.inf, device=device)
+    mass, entropy = torch.zeros(2, rows, device=device)
     expected = torch.zeros(hidden.shape, device=device) if layer.softcap is None else None
     top = torch.zeros(rows, dtype=torch.long, device=device)
     for tile in layer.tiles(device):
         logits = layer.logits(hidden, tile)
         largest, at = logits.max(1)
         top, higher = torch.where(largest > best, at + tile.start, top), torch.maximum(best, largest)
-        scale, weights = (best - higher).exp(), (logits - higher[:, None]).exp_()
-        best = higher
-        mass = mass * scale + weights.sum(1)
-        entropy = entropy * scale + (weights * logits).sum(1)
-        if expected is not None:
+        scale, best = (best - higher).exp(), higher
+        inside = (wanted >= tile.start) & (wanted < tile.start + logits.shape[1])
+        here = logits.gather(1, (wanted - tile.start).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        picked = torch.where(inside, here, picked)
+        if expected is None:
+            weights = (logits - higher[:, None]).exp_()
+            entropy = entropy * scale + (weights * logits).sum(1)
+        else:
+            weights = logits.sub_(higher[:, None]).exp_()
             expected.mul_(scale[:, None]).addmm_(weights, layer.head.weight[tile].float())
-            if layer.head.bias is not None:
-                offset = offset * scale + weights @ layer.head.bias[tile].float()
+        mass = mass * scale + weights.sum(1)
     total = best + mass.log()
-    constant = (entropy - offset) / mass - total
+    scored = Scored(total - picked, top == wanted, None, None)
     if expected is None:
-        return Twin(hidden, None, constant, total, top)
-    return Twin(None, expected.div_(mass[:, None]), constant, total, top)
+        return scored, Twin(hidden, None, entropy / mass - total, total, top)
+    expected.div_(mass[:, None])
+    return scored, Twin(None, expected, (expected * hidden.float()).sum(1) - total, total, top)
