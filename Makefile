@@ -31,6 +31,7 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.perplexity
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale
 
