@@ -21,7 +21,8 @@ SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
 
 DROPPED, HELD = 0.05, 0.95
-"""Shares of the answer's own tokens that are still held, over the layers that prune and their heads, when the answer begins.
+"""Shares of the answer's own tokens that are still held, over the layers that prune and their heads, when the first wrong
+token is predicted.
 
 Five digits have some five tokens: below DROPPED, at most one head in four holds a single one, so the answer cannot be read off;
 from HELD on, at most that much is missing. Between them some heads hold all of it, some parts, some nothing: partly held.

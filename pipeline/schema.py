@@ -155,9 +155,9 @@ itself, share of its 4-grams that were there before, tokens before the first tha
 
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own
-tokens (of the copy held best) that are held, over layers and heads, when the answer begins; of the whole fact's in older schemas.
-``cache_tokens_mean``: entries held while answering, over steps and
-layers.
+tokens (of the copy held best) that are held, over layers and heads, when the first wrong token is predicted, or the last where
+none is wrong; in older schemas of the whole fact's, when the answer begins. ``cache_tokens_mean``: entries held while answering,
+over steps and layers.
 
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
 that has a value of its own; ``prune_events``, ``tokens_predicted``, ``tokens_predicted_pruned`` (with at least one entry already

@@ -106,6 +106,19 @@ def test_what_is_left_of_the_fact_and_of_the_cache_is_told():
     assert held[3] == pytest.approx((20 + 21 + 22) / 3) and rows[3]["prune_events"] == 1
 
 
+def test_what_is_held_is_read_off_where_the_answer_goes_wrong_or_else_at_its_end():
+    """The newest half of 40, of 21, of 12 entries: positions 20 on, 30 on, 36 on; the answer stands at 35 to 37."""
+    model, cell = tiny_model("llama"), PruneSettings("recent", 0.5, 8)
+    question = dataclasses.replace(questions()[0], answer_spans=((35, 38),))
+    ((wrong,),) = answers(model, CPU, [cell], RetrievalWork((question,), True), 4)
+    assert wrong["answer"][0] != question.answer_ids[0] and wrong["answer_position_retained"] == 1.0
+    right = dataclasses.replace(question, answer_ids=wrong["answer"])
+    later = dataclasses.replace(right, answer_ids=[*right.answer_ids[:1], 1 + right.answer_ids[1], right.answer_ids[2]])
+    ((end, middle),) = answers(model, CPU, [cell], RetrievalWork((right, later), True), 4)
+    assert end["correct"] and end["answer_position_retained"] == pytest.approx(2 / 3)
+    assert not middle["correct"] and middle["answer_position_retained"] == 1.0
+
+
 def test_a_question_kept_out_is_neither_counted_nor_dropped():
     question = questions()[0]
     kept = []

@@ -131,47 +131,51 @@ class _Answers:
     def __init__(self, model: nn.Module, cache: PrunedCache, batch: Batch, question_pruned: bool, logits: Tensor) -> None:
         """logits: [prompts, vocabulary], after each prompt."""
         self.model, self.cache, self.questions, device = model, cache, batch.questions, logits.device
-        self.retained = self._retained(batch)
         rows = [*batch.prompt_of, *batch.prompt_of]
         cache.take_rows(rows)
         self.longest = max(len(question.answer_ids) for question in self.questions)
         padded = [question.answer_ids + [0] * (self.longest - len(question.answer_ids)) for question in self.questions]
         self.right = torch.tensor(padded, device=device)
+        copies = max(len(question.answer_spans) for question in self.questions)
+        spans = [(question.answer_spans * copies)[:copies] for question in self.questions]
+        self.spans = torch.tensor(spans).permute(2, 1, 0)[..., None, None]  # starts, ends; [copies, questions, 1, 1] each
         self.held: list[float] = []
         self.events: list[int] = []
+        self.retained: list[Tensor] = []
         self.logits = logits[rows]
         if not question_pruned:
             ids = torch.tensor([question.question_ids for question in self.questions], device=device)
             cache.outside = (cache.pruned_layers[0].seen, cache.pruned_layers[0].seen + ids.shape[1])
             self.logits = forward(model, ids.repeat(2, 1), cache)
 
-    def _retained(self, batch: Batch) -> list[float]:
-        """Of each question, the share of its answer's positions that are held, over layers and heads; before ``take_rows``.
+    def _retained(self) -> Tensor:
+        """[questions], the share of each answer's positions that its row with the right tokens holds now, over layers and heads.
 
         Where the document says the answer several times, a head's share is that of the copy which it holds best.
         """
-        copies = max(len(question.answer_spans) for question in batch.questions)
-        padded = [(question.answer_spans * copies)[:copies] for question in batch.questions]
-        first, last = torch.tensor(padded).permute(2, 1, 0)[..., None, None]  # [copies, questions, 1, 1] each
-        shares = torch.zeros(len(batch.questions))
+        first, last = self.spans
+        shares = torch.zeros(len(self.questions))
         for layer in self.cache.pruned_layers:
-            positions = layer.stored_positions().cpu()[batch.prompt_of]
+            positions = layer.stored_positions()[: len(self.questions)].cpu()
             counts = torch.stack([((positions >= a) & (positions < b)).sum(2) for a, b in zip(first, last, strict=True)])
             shares += (counts / (last - first)[..., 0]).amax(0).mean(1)
-        return (shares / len(self.cache.pruned_layers)).tolist()
+        return shares / len(self.cache.pruned_layers)
 
     def rows(self) -> Rows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
-        count, nll, given = len(self.questions), [], []
+        count, nll, given, missed = len(self.questions), [], [], []
         for step in range(self.longest):
             self.held.append(sum(layer.held for layer in self.cache.pruned_layers) / len(self.cache.pruned_layers))
             self.events.append(max(layer.record.events for layer in self.cache.pruned_layers))
+            changed = not self.retained or self.events[-1] > self.events[-2]
+            self.retained.append(self._retained() if changed else self.retained[-1])
             wanted, own = self.right[:, step], self.logits[count:].argmax(-1)
             nll.append(nn.functional.cross_entropy(self.logits[:count].float(), wanted, reduction="none"))
             given.append(own)
+            missed.append(self.logits[:count].argmax(-1) != wanted)
             if step + 1 < self.longest:
                 self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
-        losses, texts = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist()
+        losses, texts, wrong = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist(), torch.stack(missed, 1).tolist()
         found = []
         for i, question in enumerate(self.questions):
             length = len(question.answer_ids)
@@ -185,7 +189,7 @@ class _Answers:
                 "correct": answer == question.answer_ids,
                 "answer_nll": loss,
                 "prune_events": self.events[length - 1],
-                "answer_position_retained": self.retained[i],
+                "answer_position_retained": float(self.retained[[*wrong[i][: length - 1], True].index(True)][i]),
                 "cache_tokens_mean": sum(self.held[:length]) / length,
             })  # fmt: skip
         return found

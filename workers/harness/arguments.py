@@ -62,11 +62,12 @@ def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
     dtype = values.get("dtype", "float32")
     if dtype not in DTYPES:
         raise HarnessError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
+    trust_remote_code = values.get("trust_remote_code", False)  # as the user said
     return Arguments(
         pretrained=values["pretrained"],
         settings=settings,
         revision=str(values["revision"]) if "revision" in values else None,
-        trust_remote_code=values.get("trust_remote_code", False),
+        trust_remote_code=trust_remote_code,
         dtype=dtype,
         device=values.get("device", "cpu"),
         batch_size=_batch_size(values.get("batch_size", 1), values.get("max_batch_size")),
