@@ -286,3 +286,9 @@ def test_top_k_and_top_p_leave_the_likeliest():
 def test_generation_that_is_not_supported_is_refused(pruned_model, options, message):
     with pytest.raises(HarnessError, match=message):
         pruned_model(PRUNED).generate_until(requests([("a", options)], "generate_until"))
+
+
+def test_a_model_that_scales_its_logits_is_refused_also_for_answers_of_one_token(pruned_model, model, monkeypatch):
+    monkeypatch.setattr(model.config, "logit_scale", 0.1, raising=False)
+    with pytest.raises(ValueError, match="logit_scale"):
+        pruned_model(PruneSettings("dense")).loglikelihood(requests([("a river", "s")]))

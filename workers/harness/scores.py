@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.harness.counts import Counts
 from workers.harness.rows import ROWS, Rows, batches, in_halves
 from workers.prefill import Prefill
-from workers.scoring import score
+from workers.scoring import OutputLayer, score
 from workers.settings import PruneSettings
 
 Pair = tuple[list[int], list[int]]
@@ -35,8 +35,10 @@ def score_continuations(
 ) -> list[ContinuationScore]:  # fmt: skip
     """Scores of all pairs, in order. Equal contexts share their pass and its check, which changes no figure.
 
-    ``done`` is told of pairs as they are finished. Raises FloatingPointError for NaN logits.
+    ``done`` is told of pairs as they are finished. Raises FloatingPointError for NaN logits, ValueError for an output layer whose
+    likelihoods cannot be told.
     """
+    OutputLayer.of(model)
     found: dict[int, ContinuationScore] = {}
     for batch in batches([context for context, _ in pairs], batch_size):
         found |= in_halves(partial(_score_batch, model, settings, pairs, device), batch)
