@@ -50,11 +50,15 @@ def _kept(group: pl.DataFrame) -> str:
     lost = [policy for policy, budget in least.items() if budget is None]
     row = group.row(0, named=True)
     dense, asked = labels.percent(row["dense_accuracy"]), group["questions"].max()
-    words = [f"{labels.text(policy)} down to {labels.percent(budget)}" for budget, policy in ranked]
-    kept = f"accuracy is not shown to be below dense ({dense} of {asked} questions) for " + (", ".join(words) or "no policy")
     lowest = labels.percent(group["budget"].min())  # pyright: ignore[reportArgumentType]
-    tried = f" of the dense cache (least that was tried: {lowest})" if words else ""
-    return kept + tried + (f"; at no budget: {', '.join(map(labels.text, lost))}" if lost else "")
+    if not ranked:
+        names = ", ".join(map(labels.text, lost))
+        return f"accuracy is below dense ({dense} of {asked} questions) at every budget that was tried, for {names}"
+    words = [f"{labels.text(policy)} down to {labels.percent(budget)}" for budget, policy in ranked]
+    kept = f"accuracy is not shown to be below dense ({dense} of {asked} questions) for {', '.join(words)}"
+    return f"{kept} of the dense cache (least that was tried: {lowest})" + (
+        f"; at no budget: {', '.join(map(labels.text, lost))}" if lost else ""
+    )
 
 
 def least_budget(curve: pl.DataFrame) -> float | None:

@@ -92,3 +92,8 @@ def test_the_head_says_which_task_lost_most(page_of):
     assert "none of 1 figures" in said(page_of(tasks=tasks_rows(dense, policy="dense") + tasks_rows(dense)))[0]
     lower = {"higher_is_better": False}
     assert "none of" in said(page_of(tasks=tasks_rows(dense, policy="dense", **lower) + tasks_rows(worse, **lower)))[0]
+
+
+def test_where_every_policy_is_lower_at_every_budget_it_says_so(page_of):
+    found = said(page_of(retrieval=[*asked(0, 20), *asked(1, 20, keep_ratio=0.5)]))
+    assert any("at every budget that was tried, for knorm" in sentence for sentence in found), found
