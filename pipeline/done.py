@@ -44,11 +44,12 @@ class DoneIndex:
         for cell, indices in stored.group_by("cell_id").agg("window_index").collect().iter_rows():
             self._windows[cell] = sum(1 << index for index in indices)
         self._counts: dict[str, int] = {}
-        for task in TASKS[1:]:
+        for task in set(TASKS) - {"perplexity", "retrieval"}:
             self._counts |= dict(rows_per_cell(store, task).collect().iter_rows())
         asked = store.scan("retrieval").select("cell_id", *ROW_KEYS["retrieval"]).unique()
         counts = asked.group_by("cell_id", "kind", "context_tokens").len().collect()
         self._asked = {(cell, kind, length): count for cell, kind, length, count in counts.iter_rows()}
+        self._counts |= dict(counts.group_by("cell_id").agg(pl.col("len").sum()).iter_rows())
         partial = [c.cell_id for c in plan.grid.cells if c.task == "retrieval" and 0 < self._has(c) < plan.rows_expected(c)]
         self._answers: set[tuple[Any, ...]] = set(asked.filter(pl.col("cell_id").is_in(partial)).collect().iter_rows())
         self._partial = set(partial)

@@ -53,7 +53,7 @@ def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
     """What every cell of a retrieval unit is asked, in its model's tokens."""
     first = unit.cells[0]
     settings, (kind, length) = settings_of(first), unit.asked
-    filler = plan.resolved.tokens[first.model, first.dataset].ids.tolist()
+    filler = plan.resolved.tokens[first.model, first.dataset].ids  # a corpus may have a hundred million; a question needs few
     encode = encoder(plan.resolved.models[first.model])
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
     return tuple(build_questions(encode, kind, length, *axes, first.seed, filler))

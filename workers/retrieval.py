@@ -14,7 +14,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 Encode = Callable[[str], list[int]]
+Filler = Sequence[int] | np.ndarray
+"""Ids of the text around needles."""
 
 KINDS = ("passkey", "needle")
 
@@ -140,7 +144,7 @@ def draw_fact(rng: random.Random, depth: float, digits: int, name: str | None = 
 
 
 def build_question(
-    encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Sequence[int], digits: int = 5,
+    encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Filler, digits: int = 5,
     distractors: int = 0,
 ) -> Question:  # fmt: skip
     """The ``index``-th question of a kind, length and depth; equal arguments give equal questions.
@@ -151,7 +155,7 @@ def build_question(
         raise ValueError(f"retrieval kind must be one of {', '.join(KINDS)} (got {kind!r})")
     rng = random.Random(f"kvsweep/{seed}/{kind}/{context_tokens}/{depth}/{index}")
     fact = draw_fact(rng, depth, digits)
-    around = _turned(filler, rng.randrange(len(filler)) if filler else 0, context_tokens)
+    around = _turned(filler, rng.randrange(len(filler)) if len(filler) else 0, context_tokens)
     facts = [fact, *_distractors(rng, distractors, digits, [fact])]
     question, answer = encode_question(encode, kind, fact)
     body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around)
@@ -160,7 +164,7 @@ def build_question(
 
 
 def build_shared(
-    encode: Encode, context_tokens: int, depths: Sequence[float], index: int, seed: int, filler: Sequence[int], digits: int,
+    encode: Encode, context_tokens: int, depths: Sequence[float], index: int, seed: int, filler: Filler, digits: int,
     distractors: int,
 ) -> list[Question] | None:  # fmt: skip
     """Needle questions about every depth of one document, each a distractor to the others; None where that cannot be.
@@ -180,7 +184,7 @@ def build_shared(
     for depth, name in zip(depths, alike, strict=False):
         asked += [_unlike(rng, depth, digits, name, asked)]
     others = _distractors(rng, distractors - len(asked) + 1, digits, asked)
-    around = _turned(filler, rng.randrange(len(filler)) if filler else 0, context_tokens)
+    around = _turned(filler, rng.randrange(len(filler)) if len(filler) else 0, context_tokens)
     body, spans = hide_facts(encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around)
     found = []
     for fact, span in zip(asked, spans, strict=False):
@@ -193,7 +197,7 @@ def build_shared(
 
 def build_questions(
     encode: Encode, kind: str, context_tokens: int, depths: Sequence[float], digits: Sequence[int], distractors: Sequence[int],
-    questions: int, seed: int, filler: Sequence[int],
+    questions: int, seed: int, filler: Filler,
 ) -> Iterator[Question]:  # fmt: skip
     """All questions of a kind and length; those about one document come one after the other."""
     for number, others, index in itertools.product(digits, distractors, range(questions)):
@@ -213,9 +217,10 @@ def least_context(encode: Encode, kind: str, digits: int, distractors: int) -> i
     return own + distractors * max(needles) + 1
 
 
-def _turned(filler: Sequence[int], start: int, length: int) -> list[int]:
+def _turned(filler: Filler, start: int, length: int) -> list[int]:
     """``length`` ids of the filler from ``start`` on, or all of a shorter one, begun again at its end."""
-    return [*filler[start : start + length], *filler[: min(start, max(0, start + length - len(filler)))]]
+    again = min(start, max(0, start + length - len(filler)))
+    return [int(token) for part in (filler[start : start + length], filler[:again]) for token in part]
 
 
 def _distractors(rng: random.Random, count: int, digits: int, facts: Sequence[Fact]) -> list[Fact]:
