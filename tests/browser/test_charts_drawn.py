@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-import polars as pl
 import pytest
 
 from analysis.charts import SECTIONS
 from analysis.report import write_report
 from benchmarks.report import write_rows
+from tests.browser.columns import column
 from tests.rows import (
     NASTY,
     failure_row,
@@ -21,31 +21,9 @@ from tests.rows import (
     write_run,
 )
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.slow
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"no browser at {CHROMIUM}: install Debian's chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return write_report([synthetic_run(str(tmp_path_factory.mktemp("run")))])
+MARKS = ".role-mark.mark-symbol path, .role-mark.mark-rect path"
 
 
 @pytest.fixture(scope="module")
@@ -67,38 +45,6 @@ def nasty(tmp_path_factory):
     scores = [row for p in ("dense", "knorm", NASTY) for row in tasks_rows([1.0, 0.0], policy=p, **texts, **names)]
     tables = {"perplexity": rows, "generation": timed, "failures": failed, "retrieval": asked, "tasks": scores}
     return write_report([write_run(str(tmp_path_factory.mktemp("nasty")), tables, name=NASTY, argv=[NASTY])])
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a page; whatever it asks the network for, says on the console or pops up ends in ``trouble``."""
-    opened = []
-
-    def open_page(path, width=1400, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        opened.append(page)
-        page.trouble = []
-        page.on("console", lambda message: page.trouble.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: page.trouble.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (page.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-
-        def only_files(route):
-            if route.request.url.startswith("file://"):
-                return route.continue_()
-            page.trouble.append(f"request: {route.request.url}")
-            return route.abort()
-
-        page.route("**/*", only_files)
-        page.goto(f"file://{path}")
-        page.wait_for_selector("body[data-charts=drawn]", timeout=30_000)
-        return page
-
-    yield open_page
-    for page in opened:
-        page.close()
-
-
-MARKS = ".role-mark.mark-symbol path, .role-mark.mark-rect path"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (360, "dark")])
@@ -249,28 +195,6 @@ def test_a_report_of_many_charts_opens_on_one_model_and_draws_the_others_when_as
     assert page.trouble == []
 
 
-def test_of_a_long_table_some_rows_are_shown_and_all_are_sorted_filtered_and_saved(visit, tmp_path):
-    rows = [perplexity_row(0, policy="dense")]
-    rows += [perplexity_row(0, keep_ratio=round(0.001 * i, 3), nll_sum=200.0 + i) for i in range(1, 701)]
-    page = visit(write_report([write_run(str(tmp_path / "run"), {"perplexity": rows})]))
-    tools, body = page.locator(".tools[data-table=table-cells]"), page.locator("#table-cells tbody tr")
-    assert body.count() == 200 and tools.locator("[role=status]").inner_text() == "200 of 701 rows"
-    button, _ = column(page, "table-cells", "PPL")
-    button.click()
-    button.click()
-    assert column(page, "table-cells", "keep_ratio")[1][0] == "0.7"  # the highest PPL, which was in no row of the document
-    tools.locator("input").fill("0.695")
-    assert body.count() == 1
-    tools.locator("input").fill("")
-    with page.expect_download() as download:
-        tools.locator(".save").click()
-    download.value.save_as(tmp_path / "cells.csv")
-    assert pl.read_csv(tmp_path / "cells.csv").height == 701
-    tools.locator(".more").click()
-    assert body.count() == 701 and not tools.locator(".more").is_visible()
-    assert page.trouble == []
-
-
 def test_colours_follow_the_scheme_without_a_second_drawing(visit, whole):
     seen = set()
     for scheme in ("light", "dark"):
@@ -304,29 +228,6 @@ def test_the_page_never_scrolls_sideways_on_a_phone_while_tables_do(visit, whole
     assert any(box.evaluate("e => e.scrollWidth > e.clientWidth") for box in boxes)
 
 
-def column(page, table, heading):
-    index = page.locator(f"#{table} th").evaluate_all(
-        "(all, name) => all.findIndex(h => h.innerText.trim().startsWith(name))", heading
-    )
-    cells = page.locator(f"#{table} tbody tr").evaluate_all("(rows, i) => rows.map(r => r.cells[i].dataset.sort)", index)
-    return page.locator(f"#{table} th button").nth(index), cells
-
-
-def test_pressing_a_heading_sorts_as_numbers_both_ways_with_nulls_last(visit, whole):
-    page = visit(whole)
-    button, before = column(page, "table-cells", "recent retained")
-    button.click()
-    _, up = column(page, "table-cells", "recent retained")
-    button.click()
-    _, down = column(page, "table-cells", "recent retained")
-    numbers = sorted(float(value) for value in before if value)
-    empty = before.count("")
-    assert empty > 0
-    assert [float(value) for value in up[:-empty]] == numbers
-    assert [float(value) for value in down[:-empty]] == numbers[::-1]
-    assert set(up[-empty:]) == set(down[-empty:]) == {""}
-
-
 def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path):
     page = visit(whole)
     with page.expect_download() as waiting:
@@ -338,35 +239,3 @@ def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path
     assert "<svg" in text
     assert "var(--" not in text
     assert page.trouble == []
-
-
-def test_a_table_is_filtered_by_words_and_saved_as_it_is_shown(visit, whole, tmp_path):
-    page = visit(whole)
-    tools, rows = page.locator(".tools[data-table=table-cells]"), page.locator("#table-cells tbody tr")
-    everything = rows.count()
-    tools.locator("input").fill("streaming 0.95")
-    shown = page.locator("#table-cells tbody tr:not([hidden])")
-    assert 0 < shown.count() < everything
-    assert all("streaming" in text for text in shown.all_inner_texts())
-    assert tools.locator("[role=status]").inner_text() == f"{shown.count()} of {everything} rows"
-    with page.expect_download() as download:
-        tools.locator(".save").click()
-    download.value.save_as(tmp_path / "cells.csv")
-    table = pl.read_csv(tmp_path / "cells.csv")
-    assert table.height == shown.count()
-    assert set(table["policy"]) == {"streaming"} and table["PPL"].dtype == pl.Float64
-    assert table["95 % interval"][0].startswith("[") and "," in table["95 % interval"][0]
-    tools.locator("input").fill("")
-    assert page.locator("#table-cells tbody tr:not([hidden])").count() == everything
-    assert page.trouble == []
-
-
-def test_a_name_from_outside_is_no_formula_in_the_saved_table(visit, tmp_path):
-    names = {"model": '=HYPERLINK("http://x")'}
-    rows = [perplexity_row(i, policy=p, **names) for i in (0, 1) for p in ("dense", "knorm")]
-    rows += [perplexity_row(i, policy=p, model="b") for i in (0, 1) for p in ("dense", "knorm")]
-    page = visit(write_report([write_run(str(tmp_path / "run"), {"perplexity": rows})]))
-    with page.expect_download() as download:
-        page.locator(".tools[data-table=table-cells] .save").click()
-    download.value.save_as(tmp_path / "cells.csv")
-    assert set(pl.read_csv(tmp_path / "cells.csv")["model"]) == {'\'=HYPERLINK("http://x")', "b"}
