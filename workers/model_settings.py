@@ -1,0 +1,78 @@
+"""Settings of a config.json, read strictly and without torch: a value of the wrong type is a ValueError that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workers import families
+
+Settings = Mapping[str, Any]
+LAYER_KEYS = ("layer_types", "layers_block_type", "block_types")
+"""What each layer is, by the name that a family has for it."""
+
+
+def text_settings(config: Settings) -> Settings:
+    """Settings of the language model, with what transformers assumes where a file leaves out what counts here."""
+    text = config.get("text_config")
+    if text is None:
+        text = config
+    if not isinstance(text, Mapping):
+        raise ValueError(f"text_config is {text!r}, not a table of settings")
+
+    kind = text.get("model_type", config.get("model_type"))
+    if kind is not None and not isinstance(kind, str):
+        raise ValueError(f"model_type is {kind!r}, not a name")
+    defaults = families.DEFAULTS.get(kind or "", {})
+    missing = {key: value for key, value in defaults.items() if key not in text}
+    if kind is not None and "model_type" not in text:
+        missing["model_type"] = kind
+    return {**text, **missing} if missing else text
+
+
+def count_of(settings: Settings, *names: str) -> int | None:
+    """The first of these settings that is there, a number of at least 1; None where none is. Raises ValueError for others."""
+    for name in names:
+        value = settings.get(name)
+        if value is not None:
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a whole number of at least 1")
+            return value
+    return None
+
+
+def number_of(settings: Settings, name: str) -> float | None:
+    """A number, if the setting is there. Raises ValueError for what is none."""
+    value = settings.get(name)
+    if value is not None and type(value) not in (int, float):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return value
+
+
+def window_of(settings: Settings, name: str) -> int | None:
+    """A number of tokens; None where there is no such window, which files also write as 0 and -1."""
+    return None if settings.get(name) in (0, -1) else count_of(settings, name)
+
+
+def table_of(settings: Settings, name: str) -> Settings:
+    """Settings within a setting; none where it is not there. Raises ValueError for what is no table."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}, not a table of settings")
+    return value or {}
+
+
+def kind_of(settings: Settings) -> str:
+    """The family by transformers' name for it; empty where none is named."""
+    return settings.get("model_type") or ""
+
+
+def layer_types(settings: Settings) -> tuple[str, list[str]]:
+    """The setting that says what each layer is, and its different values."""
+    for name in LAYER_KEYS:
+        value = settings.get(name)
+        if value is not None:
+            if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+                raise ValueError(f"{name} is {value!r}, not a list of names")
+            return name, sorted(set(value))
+    return LAYER_KEYS[0], []
