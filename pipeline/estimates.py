@@ -76,7 +76,7 @@ def worker_bytes(facts: ModelFacts, cell: Cell) -> int:
         at_once = 4 * settings["batch_size"] * (settings["prompt_tokens"] + settings["new_tokens"]) * entry
     else:
         # prompts of a batch and what one cell keeps of them twice; the harness's batches are of the same kind
-        length = max(settings["context_tokens"]) if cell.task == "retrieval" else facts.context or HARNESS_TOKENS
+        length = max(settings["context_tokens"]) if cell.task == "retrieval" else facts.longest(HARNESS_TOKENS)
         at_once = 4 * MAX_BATCH_WINDOWS * length * entry
     return int(least_bytes(facts, cell) + at_once)
 

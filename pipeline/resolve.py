@@ -143,18 +143,23 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
         room = answer_room(spec.retrieval.digits)
         key = f"retrieval.context_tokens + {room} for the answer"
         wanted += [(key, n + room) for n in spec.retrieval.context_tokens]
-    limits = [(facts.sliding_window, f"the sliding attention window of {facts.name}, {facts.sliding_window} tokens")]
+    return (
+        [f"models: model {facts.name!r}: {refusal}" for refusal in facts.refusals]
+        + faults
+        + [f"{key}: {length} is longer than {limit}" for key, length in wanted if (limit := _limit_exceeded(spec, facts, length))]
+    )
+
+
+def _limit_exceeded(spec: SweepSpec, facts: ModelFacts, length: int) -> str:
+    """The first limit that a text of ``length`` tokens exceeds, in words; empty where there is none."""
+    if limit := facts.limit_exceeded(length):
+        return limit
+    if facts.context is None or length <= facts.context:
+        return ""
     context = f"the context of {facts.name}, {facts.context} tokens"
     if facts.positions.kind == "learned":
-        limits.append((facts.context, f"{context}, and it has no position embeddings beyond"))
-    elif not spec.allow_beyond_context:
-        limits.append((facts.context, f"{context} (allow_beyond_context: true runs it, marked)"))
-    return faults + [
-        f"{key}: {length} is longer than {what}"
-        for key, length in wanted
-        for limit, what in limits
-        if limit is not None and length > limit
-    ]
+        return f"{context}, and it has no position embeddings beyond"
+    return "" if spec.allow_beyond_context else f"{context} (allow_beyond_context: true runs it, marked)"
 
 
 def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int) -> list[str]:

@@ -40,8 +40,8 @@ def cut_off(folder: Path) -> None:
         (configured(num_hidden_layers=3), "its files lack 9 of the weights that its config.json asks for"),
         (configured(intermediate_size=128), "or have them in another shape, such as model.layers.0.mlp.down_proj.weight"),
         (without_a_weight, "its files lack 1 of the weights"),
-        (cut_off, "Error while deserializing header"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "Error while deserializing header"),
+        (cut_off, "of the 139,160 that it holds"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "its header would be 0 bytes long, and the file has 0"),
     ],
     ids=["a layer more", "other shapes", "a weight less", "cut off", "empty"],
 )
@@ -49,7 +49,7 @@ def test_weights_that_are_not_all_there_are_refused(change, said, tiny_model_dir
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     change(folder)
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"cannot be loaded|is not a whole safetensors file") as caught:
         load(find_model(str(folder)), "float32", torch.device("cpu"))
     assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", ""), "the driver alone draws"

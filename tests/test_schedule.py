@@ -16,7 +16,7 @@ from workers.model_files import ModelFacts, Positions
 from workers.settings import PruneSettings
 from workers.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
 
-FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, Positions("rotary", 1.0), None, 2, 8, 1000, "tokenizer.json")
+FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, Positions("rotary", 1.0), (), (), 2, 8, 1000, "tokenizer.json")
 DIED = Fault("ActorDiedError", "killed by signal 9")
 NODE_DIED = Fault("NodeDiedError", "its node has died", strike=False)
 NO_PLACE = Fault("NoCapacity", "the node is busy", strike=False, started=False)

@@ -19,7 +19,7 @@ from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
-NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, Positions("rotary", 1.0), None, 2, 8, 0, "")
+NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, Positions("rotary", 1.0), (), (), 2, 8, 0, "")
 
 
 def perplexity_unit(cells, rows=3, length=40):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from workers.architecture import Limit, read_architecture
+from workers.model_settings import count_of, text_settings
+from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, is_file, read_json, settings_files
 
 EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
@@ -55,17 +58,30 @@ class ModelFacts:
     """Trained context in tokens; None where the configuration does not say."""
     positions: Positions
     """With learned ones nothing can be computed beyond ``context``."""
-    sliding_window: int | None
-    """Some layers attend to so many of the last tokens only."""
+    limits: tuple[Limit, ...]
+    """Longer texts cannot be measured, whatever the sweep allows; see ``workers.architecture``."""
+    refusals: tuple[str, ...]
+    """Why it cannot be measured at all: a sentence each, to go behind its name; empty where it can."""
     kv_heads: int
     head_dim: int
     parameters: int
-    """From the sizes of the weight files, at their stored width; 0 where they are not here yet."""
+    """Numbers in the weight files, from their headers (of pickles from their sizes); 0 where they are not here yet."""
     tokenizer_file: str
     trust_remote_code: bool = False
     """Whether Python files that come with the weights may run."""
     allow_pickle: bool = False
     """Whether weights may be read from formats that can run code."""
+
+    def limit_exceeded(self, length: int) -> str:
+        """What a text of ``length`` tokens exceeds, in words; empty where it can be measured."""
+        for limit in sorted(self.limits, key=lambda limit: limit.tokens):
+            if length > limit.tokens:
+                return f"the {limit.tokens} tokens up to which {self.name} can be measured: {limit.why}"
+        return ""
+
+    def longest(self, otherwise: int) -> int:
+        """Tokens of a text at most, by context and limits; ``otherwise`` stands for a context that is not known."""
+        return min([self.context or otherwise, *(limit.tokens for limit in self.limits)])
 
 
 def find_model(
@@ -91,27 +107,27 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle
 
 
 def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:
-    weights = sorted(folder.glob("*.safetensors")) or (sorted(folder.glob("*.bin")) if allow_pickle else [])
-    if not weights:
-        kinds = "*.safetensors or *.bin" if allow_pickle else "*.safetensors"
-        hint = "" if allow_pickle else "; convert the weights: other formats can run code (allow_pickle: true reads them)"
-        raise ModelError(f"model {name!r}: no {kinds} in {folder}{hint}")
-    code = sorted(folder.glob("*.py")) if trust_remote_code else []  # it is part of the model then
-    digest = hashlib.sha256()
-    for path in [*weights, *code, folder / "config.json", folder / "tokenizer.json"]:
-        if not path.is_file():
-            raise ModelError(f"model {name!r}: {path.name} is missing in {folder}")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    size = sum(path.stat().st_size for path in weights)
-    return _facts(name, f"sha256:{digest.hexdigest()[:16]}", str(folder.resolve()), None, folder, size)
+    try:
+        for needed in ("config.json", "tokenizer.json"):
+            if not is_file(folder / needed):
+                raise ValueError(f"{needed} is missing in {folder}")
+        config = _config(folder, trust_remote_code)
+        weights = find_weights(folder, allow_pickle, config.get("transformers_weights"))
+        code = sorted(folder.glob("*.py")) if trust_remote_code else []  # it is part of the model then
+        index = [weights.index] if weights.index else []
+        digest = identity(folder, [*weights.files, *index, *settings_files(folder), *code])
+        stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
+        parameters = weights.parameters(stored_bytes)
+    except ValueError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
+    return _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, parameters)
 
 
 def _hub(name: str, revision: str | None) -> ModelFacts:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", "tokenizer.json"]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*IDENTITY_FILES, TEMPLATES, ADAPTER]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ModelError(
@@ -120,39 +136,69 @@ def _hub(name: str, revision: str | None) -> ModelFacts:
         ) from error
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"model {name!r}: its repository has no tokenizer.json, which kvsweep needs")
-    return _facts(name, folder.name, name, folder.name, folder, 0)
-
-
-def _facts(name: str, revision: str, source: str, commit: str | None, folder: Path, size: int) -> ModelFacts:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = config.get("text_config", config)
-        layers = int(config.get("num_hidden_layers") or config["n_layer"])
-        heads = int(config.get("num_attention_heads") or config["n_head"])
-        width = int(config.get("hidden_size") or config["n_embd"])
-        head_dim = int(config.get("head_dim") or width // heads)
-        positions = positions_of(config, head_dim)
+        config = _config(folder)
+    except ValueError as error:
+        raise ModelError(f"model {name!r}: {error}") from error
+    return _facts(name, folder.name, name, folder.name, folder, config, 0)
+
+
+def _config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The content of config.json. Raises ValueError where it is not all that the model is made from."""
+    if is_file(folder / ADAPTER):
+        raise ValueError(
+            f"{ADAPTER} in {folder} makes transformers load an adapter where the package peft is installed, and leave it out "
+            "elsewhere, so the folder is two models; merge the adapter into the weights (merge_and_unload), or move it away"
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json in {folder} is not one of a causal language model (it holds no settings by name)")
+
+    classes = config.get("auto_map")
+    foreign = [value for value in classes.values() if "--" in str(value)] if isinstance(classes, dict) else []
+    if trust_remote_code and foreign:
+        raise ValueError(
+            f"config.json in {folder} takes code from another repository ({foreign[0]}), which may change while the model's "
+            "identity stays; copy the code beside config.json and name it there"
+        )
+    return config
+
+
+def _facts(
+    name: str, revision: str, source: str, commit: str | None, folder: Path, config: Mapping[str, Any], parameters: int
+) -> ModelFacts:
+    refusals: tuple[str, ...] = ()
+    try:
+        architecture = read_architecture(config)
+        refusals = architecture.refusals
+        text = text_settings(config)
+        layers = _needed(text, "num_hidden_layers", "n_layer", "n_layers")
+        heads = _needed(text, "num_attention_heads", "n_head", "n_heads")
+        head_dim = count_of(text, "head_dim") or _needed(text, "hidden_size", "n_embd", "d_model") // heads
+        context = count_of(text, "max_position_embeddings", "n_positions", "max_seq_len")
+        kv_heads = count_of(text, "num_key_value_heads") or heads
+        positions = positions_of(text, head_dim)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if refusals:  # of those there are whose shape has no place here, such as models without attention
+            raise ModelError(f"model {name!r}: {'; '.join(refusals)}") from error
         raise ModelError(f"model {name!r}: config.json in {folder} is not one of a causal language model ({error})") from error
-    stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
+
     return ModelFacts(
-        name=name,
-        revision=revision,
-        source=source,
-        commit=commit,
-        architecture=str(config.get("model_type", "unknown")),
-        layers=layers,
-        context=config.get("max_position_embeddings", config.get("n_positions")),
-        positions=positions,
-        sliding_window=config.get("sliding_window") if config.get("use_sliding_window") is not False else None,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        parameters=size // stored_bytes,
-        tokenizer_file=str(folder / "tokenizer.json"),
-    )
+        name=name, revision=revision, source=source, commit=commit, architecture=str(text.get("model_type", "unknown")),
+        layers=layers, context=context, positions=positions, limits=architecture.limits, refusals=refusals,
+        kv_heads=kv_heads, head_dim=head_dim, parameters=parameters, tokenizer_file=str(folder / "tokenizer.json"),
+    )  # fmt: skip
 
 
-def positions_of(config: dict[str, Any], head_dim: int) -> Positions:
+def _needed(settings: Mapping[str, Any], *names: str) -> int:
+    """A count that every causal language model has, under one of several names. Raises ValueError where it is not there."""
+    count = count_of(settings, *names)
+    if count is None:
+        raise ValueError(f"it says no {names[0]}")
+    return count
+
+
+def positions_of(config: Mapping[str, Any], head_dim: int) -> Positions:
     """How the model of a config.json tells positions apart; ``unknown`` where it does not say and the type is not known here."""
     kind = config.get("model_type")
     if kind in LEARNED_POSITIONS:
@@ -164,7 +210,7 @@ def positions_of(config: dict[str, Any], head_dim: int) -> Positions:
     return Positions("unknown")
 
 
-def _rotated_share(config: dict[str, Any], head_dim: int) -> float | None:
+def _rotated_share(config: Mapping[str, Any], head_dim: int) -> float | None:
     """From ``rope_parameters``, one for all layers or one for each kind of layer; in older files, from keys of their own."""
     parameters = config.get("rope_parameters") or {}
     by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
@@ -172,7 +218,7 @@ def _rotated_share(config: dict[str, Any], head_dim: int) -> float | None:
     return shares.pop() if len(shares) == 1 else None
 
 
-def _older_share(config: dict[str, Any], head_dim: int) -> float:
+def _older_share(config: Mapping[str, Any], head_dim: int) -> float:
     for key in ("partial_rotary_factor", "rotary_pct"):
         if config.get(key) is not None:
             return float(config[key])

@@ -19,8 +19,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
     """The model in evaluation mode on ``device``, under our attention, self-checked.
 
-    Raises ModelError where it cannot be loaded or fails the self-check.
+    Raises ModelError where it is of no use here, cannot be loaded or fails the self-check.
     """
+    if facts.refusals:
+        raise ModelError(f"model {facts.name!r}: {'; '.join(facts.refusals)}")
+
     transformers_logging.disable_progress_bar()  # the driver alone draws
     transformers_logging.set_verbosity_error()  # what matters of its report on the weights is checked below
     try:

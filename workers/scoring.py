@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.architecture import LOGIT_SCALES
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -76,13 +78,11 @@ class OutputLayer:
 
     @classmethod
     def of(cls, model: nn.Module) -> OutputLayer:
-        """Raises ValueError for an output layer that scales its logits or is not linear."""
-        head, config = model.get_output_embeddings(), model.config.get_text_config()  # pyright: ignore
-        if getattr(config, "logit_scale", None) not in (None, 1.0):
-            raise ValueError(f"models that scale their logits (logit_scale {config.logit_scale}) are not supported")
+        """Raises ValueError for an output layer that is not linear or whose logits are scaled."""
+        head = model.get_output_embeddings()  # pyright: ignore
         if not isinstance(head, nn.Linear):
             raise ValueError(f"models whose output layer is a {type(head).__name__}, not a linear one, are not supported")
-        return cls(head, getattr(config, "final_logit_softcapping", None))
+        return cls(head, softcap_of(model))
 
     def tiles(self, device: torch.device) -> list[slice]:
         """Words in parts."""
@@ -96,10 +96,22 @@ class OutputLayer:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+def softcap_of(model: nn.Module) -> float | None:
+    """At what value the model caps its logits, if it does. Raises ValueError where it also scales them."""
+    config = model.config.get_text_config()  # pyright: ignore
+    for name in LOGIT_SCALES:
+        if getattr(config, name, None) not in (None, 1):
+            raise ValueError(f"models that scale their logits ({name} {getattr(config, name)}) are not supported")
+    return getattr(config, "final_logit_softcapping", None)
+
+
 def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits of the tokens that follow: hidden [batch, width] -> [batch, vocabulary], capped where the model caps them."""
+    """Logits of the tokens that follow: hidden [batch, width] -> [batch, vocabulary], capped where the model caps them.
+
+    Raises ValueError for a model that scales them.
+    """
+    softcap = softcap_of(model)
     logits = model.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # pyright: ignore
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

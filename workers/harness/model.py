@@ -63,10 +63,12 @@ class PrunedModel(TemplateLM):
         tokenizer: PreTrainedTokenizerBase | None = None, batch_size: int = 1, max_length: int | None = None,
         progress: bool = True,
     ) -> None:  # fmt: skip
-        """``model``: under our attention, as ``models.load`` gives it. Raises HarnessError for no such layer or policy."""
+        """``model``: under our attention, as ``models.load`` gives it. Raises HarnessError for what it cannot do."""
         super().__init__()
         if any(layer >= facts.layers for layer in settings.skip_layers):
             raise HarnessError(f"skip_layers {list(settings.skip_layers)}: {facts.name} has layers 0..{facts.layers - 1}")
+        if limit := facts.limit_exceeded(max_length or 0):
+            raise HarnessError(f"max_length: {max_length} is longer than {limit}")
         try:
             find_policy(settings.policy)
         except ValueError as error:
@@ -114,7 +116,7 @@ class PrunedModel(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens of context and continuation at most."""
-        return self._max_length or self.facts.context or DEFAULT_LENGTH
+        return self._max_length or self.facts.longest(DEFAULT_LENGTH)
 
     @property
     def max_gen_toks(self) -> int:
