@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 from benchmarks.cuts import Cuts
 from workers.cell_scores import CellScores
 from workers.corpora import read_corpus, tokenize
-from workers.eviction import POLICIES
+from workers.eviction import _OWN
 from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference, schedule_of
@@ -103,14 +103,14 @@ def speeds(
 
 def with_the_same_cuts(model: Any, tokens: torch.Tensor, start: int, cell: PruneSettings) -> tuple[Cuts, float]:
     """kvsweep and the reference made to keep the same entries: the cuts, and the largest difference of a token's NLL."""
-    policy, cuts = POLICIES[cell.policy], Cuts()
+    policy, cuts = _OWN[cell.policy], Cuts()
     try:
-        POLICIES[cell.policy] = cuts.recording(policy)
+        _OWN[cell.policy] = cuts.recording(policy)
         _, (ours,) = evaluate(model, tokens, [cell], [start])
-        POLICIES[cell.policy] = cuts.imposed(policy)
+        _OWN[cell.policy] = cuts.imposed(policy)
         reference = evaluate_reference(model, tokens, cell, [start])
     finally:
-        POLICIES[cell.policy] = policy
+        _OWN[cell.policy] = policy
     assert isinstance(ours, CellScores)
     return cuts, float((ours.nll - reference.nll).abs().max())
 

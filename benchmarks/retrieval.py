@@ -56,7 +56,7 @@ def one_by_one(model: nn.Module, settings: PruneSettings, question: Question, qu
         )  # fmt: skip
         return told[0, ids.shape[1] :].tolist()
     forward(model, torch.tensor([question.context_ids]), cache)
-    cache.outside = (len(question.context_ids), len(question.prompt_ids))
+    cache.begin_outside(len(question.question_ids))
     answer = [int(forward(model, torch.tensor([question.question_ids]), cache).argmax())]
     while len(answer) < count:
         answer.append(int(forward(model, torch.tensor([answer[-1:]]), cache).argmax()))

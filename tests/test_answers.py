@@ -45,7 +45,7 @@ def alone(model, settings, question, question_pruned):
         cache = PrunedCache(model.config, settings, row_ids=row)
         logits = forward(model, torch.tensor([ids]), cache)
         if not question_pruned:
-            cache.outside = (len(ids), len(ids) + len(question.question_ids))
+            cache.begin_outside(len(question.question_ids))
             logits = forward(model, torch.tensor([question.question_ids]), cache)
         return cache, logits
 

@@ -168,14 +168,15 @@ def test_a_damaged_part_is_set_aside_and_its_rows_computed_again(sweep_file, out
 
 
 def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, out, monkeypatch, capsys):
-    from workers.eviction import POLICIES, Policy
+    from workers import eviction
+    from workers.eviction import Policy
 
     def failing(view):
         raise RuntimeError("out of luck")
 
     sweep = sweep_file(policies="[knorm, random]")
     with monkeypatch.context() as patch:
-        patch.setitem(POLICIES, "random", Policy(failing))
+        patch.setitem(eviction._OWN, "random", Policy(failing))
         assert run_inline(sweep, out) == SOME_FAILED
         captured = capsys.readouterr()
         assert "failed: 2 cells: RuntimeError: out of luck" in captured.err

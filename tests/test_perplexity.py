@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
+from workers import eviction
 from workers.attention import attention
 from workers.cell_batch import BatchLayer
 from workers.eviction import POLICIES, Policy, round_significant
@@ -233,7 +234,7 @@ def test_a_failing_cell_takes_no_other_down(monkeypatch):
             raise FloatingPointError("score of nothing")
         return view.positions.float()
 
-    monkeypatch.setitem(POLICIES, "recent", Policy(score, entrywise=True))
+    monkeypatch.setitem(eviction._OWN, "recent", Policy(score, entrywise=True))
     many = [PruneSettings("recent", 0.5, 8), PruneSettings("knorm", 0.5, 8), PruneSettings("streaming", 0.5, 8)]
     tokens = repetitive_tokens(1, 40)
     _, (bad, *good) = evaluate(MODELS["neox"], tokens, many, [0])

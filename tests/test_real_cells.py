@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from benchmarks.cuts import ROUNDING_STEP, Cuts
+from workers import eviction
 from workers.corpora import read_corpus, tokenize
 from workers.eviction import POLICIES
 from workers.model_files import find_model
@@ -83,11 +84,11 @@ def test_a_real_cell_is_right_by_both_judges(model_and_tokens, cell, monkeypatch
     """Same cuts, same figures; and the reference's own cuts are the same, but for scores within one step of rounding."""
     model, tokens = model_and_tokens
     policy, cuts = POLICIES[cell.policy], Cuts()
-    monkeypatch.setitem(POLICIES, cell.policy, cuts.recording(policy))
+    monkeypatch.setitem(eviction._OWN, cell.policy, cuts.recording(policy))
     _, (result,) = evaluate(model, tokens, [cell], [0])
     assert result.validity.prune_events > 0
     assert (result.nll[0] - masked_full_cache(model, tokens, cell, cuts)).abs().max() < AT_MOST
-    monkeypatch.setitem(POLICIES, cell.policy, cuts.imposed(policy))
+    monkeypatch.setitem(eviction._OWN, cell.policy, cuts.imposed(policy))
     reference = evaluate_reference(model, tokens, cell, [0])
     assert (result.nll - reference.nll).abs().max() < AT_MOST
     print(f"{cell}: {cuts.otherwise} of {len(cuts.kept)} cuts otherwise, scores {cuts.largest_gap:.1e} apart")
@@ -100,7 +101,7 @@ def test_a_wrong_mask_is_noticed(model_and_tokens, monkeypatch):
     """The judge of the judge: entries that one layer kept, hidden from it, show."""
     model, tokens = model_and_tokens
     cell, cuts = PruneSettings("knorm", 0.5, 32), Cuts()
-    monkeypatch.setitem(POLICIES, "knorm", cuts.recording(POLICIES["knorm"]))
+    monkeypatch.setitem(eviction._OWN, "knorm", cuts.recording(POLICIES["knorm"]))
     _, (result,) = evaluate(model, tokens[:, :200], [cell], [0])
     for key in [key for key in cuts.kept if key[1] == 1]:
         cuts.kept[key] = cuts.kept[key][:-2]

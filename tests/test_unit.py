@@ -8,7 +8,8 @@ import torch
 
 from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.eviction import POLICIES, Policy
+from workers import eviction
+from workers.eviction import Policy
 from workers.model_files import ModelFacts, Positions
 from workers.perplexity import evaluate, window_bytes
 from workers.retrieval import Question
@@ -81,7 +82,7 @@ def test_a_unit_run_alone_and_with_other_cells_gives_the_same_rows():
 
 
 def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
-    monkeypatch.setitem(POLICIES, "knorm", Policy(lambda view: (_ for _ in ()).throw(FloatingPointError("NaN here"))))
+    monkeypatch.setitem(eviction._OWN, "knorm", Policy(lambda view: (_ for _ in ()).throw(FloatingPointError("NaN here"))))
     result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]), tiny_model("neox"), CPU)
     assert {row["cell_id"] for row in result.rows} == {"cell0"}
     (failure,) = result.failures
@@ -107,7 +108,7 @@ def test_retrieval_rows_have_the_declared_columns_and_a_failing_cell_takes_no_ot
     def broken(view):
         raise ZeroDivisionError("no score")
 
-    monkeypatch.setitem(POLICIES, "recent", Policy(broken))
+    monkeypatch.setitem(eviction._OWN, "recent", Policy(broken))
     prompt = repetitive_tokens(1, 30)[0].tolist()
     question = Question("passkey", 40, 3, 0, 0.1, 0, prompt, prompt[:10], [1, 2, 3], "123", ((4, 9),))
     cells = tuple(UnitCell(name, PruneSettings(name, 0.5, 8)) for name in ("dense", "recent", "streaming"))

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.eviction import find_policy
 from workers.generation import forward
 from workers.memory import is_out_of_memory
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
-from workers.scoring import OutputLayer
+from workers.scoring import NOT_FINITE, OutputLayer, check_chosen
 from workers.settings import PruneSettings
 from workers.work import RetrievalWork
 
@@ -53,6 +54,11 @@ def answers(
     """
     OutputLayer.of(model)
     results: list[Rows | Exception] = [[] for _ in cells]
+    for i, cell in enumerate(cells):
+        try:
+            find_policy(cell.policy)
+        except ValueError as error:
+            results[i] = error
     for batch in batches(work.questions, work.question_pruned, size):
         _answer(model, device, cells, batch, work.question_pruned, results)
     order = {id(question): place for place, question in enumerate(work.questions)}
@@ -145,7 +151,7 @@ class _Answers:
         self.logits = logits[rows]
         if not question_pruned:
             ids = torch.tensor([question.question_ids for question in self.questions], device=device)
-            cache.outside = (cache.pruned_layers[0].seen, cache.pruned_layers[0].seen + ids.shape[1])
+            cache.begin_outside(ids.shape[1])
             self.logits = forward(model, ids.repeat(2, 1), cache)
 
     def _retained(self) -> Tensor:
@@ -169,7 +175,9 @@ class _Answers:
             self.events.append(max(layer.record.events for layer in self.cache.pruned_layers))
             changed = not self.retained or self.events[-1] > self.events[-2]
             self.retained.append(self._retained() if changed else self.retained[-1])
-            wanted, own = self.right[:, step], self.logits[count:].argmax(-1)
+            highest, own = self.logits[count:].max(-1)
+            check_chosen(highest)
+            wanted = self.right[:, step]
             nll.append(nn.functional.cross_entropy(self.logits[:count].float(), wanted, reduction="none"))
             given.append(own)
             missed.append(self.logits[:count].argmax(-1) != wanted)
@@ -181,7 +189,7 @@ class _Answers:
             length = len(question.answer_ids)
             loss = float(losses[i, :length].double().sum())
             if not loss < float("inf"):
-                raise FloatingPointError("the model gave NaN or infinite logits; try dtype float32")
+                raise FloatingPointError(NOT_FINITE)
             answer = texts[i][:length]
             found.append({
                 "question": question,

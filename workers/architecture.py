@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from workers import families
 from workers.model_settings import Settings, count_of, kind_of, layer_types, number_of, table_of, text_settings, window_of
@@ -28,6 +29,13 @@ class Limit:
     tokens: int
     why: str
     """A clause that stands alone."""
+    last_is_predicted: bool = False
+    """Whether the last of so many tokens may be predicted but not be fed: ``generate`` throws the cache away behind it."""
+
+    @property
+    def fed(self) -> int:
+        """Tokens that may go through the model."""
+        return self.tokens - self.last_is_predicted
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,23 @@ class Architecture:
     refusals: tuple[str, ...]
     """Why the model cannot be measured at all; empty where it can."""
     limits: tuple[Limit, ...]
+
+    def check_length(self, fed: int) -> None:
+        """Raises ValueError for texts of so many tokens that the model treats them in another way."""
+        for limit in self.limits:
+            if fed > limit.fed:
+                raise ValueError(
+                    f"{fed} tokens are more than the {limit.fed} that can go through this model exactly: {limit.why}; use "
+                    "shorter texts"
+                )
+
+
+def usable(config: Any) -> Architecture:
+    """Of a transformers configuration. Raises ValueError where its model cannot be measured, with the reason."""
+    architecture = read_architecture(config.to_dict())
+    if architecture.refusals:
+        raise ValueError(f"this model cannot be measured through a pruned cache: {architecture.refusals[0]}")
+    return architecture
 
 
 def read_architecture(config: Settings) -> Architecture:
@@ -209,4 +234,5 @@ def _rotary_limits(text: Settings) -> Iterator[Limit]:
             tokens = (None if by_layer else count_of(text, original)) or count_of(each, original) or tokens
         if tokens is None:
             raise ValueError(f"{name} has rope_type {kind!r}, and no setting says from which length on its frequencies change")
-        yield Limit(tokens, f"a longer text changes its rotary frequencies for all of its tokens (rope_type {kind})")
+        reason = f"a longer text changes its rotary frequencies for all of its tokens (rope_type {kind})"
+        yield Limit(tokens, reason, kind_of(text) in families.CACHE_THROWN_AWAY and "dynamic" not in kind)

@@ -7,18 +7,37 @@ for the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
+
+from workers.attending_layer import forget_waiting, layer_of
 
 NAME = "kvsweep"
-LAYER = "kvsweep_layer"
-"""Attribute of the keys that a cache layer's ``update`` returns: the layer, which then attends."""
+
+CHANGES_NOTHING = frozenset({
+    "position_ids", "cache_position", "use_cache", "past_key_value", "past_key_values", "return_dict", "logits_to_keep",
+    "output_hidden_states", "output_router_logits", "num_items_in_batch",
+})  # fmt: skip
+"""Keywords that models hand on to every attention function and that say nothing of what is attended to."""
+
+MASK_CHANGES_NOTHING = frozenset({
+    "batch_size", "kv_offset", "allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "dtype", "config",
+    "cache_position",
+})  # fmt: skip
+"""Keywords of a mask that say how it would be stored, or what is known here otherwise."""
+
+PACKED_OFFSET = -1
+"""``get_query_offset`` of a cache whose rows are at different points of their texts: the index of a token is no position."""
+
+REMEMBERED_MASK = 2**22
+"""Masks of so many places at most are kept for the next layer and pass."""
 
 PROBABILITY_BYTES = 64 * 2**20
 """Where probabilities are needed themselves they are made for so many queries at a time."""
@@ -31,23 +50,17 @@ class Scale(NamedTuple):
     softcap: float | None
 
 
-class AttendingLayer(Protocol):
-    """A cache layer that attends over what it holds."""
-
-    @property
-    def seen(self) -> int:
-        """Tokens seen, those of this pass included."""
-        ...
-
-    def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """query [batch, heads, q, head_dim] -> [batch, q, heads, head_dim]; prunes where due."""
-        ...
-
-
-@lru_cache(maxsize=64)
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
     """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last query's own."""
+    small = queries * entries <= REMEMBERED_MASK
+    return _remembered_mask(queries, entries, device) if small else _new_mask(queries, entries, device)
+
+
+def _new_mask(queries: int, entries: int, device: torch.device) -> Tensor:
     return torch.ones(queries, entries, dtype=torch.bool, device=device).tril(entries - queries)
+
+
+_remembered_mask = lru_cache(maxsize=8)(_new_mask)
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None) -> Tensor:
@@ -111,24 +124,46 @@ def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, softcap: float | None = None, sliding_window: int | None = None, s_aux: Tensor | None = None,
-    **_: Any,
+    dropout: float = 0.0, softcap: float | None = None, sliding_window: int | None = None, is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads, head_dim].
 
-    Raises ValueError for what it does not implement, rather than computing something else.
+    Raises ValueError for what it does not implement, by name, rather than computing something else.
     """
-    if s_aux is not None:
-        raise ValueError("kvsweep attention does not support attention sinks learned per head (s_aux); use a model without them")
+    _refuse_unknown(module, attention_mask, is_causal, others)
     if dropout and module.training:
         raise ValueError("kvsweep attention is for evaluation: call model.eval() first")
+
     scale = Scale(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap)
-    layer: AttendingLayer | None = getattr(key, LAYER, None)
+    layer = layer_of(key)
     if layer is None:
         _check_sliding(sliding_window, key.shape[2])
         return attention(query, key, value, scale).transpose(1, 2), None
     _check_sliding(sliding_window, layer.seen)
     return layer.attend(query, scale), None
+
+
+def _refuse_unknown(
+    module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, others: dict[str, Any]
+) -> None:  # fmt: skip
+    """Whatever a model gives its attention has a meaning there: what is not known here would be left out silently."""
+    kind = type(module).__name__
+    if attention_mask is not None:
+        raise ValueError(
+            f"{kind} gives its attention a mask of its own (attention_mask), which kvsweep's attention does not apply: it sees "
+            "everything stored and no future; use a model or a call without one"
+        )
+    if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
+        raise ValueError(f"{kind} lets its tokens see later ones (is_causal is false): such a model has no cache to prune")
+    unknown = sorted(
+        name for name, given in others.items() if name not in CHANGES_NOTHING and given is not None and given is not False
+    )
+    if unknown:
+        raise ValueError(
+            f"{kind} gives its attention {', '.join(unknown)}, which kvsweep's attention does not know and would leave out; use "
+            "a model without it"
+        )
 
 
 def _check_sliding(window: int | None, seen: int) -> None:
@@ -140,11 +175,54 @@ def _check_sliding(window: int | None, seen: int) -> None:
         )
 
 
-def refuse_padding(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
-    """No mask is made here; a padded batch would be attended to silently, so it is refused."""
-    if attention_mask is not None and not bool(attention_mask.all()):
+def check_mask(
+    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], q_offset: int = 0, use_vmap: bool = False,
+    attention_mask: Tensor | None = None, local_size: int | None = None, device: torch.device | None = None, **others: Any,
+) -> None:  # fmt: skip
+    """Called once per pass for the mask that a model would have. None is made here, so it may hide nothing but the future.
+
+    Raises ValueError for padding, for a mask of another length than what the cache has seen, and for a mask that differs.
+    """
+    forget_waiting()
+    unknown = sorted(others.keys() - MASK_CHANGES_NOTHING)
+    if unknown:
+        raise ValueError(f"kvsweep attention does not know {', '.join(unknown)} of a mask and would leave it out")
+    if attention_mask is not None:
+        _check_padding(attention_mask, q_length, kv_length)
+    if mask_function is causal_mask_function:
+        return
+    if local_size is not None:
+        _check_sliding(local_size, kv_length)
+    if q_offset == PACKED_OFFSET:  # the dense pass over the same texts was checked
+        return
+    if use_vmap or not _is_causal(mask_function, q_length, kv_length, attention_mask, device):
+        raise ValueError(
+            "this model's mask hides or shows other entries than the future (packed texts, blocks of images, attention in both "
+            "directions), which kvsweep's attention does not apply; use a model or a call without it"
+        )
+
+
+def _is_causal(
+    mask_function: Callable[..., Tensor], q_length: int, kv_length: int, attention_mask: Tensor | None,
+    device: torch.device | None,
+) -> bool:  # fmt: skip
+    """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future, in every row."""
+    queries = torch.arange(kv_length - q_length, kv_length, device=device)[:, None]
+    entries = torch.arange(kv_length, device=device)[None]
+    rows, head = 1 if attention_mask is None else attention_mask.shape[0], torch.tensor(0, device=device)
+    shown = (mask_function(torch.tensor(row, device=device), head, queries, entries) for row in range(rows))
+    return all(bool((each == (entries <= queries)).all()) for each in shown)
+
+
+def _check_padding(attention_mask: Tensor, q_length: int, kv_length: int) -> None:
+    if not bool(attention_mask.all()):
         raise ValueError("kvsweep attention takes no padded batches: group the prompts by length")
+    if attention_mask.shape[-1] != kv_length:
+        raise ValueError(
+            f"the attention mask is of {attention_mask.shape[-1]} tokens, and with the {q_length} of this pass the cache has "
+            f"seen {kv_length}: it was used for another text, or use_cache is false; call its reset() before a new text"
+        )
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, refuse_padding)
+AttentionMaskInterface.register(NAME, check_mask)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from workers.attention import PACKED_OFFSET
 from workers.cell_batch import BatchLayer
-from workers.pass_plan import Pass, Track
+from workers.pass_plan import Pass, PassState, Track
 from workers.shared_prefix import PrefixLayer
 from workers.slot_layer import SlotLayer, SlotStore
 
@@ -25,13 +26,12 @@ class BatchCache(Cache):
         self, prefix: Sequence[PrefixLayer], tracks: Sequence[Track], row_ids: Sequence[int], short_passes: bool
     ) -> None:
         device = prefix[0].device
-        self.row_ids = torch.tensor(list(row_ids) * len(tracks), device=device)
-        self.current: Pass = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.state = PassState(torch.tensor(list(row_ids) * len(tracks), device=device))
         prunes = tracks[0].settings.prunes
         in_slots = short_passes and all(t.policy.entrywise and t.policy.temporal for t in tracks)
         super().__init__(
             layers=[
-                (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self, layer, tracks, prunes(i))
+                (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self.state, layer, tracks, prunes(i))
                 for i, layer in enumerate(prefix)
             ]
         )
@@ -45,20 +45,26 @@ class BatchCache(Cache):
         """The layers, typed."""
         return self.layers  # pyright: ignore[reportReturnType]
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """None that would hold for all rows."""
+        return PACKED_OFFSET
+
     def begin(self, plan: Pass) -> None:
         """Before a pass."""
-        self.current = plan
+        self.state.plan = plan
         if self._store:
             self._store.begin(plan)
 
     def end(self) -> None:
-        """After a pass."""
+        """After a pass. Raises WrongUseError where a layer's new entries were not attended to."""
+        for layer in self.batch_layers:
+            layer.check_attended()
         if self._store:
-            self._store.end(self.current)
+            self._store.end(self.state.current)
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone; the cells of the others are done."""
-        self.row_ids = self.row_ids[rows]
+        self.state.row_ids = self.state.row_ids[rows]
         if self._store:
             self._store.drop_rows(rows)
         for layer in self.batch_layers:

@@ -8,35 +8,31 @@ it, every row drops what its cell's schedule says. No two rows touch, so the fig
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
-from workers.attention import LAYER, Scale, attention, probe
+from workers.attending_layer import AttendingLayer
+from workers.attention import Scale, attention, probe
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
-from workers.pass_plan import Pass, Track
-from workers.pruned_layer import RECENT, retained
+from workers.layer_record import RECENT, retained
+from workers.pass_plan import Pass, PassState, Track
+from workers.policy_calls import scores_of
 from workers.shared_prefix import PrefixLayer
 
-if TYPE_CHECKING:
-    from workers.batch_cache import BatchCache
 
-
-class BatchLayer(CacheLayerMixin):
+class BatchLayer(AttendingLayer):
     """One layer's entries of all rows: [rows, kv_heads, room, head_dim], each row filled from the left."""
 
-    is_sliding = False
-    is_compileable = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self, index: int, owner: BatchCache, prefix: PrefixLayer, tracks: Sequence[Track], prunes: bool) -> None:
+    def __init__(self, index: int, state: PassState, prefix: PrefixLayer, tracks: Sequence[Track], prunes: bool) -> None:
         """Fork the prefix for each cell at its first event, and prune there."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
-        self.index, self.owner, self.prunes, self.scale = index, owner, prunes, prefix.scale
+        self.index, self.state, self.prunes, self.scale = index, state, prunes, prefix.scale
         self.temporal = tracks[0].policy.temporal
         windows, heads, steps = prefix.keys.shape[:3]
         self.room = max(max(t.schedule.peak, t.held) for t in tracks) if prunes else steps
@@ -68,13 +64,13 @@ class BatchLayer(CacheLayerMixin):
         numbers = (point, track.held, self.index, track.settings.seed)
         seen, keep, layer, seed = (torch.full((1, 1, 1), x, device=self.device) for x in numbers)
         view = CacheView(
-            keys, positions, seen, keep, layer, seed, self.owner.row_ids[rows, None, None], queries, mass,
+            keys, positions, seen, keep, layer, seed, self.state.row_ids[rows, None, None], queries, mass,
             *prefix.scale,
         )  # fmt: skip
         protected = None
         if track.settings.protect_sink or track.settings.protect_recent:
             protected = (positions < track.settings.protect_sink) | (positions >= point - track.settings.protect_recent)
-        index, tied = select(track.policy.score(view), track.held, protected, None if self.temporal else positions)
+        index, tied = select(scores_of(track.policy, view), track.held, protected, None if self.temporal else positions)
         kept = positions.gather(2, index)
         self.keys[rows, :, : track.held] = take_entries(keys, index)
         self.values[rows, :, : track.held] = take_entries(values, index)
@@ -91,9 +87,10 @@ class BatchLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the packed entries [1, kv_heads, tokens, head_dim] of the pass to their rows."""
-        self.store(self.owner.current, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
-        setattr(key_states, LAYER, self)
-        return key_states, value_states
+        self.check_attended()
+        self.seen = self.state.current.most_seen
+        self.store(self.state.current, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+        return self.marked(key_states), value_states
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
         """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads, head_dim]."""
@@ -110,7 +107,8 @@ class BatchLayer(CacheLayerMixin):
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
         """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan says."""
-        plan = self.owner.current
+        self.clear_mark()
+        plan = self.state.current
         keys, values, mask = self.visible(plan)
         laid_out = plan.laid_out(query)
         if self.mass is not None:
@@ -152,24 +150,32 @@ class BatchLayer(CacheLayerMixin):
         self.sums += torch.stack([recent, sink.float(), tied.float()]) * plan.due_rows
 
     def scores(self, plan: Pass, keys: Tensor, positions: Tensor) -> Tensor:
-        """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding."""
+        """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding.
+
+        A policy of a user's own is called for the cells that prune now and for no others.
+        """
         tracks, windows, parts, first = plan.tracks, plan.windows, [], 0
         while first < len(tracks):
             policy, last = tracks[first].policy, first + 1
-            while policy.entrywise and last < len(tracks) and tracks[last].policy is policy:
+            whole = policy.entrywise and policy.own
+            while whole and last < len(tracks) and tracks[last].policy is policy:
                 last += 1
             rows = slice(first * windows, last * windows)
-            n = keys.shape[2] if policy.entrywise else tracks[first].held + int(plan.counts[first])
+            if not (policy.own or plan.is_due[first]):
+                parts.append(torch.zeros(positions[rows].shape, device=self.device))
+                first = last
+                continue
+            n = keys.shape[2] if whole else tracks[first].held + int(plan.counts[first])
             queries = None if self.queries is None else self.queries[rows, :, -min(OBSERVED_QUERIES, tracks[first].target) :]
             seen, keep, seed, ids = (
-                x[rows, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.owner.row_ids)
+                x[rows, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.state.row_ids)
             )
             mass = None if self.mass is None else self.mass[rows, :, :n]
             view = CacheView(
                 keys[rows, :, :n], positions[rows, :, :n], seen, keep, torch.full_like(seed, self.index), seed, ids, queries,
                 mass, *self.scale,
             )  # fmt: skip
-            parts.append(torch.nn.functional.pad(policy.score(view), (0, keys.shape[2] - n)))
+            parts.append(torch.nn.functional.pad(scores_of(policy, view), (0, keys.shape[2] - n)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -180,11 +186,6 @@ class BatchLayer(CacheLayerMixin):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[rows])
 
-    @property
-    def seen(self) -> int:
-        """Tokens that the row furthest on has seen."""
-        return self.owner.current.most_seen
-
     def get_seq_length(self) -> int:
         """Not a length: rows are at different points, and the caller gives positions."""
         return 0
@@ -192,7 +193,3 @@ class BatchLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Of the packed tokens."""
         return query_length, 0
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1

@@ -7,8 +7,9 @@ entries are kept is decided in ``budget.py`` alone; what is protected is added i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,10 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.policy_files import PATTERN, PolicyError, digest
+from workers.process_state import whole_process_state
 from workers.settings import POLICY_NAMES
 
 OBSERVED_QUERIES = 32
 """How many of the last queries a policy that observes queries can ask for."""
+
+ALWAYS = torch.finfo(torch.float32).max
+"""The score of an entry that stays whatever the others' scores are. Scores are finite."""
 
 POOLING = 5
 """Neighbouring entries over which ``snapkv`` pools, as in its authors' code."""
@@ -27,12 +32,15 @@ POOLING = 5
 
 @dataclass(frozen=True)
 class CacheView:
-    """What a policy sees of one layer at a prune event; the newest entry is the last one."""
+    """What a policy sees of one layer at a prune event: the entries held, in temporal order, the newest one last.
+
+    After a policy that is not ``temporal`` they lie in the order in which it left them. The tensors are the policy's own copies.
+    """
 
     keys: Tensor
     """[batch, kv_heads, n, head_dim], rotated as cached."""
     positions: Tensor
-    """[batch, kv_heads, n], absolute positions of the entries, ascending unless the policy is not ``temporal``."""
+    """[batch, kv_heads, n], absolute positions of the entries."""
     seen: Tensor
     """[batch, 1, 1], tokens seen so far."""
     keep: Tensor
@@ -75,10 +83,14 @@ class Policy:
     score: Score
     observes: Literal["nothing", "queries", "mass"] = "nothing"
     entrywise: bool = False
-    """An entry's score depends on that entry alone, so entries of other cells may stand behind it in the tensor."""
+    """An entry's score depends on that entry alone, on its key and its position."""
     temporal: bool = True
     """Kept entries stay in temporal order. Otherwise each prune lays them best first, and newer ones follow: other places in
     the tensor, the same figures, because attention is a sum over a set."""
+    name: str = ""
+    """As a sweep names it."""
+    own: bool = False
+    """Whether it is one of kvsweep's, which may see the entries themselves, in any order and among places that hold nothing."""
 
 
 def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
@@ -117,7 +129,7 @@ def recent(view: CacheView) -> Tensor:
 
 def streaming(view: CacheView) -> Tensor:
     """Attention sinks: the first 4 positions and the newest (Xiao et al. 2023, arXiv 2309.17453, section 3.2)."""
-    return torch.where(view.positions < 4, torch.inf, view.positions.float())
+    return torch.where(view.positions < 4, ALWAYS, view.positions.float())
 
 
 def h2o(view: CacheView) -> Tensor:
@@ -129,7 +141,7 @@ def h2o(view: CacheView) -> Tensor:
     assert view.mass is not None
     n = view.keys.shape[2]
     newest = torch.arange(n, device=view.keys.device) >= n - view.keep // 2
-    return torch.where(newest, torch.inf, round_significant(view.mass))
+    return torch.where(newest, ALWAYS, round_significant(view.mass))
 
 
 def snapkv(view: CacheView) -> Tensor:
@@ -152,19 +164,23 @@ def tova(view: CacheView) -> Tensor:
     return round_significant(mass)[:, None].expand(-1, view.keys.shape[1], -1)
 
 
-POLICIES: dict[str, Policy] = {
-    "knorm": Policy(knorm, entrywise=True),
-    "knorm_high": Policy(knorm_high, entrywise=True),
-    "knorm_sorted": Policy(knorm, entrywise=True, temporal=False),
-    "random": Policy(random, entrywise=True),
-    "recent": Policy(recent, entrywise=True),
-    "streaming": Policy(streaming, entrywise=True),
-    "h2o": Policy(h2o, observes="mass"),
-    "snapkv": Policy(snapkv, observes="queries"),
-    "tova": Policy(tova, observes="queries"),
+_OWN = {
+    policy.name: policy
+    for policy in (
+        Policy(knorm, name="knorm", own=True, entrywise=True),
+        Policy(knorm_high, name="knorm_high", own=True, entrywise=True),
+        Policy(knorm, name="knorm_sorted", own=True, entrywise=True, temporal=False),
+        Policy(random, name="random", own=True, entrywise=True),
+        Policy(recent, name="recent", own=True, entrywise=True),
+        Policy(streaming, name="streaming", own=True, entrywise=True),
+        Policy(h2o, name="h2o", own=True, observes="mass"),
+        Policy(snapkv, name="snapkv", own=True, observes="queries"),
+        Policy(tova, name="tova", own=True, observes="queries"),
+    )
 }
-"""Every policy that prunes; ``dense`` is the absence of one. ``knorm_sorted`` is the control of the order: it keeps what
-``knorm`` keeps and stores it by norm, lowest first, as a published script did."""
+POLICIES: Mapping[str, Policy] = MappingProxyType(_OWN)
+"""Every policy that prunes, for reading only; ``dense`` is the absence of one. ``knorm_sorted`` is the control of the order: it
+keeps what ``knorm`` keeps and stores it by norm, lowest first, as a published script did."""
 
 
 def find_policy(name: str) -> Policy:
@@ -181,11 +197,15 @@ def find_policy(name: str) -> Policy:
         raise PolicyError(
             f"policy {name!r}: the code of {match['module']!r} here is another version than the sweep was planned with"
         )
-    try:
-        found = getattr(importlib.import_module(match["module"]), match["function"])
-    except (ImportError, AttributeError) as error:
-        raise PolicyError(f"policy {name!r}: {error}") from error
-    return found if isinstance(found, Policy) else Policy(found)
+    with whole_process_state():
+        try:
+            found = getattr(importlib.import_module(match["module"]), match["function"])
+        except (Exception, SystemExit) as error:
+            raise PolicyError(f"policy {name!r}: its module cannot be used ({type(error).__name__}: {error})") from error
+    policy = found if isinstance(found, Policy) else Policy(found)
+    if not callable(policy.score):
+        raise PolicyError(f"policy {name!r} is a {type(found).__name__}; it must be a function of a view, or a Policy")
+    return replace(policy, name=name, own=False)
 
 
 def _mix(x: Tensor) -> Tensor:

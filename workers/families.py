@@ -27,6 +27,9 @@ NO_KEYS = frozenset({
 })  # fmt: skip
 """Layers that keep a state instead of keys: state space, linear attention, recurrence, convolution."""
 
+CACHE_THROWN_AWAY = frozenset({"phi3", "phimoe", "phi4_multimodal"})
+"""``generate`` begins anew without a cache behind the length from which the rotary frequencies change."""
+
 SHARED_KEYS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
 """Layers that read the keys of another layer or model."""
 

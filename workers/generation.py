@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workers.clock import Clock, Stopwatch, no_garbage_collection
 from workers.peak_memory import PeakMemory
 from workers.pruned_cache import PrunedCache
-from workers.scoring import next_logits
+from workers.scoring import check_chosen, next_logits
 from workers.settings import PruneSettings
 
 
@@ -66,26 +66,33 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
 
 @torch.inference_mode()
 def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock) -> GenerationRun:
-    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompts: [batch, q] on the device, q >= 1, new_tokens >= 1."""
+    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompts: [batch, q] on the device, q >= 1, new_tokens >= 1.
+
+    Raises FloatingPointError where a token was chosen among NaN or infinite logits.
+    """
     watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
     rows = list(range(prompts.shape[0]))
     cache = PrunedCache(model.config, settings, row_ids=rows, stopwatch=watch)  # pyright: ignore[reportArgumentType]
     seconds, steps_that_pruned, kv, prompt_prune = [], [], [], 0.0
+    highest: list[Tensor] = []
+    events = 0
     with no_garbage_collection():
         memory.start()  # after the collection, which gives back what the run before left
         token, output = prompts, []
         for step in range(new_tokens):
-            events = cache.events
             begin = clock()
-            token = forward(model, token, cache).argmax(-1, keepdim=True)
+            best, token = forward(model, token, cache).max(-1, keepdim=True)
             output.append(token[:, 0].tolist())
             seconds.append(clock() - begin)
+            highest.append(best)
+            events_before, events = events, cache.events
             kv.append(cache.kv_bytes())
             memory.sample()
             if step == 0:
                 prompt_prune = watch.seconds()
-            elif cache.events > events:
+            elif events > events_before:
                 steps_that_pruned.append(step - 1)
+    check_chosen(torch.cat(highest))
     peak, method = memory.result()
     return GenerationRun(
         output_tokens=[list(row) for row in zip(*output, strict=True)],

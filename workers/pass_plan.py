@@ -142,3 +142,18 @@ class Pass:
         """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""
         by_row = laid_out.transpose(1, 2)
         return by_row.flatten(0, 1)[None] if self.is_even else by_row[self.rows, self.offset][None]
+
+
+@dataclass
+class PassState:
+    """What the layers of a batch share. They hold this and not their cache, which is freed as soon as nobody holds it."""
+
+    row_ids: Tensor
+    """[rows], what names the rows' texts."""
+    plan: Pass | None = None
+
+    @property
+    def current(self) -> Pass:
+        """The pass that is going through."""
+        assert self.plan is not None, "a pass of the batch has to be begun first"
+        return self.plan

@@ -21,7 +21,7 @@ from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
-from workers.scoring import Scored, Twin, score, score_dense, tile_size
+from workers.scoring import NOT_FINITE, Scored, Twin, score, score_dense, tile_size
 from workers.settings import CELLS_BYTES, PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -88,8 +88,10 @@ def _dense(
     """
     begin, steps = time.perf_counter(), tokens.shape[1] - 1
     points = [track.seen for track in tracks if track.policy.observes != "nothing"]
-    prefix = SharedPrefix(layers, points, any(track.policy.observes == "mass" for track in tracks))
+    wants_mass = any(track.policy.observes == "mass" for track in tracks)
+    prefix = SharedPrefix(model.config, points, wants_mass)  # pyright: ignore[reportArgumentType]
     hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
+    prefix.check_complete(steps)
     scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
     nll, correct = scored.nll.cpu(), scored.correct.cpu()
     _check_finite(nll)
@@ -113,7 +115,7 @@ def _hidden(model: nn.Module, ids: Tensor, positions: Tensor, cache: object) -> 
 
 def _check_finite(nll: Tensor) -> None:
     if not bool(torch.isfinite(nll).all()):
-        raise FloatingPointError("the model gave NaN or infinite logits; try dtype float32")
+        raise FloatingPointError(NOT_FINITE)
 
 
 def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int) -> Iterator[list[Track]]:
@@ -266,8 +268,8 @@ def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, ro
     _check_finite(nll)
     prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
     layer = cache.pruned_layers[0]
-    assert layer.keys is not None and layer.values is not None
-    entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
+    keys, values = layer.stored()
+    entry = keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size()
     scores = CellScores(
         nll, correct, schedule_of(cell, steps), prunes, entry, cache.validity(), steps, time.perf_counter() - begin
     )

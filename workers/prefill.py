@@ -28,12 +28,12 @@ class Prefill:
         length = prompts.shape[1]
         observed = {find_policy(policy).observes for policy in policies}
         points = [length] if observed - {"nothing"} else []
-        layers = model.config.get_text_config().num_hidden_layers  # pyright: ignore
-        self.prefix = SharedPrefix(layers, points, "mass" in observed)
+        self.prefix = SharedPrefix(model.config, points, "mass" in observed)  # pyright: ignore[reportArgumentType]
         hidden = model.base_model(  # pyright: ignore[reportCallIssue]
             input_ids=prompts, position_ids=torch.arange(length, device=prompts.device)[None], past_key_values=self.prefix,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
+        self.prefix.check_complete(length)
         self.logits = next_logits(model, hidden[:, -1])
         """[batch, vocabulary], of the token after each prompt."""
 

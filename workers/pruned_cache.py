@@ -1,117 +1,237 @@
 """A Hugging Face Cache whose layers prune themselves; owns positions, records what was dropped.
 
 Drop-in: ``model.generate(..., past_key_values=PrunedCache(model.config, keep_ratio=0.9, prune_after=512))``.
+
+One text at a time: the first pass is the prompt, then comes one token per pass. A prompt that comes in several passes, or another
+one behind what is held (a second turn), is announced (``prompt_tokens``, ``begin_prompt``); each prompt is followed by a check,
+under ``prefill_once`` too. ``reset()`` begins a new text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
-from workers.attention import NAME as OWN_ATTENTION
+from workers.architecture import usable
+from workers.attending_layer import WrongUseError
 from workers.cell_scores import Validity
 from workers.eviction import find_policy
+from workers.layer_record import LayerRecord
 from workers.pruned_layer import PrunedLayer
 from workers.settings import PruneSettings
+from workers.shared_state import SharedState, Stretch
 
 
 class PrunedCache(Cache):
     """KV cache that prunes by ``PruneSettings``; see the module's and the layer's docstring.
 
-    ``row_ids`` names the texts of the batch for the ``random`` policy. ``stopwatch``, where given, is entered around every
-    prune; without it nothing is measured.
+    ``prompt_tokens``: how many tokens the prompt has, where it comes in several passes. ``row_ids`` names the texts of the batch
+    for the ``random`` policy. ``stopwatch``, where given, is entered around every prune; without it nothing is measured.
     """
 
     def __init__(
-        self, config: PretrainedConfig, settings: PruneSettings | None = None, *, row_ids: Sequence[int] | None = None,
-        stopwatch: AbstractContextManager[Any] | None = None, **options: Any,
+        self, config: PretrainedConfig, settings: PruneSettings | None = None, *, prompt_tokens: int | None = None,
+        row_ids: Sequence[int] | None = None, stopwatch: AbstractContextManager[Any] | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        """``options`` are the fields of PruneSettings, for use without one. Raises ValueError for a layer out of range."""
-        self.config = config
+        """``options`` are the fields of PruneSettings, for use without one.
+
+        Raises ValueError for a layer out of range, and for a model that cannot be measured, with the reason.
+        """
         options["skip_layers"] = tuple(options.get("skip_layers", ()))
         self.settings = settings or PruneSettings(**options)
         count = config.get_text_config().num_hidden_layers
         if any(layer >= count for layer in self.settings.skip_layers):
             raise ValueError(f"skip_layers {list(self.settings.skip_layers)}: the model has layers 0..{count - 1}")
-        self.policy = find_policy(self.settings.policy)
-        self.row_ids, self.stopwatch = row_ids, stopwatch or nullcontext()
-        self._rows: Tensor | None = None
-        self.outside: tuple[int, int] = (0, 0)
-        """Positions [start, end) that are kept out of pruning: neither dropped nor counted, and no check ends the pass that
-        brings the last of them. For the question to a context that is pruned before it is known."""
-        self._pruning = [i for i in range(count) if self.settings.prunes(i)]
-        super().__init__(layers=[PrunedLayer(i, self) for i in range(count)])
+        architecture = usable(config)
 
-    @property
-    def own_attention(self) -> bool:
-        """Whether the model calls our attention function, which prunes after attending."""
-        return self.config._attn_implementation == OWN_ATTENTION
+        policy = find_policy(self.settings.policy)
+        self._rows = row_ids
+        self.state = SharedState(config, self.settings, policy, architecture, row_ids, stopwatch or nullcontext())
+        super().__init__(layers=[PrunedLayer(i, self.state) for i in range(count)])
+        if prompt_tokens is not None:
+            self.begin_prompt(prompt_tokens)
 
     @property
     def pruned_layers(self) -> list[PrunedLayer]:
         """The layers, typed."""
         return self.layers  # pyright: ignore[reportReturnType]
 
-    def rows(self, batch: int, device: torch.device) -> Tensor:
-        """[batch] ids of the texts in the batch."""
-        if self._rows is None or self._rows.shape[0] != batch:
-            self._rows = torch.tensor(list(self.row_ids) if self.row_ids is not None else list(range(batch)), device=device)
-        return self._rows
+    @property
+    def seen(self) -> int:
+        """Tokens seen by every layer. Raises WrongUseError where layers have seen different numbers, or one still waits."""
+        numbers = [layer.seen for layer in self.pruned_layers]
+        for layer in self.pruned_layers:
+            layer.check_attended()
+        if len(set(numbers)) > 1:
+            left = [i for i, number in enumerate(numbers) if number < max(numbers)]
+            raise WrongUseError(
+                f"layers {left} of the cache were not given the tokens that the other layers were: the model does not use them"
+            )
+        return numbers[0]
+
+    def begin_prompt(self, tokens: int) -> None:
+        """The next ``tokens`` tokens are a prompt, in one pass or in several; one check follows the last of them."""
+        self._announce(tokens, is_checked=True)
+
+    def begin_steps(self, tokens: int) -> None:
+        """The next ``tokens`` tokens are steps of which none but the last can drop anything (``budget.next_event``)."""
+        self._announce(tokens, is_checked=self.settings.schedule == "every_step")
+
+    def begin_outside(self, tokens: int) -> None:
+        """The next ``tokens`` tokens are kept out of pruning: neither dropped nor counted, and no check follows them.
+
+        For the question to a context that is pruned before it is known; there is one such stretch to a text.
+        """
+        seen = self._announce(tokens, is_checked=False)
+        self.state.outside = (seen, seen + tokens)
+
+    def _announce(self, tokens: int, *, is_checked: bool) -> int:
+        seen, end = self.seen, self.state.stretch.end
+        if tokens < 1:
+            raise ValueError(f"at least one token has to be announced (got {tokens})")
+        if seen < end:
+            raise ValueError(f"{end - seen} tokens of what was announced before are still to come")
+        self.state.architecture.check_length(seen + tokens)
+        self.state.stretch = Stretch(seen, seen + tokens, is_checked)
+        return seen
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch alone; a row may come more than once."""
-        keys = self.pruned_layers[0].stored()[0]
-        names = self.rows(keys.shape[0], keys.device).tolist()
-        self.row_ids = [names[row] for row in rows]
-        self._rows = None
+        if not self.is_initialized:
+            raise ValueError("the cache holds no batch yet; give it a prompt first")
+        first = self.pruned_layers[0]
+        names = self.state.rows(first.batch_size, first.device).tolist()
+        self.state.name_rows([names[row] for row in rows])
         for layer in self.pruned_layers:
             layer.take_rows(rows)
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row ``repeats`` times, one copy behind the other."""
+        self.take_rows([row for row in range(self.batch_size) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Go on with the rows that ``indices`` names, or marks where it is boolean."""
+        self.take_rows(torch.arange(self.batch_size)[indices.cpu()].tolist())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search goes on with other rows. What is dropped in a row follows from that row's own text alone."""
+        self.take_rows(beam_idx.tolist())
+
+    def crop(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises ValueError: what was dropped cannot be brought back."""
+        raise ValueError(
+            "PrunedCache does not support cropping, which assisted generation needs, because dropped entries cannot be restored; "
+            "use greedy decoding, sampling or beams"
+        )
+
+    def offload(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises ValueError: what prunes is where attention is computed."""
+        raise ValueError("a PrunedCache cannot be offloaded; leave offloading out")
+
+    def prefetch(self, *_: Any, **__: Any) -> NoReturn:
+        """As ``offload``. Raises ValueError."""
+        self.offload()
+
+    @property
+    def _is_user_defined(self) -> bool:
+        """``generate`` of transformers sets this at the start of each call on a cache that it was given."""
+        return True
+
+    @_is_user_defined.setter
+    def _is_user_defined(self, _: bool) -> None:
+        """Raises ValueError for a further call on a cache that holds a text, unless what comes behind it was announced.
+
+        And for a model that would not use the cache for a long prompt, unless the prompt's length was given, and was checked.
+        """
+        thrown_away = [limit for limit in self.state.architecture.limits if limit.last_is_predicted]
+        if thrown_away and self.seen >= self.state.stretch.end:
+            raise ValueError(
+                f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the prompt's "
+                "length as prompt_tokens=..., so that a longer one is refused"
+            )
+        if 0 < self.seen >= self.state.stretch.end:
+            raise ValueError(
+                f"the cache holds a text of {self.seen} tokens: call its reset() before a new text, or begin_prompt(tokens) "
+                "where that many tokens come behind what it has seen"
+            )
+
+    def reset(self) -> None:
+        """Forget the text: the next pass is the prompt of a new one."""
+        super().reset()
+        self.state.name_rows(self._rows)
+        self.state.stretch, self.state.outside = Stretch(0, 0, False), (0, 0)
+
+    @property
+    def outside(self) -> tuple[int, int]:
+        """Positions [start, end) that are kept out of pruning."""
+        return self.state.outside
+
+    def rows(self, batch: int, device: torch.device) -> Tensor:
+        """[batch] ids of the texts in the batch, on a layer's device."""
+        return self.state.rows(batch, device)
+
     def next_position(self) -> int:
         """Position id of the next token: tokens seen; entries held by a pruning layer under ``cache_length``."""
-        layers = self.pruned_layers
-        if self.settings.position_mode == "cache_length" and self._pruning:
-            return layers[self._pruning[0]].held
-        return layers[0].seen
+        if self.settings.position_mode == "cache_length":
+            return next((layer.held for layer in self.pruned_layers if layer.prunes), self.pruned_layers[0].seen)
+        return self.pruned_layers[0].seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """``next_position``, from which models derive their positions."""
+        return self.next_position()
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """No maximum: -1, as caches that grow answer."""
+        return -1
+
+    @property
+    def max_cache_len(self) -> int:
+        """No maximum: -1."""
+        return -1
+
+    @property
+    def max_batch_size(self) -> int:
+        """Texts in the batch; -1 before the first pass."""
+        return self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
+        """Keys, values and no window of each layer, as ``DynamicCache`` gives them: what is held now."""
+        return ((layer.keys, layer.values, None) for layer in self.pruned_layers)
 
     @property
     def events(self) -> int:
-        """Prunes so far, of all layers."""
+        """Prunes so far, of all layers. Raises WrongUseError where no model has used the cache, or not as it must be used."""
+        if self.seen == 0:
+            raise WrongUseError(
+                "the cache was given no token yet: either nothing was run, or the model did not use this cache but one of its own"
+            )
         return sum(layer.record.events for layer in self.pruned_layers)
-
-    def check_attention(self, new: int, layer: PrunedLayer) -> None:
-        """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises ValueError."""
-        if self.own_attention:
-            return
-        name, remedy = self.config._attn_implementation, f"call model.set_attn_implementation({OWN_ATTENTION!r}) first"
-        if self._pruning and self.policy.observes != "nothing":
-            raise ValueError(f"policy {self.settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}")
-        stock_is_right = (layer.seen == layer.held and not self._pruning) or layer.seen == 0 or (name == "sdpa" and new == 1)
-        if not stock_is_right:
-            raise ValueError(f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}")
 
     def kv_bytes(self) -> int:
         """Bytes of the keys and values held now, by tensor sizes (per KV head, never expanded to query heads)."""
-        total = 0
-        for layer in self.pruned_layers:
-            if layer.is_initialized:
-                keys, values = layer.stored()
-                total += keys.numel() * keys.element_size() + values.numel() * values.element_size()
-        return total
+        held = [tensor for layer in self.pruned_layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        return sum(tensor.nbytes for tensor in held)
+
+    @property
+    def nbytes(self) -> int:
+        """``kv_bytes``."""
+        return self.kv_bytes()
 
     def validity(self) -> Validity:
         """What was dropped so far, averaged over events, layers and heads for each batch row (synchronises)."""
-        records = [r for layer in self.pruned_layers if (r := layer.record).events]
-        if not records:
+        records = [layer.record for layer in self.pruned_layers if layer.record.events]
+        if not self.events:
             return Validity(0)
-        events = sum(r.events for r in records)
+        most = max(record.events for record in records)
+        return Validity(most, *(_mean(records, name) for name in ("recent", "sink", "ties")))
 
-        def mean(name: str) -> list[float]:
-            return (torch.stack([getattr(r, name) for r in records]).sum(0).mean(-1) / events).tolist()
 
-        return Validity(max(r.events for r in records), mean("recent"), mean("sink"), mean("ties"))
+def _mean(records: Sequence[LayerRecord], name: str) -> list[float]:
+    """[rows], over events, layers, which may lie on several devices, and heads."""
+    sums = torch.stack([getattr(record, name).cpu() for record in records]).sum(0).mean(-1)
+    return (sums / sum(record.events for record in records)).tolist()

@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from workers.architecture import LOGIT_SCALES
 
+NOT_FINITE = "the model gave NaN or infinite logits; try dtype float32"
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -113,6 +115,15 @@ def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     softcap = softcap_of(model)
     logits = model.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def check_chosen(highest: Tensor) -> None:
+    """The highest logits, among which tokens were chosen: NaN anywhere in a row is its highest.
+
+    Raises FloatingPointError where one is NaN or infinite: the token that was chosen means nothing.
+    """
+    if not bool(torch.isfinite(highest).all()):
+        raise FloatingPointError(NOT_FINITE)
 
 
 def score(model: nn.Module, hidden: Tensor, targets: Tensor, twin: Twin | None = None) -> Scored:

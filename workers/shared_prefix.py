@@ -12,22 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, PretrainedConfig
 
-from workers.attention import LAYER, Scale, attention, probabilities
+from workers.architecture import usable
+from workers.attending_layer import AttendingLayer, WrongUseError
+from workers.attention import Scale, attention, probabilities
 from workers.eviction import OBSERVED_QUERIES
 
 
-class PrefixLayer(CacheLayerMixin):
+class PrefixLayer(AttendingLayer):
     """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at some points."""
 
-    is_sliding = False
-    is_compileable = False
-
-    def __init__(self, points: Sequence[int], wants_mass: bool) -> None:
+    def __init__(self, index: int, points: Sequence[int], wants_mass: bool) -> None:
         super().__init__()
-        self.points, self.wants_mass, self.seen = points, wants_mass, 0
+        self.index, self.points, self.wants_mass, self.seen = index, points, wants_mass, 0
         self.scale = Scale(1.0, None)
         self.queries: dict[int, Tensor] = {}
         self.mass: dict[int, Tensor] = {}
@@ -42,11 +40,11 @@ class PrefixLayer(CacheLayerMixin):
             raise RuntimeError("the shared prefix is computed in one pass")
         self.lazy_initialization(key_states, value_states)
         self.keys, self.values, self.seen = key_states, value_states, key_states.shape[2]
-        setattr(key_states, LAYER, self)
-        return key_states, value_states
+        return self.marked(key_states), value_states
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
         """Causal attention; notes queries and mass at the points asked for."""
+        self.clear_mark()
         assert self.keys is not None and self.values is not None
         self.scale = scale
         for point in self.points:
@@ -76,18 +74,31 @@ class PrefixLayer(CacheLayerMixin):
         """(tokens seen after the pass, offset)."""
         return self.seen + query_length, 0
 
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
-
 
 class SharedPrefix(Cache):
     """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that observe queries."""
 
-    def __init__(self, layers: int, points: Sequence[int] = (), wants_mass: bool = False) -> None:
-        super().__init__(layers=[PrefixLayer(sorted(set(points)), wants_mass) for _ in range(layers)])
+    def __init__(self, config: PretrainedConfig, points: Sequence[int] = (), wants_mass: bool = False) -> None:
+        """Raises ValueError for a model that cannot be measured, with the reason."""
+        self.architecture = usable(config)
+        count, wanted = config.get_text_config().num_hidden_layers, sorted(set(points))
+        super().__init__(layers=[PrefixLayer(i, wanted, wants_mass) for i in range(count)])
 
     @property
     def prefix_layers(self) -> list[PrefixLayer]:
         """The layers, typed."""
         return self.layers  # pyright: ignore[reportReturnType]
+
+    def check_complete(self, tokens: int) -> None:
+        """Raises WrongUseError where the model did not give every layer the ``tokens`` of the pass, or attended elsewhere.
+
+        ValueError for texts so long that the model treats their tokens in another way.
+        """
+        self.architecture.check_length(tokens)
+        for layer in self.prefix_layers:
+            layer.check_attended()
+            if layer.seen != tokens:
+                raise WrongUseError(
+                    f"the model gave layer {layer.index} of the cache {layer.seen} of {tokens} tokens: it does not use its "
+                    "cache, or not in every layer, so nothing of it could be pruned"
+                )

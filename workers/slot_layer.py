@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from workers.cell_batch import BatchLayer
-from workers.eviction import CacheView, order_by_score
+from workers.eviction import CacheView, order_by_score, take_entries
+from workers.layer_record import RECENT
 from workers.pass_plan import Pass
-from workers.pruned_layer import RECENT
+from workers.policy_calls import scores_of
 
 FREE = 2**31 - 1
 """Position of a place that holds nothing: later than any query, so no query sees it."""
@@ -109,22 +110,45 @@ class SlotStore:
     def _scores(self, plan: Pass) -> Tensor:
         """[layers, rows, kv_heads, room], a policy at a time."""
         parts, first, windows, count = [], 0, plan.windows, len(self.layers)
-        row_ids = self.layers[0].owner.row_ids
+        row_ids = self.layers[0].state.row_ids
         index = torch.tensor([layer.index for layer in self.layers], device=self.device)
         while first < len(plan.tracks):
             policy, last = plan.tracks[first].policy, first + 1
             while last < len(plan.tracks) and plan.tracks[last].policy is policy:
                 last += 1
             rows = slice(first * windows, last * windows)
+            if not policy.own:
+                parts += [self._foreign_scores(plan, place) for place in range(first, last)]
+                first = last
+                continue
             keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
             seen, keep, seed, ids = (
                 x[rows].repeat(count)[:, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids)
             )
             layer = index.repeat_interleave(rows.stop - rows.start)[:, None, None]
-            scores = policy.score(CacheView(keys, positions, seen, keep, layer, seed, ids))
+            scores = scores_of(policy, CacheView(keys, positions, seen, keep, layer, seed, ids))
             parts.append(scores.unflatten(0, (count, -1)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _foreign_scores(self, plan: Pass, place: int) -> Tensor:
+        """[layers, windows, kv_heads, room] of one cell's policy, a user's own, which sees its entries alone and in order."""
+        track, windows, count = plan.tracks[place], plan.windows, len(self.layers)
+        rows = slice(place * windows, (place + 1) * windows)
+        positions = self.positions[:, rows].flatten(0, 1)
+        scores = torch.zeros(positions.shape, device=self.device)
+        if plan.is_due[place]:
+            order = positions.argsort(-1)[..., : track.held + int(plan.counts[place])]
+            keys = take_entries(self.keys[:, rows].flatten(0, 1), order)
+            seen, keep, seed, ids = (
+                x[rows].repeat(count)[:, None, None]
+                for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.layers[0].state.row_ids)
+            )
+            index = torch.tensor([layer.index for layer in self.layers], device=self.device)
+            layer = index.repeat_interleave(windows)[:, None, None]
+            view = CacheView(keys, positions.gather(-1, order), seen, keep, layer, seed, ids)
+            scores.scatter_(-1, order, scores_of(track.policy, view))
+        return scores.unflatten(0, (count, -1))
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone."""

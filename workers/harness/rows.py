@@ -108,6 +108,7 @@ class Rows:
         """
         before, held_before = self._state()
         first, count = self.cache.next_position(), tokens.shape[1]
+        self.cache.begin_steps(count)
         hidden = self.model.base_model(  # pyright: ignore[reportCallIssue]
             input_ids=tokens, position_ids=torch.arange(first, first + count, device=tokens.device)[None],
             past_key_values=self.cache, use_cache=True,

@@ -1,0 +1,43 @@
+"""What was left after a layer's prunes, as sums that nothing has to wait for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+RECENT = 8
+"""``recent_retained`` looks at this many of the last positions."""
+
+
+def retained(positions: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is still there.
+
+    positions: [batch, kv_heads, kept], in any order -> [batch, kv_heads] float each.
+    """
+    recent = (positions >= seen - RECENT).sum(-1) / min(RECENT, seen)
+    return recent, (positions == 0).any(-1).float()
+
+
+@dataclass
+class LayerRecord:
+    """Sums over a layer's prune events, [batch, kv_heads] each, so that nothing is synchronised while running."""
+
+    events: int = 0
+    recent: Tensor | None = None
+    sink: Tensor | None = None
+    ties: Tensor | None = None
+
+    def add(self, positions: Tensor, seen: int, tied: Tensor) -> None:
+        """Count one event: ``positions`` [batch, kv_heads, kept] are what is left of ``seen`` tokens."""
+        recent, sink = retained(positions, seen)
+        self.events += 1
+        self.recent = recent if self.recent is None else self.recent + recent
+        self.sink = sink if self.sink is None else self.sink + sink
+        self.ties = tied.float() if self.ties is None else self.ties + tied.float()
+
+    def take_rows(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch alone."""
+        if self.events:
+            assert self.recent is not None and self.sink is not None and self.ties is not None
+            self.recent, self.sink, self.ties = self.recent[rows], self.sink[rows], self.ties[rows]
