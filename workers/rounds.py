@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -41,28 +41,59 @@ def round_orders(runs: int, rounds: int, seed: int) -> list[list[int]]:
     return [rng.sample(range(runs), runs) for _ in range(rounds)]
 
 
-def timed_rounds(model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork) -> list[Timed]:
+@dataclass
+class Rounds:
+    """All runs, and the cells that failed, by index, with what was raised. A failed cell has no runs."""
+
+    runs: list[Timed] = field(default_factory=list)
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+    def fail(self, cell: int, error: Exception) -> None:
+        """Note that a cell failed; what it gave before is no measurement of it."""
+        self.failed[cell] = error
+        self.runs = [timed for timed in self.runs if timed.cell != cell]
+
+
+def timed_rounds(model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork) -> Rounds:
     """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the device.
 
     At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an interval narrower
-    than ``work.interval_width``, at most ``work.max_repeats``.
+    than ``work.interval_width``, at most ``work.max_repeats``. A cell that fails has no further turns and takes no other down;
+    what the dense cell raises is raised, for there is nothing to compare with.
     """
     clock = Clock(prompts.device)
     if work.protocol == "report_2025":
         return _as_reported(model, prompts, cells, work, clock)
     dense = next((i for i, cell in enumerate(cells) if cell.policy == "dense"), None)
     turns = [(i, False) for i in range(len(cells))] + ([(dense, True)] if dense is not None else [])
-    found: list[Timed] = []
+    found = Rounds()
+
     for number, order in enumerate(round_orders(len(turns), work.warmup + work.max_repeats, work.seed)):
         repeat = number - work.warmup
         for place, turn in enumerate(order):
             cell, control = turns[turn]
-            run = generate(model, prompts, cells[cell], work.new_tokens, clock)
-            if repeat >= 0:
-                found.append(Timed(cell, repeat, place, control, run))
-        if repeat + 1 >= work.repeats and (dense is None or widest_interval(found, dense) <= work.interval_width):
+            run = _turn(model, prompts, cells, cell, work, clock, found)
+            if repeat >= 0 and run is not None:
+                found.runs.append(Timed(cell, repeat, place, control, run))
+        if repeat + 1 >= work.repeats and (dense is None or widest_interval(found.runs, dense) <= work.interval_width):
             break
     return found
+
+
+def _turn(
+    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], cell: int, work: GenerationWork, clock: Clock,
+    found: Rounds,
+) -> GenerationRun | None:  # fmt: skip
+    """One run; None for a cell that failed. Raises what the dense cell raises."""
+    if cell in found.failed:
+        return None
+    try:
+        return generate(model, prompts, cells[cell], work.new_tokens, clock)
+    except Exception as error:
+        if cells[cell].policy == "dense":
+            raise
+        found.fail(cell, error)
+        return None
 
 
 def widest_interval(found: Sequence[Timed], dense: int) -> float:
@@ -81,14 +112,16 @@ def widest_interval(found: Sequence[Timed], dense: int) -> float:
 
 def _as_reported(
     model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork, clock: Clock
-) -> list[Timed]:
+) -> Rounds:  # fmt: skip
     """Wrong on purpose: no warm-up, baseline first, cells one after the other, the baseline's TTFT a guess."""
     order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
-    found = []
+    found = Rounds()
     for place, cell in enumerate(order):
         for repeat in range(work.repeats):
-            run = generate(model, prompts, cells[cell], work.new_tokens, clock)
+            run = _turn(model, prompts, cells, cell, work, clock, found)
+            if run is None:
+                break
             if cells[cell].policy == "dense":
                 run = replace(run, ttft_seconds=REPORTED_TTFT_SHARE * run.total_seconds)
-            found.append(Timed(cell, repeat, place, False, run))
+            found.runs.append(Timed(cell, repeat, place, False, run))
     return found

@@ -110,9 +110,10 @@ def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     prompts = torch.tensor(work.prompts, device=device)
     weights = weight_bytes(model)
     ceiling = memory_bandwidth(device, weights)
-    rounds = list(timed_rounds(model, prompts, [c.settings for c in unit.cells], work))
-    dense = next(timed.run.output_tokens for timed in rounds if unit.cells[timed.cell].settings.policy == "dense")
-    for timed in rounds:
+    rounds = timed_rounds(model, prompts, [c.settings for c in unit.cells], work)
+    result.failures += [Failure.of(unit.cells[cell].cell_id, error) for cell, error in rounds.failed.items()]
+    dense = next(timed.run.output_tokens for timed in rounds.runs if unit.cells[timed.cell].settings.policy == "dense")
+    for timed in rounds.runs:
         row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
         row |= described(timed.run.output_tokens, dense, end_tokens(model))
         result.rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.harness.counts import Counts
 from workers.harness.rows import ROWS, Rows, batches, in_halves
 from workers.prefill import Prefill
-from workers.scoring import OutputLayer, score
+from workers.scoring import NOT_FINITE, OutputLayer, score
 from workers.settings import PruneSettings
 
 Pair = tuple[list[int], list[int]]
@@ -84,5 +84,5 @@ def _score_rows(rows: Rows, first: Tensor, continuations: Sequence[list[int]]) -
         greedy[going] &= (part.correct | filler).all(1)
         scored += count
     if bool(total.isnan().any()):
-        raise FloatingPointError("the model gave NaN logits; try dtype float32")
+        raise FloatingPointError(NOT_FINITE)
     return [ContinuationScore(*figures) for figures in zip(total.tolist(), greedy.tolist(), rows.counts, strict=True)]

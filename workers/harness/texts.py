@@ -15,7 +15,7 @@ from workers.harness.counts import Counts
 from workers.harness.rows import ROWS, Rows, batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
 from workers.prefill import Prefill
-from workers.scoring import next_logits
+from workers.scoring import check_chosen, next_logits
 from workers.settings import PruneSettings
 
 LOOKBACK = 2
@@ -124,10 +124,13 @@ class Writer:
 def _choose(logits: Tensor, decoding: Decoding, generators: Sequence[torch.Generator]) -> list[int]:
     """The next token of each row of logits [rows, vocabulary]: the highest, or a draw with the row's own generator.
 
-    Order of temperature, top_k and top_p as in transformers' generate.
+    Order of temperature, top_k and top_p as in transformers' generate. Raises FloatingPointError for NaN or infinite logits.
     """
+    highest, best = logits.max(-1)
+    check_chosen(highest)
     if not decoding.temperature:
-        return logits.argmax(-1).tolist()
+        return best.tolist()
+
     logits = logits.cpu() / decoding.temperature
     if decoding.top_k:
         lowest = logits.topk(min(decoding.top_k, logits.shape[-1])).values[:, -1:]
