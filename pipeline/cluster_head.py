@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from workers.code_digest import ROOT
+
 START_SECONDS = 90.0
 GONE_SECONDS = 15.0
 """How long the head of a cluster may not answer. Ray itself ends the driver's process after 60 s, without a word of ours."""
@@ -67,7 +69,9 @@ def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
         return
     options |= {"include_dashboard": False, "object_store_memory": 400_000_000, "resources": resources}
     try:
-        with at_most(START_SECONDS):
+        # Ray puts the current directory before everything else that its workers import: theirs must be this code, not files of
+        # the user's that happen to have such names.
+        with at_most(START_SECONDS), contextlib.chdir(ROOT):
             ray.init("local", num_cpus=os.cpu_count(), **options)
     except Exception as error:  # Ray raises a plain Exception where its processes do not come up
         raise ClusterLostError(f"Ray cannot be started on this machine: {first_line(error)}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -245,7 +247,7 @@ class RayExecutor:
     def _new_actor(self, options: dict[str, Any], threads: int) -> Any:  # Any: __ray_ready__ is not in Ray's types
         from workers.actor import WorkerActor
 
-        return WorkerActor.options(**options).remote(threads)
+        return WorkerActor.options(**options).remote(threads, os.getcwd(), tuple(sys.path))
 
     def _end_actor(self, actor: Any) -> None:
         self.ray.kill(actor)

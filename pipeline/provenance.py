@@ -22,6 +22,7 @@ import psutil
 from pipeline.grid import PROTOCOL_VERSION
 from pipeline.plan import Plan
 from pipeline.results import SCHEMA_VERSION
+from workers.code_digest import code_digest
 from workers.model_files import ModelFacts
 
 TRUST = ("trust_remote_code", "allow_pickle")
@@ -44,6 +45,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "spec": plan.spec.model_dump(),
         "argv": sys.argv,
         "git": _git(),
+        "code_digest": code_digest(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": _hardware(),
         "seed": plan.spec.seed,

@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run as a script: the packages are beside this f
 from pipeline.cluster_head import ClusterLostError
 from pipeline.drive import Executor, execute
 from pipeline.executors import RayExecutor, start_ray
+from pipeline.foreign_code import check_nothing_in_the_way
 from pipeline.inline import InlineExecutor
 from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
@@ -135,7 +136,8 @@ def _announce(session: Session) -> None:
 
 
 def join_cluster(address: str) -> None:
-    """Connect before anything is written. Raises SweepError where there is no cluster to join."""
+    """Connect before anything is written. Raises SweepError where there is no cluster to join, or other code is in the way."""
+    check_nothing_in_the_way()
     try:
         start_ray(address)
         as_ctrl_c()

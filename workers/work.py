@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from workers.code_digest import ROOT, code_digest
 from workers.model_files import ModelFacts
 from workers.retrieval import Question
 from workers.settings import PruneSettings
@@ -82,6 +83,10 @@ class WorkUnit:
     dtype: str
     cells: tuple[UnitCell, ...]
     work: Work
+    code: str = field(default_factory=code_digest)
+    """Digest of the code of whoever made the unit; a worker with other code refuses it."""
+    code_root: str = str(ROOT)
+    """Where that code lies."""
 
 
 @dataclass(frozen=True)

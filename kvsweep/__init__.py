@@ -1,0 +1,1 @@
+"""The front door: what the commands ``kvsweep`` and ``kvsweep-lm-eval`` start."""
