@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from tests.architectures import ARCHITECTURES, configuration
-from tests.tiny import tiny_model
-from workers import attention, self_check
+from tests.architectures import ARCHITECTURES, SHAPE, Architecture, configuration, make
+from tests.tiny import repetitive_tokens, tiny_model
+from workers import architecture, attention, self_check
 from workers.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
 from workers.models import load
+from workers.reference_pass import passes
 from workers.self_check import check
 
 
@@ -129,16 +130,64 @@ def test_a_wrong_pruned_cell_fails_the_self_check(monkeypatch):
 
 
 def test_a_check_that_passed_is_remembered_until_something_changes(saved, monkeypatch, tmp_path):
+    """By model, type and the longest text: a model may do something else with a longer one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    calls = []
-    monkeypatch.setattr(self_check, "check", lambda model, name, dtype: calls.append((name, dtype)))
-    cpu = torch.device("cpu")
-    model = load(find_model(str(saved)), "float32", cpu)
-    again = load(find_model(str(saved)), "float32", cpu)
-    load(find_model(str(saved)), "bfloat16", cpu)
-    assert [dtype for _, dtype in calls] == ["float32", "bfloat16"]
-    assert again.config._attn_implementation == "kvsweep"
-    assert type(model) is type(again)
+    facts, lengths, real = find_model(str(saved)), [], self_check.check
+
+    def counted(model, name, dtype, tokens):
+        lengths.append((dtype, tokens.shape[1]))
+        return real(model, name, dtype, tokens)
+
+    monkeypatch.setattr(self_check, "check", counted)
+    for dtype, length in (("float32", 60), ("float32", 60), ("float32", 30), ("bfloat16", 30), ("float32", 61)):
+        model = load(facts, dtype, torch.device("cpu"))
+        passed = self_check.check_once(model, facts, dtype, repetitive_tokens(2, length))
+        assert passed.tokens >= length and model.config._attn_implementation == "kvsweep"
+    assert lengths == [("float32", 60), ("bfloat16", 30), ("float32", 61)]
+
+    (mark,) = {file for file in (tmp_path / "cache").rglob("*.json") if '"tokens": 61' in file.read_text()}
+    mark.write_text("{")
+    self_check.check_once(model, facts, "float32", repetitive_tokens(1, 20))
+    assert lengths[-1] == ("float32", 20), "a mark that was cut off is none"
+
+
+NOTHING_TOLD = architecture.Architecture((), ())
+"""What is read of a configuration that tells nothing of what its model does."""
+
+
+def test_a_difference_that_begins_beyond_the_short_check_is_found_at_the_length_that_is_measured(monkeypatch):
+    """Frequencies chosen by the longest position of a pass: a token alone and the same token in a long pass differ."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = make(Architecture("", "Llama", {"rope_parameters": rope}, shape={**SHAPE, "max_position_embeddings": 64}))
+    monkeypatch.setattr("workers.architecture.read_architecture", lambda config: NOTHING_TOLD)
+    tokens = repetitive_tokens(3, 100)
+    check(model, "dynamic", "float32", tokens[:, :60])
+    with pytest.raises(ModelError, match=r"NLLs of 100 tokens, one per pass, .* differ from the stock model's"):
+        check(model, "dynamic", "float32", tokens)
+
+
+def test_long_texts_go_through_one_by_one_before_every_length_at_which_a_model_may_change():
+    counts = list(passes(10_000, 9_743))
+    assert sum(counts) == 10_000 and list(passes(2048, 1000)) == [1] * 2048
+    seen, single = 0, set()
+    for count in counts:
+        single |= {seen} if count == 1 else set()
+        seen += count
+    assert {*range(64), *range(96, 128), *range(4064, 4096), *range(8160, 8192), *range(9711, 10_000)} <= single
+    assert len(counts) < 700
+
+
+def test_the_check_goes_through_long_texts_in_stretches(monkeypatch):
+    monkeypatch.setattr("workers.reference_pass.SINGLE_PASSES", 100)
+    assert check(tiny_model("neox", "sdpa"), "x", "float32", repetitive_tokens(1, 500)).tokens == 500
+
+
+def test_what_16_bits_lose_is_measured():
+    """Experts are chosen by a comparison, which rounding tips: figures then move with what shares a pass."""
+    passed = check(tiny_model("llama", "sdpa").to(torch.bfloat16), "x", "bfloat16", repetitive_tokens(1, 200))
+    exact = check(tiny_model("llama", "sdpa"), "x", "float32", repetitive_tokens(1, 200))
+    assert passed.from_reference > 100 * exact.from_reference
+    assert exact.from_company < 1e-5
 
 
 @pytest.mark.parametrize("name", EMBEDDED_NAMES)

@@ -1,4 +1,4 @@
-"""Load a model by its facts, checked."""
+"""Load a model by its facts, whole and under our attention."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from workers.model_files import ModelError, ModelFacts
-from workers.self_check import check_once
+from workers.self_check import use_own_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
-    """The model in evaluation mode on ``device``, under our attention, self-checked.
+    """The model in evaluation mode on ``device``, under our attention.
 
-    Raises ModelError where it is of no use here, cannot be loaded or fails the self-check.
+    ``self_check.check_once`` is the caller's business, who knows how long the texts will be.
+
+    Raises ModelError where it is of no use here, cannot be loaded, or computes attention in its own code.
     """
     if facts.refusals:
         raise ModelError(f"model {facts.name!r}: {'; '.join(facts.refusals)}")
@@ -37,7 +39,7 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
     _check_complete(facts.name, found)
     model.eval().requires_grad_(False)
     nn.Module.to(model, device)
-    check_once(model, facts, dtype)
+    use_own_attention(model, facts.name)
     return model
 
 

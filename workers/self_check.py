@@ -1,13 +1,19 @@
-"""The check of a model when it is loaded: our attention and caches against the model itself, a pruned cell against the reference.
+"""The check of a model on a text as long as what is measured: our attention and caches against the model itself, a pruned cell
+against one token per pass.
 
-What passed once is remembered per model revision, dtype, kind of device, library versions and the code of this package, in the
-user's cache directory, so that a large model is not checked by every actor of a sweep.
+A model may treat long texts in another way (windows, frequencies chosen by length), so what passed is remembered with its length,
+per model revision, dtype, kind of device, library versions and the code of this package, in the user's cache directory: a large
+model is not checked by every actor of a sweep.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +23,165 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.attention import NAME as OWN_ATTENTION
+from workers.code_digest import code_digest
 from workers.model_files import ModelError, ModelFacts
-from workers.perplexity import evaluate, evaluate_reference
+from workers.perplexity import evaluate
+from workers.reference_pass import reference_nll
 from workers.settings import PruneSettings
 
-TOKENS, KEEP_RATIO, PRUNE_AFTER = 48, 0.5, 16
+KEEP_RATIO = 0.5
+LATE = 256
+"""A pruned cell is compared over so many tokens at least behind its first prune, and in short texts over half of the text."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""Largest difference of a token's NLL that is rounding and not a fault. For a pruned cell in 16 bits it holds for the mean:
-passes of other lengths round keys differently, and a key that falls to the other side of a cut changes single tokens by more."""
+"""Largest difference of a token's NLL from the stock model's that is rounding and not a fault. For a pruned cell it holds for the
+mean: a key that falls to the other side of a cut by rounding changes single tokens by more."""
 DRAWS = 3
 """Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
+SHORT = 48
+"""The beginning of a text is compared by itself: there passes are short, and entries lie in slots (``slot_layer``)."""
+SHORTEST = 5
+"""Tokens of a text that can be pruned and scored afterwards."""
 
 
-def check_once(model: Any, facts: ModelFacts, dtype: str) -> None:
-    """``check`` unless this very combination passed before. Raises ModelError."""
-    mark = _marks() / _key(facts, dtype, model.device.type)
-    if mark.exists():
-        model.set_attn_implementation(OWN_ATTENTION)
-        return
-    check(model, facts.name, dtype)
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
-        pass  # a read-only home only means that the check runs again
+@dataclass(frozen=True)
+class Passed:
+    """What the check found on a text of ``tokens`` tokens; differences of NLL in nats per token, on average."""
+
+    tokens: int
+    from_reference: float
+    """Of one pass per event from one token per pass, in a pruned cell."""
+    from_company: float
+    """Of a pruned cell from the same cell in the company of others, which share its passes."""
 
 
-def _marks() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvsweep" / "self-checks"
-
-
-def _key(facts: ModelFacts, dtype: str, device: str) -> str:
-    digest = hashlib.sha256(f"{facts.revision} {dtype} {device} {torch.__version__} {transformers.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:32]
-
-
-def check(model: Any, name: str, dtype: str) -> None:
-    """Put the model under our attention and compare. Raises ModelError with what differs, or why it cannot work."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    texts = [
-        torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(seed)).to(model.device)
-        for seed in range(DRAWS)
-    ]
-    stock = [_stock_nll(model, tokens) for tokens in texts]
+def use_own_attention(model: Any, name: str) -> None:
+    """Put the model under our attention. Raises ModelError where it computes attention in its own code."""
+    model.kvsweep_stock_attention = model.config._attn_implementation
     model.set_attn_implementation(OWN_ATTENTION)
     if model.config._attn_implementation != OWN_ATTENTION:
         raise ModelError(
             f"model {name!r}: {type(model).__name__} computes attention in its own code instead of calling it by name "
             "(transformers' AttentionInterface), so what a pruned layer holds cannot be attended to; use another architecture"
         )
+
+
+def check_once(model: Any, facts: ModelFacts, dtype: str, tokens: Tensor) -> Passed:
+    """``check`` unless a text as long as ``tokens`` [texts, length] passed before. Raises ModelError."""
+    mark = _marks() / f"{_key(facts, dtype, model.device.type)}.json"
+    before = _read(mark)
+    if before is not None and before.tokens >= tokens.shape[1]:
+        return before
+    passed = check(model, facts.name, dtype, tokens)
+    with contextlib.suppress(OSError):  # a read-only home only means that the check runs again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(asdict(passed)), encoding="utf-8")
+    return passed
+
+
+def _marks() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvsweep" / "self-checks"
+
+
+def _read(mark: Path) -> Passed | None:
+    """None where there is none, or one that was cut off."""
+    try:
+        return Passed(**json.loads(mark.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _key(facts: ModelFacts, dtype: str, device: str) -> str:
+    versions = f"{torch.__version__} {transformers.__version__} {code_digest(('workers',))}"
+    return hashlib.sha256(f"{facts.revision} {dtype} {device} {versions}".encode()).hexdigest()[:32]
+
+
+def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Passed:
+    """Compare on texts, [texts, length] ids, random short ones where left out; the model is under our attention afterwards.
+
+    Raises ModelError with what differs, or why it cannot work.
+    """
+    if model.config._attn_implementation != OWN_ATTENTION:
+        use_own_attention(model, name)
     faults = []
-    for tokens, expected in zip(texts, stock, strict=True):
+    for text in _texts(model, tokens):
         try:
-            fault = _fault(model, tokens, expected, dtype)
+            found = _compare(model, text[:, :SHORT], dtype)
+            if isinstance(found, Passed) and text.shape[1] > SHORT:
+                found = _compare(model, text, dtype)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ModelError(f"model {name!r}: its architecture does not work with the pruned cache ({error})") from error
-        if not fault:
-            return
-        faults.append(fault)
+        if isinstance(found, Passed):
+            return found
+        faults.append(found)
     raise ModelError(f"model {name!r}: self-check failed: {faults[0]}; its figures would be wrong")
+
+
+def _texts(model: Any, tokens: Tensor | None) -> list[Tensor]:
+    """[1, length] each, at most DRAWS."""
+    if tokens is None:
+        vocabulary, drawn = model.get_output_embeddings().weight.shape[0], torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, vocabulary, (DRAWS, SHORT), generator=drawn)
+    return [tokens[i : i + 1].to(model.device) for i in range(min(DRAWS, len(tokens)))]
+
+
+@contextlib.contextmanager
+def _stock_attention(model: Any) -> Iterator[None]:
+    """The model as transformers runs it."""
+    model.set_attn_implementation(model.kvsweep_stock_attention)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(OWN_ATTENTION)
 
 
 @torch.inference_mode()
 def _stock_nll(model: Any, tokens: Tensor) -> Tensor:
-    logits = model(tokens, use_cache=False).logits[:, :-1].float()
+    with _stock_attention(model):
+        logits = model(tokens[:, :-1], use_cache=False).logits.float()
     return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")[None].cpu()
 
 
-def _fault(model: Any, tokens: Tensor, stock: Tensor, dtype: str) -> str:
-    """What differs on one text; empty where nothing does."""
-    cell, dense_cell = PruneSettings("knorm", KEEP_RATIO, PRUNE_AFTER), PruneSettings("dense")
-    dense, (pruned,) = evaluate(model, tokens, [cell], [0])
+def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
+    """What passed on one text, or what differs."""
+    length, stock = tokens.shape[1], _stock_nll(model, tokens)
+    cells = _cells(length)
+    dense, outcomes = evaluate(model, tokens, cells, [0])
+    worst = float((dense.nll - stock).abs().max())
+    if not worst <= TOLERANCE[dtype]:
+        return (
+            f"NLLs of one dense pass over {length} tokens through our attention and cache differ from the stock model's by up "
+            f"to {worst:.3g} (at most {TOLERANCE[dtype]:g} is rounding in {dtype})"
+        )
+    if not cells:
+        return Passed(length, 0.0, 0.0)
+    pruned = outcomes[0]
     if pruned is None or isinstance(pruned, Exception):
         return f"a pruned cell failed ({pruned})"
-    for what, found in (("one dense pass", dense), ("one token per pass", evaluate_reference(model, tokens, dense_cell, [0]))):
-        worst = float((found.nll - stock).abs().max())
-        if not worst <= TOLERANCE[dtype]:
-            return (
-                f"NLLs of {what} through our attention and cache differ from the stock model's by up to {worst:.3g} "
-                f"(at most {TOLERANCE[dtype]:g} is rounding in {dtype})"
-            )
-    difference = (pruned.nll - evaluate_reference(model, tokens, cell, [0]).nll).abs()
-    worst = float(difference.max() if dtype == "float32" else difference.mean())
+
+    reference = reference_nll(model, tokens, cells[0])
+    before = cells[0].prune_after
+    worst = float((reference[:, :before] - stock[:, :before]).abs().max())
     if not worst <= TOLERANCE[dtype]:
-        return f"a pruned cell differs from one token per pass by {worst:.3g} nats ({TOLERANCE[dtype]:g} is rounding)"
-    return ""
+        return (
+            f"NLLs of {length} tokens, one per pass, through our attention and cache differ from the stock model's by up to "
+            f"{worst:.3g} before anything is pruned (at most {TOLERANCE[dtype]:g} is rounding in {dtype})"
+        )
+    away = _mean_difference(pruned.nll, reference)
+    if not away <= TOLERANCE[dtype]:
+        rounding = f"{TOLERANCE[dtype]:g} is rounding"
+        return f"a pruned cell of {length} tokens differs from one token per pass by {away:.3g} nats a token ({rounding})"
+    alone = evaluate(model, tokens, cells[:1], [0])[1][0]
+    return Passed(length, away, _mean_difference(pruned.nll, getattr(alone, "nll", reference)))
+
+
+def _mean_difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().mean())
+
+
+def _cells(length: int) -> list[PruneSettings]:
+    """The cell that is judged, first pruned where half of a short text or LATE tokens of a long one are still to come, and
+    others that share its passes; none for a text that is too short to prune."""
+    if length < SHORTEST:
+        return []
+    after = max((length - 1) // 2, length - 1 - LATE)
+    return [PruneSettings("knorm", ratio, after) for ratio in (KEEP_RATIO, 0.9, 0.3)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,7 @@ from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, Generated, Writer
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
+from workers.self_check import check_once
 from workers.settings import PruneSettings
 
 log = logging.getLogger("lm_eval.kvsweep")
@@ -170,6 +171,7 @@ class PrunedModel(TemplateLM):
             for way in dict.fromkeys(ways):
                 chosen = [i for i, own in enumerate(ways) if own == way]
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
+                self._check((context * (1 + way.max_tokens))[: len(context) + way.max_tokens] for context in contexts)
                 for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, bar.update), strict=True):
                     self._count(requests[i], [one])
                     text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
@@ -204,7 +206,15 @@ class PrunedModel(TemplateLM):
         pairs = [self._fit(list(context), list(continuation)) for _, context, continuation in requests]
         return [(one.logprob, one.greedy) for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))]
 
+    def _check(self, texts: Iterable[list[int]]) -> None:
+        """Check the model on the longest text asked for. Raises ModelError."""
+        longest = max(texts, key=len, default=[])
+        if len(longest) > 1:
+            dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+            check_once(self.model, self.facts, dtype, torch.tensor([longest]))
+
     def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
+        self._check(context + continuation for context, continuation in pairs)
         with tqdm(total=len(pairs), desc=f"kvsweep {what}", disable=quiet or not self._progress) as bar:
             return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, bar.update)
 
