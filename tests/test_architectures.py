@@ -1,12 +1,14 @@
 """Every architecture is exact under pruning, or refused with a reason; docs/models.md says which, from this list."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.architectures import ARCHITECTURES, Architecture, make
+from tests.architectures import ARCHITECTURES, Architecture, configuration, make
 from tests.tiny import repetitive_tokens
+from workers.architecture import read_architecture
 from workers.attention import NAME
 from workers.model_files import ModelError
 from workers.perplexity import evaluate, evaluate_reference
@@ -29,14 +31,19 @@ INTRODUCTION = """# Which models work
 
 Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a small
 random instance (`tests/test_architectures.py`; `python -m tests.test_architectures` writes this file): *exact* means that every
-token's NLL under pruning equals the one-token-per-pass reference; *refused* means that loading says why.
+token's NLL under pruning equals the one-token-per-pass reference; *exact up to a length* that longer texts are refused;
+*refused* that planning says why, from the model's `config.json` alone and before anything is loaded.
+`tests/model_families.py` lists what is said of every other family.
 
 | architecture | |
 | --- | --- |"""
 REMARKS = """
 Layers with a sliding window are full attention as long as the text is no longer than the window; longer texts are refused,
-because what such a layer drops and what a policy drops could not be told apart. Models whose code computes attention itself
-(Falcon, Bloom, MPT) are refused when they are loaded. The self-check runs on every model, listed here or not.
+because what such a layer drops and what a policy drops could not be told apart. The same holds for chunks (Llama 4), and for
+rotary frequencies that the longest position of a pass chooses (LongRoPE up to `original_max_position_embeddings`, dynamic NTK up
+to `max_position_embeddings`): beyond, a token's numbers would follow the length of the passes. `allow_beyond_context` lifts none
+of these limits. Quantised weights, encoders, and models that attend to something else than their text are refused as well.
+The self-check runs on every model when it is loaded, listed here or not.
 """
 
 
@@ -56,8 +63,19 @@ def test_event_driven_equals_one_token_per_pass(architecture: Architecture):
         assert (result.nll - dense.nll).abs().max() > 0.05, "a cell that changes nothing tests nothing"
 
 
-@named([a for a in ARCHITECTURES if a.refused])
-def test_what_is_not_exact_is_refused_with_the_reason(architecture: Architecture):
+@named(ARCHITECTURES)
+def test_planning_says_from_the_file_alone_what_is_exact_and_up_to_what_length(architecture: Architecture, tmp_path):
+    configuration(architecture).save_pretrained(tmp_path)
+    told = read_architecture(json.loads((tmp_path / "config.json").read_text()))
+    reasons = [limit.why for limit in told.limits] if architecture.limit else told.refusals
+    assert any(architecture.refused in reason for reason in reasons) or not architecture.refused
+    assert not told.refusals or (architecture.refused and architecture.limit is None)
+    assert told.refusals or [limit.tokens for limit in told.limits] == [architecture.limit] * (architecture.limit is not None)
+
+
+@named([a for a in ARCHITECTURES if a.refused and a.made])
+def test_what_planning_refuses_is_refused_by_the_self_check_too(architecture: Architecture):
+    """For those who load a model in their own way."""
     with pytest.raises(ModelError, match=architecture.refused):
         check(make(architecture), architecture.name, "float32")
 
@@ -69,15 +87,24 @@ def test_generate_with_the_cache_goes_on_from_the_right_position(architecture: A
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2, "attention_mask": torch.ones_like(prompt)}
     stock = model.generate(prompt, **options)
     model.set_attn_implementation(NAME)
-    ours = model.generate(prompt, past_key_values=PrunedCache(model.config, PruneSettings("dense")), **options)
+    ours = model.generate(prompt, past_key_values=PrunedCache(model.config, PruneSettings("dense"), prompt_tokens=20), **options)
     assert torch.equal(ours, stock)
-    pruned = model.generate(prompt, past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=8), **options)
+    pruned = model.generate(
+        prompt, past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=20), **options
+    )
     assert pruned.shape[1] > prompt.shape[1]
+
+
+def said(architecture: Architecture) -> str:
+    """What a user has to know."""
+    if architecture.refused:
+        return f"refused: {architecture.refused}"
+    return "exact up to a length" if architecture.limit else "exact"
 
 
 def table() -> str:
     """docs/models.md."""
-    rows = [f"| {a.name} | {'refused: ' + a.refused if a.refused else 'exact'} |" for a in ARCHITECTURES]
+    rows = [f"| {a.name} | {said(a)} |" for a in ARCHITECTURES]
     return "\n".join([INTRODUCTION, *rows, REMARKS])
 
 

@@ -33,7 +33,13 @@ def test_facts_come_from_the_files(saved):
 
 EXPECTED = {
     "gpt_neox": Positions("rotary", 0.25), "gpt2": Positions("learned"), "opt": Positions("learned"),
-    "bloom": Positions("alibi"), "mpt": Positions("alibi"),
+    "bloom": Positions("alibi"), "mpt": Positions("alibi"), "gpt_bigcode": Positions("learned"),
+    "gpt_neo": Positions("learned"), "gemma4_text": Positions("rotary"),
+    **dict.fromkeys(("stablelm", "qwen3_next"), Positions("rotary", 0.25)),
+    **dict.fromkeys(
+        ("glm", "phi", "persimmon", "nemotron", "recurrent_gemma", "bamba", "gptj", "codegen"), Positions("rotary", 0.5)
+    ),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), Positions("rotary", 1 / 3)),
 }  # fmt: skip
 
 

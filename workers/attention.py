@@ -28,7 +28,7 @@ CHANGES_NOTHING = frozenset({
 """Keywords that models hand on to every attention function and that say nothing of what is attended to."""
 
 MASK_CHANGES_NOTHING = frozenset({
-    "batch_size", "kv_offset", "allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "dtype", "config",
+    "batch_size", "kv_offset", "allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "dtype",
     "cache_position",
 })  # fmt: skip
 """Keywords of a mask that say how it would be stored, or what is known here otherwise."""
@@ -177,7 +177,8 @@ def _check_sliding(window: int | None, seen: int) -> None:
 
 def check_mask(
     *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], q_offset: int = 0, use_vmap: bool = False,
-    attention_mask: Tensor | None = None, local_size: int | None = None, device: torch.device | None = None, **others: Any,
+    attention_mask: Tensor | None = None, local_size: int | None = None, device: torch.device | None = None,
+    config: Any = None, **others: Any,
 ) -> None:  # fmt: skip
     """Called once per pass for the mask that a model would have. None is made here, so it may hide nothing but the future.
 
@@ -189,7 +190,7 @@ def check_mask(
         raise ValueError(f"kvsweep attention does not know {', '.join(unknown)} of a mask and would leave it out")
     if attention_mask is not None:
         _check_padding(attention_mask, q_length, kv_length)
-    if mask_function is causal_mask_function:
+    if mask_function is causal_mask_function or (local_size is not None and not _has_local_layers(config)):
         return
     if local_size is not None:
         _check_sliding(local_size, kv_length)
@@ -200,6 +201,12 @@ def check_mask(
             "this model's mask hides or shows other entries than the future (packed texts, blocks of images, attention in both "
             "directions), which kvsweep's attention does not apply; use a model or a call without it"
         )
+
+
+def _has_local_layers(config: Any) -> bool:
+    """Whether any layer uses the mask of a window: some models make it though all of their layers are full attention."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or any(kind not in ("full_attention", "attention") for kind in kinds)
 
 
 def _is_causal(

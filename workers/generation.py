@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workers.clock import Clock, Stopwatch, no_garbage_collection
 from workers.peak_memory import PeakMemory
 from workers.pruned_cache import PrunedCache
-from workers.scoring import check_chosen, next_logits
+from workers.scoring import body_of, check_chosen, next_logits
 from workers.settings import PruneSettings
 
 
@@ -55,7 +55,7 @@ class GenerationRun:
 def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
     """Next-token logits [batch, vocabulary] after one pass over ``tokens`` [batch, q]."""
     first = cache.next_position()
-    hidden = model.base_model(  # pyright: ignore[reportCallIssue]
+    hidden = body_of(model)(
         input_ids=tokens,
         position_ids=torch.arange(first, first + tokens.shape[1], device=tokens.device)[None],
         past_key_values=cache,

@@ -21,7 +21,7 @@ from workers.eviction import find_policy
 from workers.memory import is_out_of_memory
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
-from workers.scoring import NOT_FINITE, Scored, Twin, score, score_dense, tile_size
+from workers.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
 from workers.settings import CELLS_BYTES, PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -108,9 +108,7 @@ def _dense(
 
 def _hidden(model: nn.Module, ids: Tensor, positions: Tensor, cache: object) -> Tensor:
     """Last hidden states [batch, q, width]."""
-    return model.base_model(  # pyright: ignore[reportCallIssue]
-        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    return body_of(model)(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def _check_finite(nll: Tensor) -> None:

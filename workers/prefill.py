@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workers.eviction import find_policy
 from workers.pruned_cache import PrunedCache
-from workers.scoring import next_logits
+from workers.scoring import body_of, next_logits
 from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
 
@@ -29,7 +29,7 @@ class Prefill:
         observed = {find_policy(policy).observes for policy in policies}
         points = [length] if observed - {"nothing"} else []
         self.prefix = SharedPrefix(model.config, points, "mass" in observed)  # pyright: ignore[reportArgumentType]
-        hidden = model.base_model(  # pyright: ignore[reportCallIssue]
+        hidden = body_of(model)(
             input_ids=prompts, position_ids=torch.arange(length, device=prompts.device)[None], past_key_values=self.prefix,
             use_cache=True,
         ).last_hidden_state  # fmt: skip

@@ -151,8 +151,8 @@ class PrunedCache(Cache):
         thrown_away = [limit for limit in self.state.architecture.limits if limit.last_is_predicted]
         if thrown_away and self.seen >= self.state.stretch.end:
             raise ValueError(
-                f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the prompt's "
-                "length as prompt_tokens=..., so that a longer one is refused"
+                f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the "
+                "prompt's length as prompt_tokens=..., so that a longer one is refused"
             )
         if 0 < self.seen >= self.state.stretch.end:
             raise ValueError(

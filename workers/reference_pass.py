@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.pruned_cache import PrunedCache
-from workers.scoring import score
+from workers.scoring import body_of, score
 from workers.settings import PruneSettings
 
 SINGLE_PASSES = 2048
@@ -43,7 +43,7 @@ def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
         if count > 1:
             cache.begin_steps(count)
         positions = torch.arange(seen, seen + count, device=tokens.device)[None]
-        hidden = model.base_model(
+        hidden = body_of(model)(
             input_ids=tokens[:, seen : seen + count], position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
         parts.append(score(model, hidden, tokens[:, seen + 1 : seen + count + 1]).nll)

@@ -107,6 +107,11 @@ def softcap_of(model: nn.Module) -> float | None:
     return getattr(config, "final_logit_softcapping", None)
 
 
+def body_of(model: nn.Module) -> nn.Module:
+    """The model without its output layer; Llama 4 names a ``base_model`` that it has not, and keeps it as ``model``."""
+    return model.model if model.base_model is model else model.base_model  # pyright: ignore
+
+
 def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits of the tokens that follow: hidden [batch, width] -> [batch, vocabulary], capped where the model caps them.
 

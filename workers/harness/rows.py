@@ -20,6 +20,7 @@ from workers.harness.counts import Counts
 from workers.memory import is_out_of_memory
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
+from workers.scoring import body_of
 from workers.settings import PruneSettings
 
 ROWS = 16
@@ -109,7 +110,7 @@ class Rows:
         before, held_before = self._state()
         first, count = self.cache.next_position(), tokens.shape[1]
         self.cache.begin_steps(count)
-        hidden = self.model.base_model(  # pyright: ignore[reportCallIssue]
+        hidden = body_of(self.model)(
             input_ids=tokens, position_ids=torch.arange(first, first + count, device=tokens.device)[None],
             past_key_values=self.cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
