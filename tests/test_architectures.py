@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tests.architectures import ARCHITECTURES, Architecture, configuration, make
+from tests.stock_loop import pruned_nll
 from tests.tiny import repetitive_tokens
 from workers.architecture import read_architecture
 from workers.attention import NAME
 from workers.model_files import ModelError
 from workers.perplexity import evaluate, evaluate_reference
 from workers.pruned_cache import PrunedCache
-from workers.self_check import check
+from workers.self_check import check, use_own_attention
 from workers.settings import PruneSettings
 
 TABLE = Path(__file__).parent.parent / "docs" / "models.md"
@@ -31,7 +32,8 @@ INTRODUCTION = """# Which models work
 
 Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a small
 random instance (`tests/test_architectures.py`; `python -m tests.test_architectures` writes this file): *exact* means that every
-token's NLL under pruning equals the one-token-per-pass reference; *exact up to a length* that longer texts are refused;
+token's NLL under pruning equals the one-token-per-pass reference, and a loop over the stock model that shares no code with
+kvsweep; *exact up to a length* that longer texts are refused;
 *refused* that planning says why, from the model's `config.json` alone and before anything is loaded.
 `tests/model_families.py` lists what is said of every other family.
 
@@ -43,7 +45,7 @@ because what such a layer drops and what a policy drops could not be told apart.
 rotary frequencies that the longest position of a pass chooses (LongRoPE up to `original_max_position_embeddings`, dynamic NTK up
 to `max_position_embeddings`): beyond, a token's numbers would follow the length of the passes. `allow_beyond_context` lifts none
 of these limits. Quantised weights, encoders, and models that attend to something else than their text are refused as well.
-The self-check runs on every model when it is loaded, listed here or not.
+The self-check runs on every model, listed here or not, on a text as long as what is measured.
 """
 
 
@@ -61,6 +63,37 @@ def test_event_driven_equals_one_token_per_pass(architecture: Architecture):
         reference = evaluate_reference(model, tokens, cell, [0, 60])
         assert torch.allclose(result.nll, reference.nll, atol=2e-5), cell
         assert (result.nll - dense.nll).abs().max() > 0.05, "a cell that changes nothing tests nothing"
+
+
+LONG = 120
+"""Tokens beyond every length at which a configuration of the list changes anything: rotary scalings begin at 32."""
+
+
+@named(EXACT)
+def test_the_stock_model_in_a_loop_gives_the_same(architecture: Architecture):
+    """A judge that shares no code: transformers' own cache and attention, the method in ten lines of its own."""
+    length = min(architecture.limit or LONG, LONG)
+    tokens = repetitive_tokens(2, length, seed=1)
+    expected = pruned_nll(make(architecture), tokens, "0.5", 16)
+    model = make(architecture)
+    use_own_attention(model, architecture.name)
+    _, (found,) = evaluate(model, tokens, [PruneSettings("knorm", 0.5, 16)], [0, length])
+    assert (found.nll - expected).abs().max() < 1e-4
+    assert found.validity.prune_events > (3 if length > 40 else 0)
+
+
+@named([a for a in EXACT if a.limit])
+def test_a_text_beyond_its_limit_is_refused_by_every_way_in(architecture: Architecture):
+    model, tokens = make(architecture), repetitive_tokens(1, architecture.limit + 2)
+    use_own_attention(model, architecture.name)
+    refused = pytest.raises(ValueError, match="can go through this model exactly|tokens only and the text has")
+    with refused:
+        evaluate(model, tokens, CELLS[:1], [0])
+    with refused:
+        evaluate_reference(model, tokens, CELLS[0], [0])
+    cache, count = PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=8), architecture.limit
+    with refused:
+        model.generate(tokens[:, :8], past_key_values=cache, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
 
 
 @named(ARCHITECTURES)
