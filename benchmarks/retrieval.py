@@ -15,7 +15,6 @@ import time
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from analysis.speed import median_interval
@@ -27,6 +26,7 @@ from workers.models import load
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question, build_questions
 from workers.settings import PruneSettings
+from workers.text_tokens import open_tokenizer
 from workers.work import RetrievalWork
 
 CPU = torch.device("cpu")
@@ -99,11 +99,8 @@ def main() -> None:
     parser.add_argument("--model", default="reference-neox")
     args = parser.parse_args()
     facts = find_model(args.model)
-    model, tokenizer = load(facts, "float32", CPU), Tokenizer.from_file(facts.tokenizer_file)
+    model, encode = load(facts, "float32", CPU), open_tokenizer(facts.tokenizer_file).ids
     filler = tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids.tolist()
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
 
     asked = tuple(build_questions(encode, "needle", LENGTH, DEPTHS, (5,), (4,), args.questions, 0, filler))
     print(

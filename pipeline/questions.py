@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from tokenizers import Tokenizer
-
 from pipeline.sweep_keys import RetrievalTask
 from workers.model_files import ModelFacts
 from workers.retrieval import Encode, least_context
+from workers.text_tokens import open_tokenizer
 
 
 def faults(task: RetrievalTask, facts: ModelFacts) -> Iterator[str]:
@@ -27,5 +26,4 @@ def faults(task: RetrievalTask, facts: ModelFacts) -> Iterator[str]:
 
 def encoder(facts: ModelFacts) -> Encode:
     """Text to ids without special tokens."""
-    tokenizer = Tokenizer.from_file(facts.tokenizer_file)
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    return open_tokenizer(facts.tokenizer_file).ids

@@ -6,12 +6,11 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from pipeline.done import DoneIndex
 from pipeline.grid import PROTOCOL_VERSION, Cell
 from pipeline.plan import Plan, PlannedUnit
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
+from workers.text_tokens import open_tokenizer
 from workers.work import Failure, UnitResult
 
 
@@ -54,8 +53,8 @@ class PartWriter:
 
     def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answers of retrieval as text; a worker gives ids."""
-        tokenizer = Tokenizer.from_file(self.plan.resolved.models[unit.cells[0].model].tokenizer_file)
-        return [row | {"answer": tokenizer.decode(row["answer"]).strip()} for row in rows]
+        tokenizer = open_tokenizer(self.plan.resolved.models[unit.cells[0].model].tokenizer_file)
+        return [row | {"answer": tokenizer.text(row["answer"]).strip()} for row in rows]
 
 
 def cell_columns(cell: Cell, dense_id: str, run_id: str, device_name: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from tools.train_reference import Settings
 from workers.answers import answers
@@ -25,6 +24,7 @@ from workers.models import load
 from workers.perplexity import evaluate
 from workers.retrieval import build_question
 from workers.settings import PruneSettings
+from workers.text_tokens import TextTokens, open_tokenizer
 from workers.windows import plan_windows
 from workers.work import RetrievalWork
 
@@ -73,16 +73,11 @@ def by_position(model: torch.nn.Module, ids: torch.Tensor) -> list[tuple[str, fl
 
 
 def passkey_accuracy(
-    model: torch.nn.Module, tokenizer: Tokenizer, kind: str, length: int, filler: list[int], questions: int
+    model: torch.nn.Module, tokenizer: TextTokens, kind: str, length: int, filler: list[int], questions: int
 ) -> float:
     """Share of questions answered exactly with the full cache, depths drawn evenly."""
     rng = random.Random(f"card/{kind}/{length}")
-    asked = tuple(
-        build_question(
-            lambda text: tokenizer.encode(text, add_special_tokens=False).ids, kind, length, rng.random(), i, 1_000_003, filler
-        )
-        for i in range(questions)
-    )
+    asked = tuple(build_question(tokenizer.ids, kind, length, rng.random(), i, 1_000_003, filler) for i in range(questions))
     (rows,) = answers(model, torch.device("cpu"), [PruneSettings("dense")], RetrievalWork(asked, True), 8)
     if isinstance(rows, Exception):
         raise rows
@@ -93,7 +88,7 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
     """All figures of the card."""
     facts = find_model(str(folder))
     model = load(facts, "float32", torch.device("cpu"))
-    tokenizer = Tokenizer.from_file(facts.tokenizer_file)
+    tokenizer = open_tokenizer(facts.tokenizer_file)
     names = {
         "pydocs": "pydocs", "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
         "wikitext-2-test.txt": f"text:{texts / 'wikitext-2-test.txt'}",

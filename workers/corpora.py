@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+
+from workers.text_tokens import open_tokenizer
 
 NAMES = ("pydocs", "wikitext-2", "wikitext-103", "pg19", "text:PATH", "hf:NAME[/CONFIG][:SPLIT]")
 PG19_BOOKS = 8
@@ -69,13 +70,11 @@ def read_corpus(name: str) -> Corpus:
 
 
 def tokenize(corpus: Corpus, tokenizer_file: str) -> TokenizedCorpus:
-    """The whole text's ids without special tokens (science, section 2)."""
-    encoding = Tokenizer.from_file(tokenizer_file).encode(corpus.text, add_special_tokens=False)
-    documents = None
-    if corpus.document_starts:
-        first_characters = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
-        documents = np.searchsorted(first_characters, corpus.document_starts)
-    return TokenizedCorpus(np.asarray(encoding.ids, dtype=np.int32), documents)
+    """The whole text's ids without special tokens before or behind it."""
+    encoded = open_tokenizer(tokenizer_file).encode(corpus.text, with_offsets=bool(corpus.document_starts))
+    first_characters = encoded.first_characters
+    documents = None if first_characters is None else np.searchsorted(first_characters, corpus.document_starts)
+    return TokenizedCorpus(encoded.ids, documents)
 
 
 def _pydocs() -> Corpus:
