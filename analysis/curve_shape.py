@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 
 from analysis import labels
+from analysis.load import VERSION_COLUMNS
 from analysis.pairs import POOL
 from analysis.uncertainty import LEVEL, SEED, resampled_ratios, units
 
 CURVE = [
-    "model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride",
-    "prune_after", "policy", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
+    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after",
+    "policy", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
 ]  # fmt: skip
 """The settings of a curve: all but keep_ratio."""
 

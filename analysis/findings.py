@@ -7,17 +7,14 @@ from collections.abc import Mapping
 import polars as pl
 
 from analysis import labels
-from analysis.load import Results
+from analysis.load import VERSION_COLUMNS, Results
 from analysis.pairs import FEW_WINDOWS
 from analysis.speed import NO_DIFFERENCE
 
 EARLIER_THAN_POSSIBLE = 0.9
 """Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
 
-GROUP = [
-    "model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride",
-    "prune_after",
-]  # fmt: skip
+GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after"]
 
 
 def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
@@ -48,8 +45,8 @@ def _ratio(row: labels.Row) -> str:
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
     found = []
-    keys = ["model", "model_revision", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id"]
-    for (model, _, device, prompt, batch, *_), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
+    keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSION_COLUMNS]
+    for (model, device, prompt, batch, *_), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
         keys, maintain_order=True
     ):
         place = f"{model} on {labels.text(device)}, {prompt} prompt tokens" + (f", batch of {batch}" if batch != 1 else "")
@@ -113,6 +110,8 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
     found = []
     if cells["protocol_version"].n_unique() > 1:
         found.append("The rows follow more than one protocol version; they are kept apart and must not be compared.")
+    if cells["special_tokens_in_text"].n_unique() > 1:
+        found.append("Special tokens that texts spell were read as letters and as tokens; such rows are kept apart.")
     for name, version in (("model", "model_revision"), ("dataset", "dataset_fingerprint")):
         several = cells.group_by(name, maintain_order=True).agg(pl.col(version).n_unique().alias("n")).filter(pl.col("n") > 1)
         found += [f"{name} {labels.text(value)} occurs in more than one version; they are kept apart." for value in several[name]]

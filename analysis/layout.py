@@ -61,13 +61,16 @@ def _setting(key: str, label: str, form: str = "text") -> Column:
     return Column(key, label, form, setting=True)
 
 
+READING = [_setting("special_tokens_in_text", "special tokens in text")]
+"""How a text became ids."""
+
 SETTINGS = [
     _setting("model", "model"), _setting("model_revision", "revision"), _setting("dataset", "dataset"),
     _setting("dataset_fingerprint", "data fingerprint"), _setting("protocol_version", "protocol", "count"),
     _setting("policy", "policy"), _setting("keep_ratio", "keep_ratio", "setting"),
     _setting("prune_after", "prune_after", "count"), _setting("skip_layers", "skip_layers"),
     _setting("protect_sink", "protect_sink", "count"), _setting("protect_recent", "protect_recent", "count"),
-    _setting("schedule", "schedule"), _setting("position_mode", "position_mode"), _setting("dtype", "dtype"),
+    _setting("schedule", "schedule"), _setting("position_mode", "position_mode"), *READING, _setting("dtype", "dtype"),
     _setting("device", "device"), _setting("device_name", "device name"),
 ]  # fmt: skip
 """The cell's settings, in reading order; columns that a frame lacks are left out."""
@@ -92,7 +95,7 @@ PERPLEXITY = [
 
 SHAPES = [
     _setting("model", "model"), _setting("model_revision", "revision"), _setting("dataset", "dataset"),
-    _setting("dataset_fingerprint", "data fingerprint"), Column("prune_after", "prune_after", "count"),
+    _setting("dataset_fingerprint", "data fingerprint"), *READING, Column("prune_after", "prune_after", "count"),
     Column("policy", "policy", "text"), Column("variant", "settings", "text"), Column("cells", "cells", "count"),
     Column("phases", "from keep_ratio 1 (dense) downwards", "text"), Column("minimum_at", "lowest PPL at keep_ratio", "setting"),
     Column("minimum_low", "between", "interval", "minimum_high"), Column("ppl", "PPL there"), Column("ratio", "PPL ratio"),
@@ -102,7 +105,7 @@ SHAPES = [
 
 RECOMMENDED = [
     Column("model", "model", "text"), _setting("model_revision", "revision"), Column("dataset", "dataset", "text"),
-    _setting("dataset_fingerprint", "data fingerprint"), _setting("device", "device"), _setting("dtype", "dtype"),
+    _setting("dataset_fingerprint", "data fingerprint"), *READING, _setting("device", "device"), _setting("dtype", "dtype"),
     Column("advice", "advice", "text"), Column("budget", "realised budget", "percent"), Column("ratio", "PPL ratio"),
     Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("policy", "policy", "text"),
     Column("keep_ratio", "keep_ratio", "setting"), Column("prune_after", "prune_after", "count"),
@@ -116,7 +119,8 @@ FRONT = [column for column in RECOMMENDED if column.key != "advice"]
 BY_RATIO = [
     Column("keep_ratio", "keep_ratio", "setting"), Column("dataset", "dataset", "text"),
     _setting("dataset_fingerprint", "data fingerprint"), _setting("model", "model"), _setting("model_revision", "revision"),
-    _setting("protocol_version", "protocol", "count"), Column("policy", "policy", "text"), Column("cells", "cells", "count"),
+    *READING, _setting("protocol_version", "protocol", "count"), Column("policy", "policy", "text"),
+    Column("cells", "cells", "count"),
     Column("valid", "valid cells", "count"), Column("ratio_min", "lowest PPL ratio"), Column("ratio_median", "median PPL ratio"),
     Column("ratio_max", "highest PPL ratio"), Column("budget_min", "lowest budget", "percent"),
     Column("budget_max", "highest budget", "percent"),

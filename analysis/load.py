@@ -13,8 +13,9 @@ from obstore.exceptions import BaseError
 
 from pipeline.results import ANSWER_TOKENS, RunStore, is_remote
 
-VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint"]
-"""What makes numbers incomparable. Part of every group key, beside the cell's id."""
+VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "special_tokens_in_text"]
+"""What makes numbers incomparable: another method, weights, text, or way to read it. Part of every group key, beside the
+cell's id."""
 
 ROW_KEYS: dict[str, list[str]] = {
     "perplexity": ["cell_id", *VERSION_COLUMNS, "window_index"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis import labels
+from analysis.load import VERSION_COLUMNS
 from analysis.points import with_words
 from analysis.speed import short
 
@@ -19,18 +20,7 @@ MEASURES = {
 """Name -> column, unit, factor from the column to the unit."""
 
 TIMED = ("TTFT", "TPOT", "throughput")
-SAME = [
-    "model",
-    "model_revision",
-    "dataset",
-    "dataset_fingerprint",
-    "device",
-    "dtype",
-    "policy",
-    "keep_ratio",
-    "variant",
-    "after",
-]
+SAME = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "variant", "after"]
 """What a timed cell and a scored one must share to be shown beside each other."""
 
 
@@ -74,14 +64,14 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
     )  # fmt: skip
 
 
-KEPT = [
-    "model", "dataset", "model_revision", "dataset_fingerprint", "protocol_version", "device", "device_name", "dtype",
-    "prompt_tokens", "new_tokens", "batch_size", "timing_protocol", "run_id", "policy", "keep_ratio", "timing",
+TURNS = [
+    "model", "dataset", *VERSION_COLUMNS, "device", "device_name", "dtype", "prompt_tokens", "new_tokens", "batch_size",
+    "timing_protocol", "run_id",
 ]  # fmt: skip
-"""What is taken over: what tells groups apart, and the cell."""
-
-TURNS = KEPT[:13]
 """What took turns, and so may stand in one picture."""
+
+KEPT = [*TURNS, "policy", "keep_ratio", "timing"]
+"""What is taken over: what tells groups apart, and the cell."""
 
 
 def cell_label() -> pl.Expr:

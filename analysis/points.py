@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis import labels
+from analysis.load import VERSION_COLUMNS
 
 HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED", "BEYOND_CONTEXT")
 """Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning alone."""
 
-GROUP = [
-    "model", "dataset", "model_revision", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride",
-]  # fmt: skip
+GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 """Settings of which each combination gets charts of its own."""
 
 SETTINGS = ["skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode"]

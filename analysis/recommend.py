@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from analysis import labels
+from analysis.load import VERSION_COLUMNS
 
-GROUP = ["model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype", "window", "stride"]
+GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 MAX_PPL_INCREASE = 0.01
 
 

@@ -74,7 +74,7 @@ def _tasks(scores: pl.DataFrame) -> list[str]:
         pl.col("verdict") == "VALID", pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length")
     )
     found = []
-    for _, group in usable.group_by(["model", "model_revision", "protocol_version", "device", "dtype"], maintain_order=True):
+    for _, group in usable.group_by(["model", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
         place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"
         sign = pl.when(pl.col("higher_is_better").fill_null(True)).then(1.0).otherwise(-1.0)
         worse = pl.when(sign > 0).then(pl.col("difference_high") < 0).otherwise(pl.col("difference_low") > 0)

@@ -11,7 +11,7 @@ from analysis.uncertainty import holm
 BARELY = 0.05
 """Below this share of scored tokens that saw a pruned cache, a cell says little about pruning."""
 
-FAMILY = ["model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version", "device", "dtype"]
+FAMILY = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
 """What is compared as one grid: a small p among its many cells is expected by chance, hence Holm's correction."""
 
 WHY_EXCLUDED = {
@@ -130,7 +130,7 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
     """
     valid = pl.col("verdict") == "VALID"
     ratio = pl.col("ratio").filter(valid)
-    keys = ["dataset", "dataset_fingerprint", "keep_ratio", "model", "model_revision", "protocol_version", "policy"]
+    keys = ["dataset", "keep_ratio", "model", *VERSION_COLUMNS, "policy"]
     grouped = cells.filter(pl.col("policy") != "dense").group_by(keys, maintain_order=True)
     return (
         grouped.agg(

@@ -50,6 +50,8 @@ class Cell:
     schedule: str
     position_mode: str
     seed: int
+    special_tokens_in_text: str
+    """``parse`` for the harness's tasks, which bring their own texts and are read as the harness reads them."""
     settings: str
     """The task's settings as canonical JSON."""
     _id: str = field(default="", init=False, compare=False, repr=False)
@@ -71,7 +73,7 @@ class Cell:
         """What a cell shares with its dense twin and with nobody else's."""
         return (
             self.task, self.model, self.model_revision, self.dataset, self.dataset_fingerprint, self.device, self.dtype,
-            self.settings, str(self.seed),
+            self.settings, str(self.seed), self.special_tokens_in_text,
         )  # fmt: skip
 
     @property
@@ -134,9 +136,11 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
     seen: set[str] = set()
     excluded: list[Named] = [block.named() for block in spec.exclude]
     for target, task, settings in _asked(spec, targets, texts):
+        special = "parse" if task == "tasks" else spec.special_tokens_in_text
         template = Cell(
             task, target.model, target.model_revision, target.dataset, target.dataset_fingerprint, target.device, target.dtype,
-            "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, json.dumps(settings, sort_keys=True),
+            "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, special,
+            json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         grid.cells.append(template)
         block = getattr(spec, BLOCK_OF[task])
@@ -213,7 +217,7 @@ def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
         yield Cell(
             template.task, template.model, template.model_revision, template.dataset, template.dataset_fingerprint,
             template.device, template.dtype, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.seed,
-            template.settings,
+            template.special_tokens_in_text, template.settings,
         )  # fmt: skip
 
 

@@ -198,4 +198,15 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for")
         if count < 2:
             notes.append(f"{dense.dataset}: no interval can be given from {count} window")
+    for (model, dataset), tokens in plan.resolved.tokens.items():
+        if tokens.special_spelled:
+            read = {"literal": "letters", "parse": "the tokens of that name"}[plan.spec.special_tokens_in_text]
+            notes.append(
+                f"{dataset} spells {_counted(tokens.special_spelled, 'special token')} of {model}; read as {read} "
+                f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
+            )
     return list(dict.fromkeys(notes))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

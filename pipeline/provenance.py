@@ -52,6 +52,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "models": [_model(facts) for facts in plan.resolved.models.values()],
         "datasets": [
             {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": len(tokens.ids)}
+            | {"special_tokens_spelled": tokens.special_spelled}
             for (model, dataset), tokens in plan.resolved.tokens.items()
             for corpus in [plan.resolved.corpora[dataset]]
         ],

@@ -58,7 +58,10 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
         faults += _model_faults(spec, facts)
         try:
             faults += questions.faults(spec.retrieval, facts) if spec.retrieval else []
-            tokens |= {(name, dataset): tokenize(corpus, facts.tokenizer_file) for dataset, corpus in corpora.items()}
+            for dataset, corpus in corpora.items():
+                tokens[name, dataset] = tokenize(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+        except CorpusError as error:
+            faults.append(f"datasets: {error} (model {name})")
         except Exception as error:  # the tokenizers library knows no narrower type
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
     for (model, dataset), tokenized in tokens.items():

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question of five digits: with a space they are six tokens even where each byte is one."""
@@ -40,8 +40,10 @@ CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "schedule": pl.String,
     "position_mode": pl.String,
     "seed": pl.Int64,
+    "special_tokens_in_text": pl.String,
 }
-"""The columns every table starts with: who made the row and which cell it belongs to."""
+"""The columns every table starts with: who made the row and which cell it belongs to. ``special_tokens_in_text``: whether special
+tokens that a text spells were letters (``literal``) or tokens (``parse``), null in files of older schemas."""
 
 TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
     "perplexity": {

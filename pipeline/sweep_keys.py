@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from workers.policy_files import PATTERN
 from workers.settings import POLICY_NAMES
+from workers.text_tokens import SpecialTokens
 
 T = TypeVar("T")
 
@@ -213,6 +214,8 @@ class SweepSpec(_Strict):
     retrieval: RetrievalTask | None = None
     lm_eval: HarnessTask | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    special_tokens_in_text: SpecialTokens = "literal"
+    """Whether special tokens that a dataset spells are letters, as all text is, or the tokens of that name."""
     allow_beyond_context: bool = False
     """Also texts longer than a model was trained on; such cells are marked and enter no aggregate."""
 

@@ -8,7 +8,20 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.load import RunUnreadableError, load
+from analysis import (
+    curve_shape,
+    disagreement,
+    findings,
+    measures,
+    points,
+    recommend,
+    retrieval_charts,
+    retrieval_findings,
+    speed,
+    tables,
+    task_charts,
+)  # fmt: skip
+from analysis.load import VERSION_COLUMNS, RunUnreadableError, load
 from analysis.pairs import with_dense
 from analysis.retrieval_tables import retrieval
 from analysis.speed import checks, generation
@@ -126,13 +139,31 @@ def test_seeds_of_random_are_pooled_each_against_its_own_twin(summarise):
     assert row["ratio_low"] == pytest.approx(row["ratio_high"])  # both windows differ equally: windows are resampled, not rows
 
 
-@pytest.mark.parametrize("column", ["model_revision", "dataset_fingerprint", "protocol_version"])
-def test_other_weights_data_or_protocol_are_never_pooled(summarise, column):
-    other = 2 if column == "protocol_version" else "other"
+@pytest.mark.parametrize(
+    ("column", "other"),
+    [
+        ("model_revision", "other"), ("dataset_fingerprint", "other"), ("protocol_version", 2),
+        ("special_tokens_in_text", "parse"), ("special_tokens_in_text", None),
+    ],
+)  # fmt: skip
+def test_other_weights_data_or_ways_to_read_them_are_never_pooled(summarise, column, other):
     rows = [perplexity_row(0, policy="dense"), perplexity_row(0)]
     rows += [perplexity_row(0, policy="dense", nll_sum=100.0, **{column: other}), perplexity_row(0, **{column: other})]
     table = summarise(rows).filter(pl.col("policy") == "knorm")
     assert sorted(table["ratio"]) == pytest.approx([1.0, math.e])
+
+
+GROUPS = {
+    "one grid": tables.FAMILY, "findings": findings.GROUP, "curves": curve_shape.CURVE, "advice": recommend.GROUP,
+    "charts": points.GROUP, "timed and scored": measures.SAME, "timed": measures.TURNS, "turns": speed.TURNS,
+    "asked": retrieval_charts.GROUP, "answers": retrieval_findings.GROUP, "tasks": task_charts.GROUP,
+    "asked and scored": disagreement.SAME,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_whatever_is_compared_or_drawn_together_is_of_one_method_text_and_way_to_read_it(group):
+    assert set(VERSION_COLUMNS) <= set(GROUPS[group])
 
 
 def test_by_ratio_counts_but_does_not_use_cells_that_never_pruned(summarise):

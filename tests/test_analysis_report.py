@@ -150,6 +150,16 @@ def test_a_reproduced_bug_is_no_finding(tmp_path):
     assert "a bug reproduced on purpose: 1 of 2 cells" in page
 
 
+def test_texts_that_were_read_in_two_ways_are_warned_of_and_stay_apart(tmp_path):
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]
+    other = [row | {"special_tokens_in_text": "parse", "nll_sum": row["nll_sum"] + 50} for row in rows]
+    page = page_of(tmp_path / "run", perplexity=[*rows, *other])
+    words = "were read as letters and as tokens; such rows are kept apart"
+    assert words in page and words not in page_of(tmp_path / "one", perplexity=rows)
+    assert "special_tokens_in_text parse" in page, "a chart's title tells"
+    assert page.count("the only cell that pruned") >= 2
+
+
 def test_failures_are_grouped_by_what_went_wrong(tmp_path):
     failed = [failure_row(keep_ratio=r) for r in (0.5, 0.6, 0.7)] + [failure_row(task="generation", message="other")]
     kinds = coverage.failure_kinds(coverage.failures(load([write_run(str(tmp_path / "run"), {"failures": failed * 2})])))

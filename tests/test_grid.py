@@ -15,7 +15,7 @@ from workers.budget import event_schedule
 
 TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
 CELL = Cell(
-    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0,
+    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0, "literal",
     json.dumps({"stride": 64, "window": 64, "windows": 3}),
 )  # fmt: skip
 
@@ -36,28 +36,30 @@ def pruning(made: grid.Grid) -> list[Cell]:
 
 def test_cell_ids_are_the_ones_of_stored_results():
     """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these by accident."""
-    assert CELL.cell_id == "c3f53a840cb2e6e1"
-    assert CELL.dense.cell_id == "636cbbf1ed3ef36f"
+    assert CELL.cell_id == "9b15a6629c8a144a"
+    assert CELL.dense.cell_id == "a3aec0a6aa98aa7e"
 
 
 def test_ids_of_each_task_are_the_ones_of_stored_results():
     """Whatever keys the tasks' blocks get: what was measured before they existed keeps its name.
 
     Retrieval's changed once, with schema 4: what it says of the answer's positions became another thing.
+    All changed with schema 5: how a text is read is part of a cell.
     """
     keys = {"keep_ratios": [0.9], "generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
     assert [cell.cell_id for cell in grid_of(**keys).cells] == [
-        "636cbbf1ed3ef36f", "6c76bfd8ed4e9a36", "77c6b52f31172a26", "7badf06d0573abdc", "694a04834d298b7c", "dabedf1788d1ffd7",
+        "a3aec0a6aa98aa7e", "83a56120d22e2136", "04eab4307821aa55", "70830032058fdb80", "ce4118596a775388", "580896993ddb92f8",
     ]  # fmt: skip
     keys["generation"]["protocol"] = "report_2025"
     timed = [cell.cell_id for cell in grid_of(**keys).cells if cell.task == "generation"]
-    assert timed == ["47dd8137e7c00171", "f3e6e9f2262b41a5"]
+    assert timed == ["85d61cca8656ec0e", "53595ed556eea093"]
 
 
 CHANGED = {
     "task": "retrieval", "model": "m2", "model_revision": "r2", "dataset": "d2", "dataset_fingerprint": "f2", "device": "cuda",
     "dtype": "bfloat16", "policy": "random", "keep_ratio": 0.8, "prune_after": 33, "skip_layers": (1,), "protect_sink": 1,
     "protect_recent": 1, "schedule": "prefill_once", "position_mode": "cache_length", "seed": 1, "settings": "{}",
+    "special_tokens_in_text": "parse",
 }  # fmt: skip
 
 

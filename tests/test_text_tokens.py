@@ -1,5 +1,6 @@
 """Text to ids: whatever was saved with a tokenizer, the ids are those of the whole text, also where a long one is cut."""
 
+import itertools
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from tests.tokenizers_made import TRAINING, byte_style, gemma_style, llama2_style, metaspace_style, saved
-from workers.corpora import Corpus, read_corpus, tokenize
+from tests.tokenizers_made import TRAINING, byte_style, gemma_style, llama2_style, metaspace_style, saved, unigram_style
+from workers.corpora import Corpus, CorpusError, read_corpus, tokenize
 from workers.text_cuts import TextCuts
 from workers.text_tokens import TextTokens, open_tokenizer
 
@@ -36,6 +37,36 @@ def test_saved_truncation_and_padding_change_nothing(tmp_path, change):
     expected = plain.encode(TEXT).ids
     assert tokenize(Corpus("x", TEXT), file).ids.tolist() == open_tokenizer(file).ids(TEXT) == expected
     assert len(expected) == len(TEXT.encode())
+
+
+FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
+
+
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=4)), ids=str)
+@pytest.mark.parametrize("style", [byte_style, llama2_style, gemma_style])
+def test_special_tokens_in_a_text_are_letters_unless_they_are_to_be_parsed(tmp_path, style, flags):
+    """The judge of letters: the same tokenizer without the special token."""
+    spelling = "a <sp> b, a<sp>b,<SP> <sp> \n"
+    without, tokenizer = style(), style()
+    for each in (without, tokenizer):
+        each.add_tokens([AddedToken("b,", special=False)])
+    tokenizer.add_special_tokens([AddedToken("<sp>", **dict(zip(FLAGS, flags, strict=True)))])
+    file, special = saved(tokenizer, tmp_path), tokenizer.token_to_id("<sp>")
+
+    assert open_tokenizer(file).ids(spelling) == without.encode(spelling, add_special_tokens=False).ids
+    parsed = tokenizer.encode(spelling, add_special_tokens=False).ids
+    assert open_tokenizer(file, "parse").ids(spelling) == parsed
+    for how in ("literal", "parse"):
+        assert open_tokenizer(file, how).spelled_special(spelling) == parsed.count(special) > 0
+    assert not open_tokenizer(file).misread(np.array(without.encode(spelling).ids[1:]))
+
+
+def test_a_vocabulary_that_lists_its_special_tokens_is_found_to_misread_a_text(tmp_path):
+    file = saved(unigram_style(), tmp_path)
+    with pytest.raises(CorpusError, match=r"'x' spells </s>, which this tokenizer reads as control tokens .* parse"):
+        tokenize(Corpus("x", "The tag </s> ends a text."), file)
+    assert tokenize(Corpus("x", "The tag </s> ends a text."), file, "parse").special_spelled == 1
+    assert tokenize(Corpus("x", "é is <unk> here"), file).special_spelled == 1, "the token for unknown letters may come from them"
 
 
 def test_a_tokenizer_that_changes_is_opened_again(tmp_path):

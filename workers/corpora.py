@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.text_tokens import open_tokenizer
+from workers.text_tokens import SpecialTokens, open_tokenizer
 
 NAMES = ("pydocs", "wikitext-2", "wikitext-103", "pg19", "text:PATH", "hf:NAME[/CONFIG][:SPLIT]")
 PG19_BOOKS = 8
@@ -42,6 +42,8 @@ class TokenizedCorpus:
     """[tokens] int32."""
     document_tokens: np.ndarray | None
     """[documents] index of each document's first token; None for a single text."""
+    special_spelled: int = 0
+    """Special tokens that the text spells."""
 
     def document_at(self, token: int) -> int | None:
         """Which document holds a token; None for a single text."""
@@ -69,12 +71,23 @@ def read_corpus(name: str) -> Corpus:
     return corpus
 
 
-def tokenize(corpus: Corpus, tokenizer_file: str) -> TokenizedCorpus:
-    """The whole text's ids without special tokens before or behind it."""
-    encoded = open_tokenizer(tokenizer_file).encode(corpus.text, with_offsets=bool(corpus.document_starts))
+def tokenize(corpus: Corpus, tokenizer_file: str, special: SpecialTokens = "literal") -> TokenizedCorpus:
+    """The whole text's ids without special tokens before or behind it.
+
+    Raises CorpusError where the text spells special tokens, which are to be letters, and the tokenizer cannot read them so.
+    """
+    tokenizer = open_tokenizer(tokenizer_file, special)
+    encoded = tokenizer.encode(corpus.text, with_offsets=bool(corpus.document_starts))
+    spelled = tokenizer.spelled_special(corpus.text)
+    if spelled and special == "literal" and (misread := tokenizer.misread(encoded.ids)):
+        raise CorpusError(
+            f"dataset {corpus.name!r} spells {', '.join(misread[:5])}, which this tokenizer reads as control tokens even where "
+            "they are to be letters; take them out of the text, or say special_tokens_in_text: parse"
+        )
+
     first_characters = encoded.first_characters
     documents = None if first_characters is None else np.searchsorted(first_characters, corpus.document_starts)
-    return TokenizedCorpus(encoded.ids, documents)
+    return TokenizedCorpus(encoded.ids, documents, spelled)
 
 
 def _pydocs() -> Corpus:

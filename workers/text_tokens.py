@@ -1,22 +1,27 @@
 """Text to token ids and back by a model's tokenizer.json, without torch: the one place that opens such a file.
 
 What a text spells is what is encoded: truncation and padding that were saved with a tokenizer are for batches of its training,
-and would cut a corpus off or fill it up.
+and would cut a corpus off or fill it up; ``<|endoftext|>`` in prose is letters, unless it is asked to be the token of that name.
+Added tokens that are no special ones (Gemma's line breaks) are part of the vocabulary like any other.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer, models
 
 from workers.text_cuts import TextCuts
 
+SpecialTokens = Literal["literal", "parse"]
+"""How special tokens that a text spells are read: as the letters that they are, or as the tokens."""
 CUT_EVERY = 50_000
 """Characters of a text that go through a tokenizer at once, where it may be cut."""
 
@@ -34,11 +39,13 @@ class EncodedText:
 class TextTokens:
     """One tokenizer.json: text to ids without special tokens before or behind, and ids to text."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, special: SpecialTokens = "literal") -> None:
         """Raises Exception, the only type that the tokenizers library knows, where the file cannot be used."""
         self._tokenizer: Tokenizer = Tokenizer.from_file(file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = special == "literal"
+        self._added: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
         self._cuts: TextCuts | None = None
 
     def ids(self, text: str) -> list[int]:
@@ -64,6 +71,21 @@ class TextTokens:
 
         return EncodedText(np.concatenate(ids), np.concatenate(offsets) if with_offsets else None)
 
+    def spelled_special(self, text: str) -> int:
+        """How many special tokens a text spells: as many as would be read as tokens by ``parse``."""
+        finder = _finder(self._tokenizer, list(self._added.values()))
+        special = {finder.token_to_id(token.content) for token in self._added.values() if token.special}
+        return sum(id_ in special for id_ in finder.encode(text, add_special_tokens=False).ids)
+
+    def misread(self, ids: np.ndarray) -> list[str]:
+        """Special tokens among the ids of a text whose spellings should be letters; not the one for what is unknown.
+
+        A tokenizer whose own vocabulary lists them, and that looks for whole words or pieces in it, cannot read them as letters.
+        """
+        unknown = _unknown_token(self._tokenizer.model)
+        special = [id_ for id_, token in self._added.items() if token.special and token.content != unknown]
+        return [self._added[id_].content for id_ in np.intersect1d(ids, np.asarray(special, dtype=ids.dtype)).tolist()]
+
     def _places(self, text: str, every: int) -> Iterator[int]:
         if len(text) <= every:
             return iter(())
@@ -82,12 +104,30 @@ class TextTokens:
         return encoding, first, lead
 
 
-def open_tokenizer(file: str) -> TextTokens:
+def open_tokenizer(file: str, special: SpecialTokens = "literal") -> TextTokens:
     """The tokenizer of a file; opened once, for a large one takes seconds, until the file changes."""
     stat = Path(file).stat()
-    return _opened(file, stat.st_mtime_ns, stat.st_size)
+    return _opened(file, special, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)
-def _opened(file: str, changed: int, size: int) -> TextTokens:
-    return TextTokens(file)
+def _opened(file: str, special: SpecialTokens, changed: int, size: int) -> TextTokens:
+    return TextTokens(file, special)
+
+
+def _finder(tokenizer: Tokenizer, added: list[AddedToken]) -> Tokenizer:
+    """A tokenizer that knows nothing but the added tokens, and finds them as the other does."""
+    finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    if tokenizer.normalizer is not None:
+        finder.normalizer = tokenizer.normalizer
+    finder.add_special_tokens([token for token in added if token.special])
+    finder.add_tokens([token for token in added if not token.special])
+    return finder
+
+
+def _unknown_token(model: models.Model) -> str | None:
+    """The token for what a vocabulary cannot spell."""
+    if isinstance(model, models.Unigram):
+        unknown = json.loads(model.__getstate__())["unk_id"]
+        return None if unknown is None else model.id_to_token(unknown)
+    return getattr(model, "unk_token", None)
