@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--model", default="reference-neox")
     args = parser.parse_args()
     facts = find_model(args.model)
-    model, encode = load(facts, "float32", CPU), open_tokenizer(facts.tokenizer_file).ids
+    model, encode = load(facts, "float32", CPU), open_tokenizer(facts.tokenizer_file).inside
     filler = tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids.tolist()
 
     asked = tuple(build_questions(encode, "needle", LENGTH, DEPTHS, (5,), (4,), args.questions, 0, filler))

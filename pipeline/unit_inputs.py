@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline.grid import Cell, settings_of
 from pipeline.plan import Plan, PlannedUnit
-from pipeline.questions import encoder
 from workers.retrieval import Question, build_questions
 from workers.settings import PruneSettings
+from workers.text_tokens import open_tokenizer
 from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
@@ -54,6 +54,6 @@ def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
     first = unit.cells[0]
     settings, (kind, length) = settings_of(first), unit.asked
     filler = plan.resolved.tokens[first.model, first.dataset].ids  # a corpus may have a hundred million; a question needs few
-    encode = encoder(plan.resolved.models[first.model])
+    encode = open_tokenizer(plan.resolved.models[first.model].tokenizer_file).inside
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
     return tuple(build_questions(encode, kind, length, *axes, first.seed, filler))

@@ -20,7 +20,7 @@ from analysis import (
     speed,
     tables,
     task_charts,
-)  # fmt: skip
+)
 from analysis.load import VERSION_COLUMNS, RunUnreadableError, load
 from analysis.pairs import with_dense
 from analysis.retrieval_tables import retrieval

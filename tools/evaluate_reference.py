@@ -77,7 +77,7 @@ def passkey_accuracy(
 ) -> float:
     """Share of questions answered exactly with the full cache, depths drawn evenly."""
     rng = random.Random(f"card/{kind}/{length}")
-    asked = tuple(build_question(tokenizer.ids, kind, length, rng.random(), i, 1_000_003, filler) for i in range(questions))
+    asked = tuple(build_question(tokenizer.inside, kind, length, rng.random(), i, 1_000_003, filler) for i in range(questions))
     (rows,) = answers(model, torch.device("cpu"), [PruneSettings("dense")], RetrievalWork(asked, True), 8)
     if isinstance(rows, Exception):
         raise rows

@@ -83,12 +83,17 @@ class Question:
 
 def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], list[int]]:
     """Token ids of the question and of its answer, split so that together they are the tokens of the joined text."""
-    text = PASSKEY_QUESTION if kind == "passkey" else NEEDLE_QUESTION.format(name=fact.name)
+    text = question_text(kind, fact)
     question = encode(text)
     joined = encode(f"{text} {fact.value}")
     if joined[: len(question)] == question:
         return question, joined[len(question) :]
     return question, encode(f" {fact.value}")
+
+
+def question_text(kind: str, fact: Fact) -> str:
+    """How a kind asks for a fact, up to where the answer begins."""
+    return PASSKEY_QUESTION if kind == "passkey" else NEEDLE_QUESTION.format(name=fact.name)
 
 
 def fact_text(kind: str, fact: Fact) -> str:

@@ -25,6 +25,9 @@ SpecialTokens = Literal["literal", "parse"]
 CUT_EVERY = 50_000
 """Characters of a text that go through a tokenizer at once, where it may be cut."""
 
+ANCHORS = ("a", "\n", ".")
+"""What a text may stand behind: one of them ends where the text begins in nearly any tokenizer."""
+
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -51,6 +54,17 @@ class TextTokens:
     def ids(self, text: str) -> list[int]:
         """Ids of a text that stands alone."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def inside(self, text: str) -> list[int]:
+        """Ids of a text as it stands inside another: what a tokenizer puts before every text ("▁") is not put before this one.
+
+        It is encoded behind something that shares no token with it and is taken off again.
+        """
+        for anchor in ANCHORS:
+            before, joined = self.ids(anchor), self.ids(anchor + text)
+            if joined[: len(before)] == before:
+                return joined[len(before) :]
+        return self.ids(text)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, without special tokens."""
