@@ -86,7 +86,7 @@ def test_the_stock_model_in_a_loop_gives_the_same(architecture: Architecture):
 def test_a_text_beyond_its_limit_is_refused_by_every_way_in(architecture: Architecture):
     model, tokens = make(architecture), repetitive_tokens(1, architecture.limit + 2)
     use_own_attention(model, architecture.name)
-    refused = pytest.raises(ValueError, match="can go through this model exactly|tokens only and the text has")
+    refused = pytest.raises(ValueError, match=r"can go through this model exactly|tokens only and the text has")
     with refused:
         evaluate(model, tokens, CELLS[:1], [0])
     with refused:
