@@ -204,7 +204,8 @@ def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, 
 def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(sweep_file, tiny_model_dir, tmp_path, out, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
-    (broken / "model.safetensors").write_bytes(b"\0" * 64)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))  # its files hold 64
     sweep = sweep_file(models=f"[{broken}, {tiny_model_dir}]")
     assert run_inline(sweep, out) == SOME_FAILED
     assert set(rows(out)["model"]) == {str(tiny_model_dir)} and rows(out).height == 9

@@ -57,15 +57,15 @@ def log(out: Path, event: str) -> list[dict]:
 
 
 def bad_models(tiny_model_dir: Path, folder: Path) -> dict[str, Path]:
-    """One whose weights are cut off, one with a NaN in its weights, and the good one."""
-    found = {"good": folder / "good", "nan": folder / "nan", "cut": folder / "cut"}
+    """One whose files lack a weight, one with a NaN in its weights, and the good one."""
+    found = {"good": folder / "good", "nan": folder / "nan", "lacking": folder / "lacking"}
     for path in found.values():
         shutil.copytree(tiny_model_dir, path)
     weights = load_file(found["nan"] / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
     save_file(weights, found["nan"] / "model.safetensors", {"format": "pt"})
-    whole = (found["cut"] / "model.safetensors").read_bytes()
-    (found["cut"] / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, found["lacking"] / "model.safetensors", {"format": "pt"})
     return found
 
 
@@ -166,7 +166,7 @@ class TestFaultsOfUnits:
         ("model", "kind", "said"),
         [
             ("nan", "FloatingPointError", "the model gave NaN or infinite logits"),
-            ("cut", "ModelError", "cannot be loaded: Error while deserializing header"),
+            ("lacking", "ModelError", "cannot be loaded: its files lack 1 of the weights"),
         ],
     )
     def test_a_model_that_cannot_be_used_fails_all_its_cells_with_its_reason(self, faulty, model, kind, said):
@@ -190,7 +190,7 @@ class TestFaultsOfUnits:
     def test_once_the_models_are_repaired_everything_is_done(self, faulty):
         """Repaired files are another model: its cells are new, and the failures of the old one are nobody's any more."""
         sweep, _, _ = faulty
-        for name in ("nan", "cut"):
+        for name in ("nan", "lacking"):
             shutil.copy(sweep.models["good"] / "model.safetensors", sweep.models[name] / "model.safetensors")
         done = sweep.run("--inline", "--threads", "1", "--retry-failed")
         assert done.returncode == DONE, done.stderr

@@ -66,6 +66,8 @@ def test_shards_are_those_that_the_index_names(folder):
     assert split.revision != before.revision
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00003-of-00003.safetensors")
     assert find_model(str(folder)) == split, "a stray shard is not loaded"
+    (folder / INDEX).write_text((folder / INDEX).read_text() + " ")
+    assert find_model(str(folder)).revision != split.revision, "the index is part of the model"
 
 
 def test_a_single_file_goes_before_an_index_as_in_transformers(folder):
@@ -120,9 +122,10 @@ def test_everything_that_changes_a_number_is_in_the_identity(folder, name):
 
 
 def test_content_that_moves_to_another_file_is_another_model(folder):
-    (folder / "added_tokens.json").write_text("{}")
+    """The two names are neighbours in the order of hashing."""
+    (folder / "special_tokens_map.json").write_text("{}")
     before = find_model(str(folder)).revision
-    (folder / "added_tokens.json").rename(folder / "special_tokens_map.json")
+    (folder / "special_tokens_map.json").rename(folder / "spiece.model")
     assert find_model(str(folder)).revision != before
 
 
