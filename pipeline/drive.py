@@ -59,6 +59,7 @@ class _Turn:
     log: RunLog
     failures: list[Failure] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
+    _warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._time_left = TimeLeft(self._workers)
@@ -106,6 +107,10 @@ class _Turn:
         )  # fmt: skip
 
     def _warn(self, warning: str) -> None:
+        """Once, though every unit of a model may say it."""
+        if warning in self._warned:
+            return
+        self._warned.add(warning)
         self.log.write("warning", message=warning)
         print(f"warning: {warning}", file=sys.stderr)
 

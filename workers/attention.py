@@ -127,7 +127,7 @@ def attend(
     dropout: float = 0.0, softcap: float | None = None, sliding_window: int | None = None, is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads, head_dim].
+    """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads, head_dim], contiguous.
 
     Raises ValueError for what it does not implement, by name, rather than computing something else.
     """
@@ -139,9 +139,9 @@ def attend(
     layer = layer_of(key)
     if layer is None:
         _check_sliding(sliding_window, key.shape[2])
-        return attention(query, key, value, scale).transpose(1, 2), None
+        return attention(query, key, value, scale).transpose(1, 2).contiguous(), None
     _check_sliding(sliding_window, layer.seen)
-    return layer.attend(query, scale), None
+    return layer.attend(query, scale).contiguous(), None
 
 
 def _refuse_unknown(
