@@ -9,9 +9,9 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.estimates import schedule_of
-from pipeline.grid import Cell, settings_of
+from pipeline.grid import Cell
 from pipeline.plan import Plan
+from pipeline.planned_budget import planned_budget
 
 LISTED = 400
 
@@ -43,16 +43,12 @@ def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
         table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")
     layers = plan.resolved.models[dense.model].layers
     for cell in cells:
-        steps = _steps(cell)
-        schedule = schedule_of(cell, steps)
-        skipped = len(cell.skip_layers)
-        full = (steps + 1) / 2
-        budget = (schedule.mean * (layers - skipped) + full * skipped) / (layers * full)
+        budget = planned_budget(cell)
+        share = "" if budget is None else f"{budget.over_layers(layers, len(cell.skip_layers)):.3f}"
         table.add_row(
             cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
-            _plain(str(list(cell.skip_layers))), f"{cell.protect_sink}/{cell.protect_recent}",
-            _mode(cell), "" if cell.task == "tasks" else str(len(schedule.events)),
-            "" if cell.task == "tasks" else f"{budget:.3f}", "never prunes" if cell.cell_id in never else "",
+            _plain(str(list(cell.skip_layers))), f"{cell.protect_sink}/{cell.protect_recent}", _mode(cell),
+            "" if budget is None else str(budget.events), share, "never prunes" if cell.cell_id in never else "",
         )  # fmt: skip
     return table
 
@@ -65,12 +61,3 @@ def _mode(cell: Cell) -> str:
 def _plain(text: str) -> str:
     """Names are not markup."""
     return text.replace("[", r"\[")
-
-
-def _steps(cell: Cell) -> int:
-    settings = settings_of(cell)
-    if cell.task == "perplexity":
-        return settings["window"] - 1
-    if cell.task == "generation":
-        return settings["prompt_tokens"] + settings["new_tokens"] - 1
-    return max(settings["context_tokens"]) if cell.task == "retrieval" else 1
