@@ -16,11 +16,12 @@ from pipeline.placement import Need
 from pipeline.plan import PlannedUnit
 from pipeline.progress import Progress
 from pipeline.run_log import RunLog
-from pipeline.schedule import Retry, run_units
+from pipeline.schedule import Fault, Retry, gave_up, run_units
 from pipeline.session import Session
 from pipeline.time_left import TimeLeft
 from pipeline.unit_inputs import work_unit
 from pipeline.unit_parts import PartWriter
+from workers.code_digest import code_digest
 from workers.work import Failure, UnitResult
 
 COMPACT_EVERY = 2000
@@ -50,6 +51,14 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
         return turn.failures
 
 
+def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
+    """The result, or a failure of every cell where it was made by other code than this: a worker too old to look by itself."""
+    if result.code == code_digest():
+        return result
+    told = f"its worker ran other code ({result.code[:8] or 'an older version'}) than its driver ({code_digest()[:8]})"
+    return gave_up(unit.cells, Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node))
+
+
 @dataclass
 class _Turn:
     """What the loop reports, and what is done about it."""
@@ -71,6 +80,7 @@ class _Turn:
     def finished(self, unit: PlannedUnit, result: UnitResult, starts: int) -> None:
         """Store a result before the next is asked for."""
         self.session.lease.hold()
+        result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
         self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
         self._time_left.ended((unit.task, unit.need), unit.cost_seconds, result.seconds)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from pipeline.placement import Need
+from workers.code_digest import code_digest
 from workers.work import Failure, UnitResult, WorkUnit
 
 MAX_ATTEMPTS = 2
@@ -185,4 +186,5 @@ class _Loop(Generic[U]):
 
 def gave_up(cells: Sequence[_Named], fault: Fault) -> UnitResult:
     """One failure per cell of a unit that was ended from outside."""
-    return UnitResult(failures=[Failure(cell.cell_id, fault.error_type, fault.message, "") for cell in cells], node=fault.node)
+    failures = [Failure(cell.cell_id, fault.error_type, fault.message, "") for cell in cells]
+    return UnitResult(failures=failures, node=fault.node, code=code_digest())

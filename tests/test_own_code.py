@@ -66,6 +66,17 @@ def test_a_worker_refuses_a_unit_of_a_driver_with_other_code(sweep_file):
     assert "/elsewhere (00000000)" in message and str(ROOT) in message and code_digest()[:8] in message
 
 
+@pytest.mark.parametrize("code", ["", "1" * 32])
+def test_a_driver_stores_nothing_of_a_worker_with_other_code(code, sweep_file, out, monkeypatch, capsys):
+    """One so old that it does not look at the unit's digest, and gives none of its own."""
+    real = Worker.run
+    monkeypatch.setattr(Worker, "run", lambda self, unit: replace(real(self, unit), code=code))
+    assert run_inline(sweep_file(), out) == 1
+    assert RunStore(str(out)).scan("perplexity").collect().height == 0
+    (told,) = RunStore(str(out)).scan("failures").select("error_type", "message").unique().collect().rows()
+    assert told[0] == "OtherCodeError" and code_digest()[:8] in told[1] and (code[:8] or "an older version") in told[1]
+
+
 @pytest.mark.parametrize("name", ["pipeline", "workers", "analysis"])
 @pytest.mark.parametrize("kind", ["module", "package"])
 def test_files_on_the_path_that_have_a_packages_name_are_named(name, kind, tmp_path):

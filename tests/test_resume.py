@@ -15,9 +15,10 @@ from analysis.load import load
 from pipeline.done import ROW_KEYS
 from pipeline.lease import NAME
 from pipeline.results import RunStore
+from pipeline.schedule import Fault, gave_up
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import run_inline
-from workers.work import Failure, UnitResult, WorkUnit
+from workers.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
 TABLES = ("perplexity", "retrieval")
@@ -194,7 +195,7 @@ def test_the_end_of_a_unit_from_outside_is_no_failure_of_cells_that_were_complet
     lost = frame["cell_id"][0]
     frame.filter(pl.col("cell_id") != lost).write_parquet(file)
     with monkeypatch.context() as patch:
-        dead = lambda self, unit: UnitResult(failures=[Failure(c.cell_id, "ActorDiedError", "gone", "") for c in unit.cells])  # noqa: E731
+        dead = lambda self, unit: gave_up(unit.cells, Fault("ActorDiedError", "gone"))  # noqa: E731
         patch.setattr(Worker, "run", dead)
         assert run_inline(write_sweep(), out) == SOME_FAILED
     assert "failed: 1 cells: ActorDiedError: gone" in capsys.readouterr().err

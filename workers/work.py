@@ -118,3 +118,5 @@ class UnitResult:
     seconds: float = 0.0
     """Without what it took to load the model."""
     load_seconds: float = 0.0
+    code: str = ""
+    """Digest of the code that made it."""

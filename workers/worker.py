@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from workers.check_text import check_text
-from workers.code_digest import check_same_code
+from workers.code_digest import check_same_code, code_digest
 from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
@@ -46,6 +46,7 @@ class Worker:
             result.warnings = warnings + result.warnings
         except (Exception, SystemExit) as error:
             result = UnitResult(failures=[Failure.of(cell.cell_id, error) for cell in unit.cells])
+        result.code = code_digest()
         result.node, result.load_seconds = f"{platform.node()}:{os.getpid()}", loaded - begin
         result.seconds = time.perf_counter() - loaded
         return result
