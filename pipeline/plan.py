@@ -181,12 +181,12 @@ def _notes(plan: Plan) -> list[str]:
         )
     if plan.spec.generation and "report_2025" in plan.spec.generation.protocol:
         notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
-    for dtype in plan.spec.dtypes:
-        if dtype != "float32":
-            notes.append(
-                f"{dtype}: only float32 is exact; figures move by rounding with what shares a pass, and the run says by how much on "
-                "its own text"
-            )
+    rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
+    if rounded:
+        notes.append(
+            f"{', '.join(rounded)}: only float32 is exact; figures move by rounding with what shares a pass, and the run says by "
+            "how much on its own text"
+        )
     for name, facts in plan.resolved.models.items():
         if facts.trust_remote_code:
             notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")

@@ -147,7 +147,7 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
         key = f"retrieval.context_tokens + {room} for the answer"
         wanted += [(key, n + room) for n in spec.retrieval.context_tokens]
     return (
-        [f"models: model {facts.name!r}: {refusal}" for refusal in facts.refusals]
+        ([f"models: model {facts.name!r}: {'; '.join(facts.refusals)}"] if facts.refusals else [])
         + faults
         + [f"{key}: {length} is longer than {limit}" for key, length in wanted if (limit := _limit_exceeded(spec, facts, length))]
     )
