@@ -110,6 +110,9 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
     found = []
     if cells["protocol_version"].n_unique() > 1:
         found.append("The rows follow more than one protocol version; they are kept apart and must not be compared.")
+    several = cells.group_by("model", maintain_order=True).agg(pl.col("bos").drop_nulls().n_unique().alias("n"))
+    both = several.filter(pl.col("n") > 1)["model"]
+    found += [f"Texts of model {labels.text(name)} began with BOS and without it; such rows are kept apart." for name in both]
     if cells["special_tokens_in_text"].n_unique() > 1:
         found.append("Special tokens that texts spell were read as letters and as tokens; such rows are kept apart.")
     for name, version in (("model", "model_revision"), ("dataset", "dataset_fingerprint")):

@@ -61,7 +61,7 @@ def _setting(key: str, label: str, form: str = "text") -> Column:
     return Column(key, label, form, setting=True)
 
 
-READING = [_setting("special_tokens_in_text", "special tokens in text")]
+READING = [_setting("bos", "BOS first"), _setting("special_tokens_in_text", "special tokens in text")]
 """How a text became ids."""
 
 SETTINGS = [

@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 
 from pipeline.results import ANSWER_TOKENS, RunStore, is_remote
 
-VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "special_tokens_in_text"]
+VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "bos", "special_tokens_in_text"]
 """What makes numbers incomparable: another method, weights, text, or way to read it. Part of every group key, beside the
 cell's id."""
 

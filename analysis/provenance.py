@@ -15,9 +15,7 @@ def facts(run: Run) -> dict[str, str]:
     return {
         "run": f"{_text(info.get('run_id'))} ({_text(info.get('name'))})",
         "started": _text(info.get("started_at")) + _resumed(info),
-        "models": _listed(
-            info.get("models"), lambda m: f"{m.get('name')} (revision {m.get('revision')}, {m.get('layers')} layers)"
-        ),
+        "models": _listed(info.get("models"), _model),
         "datasets": _listed(info.get("datasets"), _dataset),
         "hardware": _hardware(info.get("hardware")),
         "versions": _versions(info),
@@ -42,6 +40,12 @@ def _listed(items: Any, sentence: Any) -> str:
     if not isinstance(items, list) or not items:
         return MISSING
     return "; ".join(sentence(item) if isinstance(item, dict) else str(item) for item in items)
+
+
+def _model(model: dict[str, Any]) -> str:
+    bos = model.get("bos")
+    begins = f"texts begin {'with' if bos else 'without'} BOS" if isinstance(bos, bool) else f"BOS {MISSING}"
+    return f"{model.get('name')} (revision {model.get('revision')}, {model.get('layers')} layers, {begins})"
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

@@ -50,6 +50,8 @@ class Cell:
     schedule: str
     position_mode: str
     seed: int
+    bos: int | None
+    """The token that each text begins with; None where none is put there."""
     special_tokens_in_text: str
     """``parse`` for the harness's tasks, which bring their own texts and are read as the harness reads them."""
     settings: str
@@ -73,7 +75,7 @@ class Cell:
         """What a cell shares with its dense twin and with nobody else's."""
         return (
             self.task, self.model, self.model_revision, self.dataset, self.dataset_fingerprint, self.device, self.dtype,
-            self.settings, str(self.seed), self.special_tokens_in_text,
+            self.settings, str(self.seed), str(self.bos), self.special_tokens_in_text,
         )  # fmt: skip
 
     @property
@@ -109,6 +111,8 @@ class Target:
     dataset_fingerprint: str
     device: str
     dtype: str
+    bos: int | None = None
+    """The token that the model's texts begin with."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
         special = "parse" if task == "tasks" else spec.special_tokens_in_text
         template = Cell(
             task, target.model, target.model_revision, target.dataset, target.dataset_fingerprint, target.device, target.dtype,
-            "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, special,
+            "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, target.bos, special,
             json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         grid.cells.append(template)
@@ -217,7 +221,7 @@ def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
         yield Cell(
             template.task, template.model, template.model_revision, template.dataset, template.dataset_fingerprint,
             template.device, template.dtype, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.seed,
-            template.special_tokens_in_text, template.settings,
+            template.bos, template.special_tokens_in_text, template.settings,
         )  # fmt: skip
 
 

@@ -88,12 +88,12 @@ class Plan:
         """The windows of a perplexity cell."""
         settings = settings_of(cell)
         tokens = len(self.resolved.tokens[cell.model, cell.dataset].ids)
-        return _windows(tokens, settings["window"], settings["stride"], settings["windows"])
+        return _windows(tokens, settings["window"], settings["stride"], settings["windows"], cell.bos is not None)
 
 
 @lru_cache(maxsize=256)
-def _windows(tokens: int, window: int, stride: int, limit: int) -> tuple[Window, ...]:
-    return tuple(plan_windows(tokens, window, stride, limit))
+def _windows(tokens: int, window: int, stride: int, limit: int, bos: bool) -> tuple[Window, ...]:
+    return tuple(plan_windows(tokens, window, stride, limit, bos=bos))
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
@@ -192,6 +192,7 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")
         if facts.allow_pickle:
             notes.append(f"allow_pickle: weights of {name} may be read from files that can run code")
+        notes += _bos_notes(plan, name)
         beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]
         if beyond:
             notes.append(
@@ -212,6 +213,15 @@ def _notes(plan: Plan) -> list[str]:
                 f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
             )
     return list(dict.fromkeys(notes))
+
+
+def _bos_notes(plan: Plan, model: str) -> list[str]:
+    bos, how = plan.resolved.bos[model], plan.spec.bos
+    if bos is not None:
+        return [f"texts of {model} begin with BOS, token {bos} (bos: {how})"]
+    if how == "never" and plan.resolved.own_bos[model]:
+        return [f"texts of {model} begin without the BOS that its own tokenizer puts first (bos: never)"]
+    return []
 
 
 def _counted(count: int, what: str) -> str:

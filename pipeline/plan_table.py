@@ -38,6 +38,7 @@ def print_plan(plan: Plan, every: bool = False) -> None:
 def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
     dense = cells[0]
     title = f"{dense.task}: {dense.model} on {dense.dataset}, {dense.device} {dense.dtype}"
+    title += "" if dense.bos is None else ", BOS first"
     table = Table(title=_plain(title), title_justify="left")
     for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect", "mode", "events", "realised budget", ""):
         table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")

@@ -49,7 +49,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": _hardware(),
         "seed": plan.spec.seed,
-        "models": [_model(facts) for facts in plan.resolved.models.values()],
+        "models": [_model(facts, plan.resolved.bos[name]) for name, facts in plan.resolved.models.items()],
         "datasets": [
             {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": len(tokens.ids)}
             | {"special_tokens_spelled": tokens.special_spelled}
@@ -82,8 +82,9 @@ def planned_cells(plan: Plan) -> bytes:
     return buffer.getvalue()
 
 
-def _model(facts: ModelFacts) -> dict[str, Any]:
+def _model(facts: ModelFacts, bos: int | None) -> dict[str, Any]:
     named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context", *TRUST)}
+    named |= {"bos": bos is not None, "bos_token_id": bos}
     return named | {"positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}}
 
 

@@ -25,8 +25,9 @@ SHOWN = 60
 """Characters of a text that a message shows."""
 
 
-def faults(task: RetrievalTask, facts: ModelFacts) -> Iterator[str]:
-    """What the tokenizer cannot say, and lengths that cannot hold the facts and the question asked for."""
+def faults(task: RetrievalTask, facts: ModelFacts, bos: int | None) -> Iterator[str]:
+    """What the tokenizer cannot say, and lengths that cannot hold BOS, the facts and the question asked for."""
+    start = [] if bos is None else [bos]
     tokens = open_tokenizer(facts.tokenizer_file)
     for kind, digits in itertools.product(task.kinds, task.digits):
         fault = unspeakable(tokens, kind, digits)
@@ -34,7 +35,7 @@ def faults(task: RetrievalTask, facts: ModelFacts) -> Iterator[str]:
             yield f"retrieval: {facts.name} cannot be asked {kind} questions of {digits} digits: its tokenizer {fault}"
             continue
         for distractors in task.distractors:
-            least = least_context(tokens.inside, kind, digits, distractors)
+            least = least_context(tokens.inside, kind, digits, distractors, start)
             for length in task.context_tokens:
                 if length < least:
                     yield (

@@ -15,6 +15,7 @@ from pipeline.grid import HarnessText, Target
 from pipeline.results import answer_room
 from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
+from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
@@ -33,6 +34,10 @@ class Resolved:
     """One without a dataset per model, device and type where the harness's tasks are asked for."""
     texts: list[HarnessText] = field(default_factory=list)
     """The harness's tasks."""
+    bos: dict[str, int | None] = field(default_factory=dict)
+    """By model: the token that its texts begin with."""
+    own_bos: dict[str, bool] = field(default_factory=dict)
+    """By model: whether its own tokenizer puts one first."""
 
 
 def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
@@ -54,30 +59,36 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
         except CorpusError as error:
             faults.append(f"datasets: {error}")
     tokens: dict[tuple[str, str], TokenizedCorpus] = {}
+    bos: dict[str, int | None] = {}
+    own_bos: dict[str, bool] = {}
     for name, facts in models.items():
         faults += _model_faults(spec, facts)
         try:
-            faults += questions.faults(spec.retrieval, facts) if spec.retrieval else []
+            bos[name] = bos_token(facts, spec.bos)
+            own_bos[name] = begins_by_itself(facts)
+            faults += questions.faults(spec.retrieval, facts, bos[name]) if spec.retrieval else []
             for dataset, corpus in corpora.items():
                 tokens[name, dataset] = tokenize(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+        except ModelError as error:
+            faults.append(f"models: {error}")
         except CorpusError as error:
             faults.append(f"datasets: {error} (model {name})")
         except Exception as error:  # the tokenizers library knows no narrower type
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
     for (model, dataset), tokenized in tokens.items():
-        faults += _text_faults(spec, model, dataset, len(tokenized.ids))
+        faults += _text_faults(spec, model, dataset, len(tokenized.ids), bos[model] is not None)
     texts = _harness_texts(spec, faults)
     if faults:
         raise SweepError(faults)
     devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
     targets = [
-        Target(m, facts.revision, facts.layers, d, fingerprint, device, dtype)
+        Target(m, facts.revision, facts.layers, d, fingerprint, device, dtype, bos[m])
         for m, facts in models.items()
         for d, fingerprint in [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
         for device in devices
         for dtype in spec.dtypes
     ]
-    return Resolved(models, corpora, tokens, targets, texts)
+    return Resolved(models, corpora, tokens, targets, texts, bos, own_bos)
 
 
 def _harness_texts(spec: SweepSpec, faults: list[str]) -> list[HarnessText]:
@@ -165,13 +176,14 @@ def _limit_exceeded(spec: SweepSpec, facts: ModelFacts, length: int) -> str:
     return "" if spec.allow_beyond_context else f"{context} (allow_beyond_context: true runs it, marked)"
 
 
-def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int) -> list[str]:
+def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int, bos: bool) -> list[str]:
+    """What needs more tokens than the text has; with ``bos`` a window or prompt takes one token less of it."""
     needs = []
     if spec.perplexity:
-        needs.append(("one perplexity window", spec.perplexity.window))
+        needs.append(("one perplexity window", spec.perplexity.window - bos))
     if spec.generation:
         task = spec.generation
-        needs.append(("the largest batch of the longest prompts", max(task.prompt_tokens) * max(task.batch_sizes)))
+        needs.append(("the largest batch of the longest prompts", (max(task.prompt_tokens) - bos) * max(task.batch_sizes)))
     return [
         f"datasets: {dataset!r} has only {tokens} tokens under the tokenizer of {model}, {what} needs {length}"
         for what, length in needs

@@ -40,10 +40,12 @@ CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "schedule": pl.String,
     "position_mode": pl.String,
     "seed": pl.Int64,
+    "bos": pl.Boolean,
     "special_tokens_in_text": pl.String,
 }
-"""The columns every table starts with: who made the row and which cell it belongs to. ``special_tokens_in_text``: whether special
-tokens that a text spells were letters (``literal``) or tokens (``parse``), null in files of older schemas."""
+"""The columns every table starts with: who made the row and which cell it belongs to. ``bos``: whether each
+text began with BOS; ``special_tokens_in_text``: whether special tokens that a text spells were letters (``literal``) or tokens
+(``parse``). Both are null in files of older schemas."""
 
 TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
     "perplexity": {

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from workers.bos import Bos
 from workers.policy_files import PATTERN
 from workers.settings import POLICY_NAMES
 from workers.text_tokens import SpecialTokens
@@ -214,6 +215,8 @@ class SweepSpec(_Strict):
     retrieval: RetrievalTask | None = None
     lm_eval: HarnessTask | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    bos: Bos = "auto"
+    """Whether each text, prompt and document begins with BOS: as the model's own tokenizer has it, or whatever it has."""
     special_tokens_in_text: SpecialTokens = "literal"
     """Whether special tokens that a dataset spells are letters, as all text is, or the tokens of that name."""
     allow_beyond_context: bool = False

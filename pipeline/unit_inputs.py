@@ -36,17 +36,29 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     if unit.task == "tasks":
         assert plan.spec.lm_eval is not None
         own = plan.spec.lm_eval.include_path  # absolute, for a worker may stand elsewhere
-        return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], own and os.path.abspath(own))
+        own = own and os.path.abspath(own)
+        return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], own, plan.spec.bos)
     tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":
-        ids = np.stack([tokens.ids[w.start : w.start + w.length] for w in unit.windows])
+        ids = np.stack([beginning(first, tokens.ids[w.start :], w.length) for w in unit.windows])
         return PerplexityWork(unit.windows, ids, tuple(tokens.document_at(w.start) for w in unit.windows), settings["stride"])
     if unit.task == "generation":
         length, batch = settings["prompt_tokens"], settings["batch_size"]
-        prompts = tuple(tuple(tokens.ids[i * length : (i + 1) * length].tolist()) for i in range(batch))
+        own_tokens = length - len(_start(first))
+        prompts = tuple(tuple(beginning(first, tokens.ids[i * own_tokens :], length).tolist()) for i in range(batch))
         names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
         return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
     return RetrievalWork(questions_of(plan, unit), settings["question_pruned"])
+
+
+def beginning(cell: Cell, ids: np.ndarray, length: int) -> np.ndarray:
+    """``length`` positions of a text whose tokens are ``ids``, BOS among them where the cell's texts begin with one."""
+    start = np.asarray(_start(cell), dtype=ids.dtype)
+    return np.concatenate([start, ids[: length - len(start)]])
+
+
+def _start(cell: Cell) -> list[int]:
+    return [] if cell.bos is None else [cell.bos]
 
 
 def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
@@ -56,4 +68,4 @@ def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
     filler = plan.resolved.tokens[first.model, first.dataset].ids  # a corpus may have a hundred million; a question needs few
     encode = open_tokenizer(plan.resolved.models[first.model].tokenizer_file).inside
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
-    return tuple(build_questions(encode, kind, length, *axes, first.seed, filler))
+    return tuple(build_questions(encode, kind, length, *axes, first.seed, filler, _start(first)))

@@ -143,7 +143,7 @@ def test_seeds_of_random_are_pooled_each_against_its_own_twin(summarise):
     ("column", "other"),
     [
         ("model_revision", "other"), ("dataset_fingerprint", "other"), ("protocol_version", 2),
-        ("special_tokens_in_text", "parse"), ("special_tokens_in_text", None),
+        ("special_tokens_in_text", "parse"), ("special_tokens_in_text", None), ("bos", True), ("bos", None),
     ],
 )  # fmt: skip
 def test_other_weights_data_or_ways_to_read_them_are_never_pooled(summarise, column, other):

@@ -160,6 +160,24 @@ def test_texts_that_were_read_in_two_ways_are_warned_of_and_stay_apart(tmp_path)
     assert page.count("the only cell that pruned") >= 2
 
 
+def test_rows_with_and_without_bos_stay_apart_and_the_page_says_so(tmp_path):
+    rows = [perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]
+    other = [row | {"bos": True, "nll_sum": row["nll_sum"] - 50} for row in rows]
+    older = [row | {"bos": None, "protocol_version": 0} for row in rows]
+    page = page_of(tmp_path / "run", perplexity=[*rows, *other])
+    words = "Texts of model toy began with BOS and without it; such rows are kept apart."
+    assert words in page and "bos True" in page and page.count("the only cell that pruned") >= 2
+    assert words not in page_of(tmp_path / "older", perplexity=[*rows, *older])
+
+
+@pytest.mark.parametrize(("told", "words"), [(True, "with BOS"), (False, "without BOS"), (None, "BOS not recorded")])
+def test_the_page_says_of_each_model_whether_texts_begin_with_bos(tmp_path, told, words):
+    model = {"name": "toy", "revision": "r1", "layers": 2, "context": 1024} | ({} if told is None else {"bos": told})
+    directory = write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row(0, policy="dense")]}, models=[model])
+    page = Path(write_report([directory], str(tmp_path / "page.html"))).read_text()
+    assert f"toy (revision r1, 2 layers, {'' if told is None else 'texts begin '}{words})" in page
+
+
 def test_failures_are_grouped_by_what_went_wrong(tmp_path):
     failed = [failure_row(keep_ratio=r) for r in (0.5, 0.6, 0.7)] + [failure_row(task="generation", message="other")]
     kinds = coverage.failure_kinds(coverage.failures(load([write_run(str(tmp_path / "run"), {"failures": failed * 2})])))

@@ -15,8 +15,8 @@ from workers.budget import event_schedule
 
 TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
 CELL = Cell(
-    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0, "literal",
-    json.dumps({"stride": 64, "window": 64, "windows": 3}),
+    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0, None,
+    "literal", json.dumps({"stride": 64, "window": 64, "windows": 3}),
 )  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def pruning(made: grid.Grid) -> list[Cell]:
 
 def test_cell_ids_are_the_ones_of_stored_results():
     """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these by accident."""
-    assert CELL.cell_id == "9b15a6629c8a144a"
-    assert CELL.dense.cell_id == "a3aec0a6aa98aa7e"
+    assert CELL.cell_id == "e2bb2e66c818da34"
+    assert CELL.dense.cell_id == "3dc6e36aea1c6e9d"
 
 
 def test_ids_of_each_task_are_the_ones_of_stored_results():
@@ -48,18 +48,18 @@ def test_ids_of_each_task_are_the_ones_of_stored_results():
     """
     keys = {"keep_ratios": [0.9], "generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
     assert [cell.cell_id for cell in grid_of(**keys).cells] == [
-        "a3aec0a6aa98aa7e", "83a56120d22e2136", "04eab4307821aa55", "70830032058fdb80", "ce4118596a775388", "580896993ddb92f8",
+        "3dc6e36aea1c6e9d", "50dc58dad328fabf", "5a731e62d9f5655f", "20e3579745dc2cb9", "da6a70d7b81ee8f0", "e793c26af7e4c332",
     ]  # fmt: skip
     keys["generation"]["protocol"] = "report_2025"
     timed = [cell.cell_id for cell in grid_of(**keys).cells if cell.task == "generation"]
-    assert timed == ["85d61cca8656ec0e", "53595ed556eea093"]
+    assert timed == ["76ddbcad2e47a13d", "af990c3b6c0138bc"]
 
 
 CHANGED = {
     "task": "retrieval", "model": "m2", "model_revision": "r2", "dataset": "d2", "dataset_fingerprint": "f2", "device": "cuda",
     "dtype": "bfloat16", "policy": "random", "keep_ratio": 0.8, "prune_after": 33, "skip_layers": (1,), "protect_sink": 1,
     "protect_recent": 1, "schedule": "prefill_once", "position_mode": "cache_length", "seed": 1, "settings": "{}",
-    "special_tokens_in_text": "parse",
+    "bos": 1, "special_tokens_in_text": "parse",
 }  # fmt: skip
 
 

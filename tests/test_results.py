@@ -143,7 +143,7 @@ def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_ce
     assert read["event_kept"].to_list() == [[29, 29], [], None]
 
 
-LATEST = {task: ["special_tokens_in_text"] for task in ("perplexity", "generation", "retrieval")}
+LATEST = {task: ["bos", "special_tokens_in_text"] for task in ("perplexity", "generation", "retrieval")}
 """What schema 5 added. A change here needs another version, and files of the old one must still be read."""
 
 

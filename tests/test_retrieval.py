@@ -135,3 +135,13 @@ def test_the_answers_own_tokens_are_found_where_tokens_cross_its_borders():
     text = fact_text("needle", fact)
     covered = text[2 * (start - 100) : 2 * (end - 100)]
     assert "48213" in covered and len(covered) <= 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_before_a_document_is_counted_and_moves_the_answer(kind):
+    least = least_context(encode, kind, 5, 1)
+    assert least_context(encode, kind, 5, 1, [7, 7]) == least + 2
+    plain = build_question(encode, kind, least, 0.0, 0, 0, FILLER, 5, 1)
+    begun = build_question(encode, kind, least + 2, 0.0, 0, 0, FILLER, 5, 1, [7, 7])
+    assert begun.context_ids[:2] == [7, 7] and len(begun.prompt_ids) == least + 2
+    assert [bytes(begun.context_ids[a:b]).decode() for a, b in begun.answer_spans] == [begun.expected] * len(plain.answer_spans)

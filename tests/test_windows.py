@@ -35,3 +35,25 @@ def test_overlapping_windows_score_each_token_once(tokens, window, data):
 def test_impossible_windows_are_refused(window, stride):
     with pytest.raises(ValueError, match="window"):
         plan_windows(100, window, stride)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "stride", "expected"),
+    [
+        (9, 4, 4, [(0, 0, 1), (1, 4, 1)]),  # BOS 0 1 2, BOS 4 5 6
+        (7, 4, 4, [(0, 0, 1), (1, 4, 1)]),
+        (6, 4, 4, [(0, 0, 1)]),
+        (7, 4, 2, [(0, 0, 1), (1, 2, 2), (2, 4, 2)]),  # 0 1 2 are scored, then 3 4, then 5 6
+        (2, 4, 4, []),
+    ],
+)
+def test_windows_behind_bos_literal(tokens, window, stride, expected):
+    assert [(w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, bos=True)] == expected
+
+
+@given(st.integers(2, 200), st.integers(2, 40), st.data())
+def test_overlapping_windows_behind_bos_score_each_token_once(tokens, window, data):
+    stride = data.draw(st.integers(1, window - 1))
+    windows = plan_windows(tokens, window, stride, bos=True)
+    scored = [w.start + i - 1 for w in windows for i in range(w.first_scored, w.length)]
+    assert sorted(scored) == list(range(windows[-1].start + window - 1 if windows else 0))

@@ -118,14 +118,15 @@ def answer_spans(encode: Encode, kind: str, fact: Fact, start: int) -> tuple[tup
 
 
 def hide_facts(
-    encode: Encode, kind: str, facts: Sequence[Fact], length: int, filler: Sequence[int]
+    encode: Encode, kind: str, facts: Sequence[Fact], length: int, filler: Sequence[int], start: Sequence[int] = ()
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Lay ``facts`` out in filler so that the whole has exactly ``length`` tokens.
 
-    ``filler`` is the text around needles (ids, repeated when too short); passkeys bring their own.
+    ``filler`` is the text around needles (ids, repeated when too short); passkeys bring their own. ``start``: ids that stand
+    before everything else, as BOS does.
     Returns the ids and the span of each fact, in the order given. Raises ValueError where the facts alone are longer.
     """
-    intro = encode(PASSKEY_INTRO) if kind == "passkey" else []
+    intro = [*start, *(encode(PASSKEY_INTRO) if kind == "passkey" else [])]
     around = encode(PASSKEY_FILLER) if kind == "passkey" else list(filler)
     pieces = [encode(fact_text(kind, fact)) for fact in facts]
     room = length - len(intro) - sum(map(len, pieces))
@@ -150,9 +151,9 @@ def draw_fact(rng: random.Random, depth: float, digits: int, name: str | None = 
 
 def build_question(
     encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Filler, digits: int = 5,
-    distractors: int = 0,
+    distractors: int = 0, start: Sequence[int] = (),
 ) -> Question:  # fmt: skip
-    """The ``index``-th question of a kind, length and depth; equal arguments give equal questions.
+    """The ``index``-th question of a kind, length and depth, its context behind ``start``; equal arguments give equal questions.
 
     Raises ValueError where ``context_tokens`` cannot hold intro, facts and question.
     """
@@ -163,14 +164,14 @@ def build_question(
     around = _turned(filler, rng.randrange(len(filler)) if len(filler) else 0, context_tokens)
     facts = [fact, *_distractors(rng, distractors, digits, [fact])]
     question, answer = encode_question(encode, kind, fact)
-    body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around)
+    body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around, start)
     where = answer_spans(encode, kind, fact, spans[0][0])
     return Question(kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, where)
 
 
 def build_shared(
     encode: Encode, context_tokens: int, depths: Sequence[float], index: int, seed: int, filler: Filler, digits: int,
-    distractors: int,
+    distractors: int, start: Sequence[int] = (),
 ) -> list[Question] | None:  # fmt: skip
     """Needle questions about every depth of one document, each a distractor to the others; None where that cannot be.
 
@@ -190,7 +191,7 @@ def build_shared(
         asked += [_unlike(rng, depth, digits, name, asked)]
     others = _distractors(rng, distractors - len(asked) + 1, digits, asked)
     around = _turned(filler, rng.randrange(len(filler)) if len(filler) else 0, context_tokens)
-    body, spans = hide_facts(encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around)
+    body, spans = hide_facts(encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around, start)
     found = []
     for fact, span in zip(asked, spans, strict=False):
         question, answer = encode_question(encode, "needle", fact)
@@ -202,24 +203,24 @@ def build_shared(
 
 def build_questions(
     encode: Encode, kind: str, context_tokens: int, depths: Sequence[float], digits: Sequence[int], distractors: Sequence[int],
-    questions: int, seed: int, filler: Filler,
+    questions: int, seed: int, filler: Filler, start: Sequence[int] = (),
 ) -> Iterator[Question]:  # fmt: skip
     """All questions of a kind and length; those about one document come one after the other."""
     for number, others, index in itertools.product(digits, distractors, range(questions)):
-        arguments = (index, seed, filler, number, others)
+        arguments = (index, seed, filler, number, others, start)
         shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None
         yield from shared or (build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths)
 
 
-def least_context(encode: Encode, kind: str, digits: int, distractors: int) -> int:
-    """Tokens that hold the longest facts and question of a kind; documents this long can always be made."""
+def least_context(encode: Encode, kind: str, digits: int, distractors: int, start: Sequence[int] = ()) -> int:
+    """Tokens that hold the longest facts and question of a kind behind ``start``; documents this long can always be made."""
     value = "8" * digits
     needles = [len(encode(NEEDLE_FACT.format(name=name, value=value))) for name in NAMES]
     if kind == "needle":
         questions = [len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES]
-        return (distractors + 1) * max(needles) + max(questions) + 1
+        return len(start) + (distractors + 1) * max(needles) + max(questions) + 1
     own = len(encode(PASSKEY_INTRO)) + len(encode(PASSKEY_FACT.format(value=value))) + len(encode(PASSKEY_QUESTION))
-    return own + distractors * max(needles) + 1
+    return len(start) + own + distractors * max(needles) + 1
 
 
 def _turned(filler: Filler, start: int, length: int) -> list[int]:

@@ -85,6 +85,20 @@ class TextTokens:
 
         return EncodedText(np.concatenate(ids), np.concatenate(offsets) if with_offsets else None)
 
+    def first_tokens(self) -> list[int]:
+        """What the file's post-processor puts before every text."""
+        encoding = self._tokenizer.encode("a")
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [id_ for id_, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its content."""
+        return self._tokenizer.token_to_id(token)
+
+    def names(self, ids: Sequence[int]) -> str:
+        """The tokens of ids, for messages."""
+        return " ".join(str(self._tokenizer.id_to_token(id_)) for id_ in ids)
+
     def spelled_special(self, text: str) -> int:
         """How many special tokens a text spells: as many as would be read as tokens by ``parse``."""
         finder = _finder(self._tokenizer, list(self._added.values()))

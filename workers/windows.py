@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens [start, start + length) of a text; the tokens from ``first_scored`` (an offset in the window) on are scored."""
+    """``length`` positions that hold the tokens from ``start`` on, BOS before them where texts begin with one.
+
+    Positions from ``first_scored`` on are scored.
+    """
 
     index: int
     start: int
@@ -20,16 +23,17 @@ class Window:
         return self.length - self.first_scored
 
 
-def plan_windows(tokens: int, window: int, stride: int, limit: int | None = None) -> list[Window]:
+def plan_windows(tokens: int, window: int, stride: int, limit: int | None = None, *, bos: bool = False) -> list[Window]:
     """Windows ``[i*stride, i*stride + window)`` of a text of ``tokens`` tokens, whole ones only, at most ``limit``.
 
-    Scored: all but the first token of window 0; of later windows the last ``stride`` tokens, so that each token is scored
-    once (with ``stride == window`` all but the first). Source: Hugging Face, "Perplexity of fixed-length models".
+    With ``bos`` a window is BOS and ``[i*stride, i*stride + window - 1)``; BOS is never scored.
+    Scored: all but the first position of window 0; of later windows the last ``stride``, so that each token is scored once
+    (with ``stride == window`` all but the first). Source: Hugging Face, "Perplexity of fixed-length models".
     Raises ValueError for a stride outside 1..window or a window under 2.
     """
     if window < 2 or not 1 <= stride <= window:
         raise ValueError(f"need window >= 2 and 1 <= stride <= window (got window {window}, stride {stride})")
-    count = max(0, (tokens - window) // stride + 1)
+    count = max(0, (tokens + bos - window) // stride + 1)
     if limit is not None:
         count = min(count, limit)
     return [Window(i, i * stride, window, 1 if i == 0 else max(1, window - stride)) for i in range(count)]

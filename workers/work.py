@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from workers.bos import Bos
 from workers.code_digest import ROOT, code_digest
 from workers.model_files import ModelFacts
 from workers.retrieval import Question
@@ -25,7 +26,7 @@ class UnitCell:
 
 @dataclass(frozen=True)
 class PerplexityWork:
-    """Windows and their ids, [windows, window] int32; ``documents`` has one entry per window."""
+    """Windows and their ids, BOS among them, [windows, window] int32; ``documents`` has one entry per window."""
 
     windows: tuple[Window, ...]
     tokens: np.ndarray
@@ -67,6 +68,7 @@ class HarnessWork:
     limit: int | None
     num_fewshot: int | None
     include_path: str | None
+    bos: Bos = "auto"
 
 
 Work = PerplexityWork | GenerationWork | RetrievalWork | HarnessWork

@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness through the pruned cache: dense is the harness's own model, pruned is one token per pass."""
 
+import shutil
 import sys
 import types
 
@@ -14,10 +15,14 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from tests.harness.local_tasks import QUESTIONS
+from tests.tokenizers_made import begins_with, byte_style, saved
 from workers.generation import forward
+from workers.harness.arguments import parse
+from workers.harness.model import PrunedModel
 from workers.harness.rows import text_id
 from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, _choose
+from workers.model_files import find_model
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 
@@ -292,3 +297,42 @@ def test_a_model_that_scales_its_logits_is_refused_also_for_answers_of_one_token
     monkeypatch.setattr(model.config, "logit_scale", 0.1, raising=False)
     with pytest.raises(ValueError, match="logit_scale"):
         pruned_model(PruneSettings("dense")).loglikelihood(requests([("a river", "s")]))
+
+
+@pytest.fixture
+def beginning(tmp_path, tiny_model_dir):
+    """``beginning(with_bos)``: facts of the tiny model whose tokenizer puts token 256 first, or nothing, and cuts off texts."""
+
+    def made(with_bos):
+        folder = tmp_path / f"begins-{with_bos}"
+        shutil.copytree(tiny_model_dir, folder)
+        tokenizer = byte_style()
+        tokenizer.post_processor = begins_with("<|endoftext|>", tokenizer) if with_bos else None
+        tokenizer.enable_truncation(16)
+        saved(tokenizer, folder)
+        (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "tokenizer_class": "TokenizersBackend"}')
+        return find_model(str(folder))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("own", "bos", "first"),
+    [
+        (True, "auto", True), (True, "always", True), (True, "never", False),
+        (False, "auto", False), (False, "always", True), (False, "never", False),
+    ],
+)  # fmt: skip
+def test_contexts_begin_with_bos_as_the_tokenizer_has_it_or_as_asked_for(model, beginning, own, bos, first):
+    lm, text = PrunedModel(model, beginning(own), PruneSettings(), CPU, bos=bos, progress=False), "river stone lamp quiet"
+    ids = byte_style().encode(text).ids
+    assert lm.tok_encode(text) == [256] * first + ids, "saved truncation cuts nothing off"
+    assert lm.tok_encode(text, add_special_tokens=False) == ids
+    assert lm.tok_encode(f"<|endoftext|>{text}") == [256, *ids], "special tokens are read as the harness reads them"
+    assert lm.get_model_info()["kvsweep_bos"] == bos
+
+
+def test_bos_of_the_command_line_is_checked():
+    assert parse({"pretrained": "x", "bos": "never"}, {}).bos == "never" and parse({"pretrained": "x"}, {}).bos == "auto"
+    with pytest.raises(HarnessError, match=r"bos must be one of auto, always, never \(got 'yes'\)"):
+        parse({"pretrained": "x", "bos": "yes"}, {})

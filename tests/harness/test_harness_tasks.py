@@ -161,3 +161,12 @@ def test_the_command_line_refuses_in_one_line(folder):
     done = command("run", "--model", "kvsweep", "--model_args", arguments, "--tasks", task)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("kvsweep: kvsweep knows no argument 'keep_ration'; did you mean 'keep_ratio'?")
+
+
+def test_a_sweeps_bos_reaches_the_contexts_of_a_task(model, facts, folder):
+    """One more entry is held while answering."""
+    held = {
+        bos: task_rows(model, facts, CPU, PruneSettings("dense"), HarnessWork("kv_choice", 2, None, str(folder), bos)).rows[0]
+        for bos in ("auto", "always", "never")
+    }
+    assert held["auto"]["cache_tokens_mean"] == held["never"]["cache_tokens_mean"] == held["always"]["cache_tokens_mean"] - 1

@@ -10,6 +10,7 @@ from pipeline.results import RunStore
 from pipeline.run_status import describe
 from pipeline.spec import SweepError, load_spec
 from pipeline.sweep import DONE, SOME_FAILED
+from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
 
@@ -103,3 +104,9 @@ def test_tasks_that_cannot_be_measured_are_refused_before_anything_is_written(ta
 def test_other_tasks_still_need_a_dataset(sweep_file, tmp_path):
     done = kvsweep("plan", sweep_file(datasets=None), folder=tmp_path)
     assert done.returncode == 2 and "datasets: is required, at least one" in done.stderr
+
+
+def test_the_sweeps_bos_is_sent_with_a_task_which_keeps_the_harnesss_way_to_read_texts(task_sweep):
+    plan = make_plan(load_spec(str(task_sweep(bos="always", special_tokens_in_text="literal"))))
+    assert {work_unit(plan, unit).work.bos for unit in plan.units} == {"always"}
+    assert {(cell.bos, cell.special_tokens_in_text) for cell in plan.grid.cells} == {(256, "parse")}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
+from workers.bos import Bos
 from workers.budget import kept_count, next_event
 from workers.harness.tasks import HarnessError
 from workers.settings import PruneSettings
@@ -31,13 +32,14 @@ class Arguments:
     """Contexts that go through the model together; figures do not depend on it."""
     max_length: int | None = None
     """Tokens of context and continuation at most; the model's own limit where left out."""
+    bos: Bos = "auto"
 
 
 KINDS: dict[str, Any] = {
     "pretrained": str, "revision": str | int, "trust_remote_code": bool, "dtype": str, "device": str, "batch_size": int | str,
     "max_batch_size": int, "max_length": int, "policy": str, "keep_ratio": float | int, "prune_after": int,
     "skip_layers": int | str | list | tuple, "protect_sink": int, "protect_recent": int, "schedule": str,
-    "position_mode": str, "seed": int,
+    "position_mode": str, "seed": int, "bos": str,
 }  # fmt: skip
 """Argument -> what it may be, as the harness's parser leaves it."""
 
@@ -62,6 +64,9 @@ def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
     dtype = values.get("dtype", "float32")
     if dtype not in DTYPES:
         raise HarnessError(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
+    bos: Any = values.get("bos", "auto")
+    if bos not in get_args(Bos):
+        raise HarnessError(f"bos must be one of {', '.join(get_args(Bos))} (got {bos!r})")
     trust_remote_code = values.get("trust_remote_code", False)  # as the user said
     return Arguments(
         pretrained=values["pretrained"],
@@ -72,6 +77,7 @@ def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
         device=values.get("device", "cpu"),
         batch_size=_batch_size(values.get("batch_size", 1), values.get("max_batch_size")),
         max_length=values.get("max_length"),
+        bos=bos,
     )
 
 

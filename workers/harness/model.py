@@ -1,7 +1,8 @@
 """``kvsweep`` as a model of EleutherAI's lm-evaluation-harness: its tasks through a pruned cache.
 
-Tokens, windows, truncation and stop sequences are those of the harness's own ``hf`` model (lm_eval/models/huggingface.py), so
-that a dense cell gives its figures; what differs is the cache, and that what went through it is counted.
+Tokens (also of special tokens that a text spells), windows, truncation and stop sequences are those of the harness's own
+``hf`` model (lm_eval/models/huggingface.py), so that a dense cell gives its figures; what differs is the cache, and that what
+went through it is counted.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix, postprocess_generated_text
+from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from workers.bos import Bos, bos_token
 from workers.eviction import find_policy
 from workers.harness.arguments import parse
 from workers.harness.counts import Counts, total
 from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.tasks import HarnessError
+from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
@@ -42,15 +45,6 @@ DEFAULT_LENGTH = 2048
 """Context and continuation at most, where a model does not say; as the harness has it."""
 
 
-def load_tokenizer(facts: ModelFacts, model: nn.Module) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; where its files name no end of text, the one of the model's configuration."""
-    tokenizer = AutoTokenizer.from_pretrained(facts.source, revision=facts.commit, trust_remote_code=facts.trust_remote_code)
-    end = model.config.eos_token_id  # pyright: ignore
-    if tokenizer.eos_token_id is None and isinstance(end, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-    return tokenizer
-
-
 class PrunedModel(TemplateLM):
     """A loaded model whose contexts and continuations go through a cache that prunes by ``settings``.
 
@@ -62,9 +56,12 @@ class PrunedModel(TemplateLM):
     def __init__(
         self, model: nn.Module, facts: ModelFacts, settings: PruneSettings, device: torch.device, *,
         tokenizer: PreTrainedTokenizerBase | None = None, batch_size: int = 1, max_length: int | None = None,
-        progress: bool = True,
+        bos: Bos = "auto", progress: bool = True,
     ) -> None:  # fmt: skip
-        """``model``: under our attention, as ``models.load`` gives it. Raises HarnessError for what it cannot do."""
+        """``model``: under our attention, as ``models.load`` gives it.
+
+        Raises HarnessError for what it cannot do, ModelError where ``bos`` asks for a token that the model does not name.
+        """
         super().__init__()
         if any(layer >= facts.layers for layer in settings.skip_layers):
             raise HarnessError(f"skip_layers {list(settings.skip_layers)}: {facts.name} has layers 0..{facts.layers - 1}")
@@ -77,6 +74,8 @@ class PrunedModel(TemplateLM):
         self.model, self.facts, self.settings, self.batch_size = model, facts, settings, batch_size
         self.tokenizer = tokenizer or load_tokenizer(facts, model)
         self._device, self._max_length, self._progress = device, max_length, progress
+        self._bos: Bos = bos
+        self._first = bos_token(facts, bos) if bos == "always" else None
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
 
     @classmethod
@@ -99,7 +98,10 @@ class PrunedModel(TemplateLM):
             device = torch.device("cpu")
         facts = find_model(arguments.pretrained, arguments.revision, trust_remote_code=arguments.trust_remote_code)
         model = load(facts, arguments.dtype, device)
-        return cls(model, facts, arguments.settings, device, batch_size=arguments.batch_size, max_length=arguments.max_length)
+        return cls(
+            model, facts, arguments.settings, device, batch_size=arguments.batch_size, max_length=arguments.max_length,
+            bos=arguments.bos,
+        )  # fmt: skip
 
     @property
     def eot_token_id(self) -> int:
@@ -131,10 +133,8 @@ class PrunedModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids; a text that already begins with the first token gets no second one."""
-        special: dict[str, Any] = _add_special_kwargs(add_special_tokens)
-        if add_special_tokens is None and has_bos_prefix(string, str(self.tokenizer.decode(self.prefix_token_id))):
-            special = {"add_special_tokens": False}
-        return self.tokenizer.encode(string, **special)
+        begun = has_bos_prefix(string, str(self.tokenizer.decode(self.prefix_token_id)))
+        return ids_of(self.tokenizer, string, add_special_tokens, begun=begun, bos=self._bos, first=self._first)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding says it) of each continuation after its context."""
@@ -251,6 +251,7 @@ class PrunedModel(TemplateLM):
             "model_dtype": next(self.model.parameters()).dtype,
             "model_revision": self.facts.revision,
             "kvsweep_settings": asdict(self.settings),
+            "kvsweep_bos": self._bos,
             **counted.figures(),
             "by_task": {task: counts.figures() for task, counts in self.counts.items()},
             "pruning_warnings": self.warnings(),

@@ -49,7 +49,7 @@ def task_rows(
 
     from workers.harness.model import PrunedModel
 
-    pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, progress=False)
+    pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, bos=work.bos, progress=False)
     with _quiet():
         given = simple_evaluate(
             model=pruned, tasks=[file], num_fewshot=work.num_fewshot, limit=work.limit, bootstrap_iters=BOOTSTRAP,
