@@ -331,3 +331,34 @@ def test_masks_that_are_kept_take_little_memory():
         attention._open_then_causal(2, n, torch.device("cpu"))
     kept = attention._remembered_mask.cache_info()
     assert kept.maxsize * attention.REMEMBERED_MASK <= 2**25 and kept.currsize == 8
+
+
+CALLS = {
+    "activate_past_recording": (), "batch_repeat_interleave": (2,), "batch_select_indices": (torch.tensor([0]),), "crop": (1,),
+    "early_initialization": (1, 2, 8, torch.float32, torch.device("cpu")), "get_conv_state": (0,), "get_mask_sizes": (1, 0),
+    "get_max_length": (), "get_query_offset": (0,), "get_recurrent_state": (0,), "get_seq_length": (), "has_previous_state": (0,),
+    "is_recording_past": (0,), "offload": (0,), "prefetch": (0,), "reorder_cache": (torch.tensor([0]),), "reset": (),
+    "update_conv_state": (torch.zeros(1), 0), "update_indexer": (torch.zeros(1), 0), "update_recurrent_state": (torch.zeros(1), 0),
+}  # fmt: skip
+"""Arguments of every method of a Hugging Face cache but ``update``."""
+REFUSED = {
+    "crop", "offload", "prefetch", "get_conv_state", "get_recurrent_state", "has_previous_state", "update_conv_state",
+    "update_indexer", "update_recurrent_state",
+}  # fmt: skip
+
+
+def test_every_method_of_a_hugging_face_cache_works_or_is_refused_in_a_sentence():
+    names = {name for name in dir(transformers.Cache) if not name.startswith("_")}
+    methods = {name for name in names if callable(getattr(transformers.Cache, name))}
+    assert methods - {"update"} == set(CALLS), "a new method of transformers: decide what it does here"
+    model = tiny_model("llama")
+    for name in names - {"update"}:
+        cache = pruned(model)
+        with torch.inference_mode():
+            forward(model, PROMPT, cache)
+            if name not in REFUSED:
+                value = getattr(cache, name)
+                _ = value(*CALLS[name]) if name in methods else value
+                continue
+            with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
+                getattr(cache, name)(*CALLS[name])
