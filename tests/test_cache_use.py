@@ -338,7 +338,8 @@ CALLS = {
     "early_initialization": (1, 2, 8, torch.float32, torch.device("cpu")), "get_conv_state": (0,), "get_mask_sizes": (1, 0),
     "get_max_length": (), "get_query_offset": (0,), "get_recurrent_state": (0,), "get_seq_length": (), "has_previous_state": (0,),
     "is_recording_past": (0,), "offload": (0,), "prefetch": (0,), "reorder_cache": (torch.tensor([0]),), "reset": (),
-    "update_conv_state": (torch.zeros(1), 0), "update_indexer": (torch.zeros(1), 0), "update_recurrent_state": (torch.zeros(1), 0),
+    "update_conv_state": (torch.zeros(1), 0), "update_indexer": (torch.zeros(1), 0),
+    "update_recurrent_state": (torch.zeros(1), 0),
 }  # fmt: skip
 """Arguments of every method of a Hugging Face cache but ``update``."""
 REFUSED = {

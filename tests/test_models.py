@@ -188,6 +188,14 @@ def test_the_check_goes_through_long_texts_in_stretches(monkeypatch):
     assert check(tiny_model("neox", "sdpa"), "x", "float32", repetitive_tokens(1, 500)).tokens == 500
 
 
+def test_the_stock_models_logits_are_made_for_some_tokens_at_a_time(monkeypatch):
+    model, tokens = tiny_model("llama", "sdpa"), repetitive_tokens(1, 60)
+    self_check.use_own_attention(model, "x")
+    whole = self_check._stock_nll(model, tokens)
+    monkeypatch.setattr("workers.self_check.LOGITS_BYTES", 4 * 97 * 7)
+    assert torch.allclose(self_check._stock_nll(model, tokens), whole, atol=1e-5)
+
+
 def test_what_16_bits_lose_is_measured():
     """Experts are chosen by a comparison, which rounding tips: figures then move with what shares a pass."""
     passed = check(tiny_model("llama", "sdpa").to(torch.bfloat16), "x", "bfloat16", repetitive_tokens(1, 200))

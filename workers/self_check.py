@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ DRAWS = 3
 """Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
 SHORT = 48
 """The beginning of a text is compared by itself: there passes are short, and entries lie in slots (``slot_layer``)."""
+LOGITS_BYTES = 512 * 2**20
+"""What the stock model's logits may take at a time."""
 SHORTEST = 5
 """Tokens of a text that can be pruned and scored afterwards."""
 
@@ -136,9 +139,17 @@ def _stock_attention(model: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def _stock_nll(model: Any, tokens: Tensor) -> Tensor:
+    """[1, length - 1] on the CPU, of tokens [1, length], from the model's own logits: for so many tokens at a time as memory may
+    hold of a large vocabulary, where the model's code can leave out the others."""
+    steps, chooses = tokens.shape[1] - 1, "logits_to_keep" in inspect.signature(model.forward).parameters
+    at_once = max(1, LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])) if chooses else steps
+    parts = []
     with _stock_attention(model):
-        logits = model(tokens[:, :-1], use_cache=False).logits.float()
-    return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")[None].cpu()
+        for places in torch.arange(steps, device=tokens.device).split(at_once):
+            kept = {"logits_to_keep": places} if len(places) < steps else {}
+            logits = model(tokens[:, :-1], use_cache=False, **kept).logits[0].float()
+            parts.append(functional.cross_entropy(logits, tokens[0, places + 1], reduction="none").cpu())
+    return torch.cat(parts)[None]
 
 
 def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
