@@ -29,9 +29,9 @@ def planned_budget(cell: Cell) -> PlannedBudget | None:
     """None for tasks of the harness, whose texts only running them tells."""
     settings = settings_of(cell)
     if cell.task == "perplexity":
-        steps = settings["window"] - 1
+        steps, first_scored = settings["window"] - 1, max(1, settings["window"] - settings["stride"])
         schedule = schedule_of(cell, steps)
-        return PlannedBudget(len(schedule.events), schedule.mean / ((steps + 1) / 2))
+        return PlannedBudget(len(schedule.events), schedule.mean(first_scored) / ((steps + first_scored) / 2))
     if cell.task == "generation":
         passes = settings["new_tokens"] - 1
         return _decoded(cell, [settings["prompt_tokens"]], passes, passes)

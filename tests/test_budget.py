@@ -75,11 +75,12 @@ def test_schedule_is_what_one_step_at_a_time_does(ratio, threshold, steps, first
     assert schedule.events == tuple(events)
     assert schedule.final == held
     assert schedule.peak == max(before)
-    assert schedule.mean == pytest.approx(sum(after) / steps)
+    predicting = after[first_scored - 1 :]
+    assert schedule.mean(first_scored) == pytest.approx(sum(predicting) / len(predicting) if predicting else 0.0)
     assert schedule.scored_pruned(first_scored) == sum(pruned_tokens)
 
 
 def test_a_high_ratio_with_a_late_threshold_holds_the_threshold_not_the_ratio():
     """keep_ratio 0.98 and prune_after 1000 on 2,000 tokens is really about 0.74 of the dense cache."""
     schedule = event_schedule(0.98, 1000, 2000)
-    assert schedule.mean / (2001 / 2) == pytest.approx(0.74, abs=0.01)
+    assert schedule.mean() / (2001 / 2) == pytest.approx(0.74, abs=0.01)

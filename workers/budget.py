@@ -66,14 +66,16 @@ class Schedule:
         """Most entries stored at once: what the last query before a prune attends to."""
         return max([before for _, before, _ in self.events] + [self.final])
 
-    @property
-    def mean(self) -> float:
-        """Entries held after a step (after its prune), averaged over the steps."""
+    def mean(self, first_scored: int = 1) -> float:
+        """Entries held after a step (after its prune), over the steps that predict the tokens ``first_scored..steps``."""
+        start = first_scored - 1  # token i is predicted by step i - 1
         total, seen, held = 0, 0, 0
-        for at, before, after in self.events:
-            total += _sum_range(held + 1, before - 1) + after
+        for at, _, after in [*self.events, (self.steps + 1, 0, 0)]:
+            skipped = min(max(0, start - seen), at - 1 - seen)  # of the steps seen..at-2, which drop nothing
+            total += _sum_range(held + 1 + skipped, held + at - 1 - seen)
+            total += after if start < at <= self.steps else 0
             seen, held = at, after
-        return (total + _sum_range(held + 1, held + self.steps - seen)) / self.steps if self.steps else 0.0
+        return total / (self.steps - start) if self.steps > start else 0.0
 
     def scored_pruned(self, first_scored: int) -> int:
         """How many of the tokens ``first_scored..steps`` were predicted with at least one entry already dropped.

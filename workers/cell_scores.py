@@ -42,9 +42,9 @@ class CellScores:
     agreed: Tensor | None = None
     """[windows, length - 1] bool on the CPU: the dense cell held the same token most likely."""
 
-    def entries_mean(self) -> float:
-        """Entries held after a step, averaged over steps and layers."""
-        return self._over_layers(self.schedule.mean) / len(self.pruned_layers)
+    def entries_mean(self, first_scored: int = 1) -> float:
+        """Entries held after a step, averaged over layers and the steps that predict scored tokens."""
+        return self._over_layers(first_scored) / len(self.pruned_layers)
 
     def entries_peak(self) -> int:
         """Most entries any layer stored at once."""
@@ -54,9 +54,9 @@ class CellScores:
         """Entries each layer held after the last step."""
         return [self.schedule.final if prunes else self.schedule.steps for prunes in self.pruned_layers]
 
-    def kv_bytes_mean(self) -> float:
-        """Bytes of keys and values of all layers, averaged over the steps."""
-        return self._over_layers(self.schedule.mean) * self.kv_bytes_per_entry
+    def kv_bytes_mean(self, first_scored: int = 1) -> float:
+        """Bytes of keys and values of all layers, averaged over the steps that predict scored tokens."""
+        return self._over_layers(first_scored) * self.kv_bytes_per_entry
 
     def kv_bytes_peak(self) -> int:
         """Most bytes of keys and values stored at once over all layers, before a prune."""
@@ -64,6 +64,6 @@ class CellScores:
         points = [(seen, before) for seen, before, _ in schedule.events] + [(schedule.steps, schedule.final)]
         return max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points) * self.kv_bytes_per_entry
 
-    def _over_layers(self, pruned: float) -> float:
-        full = (self.schedule.steps + 1) / 2
+    def _over_layers(self, first_scored: int) -> float:
+        pruned, full = self.schedule.mean(first_scored), (self.schedule.steps + first_scored) / 2
         return sum(pruned if prunes else full for prunes in self.pruned_layers)
