@@ -27,6 +27,7 @@ from analysis.marks import (
     tooltips,
 )
 from analysis.points import Group, spread, with_words
+from analysis.verdicts import valid
 
 KEPT = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
 HELD = Axis("budget", "realised KV budget", ".1~%")
@@ -148,7 +149,7 @@ def _front(best: pl.DataFrame, x: Axis, y: Axis, cells: pl.DataFrame) -> list[al
 def heatmap(group: Group, points: Points) -> Chart | None:
     """PPL ratio over keep_ratio and prune_after; policy and settings are chosen below it. None for a single threshold."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
-    sound = cells.filter(pl.col("verdict") == "VALID", pl.col("after") != labels.NONE)
+    sound = cells.filter(valid(), pl.col("after") != labels.NONE)
     thresholds = names_of(cells, "after")
     if len(thresholds) < 2 or cells["keep_ratio"].n_unique() < 2 or sound.is_empty():
         return None
@@ -165,12 +166,12 @@ def heatmap(group: Group, points: Points) -> Chart | None:
     bar = alt.Legend(orient="bottom", direction="horizontal", title="PPL ratio to dense", gradientLength=200, format=".3~r")
     own = mark().transform_filter(equal("end", False)).transform_calculate(series="datum.policy + ', ' + datum.variant")
     own = own.transform_filter("datum.series === shown")
-    valid = own.transform_filter(equal("verdict", "VALID"))
-    squares = valid.mark_rect(stroke="var(--bg)").encode(**place, color=alt.Color("ratio:Q", scale=scale, legend=bar))
+    squared = own.transform_filter(equal("verdict", "VALID"))
+    squares = squared.mark_rect(stroke="var(--bg)").encode(**place, color=alt.Color("ratio:Q", scale=scale, legend=bar))
     middle = (min(1.0, low) * high) ** 0.5  # pyright: ignore[reportOperatorIssue, reportArgumentType]
     light = alt.condition(f"datum.ratio > {middle:g}", alt.value("white"), alt.value("black"))
     text = (
-        valid.transform_calculate(text="format(datum.ratio, '.3~r')")
+        squared.transform_calculate(text="format(datum.ratio, '.3~r')")
         .mark_text(fontSize=10)
         .encode(**place, text="text:N", fill=light)
     )

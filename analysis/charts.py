@@ -15,6 +15,7 @@ from analysis.marks import Chart, Points
 from analysis.measures import measures
 from analysis.points import GROUP, Group, cell_points, groups
 from analysis.recommend import front
+from analysis.verdicts import IMPOSSIBLE
 
 SECTIONS = (
     "ucurve", "retained", "budget", "kl", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised",
@@ -39,7 +40,7 @@ def charts(
         for group in time_charts.timed_groups(measures(speeds, cells)):
             found["timed"] += time_charts.six_panels(group)
             found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
-        found["rounds"] = time_charts.rounds(results.rows("generation").collect())
+        found["rounds"] = time_charts.rounds(results.rows("generation").collect(), speeds)
         found["accuracy"] = retrieval_charts.budget_charts(answers)
         found["retrieval"] = retrieval_charts.depth_charts(results.rows("retrieval"))
         found["outcomes"] = retrieval_charts.outcome_charts(answers)
@@ -60,7 +61,8 @@ def not_drawn(
     cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame, drawn: dict[str, list[Chart]]
 ) -> dict[str, int]:  # fmt: skip
     """How many groups of what have no charts, to keep the page small."""
-    asked, measured = groups(answers, retrieval_charts.GROUP), task_charts.compared_groups(scores)
+    possible = answers.filter(pl.col("verdict") != IMPOSSIBLE)
+    asked, measured = groups(possible, retrieval_charts.GROUP), task_charts.compared_groups(scores)
     return {
         "models and datasets have no charts of perplexity": drawn_groups(cells)[1],
         "sorts of question have no charts by depth": len(list(asked)) - len(drawn["retrieval"]),

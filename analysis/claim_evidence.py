@@ -14,6 +14,7 @@ from analysis.load import Results
 from analysis.recommend import GROUP
 from analysis.speed import FEWEST_ROUNDS
 from analysis.tables import FAMILY
+from analysis.verdicts import valid
 
 NOT_TESTABLE = "not testable here"
 CONFIRMED = "confirmed"
@@ -116,7 +117,7 @@ def plain(
 
 def sure(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells whose PPL speaks for pruning and whose ratio has an interval."""
-    return cells.filter(pl.col("verdict") == "VALID", pl.col("ratio_low").is_not_null())
+    return cells.filter(valid(), pl.col("ratio_low").is_not_null())
 
 
 def lowest(cells: pl.DataFrame) -> pl.DataFrame:

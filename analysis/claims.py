@@ -34,6 +34,7 @@ from analysis.claim_evidence import (
     timed,
 )
 from analysis.retrieval_tables import KNOWS
+from analysis.verdicts import valid
 
 __all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
 
@@ -126,8 +127,7 @@ def _retrieval(e: Evidence) -> Ruling:
 
     Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names none.
     """
-    within = pl.col("beyond_context").ne_missing(True)
-    pruned = plain(e.answers).filter(pl.col("keep_ratio") >= SOME_COMPRESSION, pl.col("prune_events") > 0, within)
+    pruned = plain(e.answers).filter(valid(), pl.col("keep_ratio") >= SOME_COMPRESSION)
     if pruned.is_empty():
         remedy = "retrieval, policy knorm and contexts longer than prune_after"
         return missing("plain knorm answers at keep_ratio 0.7 or above that pruned", remedy)

@@ -11,6 +11,7 @@ from analysis import labels
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import POOL
 from analysis.uncertainty import LEVEL, SEED, resampled_ratios, units
+from analysis.verdicts import valid
 
 CURVE = [
     "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after",
@@ -37,11 +38,11 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio), ``minimum_low`` and ``minimum_high`` (where the
     minimum lies in 95 % of the resamples), ``phases`` in words, from keep_ratio 1 (the dense twin) downwards.
     """
-    valid = cells.filter(pl.col("verdict") == "VALID", pl.col("ratio_low").is_not_null())
-    sums = units(measured, POOL).join(valid.select(*POOL), on=POOL, how="semi", nulls_equal=True)
+    sound = cells.filter(valid(), pl.col("ratio_low").is_not_null())
+    sums = units(measured, POOL).join(sound.select(*POOL), on=POOL, how="semi", nulls_equal=True)
     by_cell = dict(sums.group_by(POOL))
     curves: dict[int, list[Curve]] = {}
-    for _, group in valid.group_by(CURVE, maintain_order=True):
+    for _, group in sound.group_by(CURVE, maintain_order=True):
         curve = group.sort("keep_ratio", descending=True)
         own = [by_cell[key] for key in curve.select(POOL).iter_rows()]
         if curve.height < FEWEST or curve["keep_ratio"].n_unique() < curve.height:
@@ -53,7 +54,7 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     own_columns = [name for name in SCHEMA if name != "cell_id"]
     table = pl.DataFrame(found, schema=SCHEMA, orient="row")
     kept = [*CURVE, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
-    return valid.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
+    return sound.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
 
 
 def _shapes(curves: Sequence[Curve]) -> Iterator[tuple[object, ...]]:

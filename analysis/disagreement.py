@@ -24,6 +24,7 @@ from analysis.marks import (
 from analysis.points import Group, with_words
 from analysis.retrieval_charts import FIGURES, asked_groups, length_choice, of_length, settings
 from analysis.retrieval_tables import KNOWS, shown_lower
+from analysis.verdicts import valid
 
 SAME = [
     "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "variant", "after",
@@ -45,9 +46,9 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
     Of cells that scored other windows in the same settings, the one with most windows counts.
     """
-    scored = with_words(cells.filter(pl.col("verdict") == "VALID", pl.col("ratio").is_not_null()))
+    scored = with_words(cells.filter(valid(), pl.col("ratio").is_not_null()))
     scored = scored.sort("n_windows", descending=True, maintain_order=True).unique(SAME, keep="first", maintain_order=True)
-    asked = with_words(answers.filter(pl.col("verdict") == "VALID", pl.col("accuracy_difference").is_not_null()))
+    asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null()))
     figures = scored.select(*SAME, "ratio", "ratio_low", "ratio_high", scored_budget="budget")
     return asked.join(figures, on=SAME, how="inner", nulls_equal=True, maintain_order="left")
 

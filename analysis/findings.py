@@ -10,6 +10,7 @@ from analysis import labels
 from analysis.load import VERSION_COLUMNS, Results
 from analysis.pairs import FEW_WINDOWS
 from analysis.speed import NO_DIFFERENCE
+from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 
 EARLIER_THAN_POSSIBLE = 0.9
 """Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
@@ -25,7 +26,7 @@ def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
 def _perplexity(cells: pl.DataFrame) -> list[str]:
     # A reproduced bug is shown in charts and tables, but is no finding about a policy.
     sound = pl.col("position_mode").ne_missing("cache_length")
-    usable = cells.filter(pl.col("verdict") == "VALID", pl.col("ratio").is_not_null(), sound)
+    usable = cells.filter(valid(), pl.col("ratio").is_not_null(), sound)
     found = []
     for _, group in usable.group_by(GROUP, maintain_order=True):
         ranked = group.sort("ratio").to_dicts()
@@ -67,10 +68,14 @@ def _speed(speeds: pl.DataFrame) -> list[str]:
 
 
 def warnings(
-    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, not_drawn: Mapping[str, int]
+    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, excluded: pl.DataFrame,
+    not_drawn: Mapping[str, int],
 ) -> list[str]:  # fmt: skip
-    """What a reader has to know before trusting a figure of this page. ``not_drawn``: how many of what have no charts."""
-    found = [*_of_coverage(covered), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
+    """What a reader has to know before trusting a figure of this page.
+
+    ``covered``: ``coverage.coverage``; ``excluded``: ``tables.excluded``; ``not_drawn``: how many of what have no charts.
+    """
+    found = [*_of_coverage(covered), *_impossible(excluded), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
     if left_out := [f"{count} {words}" for words, count in not_drawn.items() if count > 0]:
         found.append(
             f"To keep the page small, {', '.join(left_out)}; they are in the tables. "
@@ -85,14 +90,17 @@ def _of_coverage(covered: pl.DataFrame) -> list[str]:
     return found + ([f"Planned, but without complete rows here: {_cells(missing)}."] if missing else [])
 
 
+def _impossible(excluded: pl.DataFrame) -> list[str]:
+    cells = excluded.filter(pl.col("verdict") == IMPOSSIBLE).select("task", "cells").iter_rows()
+    words = "A figure that cannot be, or one of the dense twin, hence in no chart and no finding (the table's note names it)"
+    return [f"{words}: {_cells(count)} of {task}." for task, count in cells]
+
+
 def _of_cells(cells: pl.DataFrame) -> list[str]:
     compared = cells.filter(pl.col("policy") != "dense")
     paired = pl.col("n_paired")
     checks = [
-        (pl.col("verdict") == "NEVER_PRUNED", "Never pruned anything, so that PPL equals dense by construction"),
-        (pl.col("verdict") == "BARELY_PRUNED", "Scored under 5 % of the tokens with a pruned cache, so that PPL says little"),
-        (pl.col("verdict") == "BEYOND_CONTEXT", "Texts longer than the model was trained on, so that PPL shows that too"),
-        (pl.col("verdict") == "NOT_FINITE", "No finite perplexity: a sum is missing, infinite or not a number"),
+        *[(pl.col("verdict") == verdict, words) for verdict, words in WARNED.items()],
         (paired == 0, "No row of the dense twin: no ratio can be formed"),
         (paired == 1, "Compared on one window: a ratio without an interval"),
         (

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from obstore.exceptions import BaseError
 
+from analysis.impossible import OF_LISTS, reason
 from pipeline.results import ANSWER_TOKENS, RunStore, is_remote
 
 VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "bos", "special_tokens_in_text"]
@@ -80,15 +81,22 @@ class Results:
     def rows(self, task: str) -> pl.LazyFrame:
         """The rows of a table, each once (units are delivered at least once, and runs may share cells).
 
-        Adds ``pool_id`` and, but for tasks and failures, ``layers`` of the model and ``beyond_context``: more tokens than it was
-        trained on (null where run.json does not say).
+        Adds ``pool_id``, ``impossible`` (a figure that cannot be, in words) and, but for tasks and failures, ``layers`` of the
+        model and ``beyond_context``: more tokens than it was trained on (null where run.json does not say).
         """
-        short = self.scanned[task].drop(LONG_COLUMNS, strict=False)
-        once = short.unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
+        once = judged.unique(ROW_KEYS[task], keep="first", maintain_order=True)
         if task in TOKENS_READ:
             once = once.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
             once = once.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
         return once.with_columns(pool_id=_pool_id(task))
+
+    def _short(self, task: str) -> pl.LazyFrame:
+        """The rows without their lists. Those of perplexity are read here: as a stream, of which no more than figures is kept."""
+        rows = self.scanned[task]
+        if task == "perplexity":
+            return rows.with_columns(**OF_LISTS).drop(LONG_COLUMNS, strict=False).collect(engine="streaming").lazy()
+        return rows.drop(LONG_COLUMNS, strict=False)
 
     def lists(self, cell_ids: Sequence[str], *columns: str) -> pl.DataFrame:
         """The perplexity rows of some cells, each once: ``cell_id``, versions, ``window_index`` and these columns.

@@ -27,6 +27,7 @@ from analysis.retrieval_tables import DROPPED, HELD, retrieval
 from analysis.speed import DRIFT, checks, generation
 from analysis.task_tables import tasks
 from analysis.uncertainty import LEVEL, RESAMPLES
+from analysis.verdicts import BARELY
 
 HERE = Path(__file__).resolve().parent
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -138,7 +139,7 @@ def render(shown: Contents) -> str:
         tolerance=shown.tolerance,
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
         numbers=layout.NUMBERS,
-        few=tables.BARELY,
+        few=BARELY,
         dropped=DROPPED,
         held=HELD,
         drift=DRIFT,
@@ -152,7 +153,7 @@ def render(shown: Contents) -> str:
 def _warned(shown: Contents) -> list[str]:
     frames = {name: frame for name, (frame, _) in shown.tables.items()}
     left_out = not_drawn(shown.cells, frames["retrieval"], frames["tasks"], shown.charts)
-    return warnings(shown.results, shown.cells, shown.speeds, frames["coverage"], left_out)
+    return warnings(shown.results, shown.cells, shown.speeds, frames["coverage"], frames["excluded"], left_out)
 
 
 def _choices(shown: Contents) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.impossible import beside_twin, in_cell
 from analysis.load import VERSION_COLUMNS
 from analysis.uncertainty import RESAMPLES, SEED, bounds, mean_bounds, units
 
@@ -27,7 +28,7 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     """Rows (cell, window) with the dense twin's sums of the same window.
 
     Adds ``dense_nll``, ``dense_correct``, ``dense_cache_tokens`` and ``paired``: whether the twin scored this window, with the
-    same number of tokens. Unpaired windows stay in.
+    same number of tokens. Unpaired windows stay in. ``impossible`` tells also what cannot be beside the twin.
     """
     twin = perplexity.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         pl.col("cell_id").alias("dense_cell_id"),
@@ -38,13 +39,14 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
         dense_correct="tokens_correct",
         dense_cache_tokens="cache_tokens_mean",
         dense_kv_bytes="kv_bytes_mean",
+        dense_impossible="impossible",
     )
     keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
     # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the end.
     sums = pl.col("nll_sum", "dense_nll")
     known = pl.when(sums.is_finite()).then(sums).otherwise(float("nan")).name.keep()
-    return joined.with_columns(known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
+    return joined.with_columns(known, beside_twin(), paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
 
 
 def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pl.DataFrame:
@@ -82,6 +84,7 @@ def _sums() -> list[pl.Expr]:
 
     return [
         *[pl.col(name).first() for name in SETTINGS],
+        in_cell(),
         pl.col("window", "stride").first(),
         pl.col("seed").n_unique().alias("seeds"),
         pl.col("window_index").n_unique().alias("n_windows"),

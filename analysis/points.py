@@ -9,9 +9,7 @@ import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS
-
-HOLLOW = ("NEVER_PRUNED", "BARELY_PRUNED", "BEYOND_CONTEXT")
-"""Verdicts whose points are drawn hollow: their figures say nothing, or little, about pruning alone."""
+from analysis.verdicts import HOLLOW
 
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 """Settings of which each combination gets charts of its own."""

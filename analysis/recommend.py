@@ -6,6 +6,7 @@ import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS
+from analysis.verdicts import valid
 
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 MAX_PPL_INCREASE = 0.01
@@ -14,7 +15,7 @@ MAX_PPL_INCREASE = 0.01
 def usable() -> pl.Expr:
     """Cells that a recommendation may rest on: valid, with an interval and a budget, no bug reproduced on purpose."""
     return (
-        (pl.col("verdict") == "VALID")
+        valid()
         & pl.col("ratio_high").is_not_null()
         & pl.col("budget").is_not_null()
         & pl.col("position_mode").ne_missing("cache_length")

@@ -28,10 +28,11 @@ from analysis.marks import (
     specification,
     tooltips,
 )
-from analysis.pairs import finite
-from analysis.points import HOLLOW, Group, groups, spread, with_words
+from analysis.pairs import POOL, finite
+from analysis.points import Group, groups, spread, with_words
 from analysis.retrieval_tables import ASKED_DOWN, ASKED_ORDER, LOST, QUESTIONS, RIGHT, figures, with_twin
 from analysis.tables import in_order
+from analysis.verdicts import HOLLOW, IMPOSSIBLE
 
 ASKED = [name for name in QUESTIONS if name != "context_tokens"]
 GROUP = ["model", "dataset", *ASKED, *VERSION_COLUMNS, "device", "dtype"]
@@ -113,6 +114,8 @@ def dodged(frame: pl.DataFrame, axis: Axis) -> pl.DataFrame:
 def depth_charts(rows: pl.LazyFrame) -> list[Chart]:
     """Accuracy by depth and length, one chart per model, dataset and sort of question; ``rows``: retrieval's."""
     cells = figures(with_twin(rows), [*QUESTIONS, "depth"]).collect()
+    spoilt = pl.col("impossible").is_not_null().any().over(*POOL, *QUESTIONS)
+    cells = cells.filter(~spoilt)
     ordered = cells.sort([*ASKED_ORDER, "depth"], descending=[*ASKED_DOWN, False])
     return [_depth_chart(group) for group in asked_groups(with_words(in_order(finite(ordered))))]
 
@@ -211,7 +214,7 @@ def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:
 
 def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
     """Answers right, and wrong with the answer dropped, partly held or held, as stacked bars per keep_ratio and policy."""
-    compared = cell_frame(answers).filter(pl.col("policy") != "dense")
+    compared = cell_frame(answers).filter(pl.col("policy") != "dense", pl.col("verdict") != IMPOSSIBLE)
     return [_outcome_chart(group) for group in asked_groups(compared)]
 
 

@@ -9,6 +9,7 @@ from analysis.disagreement import beside, in_words
 from analysis.load import VERSION_COLUMNS
 from analysis.retrieval_tables import shown_lower
 from analysis.task_tables import METRIC
+from analysis.verdicts import valid
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
@@ -25,7 +26,7 @@ def accuracy_findings(cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.Dat
 def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
     """A sentence per model, dataset and sort of question, on its longest context."""
     longest = pl.col("context_tokens") == pl.col("context_tokens").max().over([*GROUP, *ASKED])
-    sound = (pl.col("verdict") == "VALID") & pl.col("budget").is_not_null() & pl.col("dense_accuracy").is_not_null()
+    sound = valid() & pl.col("budget").is_not_null() & pl.col("dense_accuracy").is_not_null()
     usable = answers.filter(sound, pl.col("position_mode").ne_missing("cache_length")).filter(longest)
     found = []
     for _, group in usable.group_by([*GROUP, *ASKED], maintain_order=True):
@@ -70,9 +71,7 @@ def least_budget(curve: pl.DataFrame) -> float | None:
 
 def _tasks(scores: pl.DataFrame) -> list[str]:
     """A sentence per model: how many figures moved beyond their paired interval, and which most. Each task is its own dataset."""
-    usable = scores.filter(
-        pl.col("verdict") == "VALID", pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length")
-    )
+    usable = scores.filter(valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length"))
     found = []
     for _, group in usable.group_by(["model", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
         place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"

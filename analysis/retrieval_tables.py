@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from analysis.impossible import beside_twin, in_cell, without_figures
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import POOL, SETTINGS, finite
-from analysis.tables import beyond, in_order, plain_verdict
+from analysis.tables import beyond, in_order
 from analysis.uncertainty import mcnemar_p, mean_bounds
+from analysis.verdicts import plain_verdict
 
 QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned"]
 """What tells one set of questions from another; each is a row of its own."""
@@ -58,8 +60,14 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     nll = mean_bounds(pruned, keys, "nll_difference", "answer_tokens", "nll_difference")
     cells = cells.join(nll, on=keys, how="left", nulls_equal=True, maintain_order="left")
     p = [None if pair[0] is None else mcnemar_p(*pair) for pair in cells.select("lost", "gained").iter_rows()]
-    cells = cells.with_columns(pl.Series("p_value", p, pl.Float64), plain_verdict(), note=beyond())
+    cells = cells.with_columns(pl.Series("p_value", p, pl.Float64), plain_verdict(), _note())
+    cells = without_figures(cells, [*keys, *SETTINGS, "questions", "impossible", "verdict", "note"])
     return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
+
+
+def _note() -> pl.Expr:
+    joined = pl.concat_str(pl.col("impossible"), beyond(), separator="; ", ignore_nulls=True)
+    return pl.when(joined != "").then(joined).alias("note")
 
 
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
@@ -70,6 +78,7 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
     paired = pl.col("correct").is_not_null() & pl.col("dense_correct").is_not_null()
     cells = answers.group_by([*POOL, *by], maintain_order=True).agg(
         *[pl.col(name).first() for name in SETTINGS],
+        in_cell(),
         questions=pl.len(),
         right=pl.col("correct").sum(),
         dense_accuracy=pl.col("dense_correct").mean(),
@@ -92,10 +101,14 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
     """
     question = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
     twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
-        *question, dense_correct="correct", dense_nll="answer_nll", dense_cache_tokens="cache_tokens_mean"
+        *question,
+        dense_correct="correct",
+        dense_nll="answer_nll",
+        dense_cache_tokens="cache_tokens_mean",
+        dense_impossible="impossible",
     )
     paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
-    return paired.with_columns(outcome(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll"))
+    return paired.with_columns(outcome(), beside_twin(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll"))
 
 
 def outcome() -> pl.Expr:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from analysis.impossible import WORDS, in_cell, without_figures
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import SETTINGS, finite
 from analysis.tables import beyond, in_order
 from analysis.uncertainty import LEVEL, RESAMPLES, SEED
+from analysis.verdicts import IMPOSSIBLE
 
 MEASURES = [
     "ttft_seconds", "prompt_prune_seconds", "tpot_seconds", "prune_step_seconds", "plain_step_seconds", "total_seconds",
@@ -37,6 +39,9 @@ KEYS = ["pool_id", *TURNS]
 DRIFT = 0.10
 """The dense cell's time per token may change by this share from the first round to the last."""
 
+NAMED = [*KEYS, *SETTINGS, "new_tokens", "threads", "peak_memory_method", "repeats", "impossible", "timing", "fault", "note"]
+"""What stays of a cell of which a figure cannot be."""
+
 WRONG = "wrong on purpose (report_2025)"
 
 
@@ -45,7 +50,7 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
 
     Medians over rounds (seconds, bytes; null where nothing was counted), for each of ``COMPARED`` the median ratio to the dense
     twin of the same run and round (``ttft_ratio``, ``ttft_low``, ``ttft_high``, ``ttft_words`` and so on), ``timing`` (STABLE,
-    UNSTABLE_TIMING, WRONG_ON_PURPOSE) and ``note``. ``checked`` comes from ``checks`` on the same rows.
+    UNSTABLE_TIMING, WRONG_ON_PURPOSE, IMPOSSIBLE) and ``note``. ``checked`` comes from ``checks`` on the same rows.
     """
     own = rows.filter(~pl.col("control"))
     step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
@@ -53,6 +58,7 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
         own.group_by(KEYS, maintain_order=True)
         .agg(
             *[pl.col(name).first() for name in SETTINGS if name not in KEYS],
+            in_cell(),
             pl.col("new_tokens", "threads", "peak_memory_method").first(),
             pl.col("repeat").n_unique().alias("repeats"),
             *[pl.col(name).cast(pl.Float64).median() for name in [*MEASURES, "prune_events"]],
@@ -67,6 +73,7 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     twin = twin.select(*TURNS, pl.col(TEXT).name.prefix("dense_"))
     table = table.join(twin, on=TURNS, how="left", nulls_equal=True, maintain_order="left")
     table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
+    table = _judged(table)
     ratios = _paired_ratios(own).collect()
     levels = own.select(*KEYS, *COMPARED).collect()
     for measure in COMPARED:
@@ -77,7 +84,17 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
         doubted = pl.when(pl.col("timing") == "STABLE").then(words).otherwise(pl.col("fault"))
         table = table.with_columns(pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words"))
     note = pl.concat_str([pl.col("fault"), beyond()], separator="; ", ignore_nulls=True)
-    return in_order(finite(table.with_columns(note=pl.when(note != "").then(note))))
+    return in_order(finite(without_figures(table.with_columns(note=pl.when(note != "").then(note)), NAMED)))
+
+
+def _judged(table: pl.DataFrame) -> pl.DataFrame:
+    """The timing IMPOSSIBLE for cells with a figure that cannot be, or beside a dense cell with one; ``fault`` names it."""
+    beside = pl.when(pl.col("timing") == IMPOSSIBLE).then(pl.col("fault"))
+    table = table.with_columns(impossible=pl.coalesce("impossible", beside))
+    spoilt = pl.col("impossible").is_not_null()
+    return table.with_columns(
+        timing=pl.when(spoilt).then(pl.lit(IMPOSSIBLE)).otherwise("timing"), fault=pl.coalesce("impossible", "fault")
+    )
 
 
 def checks(rows: pl.LazyFrame) -> pl.DataFrame:
@@ -100,12 +117,20 @@ def checks(rows: pl.LazyFrame) -> pl.DataFrame:
         null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
         low, high = median_interval(null)
         ratio = float(np.median(null)) if len(null) else None
-        fault = WRONG if protocol == "report_2025" else _fault(drift, low, high)
-        timing = "WRONG_ON_PURPOSE" if fault == WRONG else "UNSTABLE_TIMING" if fault else "STABLE"
+        timing, fault = _timing(protocol, group["impossible"].drop_nulls(), _fault(drift, low, high))
         found.append((*keys, by_round.height, drift, ratio, low, high, timing, fault))
     schema = {name: dense.schema[name] for name in [*TURNS, "model"]}
     own = {"rounds": pl.Int64} | dict.fromkeys(("drift", "null_ratio", "null_low", "null_high"), pl.Float64)
     return pl.DataFrame(found, schema=schema | own | {"timing": pl.String, "fault": pl.String}, orient="row")
+
+
+def _timing(protocol: str, impossible: pl.Series, fault: str | None) -> tuple[str, str | None]:
+    """The verdict on what took turns, and why; ``impossible``: what cannot be in the dense cell's rows."""
+    if len(impossible):
+        return IMPOSSIBLE, f"{WORDS}, in the dense cell: {impossible[0]}"
+    if protocol == "report_2025":
+        return "WRONG_ON_PURPOSE", WRONG
+    return ("UNSTABLE_TIMING", fault) if fault else ("STABLE", None)
 
 
 def _fault(drift: float | None, low: float | None, high: float | None) -> str | None:

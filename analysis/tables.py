@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.impossible import without_figures
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import FEW_WINDOWS, compare
+from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare
 from analysis.uncertainty import holm
-
-BARELY = 0.05
-"""Below this share of scored tokens that saw a pruned cache, a cell says little about pruning."""
+from analysis.verdicts import IMPOSSIBLE, WHY_EXCLUDED, scored_verdict, valid
 
 FAMILY = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
 """What is compared as one grid: a small p among its many cells is expected by chance, hence Holm's correction."""
 
-WHY_EXCLUDED = {
-    "FAILED": "it raised an error; the reasons are under Failures",
-    "NOT_FINITE": "a sum is missing, infinite or not a number",
-    "BEYOND_CONTEXT": "the text is longer than the model was trained on",
-    "NEVER_PRUNED": "the threshold was never reached: every figure equals dense by construction",
-    "BARELY_PRUNED": f"fewer than {100 * BARELY:g} % of its tokens were scored with a pruned cache",
-}
-"""Verdicts of cells that enter no aggregate."""
+NAMED = [*POOL, *SETTINGS, "window", "stride", "seeds", "n_windows", "n_paired", "impossible", "verdict", "note"]
+"""What stays of a cell of which a figure cannot be: what it is, and why it has no figures."""
 
 ORDER = [
     "model", "dataset", *VERSION_COLUMNS, "prune_after", "policy",
@@ -36,8 +29,8 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted for how many
     of them a model and dataset has.
     """
-    cells = compare(measured).with_columns(verdict(), note())
-    judged = pl.when(pl.col("verdict") == "VALID").then(pl.col("p_value"))
+    cells = without_figures(compare(measured).with_columns(scored_verdict(), note()), NAMED)
+    judged = pl.when(valid()).then(pl.col("p_value"))
     return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), FAMILY)))
 
 
@@ -65,8 +58,9 @@ def excluded(cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, s
     own = ["cell_id", *VERSION_COLUMNS, "verdict"]
     verdicts = [frame.select(*own, task=pl.lit(task)).unique() for task, frame in judged.items()]
     found = pl.concat(verdicts).group_by("task", "verdict").agg(cells=pl.len()).with_columns(why=why).filter(why.is_not_null())
-    timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE"]))
+    timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE", IMPOSSIBLE]))
     timed = timed.group_by(verdict="timing").agg(cells=pl.len(), why=pl.col("fault").drop_nulls().first())
+    timed = timed.with_columns(why=pl.coalesce(pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None), "why"))
     both = pl.concat([found, timed.with_columns(task=pl.lit("generation"))], how="diagonal_relaxed")
     return both.select("task", "verdict", "cells", "why").sort("task", "verdict", descending=[True, False])
 
@@ -74,29 +68,6 @@ def excluded(cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, s
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin) first."""
     return cells.sort(ORDER, nulls_last=False, maintain_order=True)
-
-
-def verdict() -> pl.Expr:
-    """What a cell's perplexity can speak for: DENSE, BEYOND_CONTEXT, NEVER_PRUNED, BARELY_PRUNED, NOT_FINITE or VALID."""
-    share = pl.col("share_pruned")
-    return (
-        pl.when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
-        .when(pl.col("ppl").is_null()).then(pl.lit("NOT_FINITE"))
-        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
-        .when(share == 0).then(pl.lit("NEVER_PRUNED"))
-        .when(share < BARELY).then(pl.lit("BARELY_PRUNED"))
-        .otherwise(pl.lit("VALID")).alias("verdict")
-    )  # fmt: skip
-
-
-def plain_verdict() -> pl.Expr:
-    """The verdict on a cell that has no perplexity: DENSE, BEYOND_CONTEXT, NEVER_PRUNED or VALID."""
-    return (
-        pl.when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
-        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
-        .when(pl.col("prune_events") == 0).then(pl.lit("NEVER_PRUNED"))
-        .otherwise(pl.lit("VALID")).alias("verdict")
-    )  # fmt: skip
 
 
 def note() -> pl.Expr:
@@ -113,7 +84,7 @@ def note() -> pl.Expr:
     )
     seeds = pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds pooled", "seeds"))
     bug = pl.when(pl.col("position_mode") == "cache_length").then(pl.lit("reproduces the position bug on purpose"))
-    joined = pl.concat_str([few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True)
+    joined = pl.concat_str([pl.col("impossible"), few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True)
     return pl.when(joined != "").then(joined).alias("note")
 
 
@@ -128,19 +99,18 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
     ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted and enter no figure; ratios are not averaged,
     because cells with other thresholds are other measurements: lowest, median and highest are shown.
     """
-    valid = pl.col("verdict") == "VALID"
-    ratio = pl.col("ratio").filter(valid)
+    ratio = pl.col("ratio").filter(valid())
     keys = ["dataset", "keep_ratio", "model", *VERSION_COLUMNS, "policy"]
     grouped = cells.filter(pl.col("policy") != "dense").group_by(keys, maintain_order=True)
     return (
         grouped.agg(
             cells=pl.len(),
-            valid=valid.sum(),
+            valid=valid().sum(),
             ratio_min=ratio.min(),
             ratio_median=ratio.median(),
             ratio_max=ratio.max(),
-            budget_min=pl.col("budget").filter(valid).min(),
-            budget_max=pl.col("budget").filter(valid).max(),
+            budget_min=pl.col("budget").filter(valid()).min(),
+            budget_max=pl.col("budget").filter(valid()).max(),
         )
         .sort(["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"], nulls_last=False)
         .sort("keep_ratio", descending=True, maintain_order=True)

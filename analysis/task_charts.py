@@ -23,9 +23,10 @@ from analysis.marks import (
     specification,
     tooltips,
 )
-from analysis.points import HOLLOW, Group, groups, with_words
+from analysis.points import Group, groups, with_words
 from analysis.retrieval_charts import dodged, settings
 from analysis.task_tables import METRIC
+from analysis.verdicts import HOLLOW
 
 GROUP = ["model", "dataset", *METRIC, "num_fewshot", *VERSION_COLUMNS, "device", "dtype"]
 MOST_CHARTS = 60

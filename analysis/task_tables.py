@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.impossible import in_cell, of_twin, without_figures
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, finite
-from analysis.tables import in_order, plain_verdict
+from analysis.tables import in_order
 from analysis.uncertainty import mean_bounds
+from analysis.verdicts import plain_verdict
 
 METRIC = ["task_name", "metric", "filter"]
 SAME = 1e-6
 """A figure that is this close to the mean over its documents, relatively, is that mean."""
+
+NAMED = ["higher_is_better", "num_fewshot", "suite", "seeds", "impossible", "verdict", "note"]
+"""What stays, beside keys and settings, of a figure that cannot be."""
 
 WHOLE = pl.col("doc_index").is_null()
 
@@ -30,11 +35,13 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
         paired_documents=pl.len(), own_mean=pl.col("value").mean(), dense_mean=pl.col("dense_value").mean()
     )
     bounds = mean_bounds(documents.filter(pl.col("policy") != "dense"), keys, "difference", "weight", "difference")
-    for found in (means, bounds):
+    for found in (means, bounds, _impossible(rows).collect()):
         table = table.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
     is_mean = _close("value", "own_mean") & _close("dense_value", "dense_mean")
     ends = pl.col("difference_low", "difference_high")
-    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), _verdict(), _note(is_mean))
+    never = plain_verdict(never=pl.col("share_pruned") == 0)  # pruned only after all that was asked had been predicted
+    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), never, _note(is_mean))
+    table = without_figures(table, [*keys, *SETTINGS, *NAMED])
     return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
 
 
@@ -76,15 +83,20 @@ def _close(figure: str, mean: str) -> pl.Expr:
     return ((pl.col(figure) - pl.col(mean)).abs() <= SAME * pl.max_horizontal(pl.col(figure).abs(), 1.0)).fill_null(False)
 
 
-def _verdict() -> pl.Expr:
-    """``plain_verdict``, and NEVER_PRUNED also where the cache was pruned only after all that was asked had been predicted."""
-    late = (pl.col("policy") != "dense") & (pl.col("share_pruned") == 0)
-    return pl.when(late).then(pl.lit("NEVER_PRUNED")).otherwise(plain_verdict()).alias("verdict")
+def _impossible(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """What cannot be in the figure of a metric, its documents' values, or the dense twin's, per pooled cell."""
+    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC]
+    dense = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id"))
+    twin = dense.group_by(on).agg(dense_impossible=pl.col("impossible").drop_nulls().first())
+    paired = rows.join(twin, on=on, how="left", nulls_equal=True)
+    own = paired.with_columns(pl.coalesce("impossible", of_twin("dense_impossible")).alias("impossible"))
+    return own.group_by([*POOL, *METRIC]).agg(in_cell())
 
 
 def _note(is_mean: pl.Expr) -> pl.Expr:
     compared = pl.col("policy") != "dense"
     notes = [
+        pl.col("impossible"),
         pl.when(compared & pl.col("dense_value").is_null()).then(pl.lit("no dense twin: no difference")),
         pl.when(compared & pl.col("dense_value").is_not_null() & ~is_mean).then(
             pl.lit("no mean over paired documents: no interval")

@@ -25,6 +25,8 @@ from analysis.marks import (
 )
 from analysis.measures import MEASURES, TIMED, TURNS, cell_label
 from analysis.points import Group, groups, spread
+from analysis.speed import KEYS
+from analysis.verdicts import IMPOSSIBLE
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("measure", "measure"),
@@ -145,10 +147,15 @@ def summary_chart(group: Group) -> Chart | None:
     return Chart(f"normalised-{group.number}", description, spec, points, group.about)
 
 
-def rounds(rows: pl.DataFrame) -> list[Chart]:
-    """Time per token round by round: median and 10-90 % of the tokens, for the dense cell and a few others of each group."""
+def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
+    """Time per token round by round: median and 10-90 % of the tokens, for the dense cell and a few others of each group.
+
+    ``rows``: generation's; those of cells that are IMPOSSIBLE in ``speeds`` (``speed.generation``) are left out.
+    """
     charts = []
-    known = rows.filter(pl.col("step_middle").is_not_null(), ~pl.col("control")).with_columns(cell=cell_label())
+    spoilt = speeds.filter(pl.col("timing") == IMPOSSIBLE)
+    possible = rows.join(spoilt, on=KEYS, how="anti", nulls_equal=True, maintain_order="left")
+    known = possible.filter(pl.col("step_middle").is_not_null(), ~pl.col("control")).with_columns(cell=cell_label())
     for group in timed_groups(known):
         kept = spread(group.cells.filter(pl.col("policy") != "dense")["keep_ratio"].to_list(), COMPARED_CELLS - 1)
         own = group.cells.filter((pl.col("policy") == "dense") | pl.col("keep_ratio").is_in(kept))

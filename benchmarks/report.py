@@ -73,7 +73,7 @@ def _cell(rng: np.random.Generator, model: int, policy: str, ratio: float, after
         "event_steps": list(range(32, 1024, 25)) * (not dense), "event_kept": [16] * 40 * (not dense),
         "kl_sum": 0.0 if dense else 50.0 * ratio, "tokens_agreed": 1023 if dense else 900,
     }  # fmt: skip
-    tokens = rng.standard_normal((WINDOWS, 1023), dtype=np.float32) + np.float32(4.0 + harm)
+    tokens = np.abs(rng.standard_normal((WINDOWS, 1023), dtype=np.float32) + np.float32(4.0 + harm))
     columns = {
         name: pl.repeat(None, WINDOWS, eager=True) if value is None else [value] * WINDOWS for name, value in values.items()
     }
@@ -83,7 +83,9 @@ def _cell(rng: np.random.Generator, model: int, policy: str, ratio: float, after
     }  # fmt: skip
     frame = pl.DataFrame({**columns, **numbered})
     lists = pl.col("nll").arr.to_list()
-    return frame.with_columns(lists).select(pl.col(name).cast(kind) for name, kind in schema("perplexity").items())
+    wanted = schema("perplexity")
+    absent = [pl.lit(None).alias(name) for name in wanted if name not in frame.columns]
+    return frame.with_columns(lists, *absent).select(pl.col(name).cast(kind) for name, kind in wanted.items())
 
 
 def measure(folder: str) -> tuple[float, float]:

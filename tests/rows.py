@@ -41,16 +41,24 @@ def _row(task: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
-    """A window of a cell: 100 scored tokens and 200 nats, half of the tokens scored with a pruned cache."""
+    """A window of a cell: 100 scored tokens and 200 nats, half of the tokens scored with a pruned cache.
+
+    Where a list ``nll`` is given, it is what was scored.
+    """
     own = cell(**values)
     dense = own["policy"] == "dense"
+    nll = values.get("nll")
+    scored = values.get("tokens_scored", 100 if nll is None else len(nll))
+    held = min(50.0, values.get("window", 101) / 2)
     defaults = {
-        "window_index": window_index, "window_start": 101 * window_index, "window": 101, "stride": 101, "tokens_scored": 100,
-        "nll_sum": 200.0, "tokens_correct": 40, "prune_events": 0 if dense else 10, "tokens_scored_pruned": 0 if dense else 50,
-        "cache_tokens_mean": 50.0 if dense else 25.0, "cache_tokens_peak": 100, "cache_tokens_final": [100], "kv_bytes_mean": 1e3,
-        "kv_bytes_peak": 2000, "recent_retained": None if dense else 0.5, "sink_retained": None if dense else 0.75,
+        "window_index": window_index, "window_start": 101 * window_index, "window": 101, "stride": 101, "tokens_scored": scored,
+        "nll_sum": 200.0 if nll is None else sum(nll), "tokens_correct": int(0.4 * scored),
+        "prune_events": 0 if dense else 10, "tokens_scored_pruned": 0 if dense else scored // 2,
+        "cache_tokens_mean": held if dense else held / 2, "cache_tokens_peak": 100, "cache_tokens_final": [100],
+        "kv_bytes_mean": 1e3, "kv_bytes_peak": 2000,
+        "recent_retained": None if dense else 0.5, "sink_retained": None if dense else 0.75,
         "score_ties": None if dense else 0.02, "forward_passes": 11, "seconds": 0.5, "kl_sum": 0.0 if dense else 5.0,
-        "tokens_agreed": 100 if dense else 90,
+        "tokens_agreed": scored if dense else int(0.9 * scored),
     }  # fmt: skip
     return _row("perplexity", {**defaults, **_own_columns("perplexity", values), **own})
 
@@ -217,7 +225,7 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     if setting["policy"] == "dense":
         return perplexity_row(
             window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5,
-            kv_bytes_mean=4096 * 512.5, nll=[4.1] * 1023, event_steps=[], event_kept=[], tokens_agreed=1023, **setting,
+            kv_bytes_mean=4096 * 512.5, nll=[base / 1023] * 1023, event_steps=[], event_kept=[], tokens_agreed=1023, **setting,
         )  # fmt: skip
     ratio, after = setting["keep_ratio"], setting["prune_after"]
     harm = HARM[setting["policy"]]
@@ -226,8 +234,8 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     vacuous = after >= 1024
     kept = math.ceil(ratio * after)
     steps = [] if vacuous else list(range(after, 1024, max(1, after - kept)))
-    curve = [harm * (i >= after) for i in range(1, 1024)]
     harm = 0.0 if vacuous else harm * (1 + 0.2 * _wobble(window_index, ratio, harm))
+    curve = [1023 * harm / (1024 - after) * (i >= after) for i in range(1, 1024)]
     held = 512.5 if vacuous else after * after / 2048 + (1024 - after) / 1024 * after * (1 + ratio) / 2
     pruned = 0 if vacuous else 1023 - after + 1
     return perplexity_row(
@@ -237,7 +245,7 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
         tokens_correct=40 - int(10 * harm), kl_sum=1023 * harm * (1.2 + 0.2 * ratio),
         tokens_agreed=int(1023 * math.exp(-harm)), recent_retained=None if vacuous else 1 - 0.5 * ratio,
         sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02,
-        nll=[4.1 + extra for extra in curve], event_steps=steps, event_kept=[kept] * len(steps), **setting,
+        nll=[base / 1023 + extra for extra in curve], event_steps=steps, event_kept=[kept] * len(steps), **setting,
     )  # fmt: skip
 
 

@@ -86,7 +86,8 @@ def test_a_task_is_compared_document_by_document(run_of):
 
 
 def test_a_figure_that_is_no_mean_over_documents_has_no_interval(run_of):
-    rows = tasks_rows([1.0, 0.0, 1.0], policy="dense", value=9.0) + tasks_rows([1.0, 0.0, 0.0], value=7.0)
+    corpus = {"metric": "word_perplexity"}
+    rows = tasks_rows([1.0, 0.0, 1.0], policy="dense", value=9.0, **corpus) + tasks_rows([1.0, 0.0, 0.0], value=7.0, **corpus)
     rows = [row | {"value": [1.0, 0.0, 1.0][row["doc_index"]]} if row["doc_index"] is not None else row for row in rows]
     row = one(tasks(run_of(tasks=rows).rows("tasks")), policy="knorm")
     assert (row["difference"], row["difference_low"]) == (-2.0, None)

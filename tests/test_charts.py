@@ -65,10 +65,9 @@ def test_windows_of_which_the_twin_has_no_tokens_are_left_out(tmp_path):
 
 
 def test_the_saw_tooth_has_the_corners_of_the_events(charts_of):
-    rows = cells()
+    rows = cells(window=12, tokens_scored=11)
     for row in rows:
         row |= {
-            "window": 12,
             "event_steps": [8, 10] if row["policy"] == "knorm" else [],
             "event_kept": [6, 5] * (row["policy"] == "knorm"),
         }
