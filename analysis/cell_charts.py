@@ -20,13 +20,13 @@ from analysis.marks import (
     in_order,
     mark,
     names_of,
-    policy_colour,
     rule,
     shape,
     specification,
     tooltips,
 )
 from analysis.points import Group, spread, with_words
+from analysis.policy_looks import PolicyLooks, look
 from analysis.verdicts import valid
 
 KEPT = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
@@ -43,7 +43,7 @@ ABOUT = [
 """What a point tells: value, interval, n and the cell's settings."""
 
 
-def u_curves(group: Group, points: Points, x: Axis = KEPT, name: str = "ucurve") -> list[Chart]:
+def u_curves(group: Group, points: Points, looks: PolicyLooks, x: Axis = KEPT, name: str = "ucurve") -> list[Chart]:
     """PPL with interval band against keep_ratio or the realised budget, one panel per threshold; the minimum is ringed."""
     charts = []
     for number, after in enumerate(names_of(points.frame, "after"), start=1):
@@ -53,29 +53,29 @@ def u_curves(group: Group, points: Points, x: Axis = KEPT, name: str = "ucurve")
         y = Axis("ppl", "perplexity", log_span=5, also=("ppl_low", "ppl_high", "dense"))
         title = [group.title, _joined(f"prune_after {after}", group.detail)]
         description = f"perplexity against {x.title}, {', '.join(title)}: {cells.height} cells, {_span(cells, 'ppl')}"
-        layers = _curve_layers(seen, cells, x, y)
+        layers = _curve_layers(seen, cells, looks, x, y)
         spec = specification(layers, points, title, description, where={"after": after})
         charts.append(Chart(f"{name}-{group.number}-{number}", description, spec, points, group.about))
     return charts
 
 
-def _curve_layers(seen: pl.DataFrame, cells: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
-    variants = in_order(cells, "variant")
+def _curve_layers(seen: pl.DataFrame, cells: pl.DataFrame, looks: PolicyLooks, x: Axis, y: Axis) -> list[alt.Chart]:
+    kind = look(cells, "variant")
+    variants, colour = in_order(cells, kind), looks.colour(cells)
     place = {"x": x.x(seen), "y": y.y(seen)}
-    colour = policy_colour(cells)
     lines = mark() if x.reach else mark().transform_filter(equal("end", False))
     band = lines.transform_filter("isValid(datum.ppl_low)").mark_area(opacity=0.14)
     band = band.encode(x=x.x(seen), y=y.y(seen, "ppl_low"), y2=alt.Y2("ppl_high"), color=colour, detail="variant:N")
     # A field of its own for the dash: Vega-Lite would hide the shapes' legend along with that of the dashes.
-    line = lines.transform_calculate(dash="datum.variant").mark_line(strokeWidth=1.5, opacity=0.8)
+    line = lines.transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
     line = line.encode(**place, color=colour, detail="variant:N", order="keep_ratio:Q", strokeDash=dash(variants, "dash"))
     dots = mark().transform_filter(equal("end", False)).mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=colour, shape=shape(variants, "variant", "settings")), ABOUT)
+    dots = tooltips(dots.encode(**place, color=colour, shape=shape(variants, kind, "settings")), ABOUT)
     known = cells["dense"].drop_nulls()
     reference = rule(known[0], f"dense {known[0]:.4g}", y, seen) if len(known) else []
     intervals = [band] if x.reach and cells["ratio_low"].drop_nulls().len() else []
     lowest = _minimum(seen, cells, x, y, colour) if x.name == "keep_ratio" else []
-    return [*reference, *intervals, line, *lowest, dots, *holes(cells, "variant", variants, place)]
+    return [*reference, *intervals, line, *lowest, dots, *holes(cells, kind, variants, place)]
 
 
 def _minimum(seen: pl.DataFrame, cells: pl.DataFrame, x: Axis, y: Axis, colour: alt.Color) -> list[alt.Chart]:
@@ -88,20 +88,21 @@ def _minimum(seen: pl.DataFrame, cells: pl.DataFrame, x: Axis, y: Axis, colour: 
     return [bar.encode(x=x.x(seen, "minimum_from"), x2=alt.X2("minimum_to"), y=y.y(seen), color=colour), ring]
 
 
-def retained(group: Group, points: Points) -> list[Chart]:
+def retained(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
     """Share of the last 8 positions still held after a prune against keep_ratio, one panel per threshold."""
     charts = []
     for number, after in enumerate(names_of(points.frame, "after"), start=1):
         own = points.frame.filter(pl.col("after") == after, ~pl.col("end"), pl.col("recent_retained").is_not_null())
         if own.is_empty():
             continue
-        variants, x = in_order(own, "variant"), Axis("keep_ratio", "keep_ratio", ".2~f")
+        kind, x = look(own, "variant"), Axis("keep_ratio", "keep_ratio", ".2~f")
+        variants = in_order(own, kind)
         y = Axis("recent_retained", "recent positions still held", ".0%", reach=(0.0, 1.0))
-        place = {"x": x.x(own), "y": y.y(own), "color": policy_colour(own)}
+        place = {"x": x.x(own), "y": y.y(own), "color": looks.colour(own)}
         cells = mark().transform_filter("!datum.end && isValid(datum.recent_retained)")
-        line = cells.transform_calculate(dash="datum.variant").mark_line(strokeWidth=1.5, opacity=0.8)
+        line = cells.transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
         line = line.encode(**place, detail="variant:N", strokeDash=dash(variants, "dash"))
-        dots = cells.mark_point(filled=True, size=60, opacity=1).encode(**place, shape=shape(variants, "variant", "settings"))
+        dots = cells.mark_point(filled=True, size=60, opacity=1).encode(**place, shape=shape(variants, kind, "settings"))
         title = [group.title, _joined(f"prune_after {after}", group.detail)]
         description = f"recent positions still held against keep_ratio, {', '.join(title)}: {_span(own, 'recent_retained')}"
         spec = specification(
@@ -111,22 +112,23 @@ def retained(group: Group, points: Points) -> list[Chart]:
     return charts
 
 
-def trade_off(group: Group, points: Points, best: pl.DataFrame) -> Chart:
+def trade_off(group: Group, points: Points, looks: PolicyLooks, best: pl.DataFrame) -> Chart:
     """PPL ratio with interval against realised budget, every threshold in one panel; ``best`` are the front's cells."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null(), pl.col("budget").is_not_null())
     x = Axis("budget", HELD.title, HELD.form, reach=(0.0, 1.0))
     y = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0,), also=("ratio_low", "ratio_high"))
-    thresholds = names_of(cells, "after")
+    kind = look(cells, "after")
+    thresholds, colour = names_of(cells, kind), looks.colour(cells)
     channels = {"x": x.x(cells), "y": y.y(cells)}
     drawn = mark().transform_filter(equal("end", False))
     bars = drawn.transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.3, opacity=0.7)
-    bars = bars.encode(x=x.x(cells), y=y.y(cells, "ratio_low"), y2=alt.Y2("ratio_high"), color=policy_colour(cells))
+    bars = bars.encode(x=x.x(cells), y=y.y(cells, "ratio_low"), y2=alt.Y2("ratio_high"), color=colour)
     dots = drawn.mark_point(filled=True, size=60, opacity=1)
-    dots = dots.encode(**channels, color=policy_colour(cells), shape=shape(thresholds, "after", "prune_after"))
+    dots = dots.encode(**channels, color=colour, shape=shape(thresholds, kind, "prune_after"))
     ideal = alt.Chart(alt.Data(values=[{"budget": 0, "ratio": 1, "label": "★ ideal: no cache, no loss"}]))
     ideal = ideal.mark_text(align="left", dx=-5, dy=11, fontSize=11, fill="var(--fg)").encode(**channels, text="label:N")
     layers = [*rule(1.0, "", y, cells), ideal, *_front(best, x, y, cells), bars, tooltips(dots, ABOUT)]
-    layers += holes(cells, "after", thresholds, channels)
+    layers += holes(cells, kind, thresholds, channels)
     description = (
         f"PPL ratio against {x.title}, {_joined(group.title, group.detail)}: {cells.height} cells, {_span(cells, 'ratio')}; "
         f"{best.height} of them on the Pareto front"
@@ -183,7 +185,7 @@ def heatmap(group: Group, points: Points) -> Chart | None:
     return Chart(f"heatmap-{group.number}", description, spec, points, group.about)
 
 
-def side_by_side(group: Group, points: Points) -> list[Chart]:
+def side_by_side(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
     """Policies under the same budget: PPL ratio with interval by policy at a few keep_ratios, one panel per threshold."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
     charts = []
@@ -200,11 +202,11 @@ def side_by_side(group: Group, points: Points) -> list[Chart]:
         if not shared:
             continue
         own = own.filter(pl.col("keep_ratio").is_in(spread(shared, SIDE_BY_SIDE)))
-        charts.append(_beside(group, points.name, own, number, after, variant))
+        charts.append(_beside(group, points.name, looks, own, number, after, variant))
     return charts
 
 
-def _beside(group: Group, name: str, own: pl.DataFrame, number: int, after: str, variant: str) -> Chart:
+def _beside(group: Group, name: str, looks: PolicyLooks, own: pl.DataFrame, number: int, after: str, variant: str) -> Chart:
     x = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0,), also=("ratio_low", "ratio_high"))
     policies = names_of(own, "policy")
     # Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where some break it.
@@ -215,11 +217,13 @@ def _beside(group: Group, name: str, own: pl.DataFrame, number: int, after: str,
     place = {
         "y": rows,
         "yOffset": alt.YOffset("place:O", scale=alt.Scale(domain=list(range(len(policies))))),
-        "color": policy_colour(own),
+        "color": looks.colour(own),
     }
     bars = mark().transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.5)
     bars = bars.encode(x=x.x(own, "ratio_low"), x2=alt.X2("ratio_high"), **place)
-    dots = tooltips(mark().mark_point(filled=True, size=50, opacity=1).encode(x=x.x(own), **place), ABOUT)
+    kind, dots = look(own, "variant"), mark().mark_point(filled=True, size=50, opacity=1).encode(x=x.x(own), **place)
+    dots = dots if kind == "variant" else dots.encode(shape=shape(in_order(own, kind), kind, "settings"))
+    dots = tooltips(dots, ABOUT)
     empty = mark().transform_filter(equal("hollow", True)).mark_point(filled=True, size=18, opacity=1, fill="var(--bg)")
     empty = empty.encode(x=x.x(own), **{key: place[key] for key in ("y", "yOffset")})
     title = [group.title, _joined(f"prune_after {after}", variant, group.detail)]

@@ -14,6 +14,7 @@ from analysis.load import Results
 from analysis.marks import Chart, Points
 from analysis.measures import measures
 from analysis.points import GROUP, Group, cell_points, groups
+from analysis.policy_looks import PolicyLooks
 from analysis.recommend import front
 from analysis.verdicts import IMPOSSIBLE
 
@@ -33,19 +34,20 @@ def charts(
     ``retrieval_tables.retrieval`` and ``task_tables.tasks``.
     """
     found: dict[str, list[Chart]] = {name: [] for name in SECTIONS}
+    looks = PolicyLooks.on_page(cells, speeds, answers, scores)
     with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
-        _of_cells(found, cells, shapes)
-        found["position"] = window_charts.by_position(results, cells)
+        _of_cells(found, cells, shapes, looks)
+        found["position"] = window_charts.by_position(results, cells, looks)
         found["saw"] = window_charts.saw_teeth(results, cells)
         for group in time_charts.timed_groups(measures(speeds, cells)):
-            found["timed"] += time_charts.six_panels(group)
+            found["timed"] += time_charts.six_panels(group, looks)
             found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
         found["rounds"] = time_charts.rounds(results.rows("generation").collect(), speeds)
-        found["accuracy"] = retrieval_charts.budget_charts(answers)
+        found["accuracy"] = retrieval_charts.budget_charts(answers, looks)
         found["retrieval"] = retrieval_charts.depth_charts(results.rows("retrieval"))
         found["outcomes"] = retrieval_charts.outcome_charts(answers)
-        found["disagreement"] = disagreement_charts(cells, answers)
-        found["tasks"] = task_charts.task_charts(scores)
+        found["disagreement"] = disagreement_charts(cells, answers, looks)
+        found["tasks"] = task_charts.task_charts(scores, looks)
     return found
 
 
@@ -70,20 +72,20 @@ def not_drawn(
     }
 
 
-def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.DataFrame) -> None:
+def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.DataFrame, looks: PolicyLooks) -> None:
     best = front(cells)
     for group in drawn_groups(cells)[0]:
-        frame = cell_points(group.cells, shapes)
+        frame = looks.told_apart(cell_points(group.cells, shapes), "variant", "after")
         if frame.is_empty():
             continue
         points = Points(f"cells_{group.number}", frame)
-        found["ucurve"] += cell_charts.u_curves(group, points)
-        found["retained"] += cell_charts.retained(group, points)
-        found["kl"] += kl_curves(group, points)
+        found["ucurve"] += cell_charts.u_curves(group, points, looks)
+        found["retained"] += cell_charts.retained(group, points, looks)
+        found["kl"] += kl_curves(group, points, looks)
         if frame["budget"].filter(~frame["end"]).drop_nulls().len():
-            found["budget"] += cell_charts.u_curves(group, points, cell_charts.HELD, "budget")
+            found["budget"] += cell_charts.u_curves(group, points, looks, cell_charts.HELD, "budget")
             own = best.join(group.cells, on="cell_id", how="semi")
-            found["tradeoff"].append(cell_charts.trade_off(group, points, own))
-            found["beside"] += cell_charts.side_by_side(group, points)
+            found["tradeoff"].append(cell_charts.trade_off(group, points, looks, own))
+            found["beside"] += cell_charts.side_by_side(group, points, looks)
         found["heatmap"] += [chart for chart in [cell_charts.heatmap(group, points)] if chart]
         found["bytes"] += [chart for chart in [cell_charts.kv_bytes(group)] if chart]

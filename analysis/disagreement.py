@@ -15,13 +15,13 @@ from analysis.marks import (
     bounds,
     mark,
     names_of,
-    policy_colour,
     rule,
     shape,
     specification,
     tooltips,
 )
 from analysis.points import Group, with_words
+from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import FIGURES, asked_groups, length_choice, of_length, settings
 from analysis.retrieval_tables import KNOWS, shown_lower
 from analysis.verdicts import valid
@@ -53,15 +53,15 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     return asked.join(figures, on=SAME, how="inner", nulls_equal=True, maintain_order="left")
 
 
-def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame) -> list[Chart]:
+def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """PPL ratio against the accuracy lost, a chart per model, dataset and sort of question."""
     both = beside(cells, answers).with_columns(
         settings(), length=pl.col("context_tokens").cast(pl.String), retained="answer_retained"
     )
-    return [_chart(group) for group in asked_groups(both)]
+    return [_chart(group, looks) for group in asked_groups(both)]
 
 
-def _chart(group: Group) -> Chart:
+def _chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("dense_accuracy")
     frame = group.cells.select(
         "policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high", "accuracy", "accuracy_low",
@@ -69,18 +69,19 @@ def _chart(group: Group) -> Chart:
         points=100 * pl.col("accuracy_difference"), low=100 * (pl.col("accuracy_low") - dense),
         high=100 * (pl.col("accuracy_high") - dense),
     )  # fmt: skip
-    points, names = Points(f"disagreement_{group.number}", frame), names_of(frame, "settings")
+    frame = looks.told_apart(frame, "settings")
+    points, kind = Points(f"disagreement_{group.number}", frame), look(frame, "settings")
     params, only = length_choice(frame)
     x = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0, 1.05), also=("ratio_low", "ratio_high"))
     y = Axis("points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * LOST), also=("low", "high"))
-    place, tint = {"x": x.x(frame), "y": y.y(frame)}, policy_colour(frame)
+    place, tint = {"x": x.x(frame), "y": y.y(frame)}, looks.colour(frame)
     own = of_length(mark(), frame)
     across = own.transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.2, opacity=0.5)
     across = across.encode(x=x.x(frame, "ratio_low"), x2=alt.X2("ratio_high"), y=y.y(frame), color=tint)
     upright = own.mark_rule(strokeWidth=1.2, opacity=0.5)
     upright = upright.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
     dots = own.mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
+    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names_of(frame, kind), kind, "settings")), ABOUT)
     layers = [*_corner(frame, x, y), *rule(1.0, "", x, frame, upright=True), *rule(0.0, "", y, frame), across, upright, dots]
     description = f"PPL ratio against accuracy lost, {group.title}, {group.detail}: {frame.height} cells measured both ways"
     title = [group.title, group.detail, only]

@@ -17,9 +17,6 @@ import polars as pl
 
 from analysis.labels import LINE_ENDS
 
-PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova", "knorm_sorted", "dense"]
-"""Policies with a colour of their own (``--c-NAME`` in style.css), in the order of the legend."""
-
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4], [12, 4], [6, 2, 2, 2, 2, 2]]
 DIGITS = 6
@@ -215,16 +212,6 @@ def in_order(frame: pl.DataFrame, name: str) -> list[str]:
 def cycle(choices: list[Any], names: Sequence[str]) -> list[Any]:
     """A choice for each name, from the start again where there are too few."""
     return [choices[index % len(choices)] for index in range(len(names))]
-
-
-def policy_colour(frame: pl.DataFrame) -> alt.Color:
-    """The same colour for a policy in every chart."""
-    found = set(frame["policy"].drop_nulls().to_list())
-    names = [name for name in PALETTE if name in found] + sorted(found - set(PALETTE))
-    colours = [f"var(--c-{name})" if name in PALETTE else "var(--c-other)" for name in names]
-    return alt.Color(
-        "policy:N", scale=alt.Scale(domain=names, range=colours), legend=legend(names, "policy", symbolType="circle")
-    )
 
 
 def colour(names: Sequence[str], name: str, title: str) -> alt.Color:

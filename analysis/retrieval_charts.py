@@ -12,7 +12,6 @@ from analysis.cell_charts import HELD, SIDE_BY_SIDE
 from analysis.load import VERSION_COLUMNS
 from analysis.marks import (
     HEIGHT,
-    PALETTE,
     Axis,
     Chart,
     Points,
@@ -23,13 +22,13 @@ from analysis.marks import (
     holes,
     mark,
     names_of,
-    policy_colour,
     shape,
     specification,
     tooltips,
 )
 from analysis.pairs import POOL, finite
 from analysis.points import Group, groups, spread, with_words
+from analysis.policy_looks import PolicyLooks, look, palette_rank
 from analysis.retrieval_tables import ASKED_DOWN, ASKED_ORDER, LOST, QUESTIONS, RIGHT, figures, with_twin
 from analysis.tables import in_order
 from analysis.verdicts import HOLLOW, IMPOSSIBLE
@@ -76,12 +75,6 @@ def asked_groups(cells: pl.DataFrame) -> list[Group]:
         detail = " · ".join([labels.questions(group.cells.row(0, named=True)), *others])
         found.append(Group(group.number, group.title, detail, group.about, group.cells))
     return found
-
-
-def palette_rank() -> pl.Expr:
-    """The place of a policy in every legend; those without a colour of their own come last."""
-    known = {name: number for number, name in enumerate(PALETTE)}
-    return pl.col("policy").replace_strict(known, default=len(known), return_dtype=pl.Int32)
 
 
 def length_choice(frame: pl.DataFrame, *params: dict[str, object]) -> tuple[list[dict[str, object]], str]:
@@ -164,13 +157,13 @@ def cell_frame(answers: pl.DataFrame) -> pl.DataFrame:
     return with_words(answers).with_columns(settings(), length=length, retained=pl.col("answer_retained"), hollow=hollow)
 
 
-def budget_charts(answers: pl.DataFrame) -> list[Chart]:
+def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """Accuracy with Wilson's interval against the realised budget, a line per policy and settings, dense as a rule."""
     known = cell_frame(answers).filter(pl.col("budget").is_not_null())
-    return [_budget_chart(group) for group in asked_groups(known) if (group.cells["policy"] != "dense").any()]
+    return [_budget_chart(group, looks) for group in asked_groups(known) if (group.cells["policy"] != "dense").any()]
 
 
-def _budget_chart(group: Group) -> Chart:
+def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("policy") == "dense"
     kept = ["length", "settings", "keep_ratio", "budget", "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
     # The dense twin has no policy here: it stays where a policy is chosen.
@@ -179,18 +172,19 @@ def _budget_chart(group: Group) -> Chart:
     )
     params, only = length_choice(frame)
     x = Axis("budget", HELD.title, HELD.form, log_span=8)
-    frame = dodged(frame, x)
+    frame = looks.told_apart(dodged(frame, x), "settings")
     points, cells = Points(f"accuracy_{group.number}", frame), frame.filter(~pl.col("end"))
-    names, tint = names_of(cells, "settings"), policy_colour(cells)
+    kind, tint = look(cells, "settings"), looks.colour(cells)
+    names = names_of(cells, kind)
     place = {"x": x.x(cells, "at"), "y": ACCURACY.y(frame)}
     drawn = of_length(mark().transform_filter(equal("end", False)), frame)
-    line = drawn.transform_calculate(dash="datum.settings").mark_line(strokeWidth=1.5, opacity=0.7)
+    line = drawn.transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.7)
     line = line.encode(**place, color=tint, detail="settings:N", order="budget:Q", strokeDash=dash(names, "dash"))
     bars = drawn.mark_rule(strokeWidth=1.2, opacity=0.5)
     bars = bars.encode(x=place["x"], y=ACCURACY.y(frame, "accuracy_low"), y2=alt.Y2("accuracy_high"), color=tint)
     dots = drawn.mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
-    empty = [of_length(layer, frame) for layer in holes(cells, "settings", names, place)]
+    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
+    empty = [of_length(layer, frame) for layer in holes(cells, kind, names, place)]
     title = [group.title, group.detail, only]
     description = f"retrieval accuracy against {HELD.title}, {group.title}, {group.detail}: {cells.height} cells"
     layers = [*_dense_rule(frame), line, bars, dots, *empty]

@@ -17,13 +17,13 @@ from analysis.marks import (
     holes,
     in_order,
     mark,
-    policy_colour,
     rule,
     shape,
     specification,
     tooltips,
 )
 from analysis.points import Group, groups, with_words
+from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import dodged, settings
 from analysis.task_tables import METRIC
 from analysis.verdicts import HOLLOW
@@ -41,9 +41,9 @@ ABOUT = [
 ]  # fmt: skip
 
 
-def task_charts(scores: pl.DataFrame) -> list[Chart]:
+def task_charts(scores: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """One chart per model, dataset, task, metric and filter, ``MOST_CHARTS`` at most; ``scores``: ``task_tables.tasks``."""
-    return [_chart(group) for group in compared_groups(scores)[:MOST_CHARTS]]
+    return [_chart(group, looks) for group in compared_groups(scores)[:MOST_CHARTS]]
 
 
 def compared_groups(scores: pl.DataFrame) -> list[Group]:
@@ -55,7 +55,7 @@ def compared_groups(scores: pl.DataFrame) -> list[Group]:
     return [group for group in groups(known, GROUP) if not group.cells["end"].all()]
 
 
-def _chart(group: Group) -> Chart:
+def _chart(group: Group, looks: PolicyLooks) -> Chart:
     first = group.cells.row(0, named=True)
     chosen = "" if first["filter"] in (None, "none") else f", filter {labels.text(first['filter'])}"
     shots = "" if first["num_fewshot"] is None else f", {first['num_fewshot']}-shot"
@@ -65,22 +65,23 @@ def _chart(group: Group) -> Chart:
     keys = ["keep_ratio", "settings", "value", "low", "high", "dense_value", "difference", "difference_low", "difference_high"]
     kept = group.cells.select("policy", *keys, "budget", "documents", "verdict", "hollow", "end")
     x = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
-    frame = dodged(kept.filter(~pl.col("end")), x)
+    frame = looks.told_apart(dodged(kept.filter(~pl.col("end")), x), "settings")
     points = Points(f"tasks_{group.number}", frame)
     y = Axis("value", labels.text(first["metric"]), also=("low", "high", "dense_value"))
-    names, tint = in_order(frame, "settings"), policy_colour(frame)
+    kind, tint = look(frame, "settings"), looks.colour(frame)
+    names = in_order(frame, kind)
     place = {"x": x.x(frame, "at"), "y": y.y(frame)}
-    line = mark().transform_calculate(dash="datum.settings").mark_line(strokeWidth=1.5, opacity=0.8)
+    line = mark().transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
     line = line.encode(**place, color=tint, detail="settings:N", strokeDash=dash(names, "dash"))
     bars = mark().transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2, opacity=0.5)
     bars = bars.encode(x=place["x"], y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
     dots = mark().transform_filter(equal("end", False)).mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
+    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
     dense = frame["dense_value"].drop_nulls()
     reference = rule(dense[0], f"dense {dense[0]:.4g}", y, frame) if len(dense) else []
     description = f"{words} against keep_ratio, {group.title}: {frame.height} cells beside the dense one"
     title = [group.title, " · ".join([words, *others])]
-    layers = [*reference, line, bars, dots, *holes(frame, "settings", names, place)]
+    layers = [*reference, line, bars, dots, *holes(frame, kind, names, place)]
     spec = specification(layers, points, title, description, height=220)
     # A task is its own text: one that is chosen on the page hides no task.
     return Chart(f"tasks-{group.number}", description, spec, points, {"model": group.about["model"]})

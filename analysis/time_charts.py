@@ -17,7 +17,6 @@ from analysis.marks import (
     holes,
     in_order,
     mark,
-    policy_colour,
     rule,
     shape,
     specification,
@@ -25,6 +24,7 @@ from analysis.marks import (
 )
 from analysis.measures import MEASURES, TIMED, TURNS, cell_label
 from analysis.points import Group, groups, spread
+from analysis.policy_looks import PolicyLooks, look
 from analysis.speed import KEYS
 from analysis.verdicts import IMPOSSIBLE
 
@@ -52,48 +52,47 @@ def timed_groups(table: pl.DataFrame) -> list[Group]:
     return found
 
 
-def six_panels(group: Group) -> list[Chart]:
+def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
     """TTFT, TPOT, throughput, change of each, PPL and KV bytes at the end, against keep_ratio."""
     dense = group.cells.filter(pl.col("policy") == "dense")
     compared = group.cells.filter(pl.col("policy") != "dense")
     series = compared.select("policy", "settings").unique(maintain_order=True)
     ends = series.join(dense.drop("policy", "settings"), how="cross").with_columns(end=pl.lit(True))
-    points = Points(
-        f"timed_{group.number}", pl.concat([compared.with_columns(end=pl.lit(False)), ends.select(*compared.columns, "end")])
-    )
+    both = pl.concat([compared.with_columns(end=pl.lit(False)), ends.select(*compared.columns, "end")])
+    points = Points(f"timed_{group.number}", looks.told_apart(both, "settings"))
     charts = []
     for number, name in enumerate(["TTFT", "TPOT", "throughput", "change", "PPL", "KV at end"], start=1):
         chosen = pl.col("measure").is_in(TIMED) if name == "change" else pl.col("measure") == name
         frame = points.frame.filter(chosen, pl.col("share" if name == "change" else "value").is_not_null())
         if frame.filter(~pl.col("end")).is_empty():
             continue
-        draw = _change if name == "change" else _level
         title = "change of TTFT, TPOT, throughput" if name == "change" else f"{name} ({MEASURES[name][1]})"
         description = f"{title} against keep_ratio, {group.title}, {group.detail}: {frame.filter(~pl.col('end')).height} figures"
-        layers = draw(frame, title)
+        layers = _change(frame) if name == "change" else _level(frame, looks, title)
         where = None if name == "change" else {"measure": name}
         spec = specification(layers, points, [group.title, group.detail], description, where=where, height=220)
         charts.append(Chart(f"timed-{group.number}-{number}", description, spec, points, group.about))
     return charts
 
 
-def _level(frame: pl.DataFrame, title: str) -> list[alt.Chart]:
+def _level(frame: pl.DataFrame, looks: PolicyLooks, title: str) -> list[alt.Chart]:
     """A measure in its own unit; lines end in the dense cell."""
     x, y = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,)), Axis("value", title, also=("low", "high"))
-    names, tint = in_order(frame, "settings"), policy_colour(frame)
+    kind, tint = look(frame, "settings"), looks.colour(frame)
+    names = in_order(frame, kind)
     place = {"x": x.x(frame), "y": y.y(frame)}
-    line = mark().transform_calculate(dash="datum.settings").mark_line(strokeWidth=1.5, opacity=0.8)
+    line = mark().transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
     line = line.encode(**place, color=tint, detail="settings:N", strokeDash=dash(names, "dash"))
     bars = mark().transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.3)
     bars = bars.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
     dots = mark().transform_filter(equal("end", False)).mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
+    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
     dense = frame.filter("end")["value"].drop_nulls()
     reference = rule(dense[0], f"dense {dense[0]:.4g}", y, frame) if len(dense) else []
-    return [*reference, line, bars, dots, *holes(frame, "settings", names, place)]
+    return [*reference, line, bars, dots, *holes(frame, kind, names, place)]
 
 
-def _change(frame: pl.DataFrame, title: str) -> list[alt.Chart]:
+def _change(frame: pl.DataFrame) -> list[alt.Chart]:
     """The three times as per cent of dense."""
     x = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
     y = Axis("share", "per cent of dense", reach=(100.0,), also=("share_low", "share_high"))

@@ -13,7 +13,6 @@ from analysis import labels
 from analysis.load import VERSION_COLUMNS, Results
 from analysis.marks import (
     HEIGHT,
-    PALETTE,
     Axis,
     Chart,
     Points,
@@ -24,12 +23,12 @@ from analysis.marks import (
     in_order,
     mark,
     names_of,
-    policy_colour,
     rule,
     specification,
     tooltips,
 )
 from analysis.points import GROUP, Group, groups, spread, with_words
+from analysis.policy_looks import PALETTE, PolicyLooks, look
 from analysis.uncertainty import LEVEL, SEED
 
 BINS = 32
@@ -45,7 +44,7 @@ SAW_CELLS = 16
 RESAMPLES = 2_000
 
 
-def by_position(results: Results, cells: pl.DataFrame) -> list[Chart]:
+def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and keep_ratios."""
     valid = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"]), pl.col("n_paired") > 0))
     panels = [(group, after, _chosen(part)) for group in groups(valid, GROUP) for (after,), part in _by_after(group.cells)]
@@ -54,7 +53,7 @@ def by_position(results: Results, cells: pl.DataFrame) -> list[Chart]:
         return []
     ids = pl.concat([chosen.select("cell_id", "dense_cell_id") for _, _, chosen in panels])
     rows = results.lists([*ids["cell_id"].unique(), *ids["dense_cell_id"].drop_nulls().unique()], "window", "nll")
-    return [chart for group, after, chosen in panels if (chart := _position_chart(group, after, chosen, rows)) is not None]
+    return [chart for group, after, chosen in panels if (chart := _position_chart(group, after, chosen, rows, looks)) is not None]
 
 
 def _by_after(cells: pl.DataFrame) -> list[tuple[tuple[str], pl.DataFrame]]:
@@ -74,19 +73,20 @@ def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
     return own.filter(pl.col("policy").is_in(list(dict.fromkeys(policies))[:POLICIES]))
 
 
-def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame) -> Chart | None:
+def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame, looks: PolicyLooks) -> Chart | None:
     frames = [frame for cell in chosen.iter_rows(named=True) if (frame := positions(cell, rows)) is not None]
     if not frames:
         return None
-    frame = pl.concat(frames)
+    frame = looks.told_apart(pl.concat(frames), "kept")
     points = Points(f"position_{group.number}_{after}", frame)
     x = Axis("position", "position of the token in its window", ",d")
     y = Axis("difference", "NLL minus dense, nats per token", reach=(0.0,), also=("low", "high"))
-    kept, tint = names_of(frame, "kept"), policy_colour(frame)
+    kind, tint = look(frame, "kept"), looks.colour(frame)
+    kept = names_of(frame, kind)
     place = {"x": x.x(frame), "y": y.y(frame)}
     band = mark().transform_filter("isValid(datum.low)").mark_area(opacity=0.12)
-    band = band.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint, detail="kept:N")
-    line = mark().mark_line(strokeWidth=1.5).encode(**place, color=tint, strokeDash=dash(kept, "kept"))
+    band = band.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint, detail=f"{kind}:N")
+    line = mark().mark_line(strokeWidth=1.5).encode(**place, color=tint, strokeDash=dash(kept, kind))
     about = [
         ("policy", "policy"), ("keep_ratio", "kept"), ("tokens", "stretch"), ("NLL minus dense", "difference", ".3~f"),
         bounds("95 % interval", "low", "high"), ("windows", "windows", ","),

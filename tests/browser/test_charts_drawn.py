@@ -239,3 +239,26 @@ def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path
     assert "<svg" in text
     assert "var(--" not in text
     assert page.trouble == []
+
+
+def test_own_policies_and_dense_have_colours_of_their_own(visit, tmp_path):
+    own = ["mine:first@aa11", "mine:second@bb22"]
+    rows = [perplexity_row(i, policy=p, keep_ratio=r) for i in range(3) for p in ("dense", *own) for r in (0.9, 0.5)]
+    asked = [retrieval_row(i, policy=p) for i in range(3) for p in ("dense", *own)]
+    file = write_report([write_run(str(tmp_path / "run"), {"perplexity": rows, "retrieval": asked})])
+    for scheme in ("light", "dark"):
+        page = visit(file, scheme=scheme)
+        dense = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--c-dense')")
+        probe = "colour => { const e = document.createElement('i'); e.style.color = colour; document.body.append(e); "
+        dense = page.evaluate(probe + "return getComputedStyle(e).color }", dense)
+        found = [{policy: fill_of(page, chart, policy) for policy in own} for chart in ("ucurve-1-1", "budget-1-1", "accuracy-1")]
+        assert found[0] == found[1] == found[2]
+        assert len({dense, *found[0].values()}) == 3, scheme
+        assert page.trouble == []
+
+
+def fill_of(page, chart, policy):
+    """The colour in which the points of a policy are really filled."""
+    points = page.locator(f"#chart-{chart} .role-mark.mark-symbol path[aria-label*='policy: {policy}']")
+    (fill,) = set(points.evaluate_all("all => all.map(e => getComputedStyle(e).fill)"))
+    return fill
