@@ -108,6 +108,10 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
             f"Compared on fewer than {FEW_WINDOWS} windows (n < {FEW_WINDOWS}): intervals are too narrow",
         ),
         (paired.is_between(1, pl.col("n_windows") - 1), "Some windows have no dense twin and are left out of the ratio"),
+        (
+            pl.col("dtype").is_in(["bfloat16", "float16"]),
+            "Measured in 16 bits, where only float32 is exact: figures move by rounding with what shares a pass",
+        ),
         (pl.col("position_mode") == "cache_length", "Positions derived from the pruned length, a bug reproduced on purpose"),
     ]
     counted = [(compared.filter(check).height, words) for check, words in checks]

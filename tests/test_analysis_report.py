@@ -232,6 +232,13 @@ def test_cells_differing_only_in_the_protocol_are_shown_apart(tmp_path):
     }
 
 
+def test_the_page_says_which_figures_are_of_16_bits(tmp_path):
+    rows = [perplexity_row(0, policy=policy, dtype=dtype) for policy in ("dense", "knorm") for dtype in ("float32", "bfloat16")]
+    words = "Measured in 16 bits, where only float32 is exact: figures move by rounding with what shares a pass: 1 of 2 cells."
+    assert words in page_of(tmp_path / "run", perplexity=rows)
+    assert "16 bits" not in page_of(tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"])
+
+
 def test_null_versions_still_find_their_twin(tmp_path):
     rows = [perplexity_row(0, policy=policy, model_revision=None) for policy in ("dense", "knorm")]
     page = page_of(tmp_path / "run", perplexity=rows)
