@@ -11,20 +11,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-COLUMNS = {
-    "model": ("model", "model_name"),
-    "dataset": ("dataset", "data", "text"),
-    "policy": ("policy", "method", "name", "config"),
-    "keep_ratio": ("keep_ratio", "ratio", "keep"),
-    "prune_after": ("prune_after", "threshold"),
-    "ppl": ("ppl", "perplexity"),
-    "ttft": ("ttft", "ttft_seconds", "ttft_s", "time_to_first_token"),
-    "total": ("total", "total_seconds", "total_time", "total_s"),
-    "cache_tokens": ("cache_tokens", "cache_length", "kv_length", "cache_size"),
-    "tokens": ("tokens", "evaluated_tokens", "eval_tokens", "num_tokens"),
-    "samples": ("samples", "n", "runs", "repeats", "num_samples"),
-}
-"""What a table may hold, and the headings by which it is recognised (case, spaces and hyphens do not matter)."""
+from analysis.foreign_table import LINE, TableError, impossible, possible, read_table
+
+__all__ = ["CHECKS", "Sign", "TableError", "describe", "read_table", "signs"]
 
 FEWEST_SAMPLES = 5
 SAME_SHARE = 0.005
@@ -32,11 +21,6 @@ SAME_SHARE = 0.005
 OUTLIER = 1.5
 """A first row slower than the median of the others by this factor was not warmed up."""
 EARLIER = 0.9
-LINE = "line"
-
-
-class TableError(ValueError):
-    """A file that cannot be audited. The message says why and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -48,47 +32,18 @@ class Sign:
     lines: list[int]
 
 
-def read_table(path: str) -> pl.DataFrame:
-    """The known columns of a CSV file under their names here, with ``line``. Raises TableError."""
-    try:
-        raw = pl.read_csv(path, infer_schema_length=None)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise TableError(f"{path}: is no readable CSV file ({str(error).splitlines()[0]})") from error
-    known: dict[str, str] = {}
-    for heading in raw.columns:
-        plain = heading.strip().lower().replace(" ", "_").replace("-", "_")
-        name = next((name for name, spellings in COLUMNS.items() if plain in spellings), None)
-        if name is not None and name not in known.values():
-            known[heading] = name
-    if not {"ppl", "ttft", "total", "cache_tokens", "samples"} & set(known.values()):
-        raise TableError(
-            f"{path}: none of its columns ({', '.join(raw.columns)}) holds a known figure; give at least one of ppl, "
-            "ttft, total, cache_tokens, samples"
-        )
-    frame = raw.select(pl.col(heading).alias(name) for heading, name in known.items()).with_row_index(LINE, offset=2)
-    try:
-        return frame.with_columns(
-            pl.col(name).cast(pl.Float64) for name in frame.columns if name not in ("model", "dataset", "policy", LINE)
-        )
-    except pl.exceptions.PolarsError as error:
-        raise TableError(f"{path}: a figure is not a number ({str(error).splitlines()[0]})") from error
-
-
 def signs(frame: pl.DataFrame) -> list[Sign]:
     """All signs in a table from ``read_table``, model and dataset by model and dataset."""
     keys = [name for name in ("model", "dataset") if name in frame.columns]
     groups = [group for _, group in frame.group_by(keys, maintain_order=True)] if keys else [frame]
-    return [sign for group in groups for check in CHECKS for sign in check(group.with_columns(_is_dense(group)))]
+    return [sign for group in groups for sign in _of_group(group)]
 
 
-def _is_dense(group: pl.DataFrame) -> pl.Expr:
-    """Rows of the baseline: keep_ratio 1, or a policy called so."""
-    found = pl.lit(False)
-    if "keep_ratio" in group.columns:
-        found = found | (pl.col("keep_ratio") >= 1)
-    if "policy" in group.columns:
-        found = found | pl.col("policy").str.to_lowercase().is_in(["dense", "baseline", "none", "full"])
-    return found.fill_null(False).alias("dense")
+def _of_group(group: pl.DataFrame) -> list[Sign]:
+    """What cannot be comes first; the other signs do without it."""
+    wrong = [Sign("a figure that cannot be", words, lines) for words, lines in impossible(group)]
+    rest = possible(group)
+    return wrong + [sign for check in CHECKS for sign in check(rest)]
 
 
 def _has(group: pl.DataFrame, *names: str) -> bool:
