@@ -56,8 +56,9 @@ def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) ->
     an older schema lacks) are null.
     """
     cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
-    sure = bounds(rows, POOL, resamples, seed)
-    sums = units(rows, POOL)
+    sound = rows.filter(pl.col("impossible").is_null().all().over(POOL))
+    sure = bounds(sound, POOL, resamples, seed)
+    sums = units(sound, POOL)
     for value, name in (("kl", "kl"), ("agreed", "agreement")):
         near = mean_bounds(sums, POOL, value, "tokens", name)
         sure = sure.join(near, on=POOL, how="left", nulls_equal=True, maintain_order="left")

@@ -56,7 +56,8 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
     cells = figures(answers.lazy(), QUESTIONS).collect()
-    pruned = answers.filter(pl.col("policy") != "dense").sort([*keys, "seed", "depth", "question_index"])
+    sound = answers.filter(pl.col("policy") != "dense", pl.col("impossible").is_null().all().over(keys))
+    pruned = sound.sort([*keys, "seed", "depth", "question_index"])
     nll = mean_bounds(pruned, keys, "nll_difference", "answer_tokens", "nll_difference")
     cells = cells.join(nll, on=keys, how="left", nulls_equal=True, maintain_order="left")
     p = [None if pair[0] is None else mcnemar_p(*pair) for pair in cells.select("lost", "gained").iter_rows()]

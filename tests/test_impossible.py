@@ -71,6 +71,7 @@ EDITS = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("figure", EDITS)
 def test_a_window_with_such_a_figure_spoils_its_cell_and_no_other(page_of, figure):
     cells = page_of(perplexity=scored(**EDITS[figure])).cells
@@ -80,6 +81,14 @@ def test_a_window_with_such_a_figure_spoils_its_cell_and_no_other(page_of, figur
     names = ("ppl", "ratio", "ratio_low", "p_value", "p_holm", "budget", "kl", "share_pruned", "kv_bytes_mean", "prune_events")
     assert [spoilt[name] for name in names] == [None] * len(names)
     assert one(cells, verdict="VALID")["p_value"] == one(cells, verdict="VALID")["p_holm"] == 0.25
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cell_that_scored_nothing_at_all_divides_nothing(page_of):
+    rows = [row | {"tokens_scored": 0} if row["policy"] == "knorm" else row for row in scored()]
+    asked_nothing = [row | {"answer_tokens": 0} for row in asked(right=4)]
+    shown = page_of(perplexity=rows, retrieval=asked_nothing)
+    assert set(shown.cells["verdict"]) == {"DENSE", IMPOSSIBLE} and set(shown.tables["retrieval"][0]["verdict"]) == {IMPOSSIBLE}
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 50.0])
