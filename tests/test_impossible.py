@@ -267,6 +267,7 @@ def test_rows_that_are_made_soundly_have_none(tmp_path):
     assert all(found.values()) and IMPOSSIBLE not in set.union(*found.values())
 
 
+@pytest.mark.slow
 def test_a_run_of_the_real_pipeline_has_none(sweep_file, out):
     sweep = sweep_file(
         policies="[knorm, random, h2o, snapkv]", skip_layers="[[], [0]]", keep_ratios="[0.5]",
