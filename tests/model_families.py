@@ -16,7 +16,8 @@ up to 513: kolibri1
 up to 1024: afmoe
 up to 3000: moshi
 up to 4096: exaone4 exaone_moe gemma2 gemma3 gemma3_text ministral mistral olmo3 vaultgemma
-up to 8192: cwm llama4 llama4_text
+up to 8191: llama4 llama4_text
+up to 8192: cwm
 refused for another model: gemma4_assistant
 refused for differential: diffllama
 refused for earlier layers: gemma3n gemma3n_text gemma4_unified_assistant

@@ -82,9 +82,12 @@ def test_a_mask_in_four_dimensions_given_by_the_caller_is_refused(model, with_ca
 
 def test_packed_texts_are_refused(model):
     """Positions that begin anew in the middle of a pass: transformers masks the texts from each other."""
-    positions = torch.cat([torch.arange(12), torch.arange(12)])[None]
+    plain, packed = torch.arange(24), torch.cat([torch.arange(12), torch.arange(12)])
     with pytest.raises(ValueError, match="packed texts"):
-        model(TOKENS, position_ids=positions, use_cache=False)
+        model(TOKENS, position_ids=packed[None], use_cache=False)
+    with pytest.raises(ValueError, match="packed texts"):
+        model(repetitive_tokens(2, 24), position_ids=torch.stack([plain, packed]), use_cache=False)
+    model(repetitive_tokens(2, 24), position_ids=torch.stack([plain, plain]), use_cache=False)
 
 
 @pytest.mark.parametrize("name", ["or_mask_function", "and_mask_function"])

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
+from tests.architectures import ARCHITECTURES as ARCHITECTURE_LIST
 from tests.architectures import Architecture, make
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers import attention
@@ -124,10 +125,13 @@ def test_a_prompt_in_chunks_is_pruned_at_its_end_as_one_in_one_pass(architecture
         model.generate(PROMPT, past_key_values=pruned(model, prompt_tokens=30, **options), prefill_chunk_size=16, **GREEDY)
 
 
-def test_chunks_that_nobody_announced_are_refused():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("implementation", ["kvsweep", "sdpa"])
+@pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
+@pytest.mark.parametrize("chunk", [1, 16, 20, 39])
+def test_chunks_that_nobody_announced_are_refused_also_where_a_single_token_is_left(implementation, schedule, chunk):
+    model = tiny_model("llama", implementation)
     with pytest.raises(ValueError, match="prompt_tokens"):
-        model.generate(PROMPT, past_key_values=pruned(model), prefill_chunk_size=16, **GREEDY)
+        model.generate(PROMPT, past_key_values=pruned(model, schedule=schedule), prefill_chunk_size=chunk, **GREEDY)
 
 
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
@@ -300,6 +304,17 @@ def test_layers_may_lie_on_several_devices():
         assert (layer.held, layer.stored()[0].device.type) == (10, device)
 
 
+def test_what_is_kept_out_is_one_stretch_and_a_batch_has_no_size_before_there_is_one():
+    model, cache = tiny_model("llama"), pruned(tiny_model("llama"))
+    assert cache.batch_size == cache.max_batch_size == -1
+    with torch.inference_mode():
+        forward(model, PROMPT, cache)
+        cache.begin_outside(3)
+        forward(model, PROMPT[:, :3], cache)
+    with pytest.raises(ValueError, match="positions 40 to 43 are kept out already"):
+        cache.begin_outside(2)
+
+
 def test_row_ids_are_as_many_as_the_texts():
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="names 3 texts and the batch has 2"):
@@ -331,6 +346,31 @@ def test_masks_that_are_kept_take_little_memory():
         attention._open_then_causal(2, n, torch.device("cpu"))
     kept = attention._remembered_mask.cache_info()
     assert kept.maxsize * attention.REMEMBERED_MASK <= 2**25 and kept.currsize == 8
+
+
+@pytest.mark.parametrize("implementation", ["kvsweep", "sdpa"])
+@pytest.mark.parametrize("prompt", [20, 39])
+def test_a_model_that_asks_each_layer_for_its_length_gets_what_that_layer_has_seen(implementation, prompt):
+    """Llama 4 scales its attention by it, in each layer, when those before have already taken the pass."""
+    (scaled,) = (each for each in ARCHITECTURE_LIST if "scaled by the cache's length" in each.name)
+    model, tokens = make(scaled), repetitive_tokens(1, prompt)
+    with torch.inference_mode():
+        stock = model(tokens, past_key_values=DynamicCache(config=model.config)).logits
+        model.set_attn_implementation(implementation)
+        cache = PrunedCache(model.config, keep_ratio=1.0)
+        assert torch.allclose(model(tokens, past_key_values=cache).logits, stock, atol=1e-5)
+    assert [cache.get_seq_length(i) for i in range(2)] == [prompt, prompt]
+
+
+def test_under_prefill_once_a_prompt_token_by_token_is_announced_or_refused():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="a first pass of one token does not tell"):
+        forward(model, PROMPT[:, :1], pruned(model, schedule="prefill_once"))
+    options = {"schedule": "prefill_once", "prompt_tokens": 40}
+    whole = model.generate(PROMPT, past_key_values=pruned(model, **options), **GREEDY)
+    assert torch.equal(model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=1, **GREEDY), whole)
+    assert torch.equal(model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=39, **GREEDY), whole)
+    forward(model, PROMPT[:, :1], PrunedCache(model.config, PruneSettings("dense", schedule="prefill_once")))
 
 
 CALLS = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from pipeline.plan import make_plan
 from pipeline.spec import SweepError, load_spec
 from tests.command import kvsweep
+from workers.architecture import Limit
 from workers.model_files import ModelError, find_model
 from workers.models import load
 from workers.scoring import OutputLayer, next_logits
@@ -124,3 +126,10 @@ def test_logits_that_a_model_scales_are_refused_wherever_they_are_made(scaling):
         next_logits(model, hidden)
     with pytest.raises(ValueError, match=r"logits_scaling 8\.0"):
         OutputLayer.of(model)
+
+
+def test_what_may_go_through_is_one_less_where_the_last_token_is_only_predicted():
+    """Phi-3 and its kin: a text of 64 tokens feeds 63 of them, and so do the windows of the harness."""
+    facts = replace(find_model("reference-neox"), context=128, limits=(Limit(64, "its frequencies change", True),))
+    assert facts.longest(2048) == 63 and not facts.limit_exceeded(64) and facts.limit_exceeded(65)
+    assert replace(facts, limits=(Limit(64, "it slides"),)).longest(2048) == 64

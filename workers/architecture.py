@@ -199,8 +199,13 @@ def _attention_limits(text: Settings) -> Iterator[Limit]:
     window, chunk = window_of(text, "sliding_window"), window_of(text, "attention_chunk_size")
     if window is not None and _slides(text):
         yield Limit(window, f"some of its layers attend to the last {window} tokens only (sliding_window)")
+    within = []
     if chunk is not None and (not kinds or CHUNKED in kinds):
-        yield Limit(chunk, f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)")
+        within.append(Limit(chunk, f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)"))
+    floor = count_of(text, "floor_scale")
+    if floor is not None and text.get("attn_temperature_tuning"):  # at position p by floor((p + 1) / floor_scale)
+        within.append(Limit(floor - 1, f"its attention is scaled by the cache's length from {floor} tokens on (floor_scale)"))
+    yield from sorted(within, key=lambda limit: limit.tokens)[:1]
 
 
 def _slides(text: Settings) -> bool:

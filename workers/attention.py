@@ -28,7 +28,7 @@ CHANGES_NOTHING = frozenset({
 """Keywords that models hand on to every attention function and that say nothing of what is attended to."""
 
 MASK_CHANGES_NOTHING = frozenset({
-    "batch_size", "kv_offset", "allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "dtype",
+    "kv_offset", "allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_torch_fix", "dtype",
     "cache_position",
 })  # fmt: skip
 """Keywords of a mask that say how it would be stored, or what is known here otherwise."""
@@ -176,7 +176,8 @@ def _check_sliding(window: int | None, seen: int) -> None:
 
 
 def check_mask(
-    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], q_offset: int = 0, use_vmap: bool = False,
+    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], batch_size: int = 1, q_offset: int = 0,
+    use_vmap: bool = False,
     attention_mask: Tensor | None = None, local_size: int | None = None, device: torch.device | None = None,
     config: Any = None, **others: Any,
 ) -> None:  # fmt: skip
@@ -196,7 +197,7 @@ def check_mask(
         _check_sliding(local_size, kv_length)
     if q_offset == PACKED_OFFSET:  # the dense pass over the same texts was checked
         return
-    if use_vmap or not _is_causal(mask_function, q_length, kv_length, attention_mask, device):
+    if use_vmap or not _is_causal(mask_function, q_length, kv_length, batch_size, device):
         raise ValueError(
             "this model's mask hides or shows other entries than the future (packed texts, blocks of images, attention in both "
             "directions), which kvsweep's attention does not apply; use a model or a call without it"
@@ -210,13 +211,12 @@ def _has_local_layers(config: Any) -> bool:
 
 
 def _is_causal(
-    mask_function: Callable[..., Tensor], q_length: int, kv_length: int, attention_mask: Tensor | None,
-    device: torch.device | None,
+    mask_function: Callable[..., Tensor], q_length: int, kv_length: int, rows: int, device: torch.device | None
 ) -> bool:  # fmt: skip
     """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future, in every row."""
     queries = torch.arange(kv_length - q_length, kv_length, device=device)[:, None]
     entries = torch.arange(kv_length, device=device)[None]
-    rows, head = 1 if attention_mask is None else attention_mask.shape[0], torch.tensor(0, device=device)
+    head = torch.tensor(0, device=device)
     shown = (mask_function(torch.tensor(row, device=device), head, queries, entries) for row in range(rows))
     return all(bool((each == (entries <= queries)).all()) for each in shown)
 

@@ -84,7 +84,7 @@ _ASSUMED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("cohere", "cohere2", "cohere2_moe"), {"logit_scale": 0.0625}),
     (("gemma3n", "gemma3n_text"), {"num_kv_shared_layers": 15}),
     (("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), {"head_dim": 256, "global_head_dim": 512}),
-    (("llama4", "llama4_text"), {"attention_chunk_size": 8192}),
+    (("llama4", "llama4_text"), {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192}),
     (("mllama", "mllama_text_model"), {"cross_attention_layers": (3, 8, 13, 18, 23, 28, 33, 38)}),
 )
 DEFAULTS: dict[str, dict[str, Any]] = {kind: {"sliding_window": window} for kind, window in _WINDOWS.items()}

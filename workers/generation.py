@@ -72,7 +72,9 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
     """
     watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
     rows = list(range(prompts.shape[0]))
-    cache = PrunedCache(model.config, settings, row_ids=rows, stopwatch=watch)  # pyright: ignore[reportArgumentType]
+    cache = PrunedCache(
+        model.config, settings, prompt_tokens=prompts.shape[1], row_ids=rows, stopwatch=watch  # pyright: ignore
+    )  # fmt: skip
     seconds, steps_that_pruned, kv, prompt_prune = [], [], [], 0.0
     highest: list[Tensor] = []
     events = 0

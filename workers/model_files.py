@@ -80,8 +80,8 @@ class ModelFacts:
         return ""
 
     def longest(self, otherwise: int) -> int:
-        """Tokens of a text at most, by context and limits; ``otherwise`` stands for a context that is not known."""
-        return min([self.context or otherwise, *(limit.tokens for limit in self.limits)])
+        """Tokens that may go through at most, by context and limits; ``otherwise`` stands for a context that is not known."""
+        return min([self.context or otherwise, *(limit.fed for limit in self.limits)])
 
 
 def find_model(
@@ -103,7 +103,7 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle
         if not folder.is_dir():
             raise ModelError(f"model {name!r}: there is no such directory")
         return _local(name, folder, trust_remote_code, allow_pickle)
-    return _hub(name, revision)
+    return _hub(name, revision, trust_remote_code)
 
 
 def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:
@@ -123,7 +123,7 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
     return _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, parameters)
 
 
-def _hub(name: str, revision: str | None) -> ModelFacts:
+def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts:
     from huggingface_hub import snapshot_download
 
     try:
@@ -137,7 +137,7 @@ def _hub(name: str, revision: str | None) -> ModelFacts:
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"model {name!r}: its repository has no tokenizer.json, which kvsweep needs")
     try:
-        config = _config(folder)
+        config = _config(folder, trust_remote_code)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
     return _facts(name, folder.name, name, folder.name, folder, config, 0)

@@ -9,6 +9,7 @@ under ``prefill_once`` too. ``reset()`` begins a new text.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
@@ -70,7 +71,8 @@ class PrunedCache(Cache):
         if len(set(numbers)) > 1:
             left = [i for i, number in enumerate(numbers) if number < max(numbers)]
             raise WrongUseError(
-                f"layers {left} of the cache were not given the tokens that the other layers were: the model does not use them"
+                f"layers {left} of the cache were not given the tokens that the other layers were: the model does not use them, "
+                "or a pass broke off; after that only reset() helps"
             )
         return numbers[0]
 
@@ -87,6 +89,10 @@ class PrunedCache(Cache):
 
         For the question to a context that is pruned before it is known; there is one such stretch to a text.
         """
+        if self.outside != (0, 0):
+            raise ValueError(
+                f"positions {self.outside[0]} to {self.outside[1]} are kept out already; there is one such stretch to a text"
+            )
         seen = self._announce(tokens, is_checked=False)
         self.state.outside = (seen, seen + tokens)
 
@@ -134,7 +140,7 @@ class PrunedCache(Cache):
         raise ValueError("a PrunedCache cannot be offloaded; leave offloading out")
 
     def prefetch(self, *_: Any, **__: Any) -> NoReturn:
-        """As ``offload``. Raises ValueError."""
+        """Raises ValueError: there is nothing to fetch back from another device."""
         self.offload()
 
     @property
@@ -153,6 +159,11 @@ class PrunedCache(Cache):
             raise ValueError(
                 f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the "
                 "prompt's length as prompt_tokens=..., so that a longer one is refused"
+            )
+        if _chunk_size_of_caller() is not None and self.seen >= self.state.stretch.end:
+            raise ValueError(
+                "prefill_chunk_size brings the prompt in several passes, and the cache is to be pruned at its end: give the "
+                "prompt's length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
             )
         if 0 < self.seen >= self.state.stretch.end:
             raise ValueError(
@@ -182,8 +193,11 @@ class PrunedCache(Cache):
         return self.pruned_layers[0].seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """``next_position``, from which models derive their positions."""
-        return self.next_position()
+        """``next_position`` as one layer has it: some models ask for it in each layer, while a pass goes through."""
+        layer = self.pruned_layers[layer_idx]
+        if layer_idx == 0:
+            return self.next_position()
+        return layer.held if self.settings.position_mode == "cache_length" and layer.prunes else layer.seen
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """No maximum: -1, as caches that grow answer."""
@@ -219,7 +233,7 @@ class PrunedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """``kv_bytes``."""
+        """Bytes of the keys and values held now, under the name that tensors have for it."""
         return self.kv_bytes()
 
     def validity(self) -> Validity:
@@ -229,6 +243,15 @@ class PrunedCache(Cache):
             return Validity(0)
         most = max(record.events for record in records)
         return Validity(most, *(_mean(records, name) for name in ("recent", "sink", "ties")))
+
+
+def _chunk_size_of_caller() -> int | None:
+    """What the ``generate`` that took up the cache was told of chunks; it tells the cache nothing, and the first one would pass
+    for the prompt."""
+    frame = inspect.currentframe()
+    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
+    told = caller.f_locals.get("generation_config") if caller is not None else None
+    return getattr(told, "prefill_chunk_size", None)
 
 
 def _mean(records: Sequence[LayerRecord], name: str) -> list[float]:

@@ -60,8 +60,10 @@ class PrunedLayer(AttendingLayer):
 
     @property
     def batch_size(self) -> int:
-        """Texts in the batch."""
-        return self.stored()[0].shape[0]
+        """Texts in the batch. Raises AttributeError before there is one, as transformers expects it."""
+        if self._keys is None:
+            raise AttributeError("the layer holds no batch yet")
+        return self._keys.shape[0]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty buffers of the shape, type and device of the first keys."""
@@ -178,7 +180,7 @@ class PrunedLayer(AttendingLayer):
             return
         name, remedy = self.state.config._attn_implementation, f"call model.set_attn_implementation({OWN_ATTENTION!r}) first"
         settings = self.state.settings
-        if settings.policy != "dense" and settings.keep_ratio < 1 and self.state.policy.observes != "nothing":
+        if self.state.prunes_anything and self.state.policy.observes != "nothing":
             raise ValueError(f"policy {settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}")
         if self.seen != self.held and not (name == "sdpa" and new == 1):
             raise ValueError(f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}")

@@ -33,7 +33,7 @@ class Stretch:
 
 @dataclass
 class SharedState:
-    """See the module."""
+    """How the layers of one cache prune, which texts they hold, and what was announced of the tokens to come."""
 
     config: PretrainedConfig
     settings: PruneSettings
@@ -58,6 +58,11 @@ class SharedState:
     def own_attention(self) -> bool:
         """Whether the model calls our attention function, which prunes after attending."""
         return self.config._attn_implementation == OWN_ATTENTION
+
+    @property
+    def prunes_anything(self) -> bool:
+        """Whether any layer may ever drop an entry."""
+        return self.settings.policy != "dense" and self.settings.keep_ratio < 1
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
         """[batch] ids of the texts in the batch, on a layer's device. Raises ValueError where they are not as many."""
@@ -84,8 +89,13 @@ class SharedState:
             if seen + new > end:
                 raise ValueError(f"{end - seen} tokens were announced to the cache and {new} came")
             return self.stretch.is_checked and seen + new == end
-        if seen == 0:
+        if seen == 0 and not (new == 1 and self.settings.schedule == "prefill_once" and self.prunes_anything):
             return True
+        if seen == 0:
+            raise ValueError(
+                "under prefill_once the prompt is pruned at its end, and a first pass of one token does not tell where that is: "
+                "give its length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
+            )
         if new == 1:
             return self.settings.schedule == "every_step"
         raise ValueError(
