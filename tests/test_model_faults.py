@@ -34,6 +34,22 @@ def cut_off(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def with_a_weight_more(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [configured(num_hidden_layers=1), with_a_weight_more], ids=["a layer less", "a bias more"])
+def test_weights_of_the_files_that_the_model_leaves_out_are_refused(change, tiny_model_dir, tmp_path):
+    """transformers drops them without a word, and goes on with another model."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    change(folder)
+    with pytest.raises(ModelError, match=r"its files hold \d+ weights that its config.json leaves out, such as model.layers.1"):
+        load(find_model(str(folder)), "float32", torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

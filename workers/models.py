@@ -44,10 +44,17 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
-    """Raises ModelError where weights are not from the files: transformers fills them with random numbers and goes on."""
+    """Raises ModelError where weights are not from the files, which transformers fills with random numbers, and where weights of
+    the files are not in the model, which it leaves out: it goes on in both."""
     lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if lacking:
         raise ModelError(
             f"model {name!r} cannot be loaded: its files lack {len(lacking)} of the weights that its config.json asks for, "
             f"or have them in another shape, such as {min(lacking)}"
+        )
+    left_out = sorted(found["unexpected_keys"])
+    if left_out:
+        raise ModelError(
+            f"model {name!r} cannot be used: its files hold {len(left_out)} weights that its config.json leaves out, such as "
+            f"{left_out[0]}; without them it is another model, so mend config.json, or save the model anew without them"
         )
