@@ -1,5 +1,6 @@
 """Other people's score functions run in our process: they change nothing but their own cell, and what they return is checked."""
 
+import asyncio
 import random
 
 import numpy as np
@@ -46,6 +47,8 @@ WRONG = {
     "inf": (lambda view: torch.where(view.positions < 4, torch.inf, newest(view)), "ALWAYS is the score"),
     "meta": (lambda view: newest(view).to("meta"), "on meta"),
     "exit": (lambda view: (_ for _ in ()).throw(SystemExit(3)), r"ended the process \(SystemExit 3\)"),
+    "cancelled": (lambda view: (_ for _ in ()).throw(asyncio.CancelledError("x")), r"ended the process \(CancelledError x\)"),
+    "base": (lambda view: (_ for _ in ()).throw(BaseException("y")), r"ended the process \(BaseException y\)"),
 }
 
 
@@ -166,6 +169,11 @@ def disturbs(view):
     torch.set_num_threads(3)
     torch.set_grad_enabled(True)
     torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.autocast("cpu").__enter__()
+    torch.backends.cuda.enable_math_sdp(False)
+    torch.set_default_device("meta")
+    torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output)
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
@@ -176,6 +184,8 @@ def state():
     return (
         torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
         torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),
+        torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"), torch.backends.cuda.math_sdp_enabled(),
+        torch.get_default_device(), dict(torch.nn.modules.module._global_forward_hooks),
     )  # fmt: skip
 
 

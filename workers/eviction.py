@@ -200,7 +200,9 @@ def find_policy(name: str) -> Policy:
     with whole_process_state():
         try:
             found = getattr(importlib.import_module(match["module"]), match["function"])
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: whatever a module does, it is its cells' failure
             raise PolicyError(f"policy {name!r}: its module cannot be used ({type(error).__name__}: {error})") from error
     policy = found if isinstance(found, Policy) else Policy(found)
     if not callable(policy.score):

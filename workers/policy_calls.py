@@ -18,8 +18,8 @@ from workers.process_state import whole_process_state
 def scores_of(policy: Policy, view: CacheView) -> Tensor:
     """[batch, kv_heads, n] float32, higher = kept.
 
-    Raises PolicyError for scores of another shape or type or such as are not finite, and where the policy ends the process; what
-    else it raises is raised as it is.
+    Raises PolicyError for scores of another shape or type or such as are not finite, and where the policy raises what would end
+    the process; what else it raises is raised as it is.
     """
     if policy.own:
         return policy.score(view)
@@ -27,8 +27,10 @@ def scores_of(policy: Policy, view: CacheView) -> Tensor:
     with whole_process_state():
         try:
             scores = policy.score(replace(view, **copies))
-        except SystemExit as error:
-            raise PolicyError(f"{_name(policy)} ended the process (SystemExit {error.code})") from error
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # what is meant to end a process, or a task in it
+            raise PolicyError(f"{_name(policy)} ended the process ({type(error).__name__} {error})") from error
     return _checked(policy, scores, view.positions)
 
 

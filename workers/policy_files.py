@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import re
@@ -26,8 +27,46 @@ def _file(module: str) -> Path:
 
 
 def digest(module: str) -> str:
-    """8 hex digits of the module's source file. Raises PolicyError where there is no such module."""
-    return hashlib.sha256(_file(module).read_bytes()).hexdigest()[:8]
+    """8 hex digits of the module's source file and of the files beside it that it imports, at whatever remove.
+
+    Raises PolicyError where there is no such module, or its text is no Python.
+    """
+    file = _file(module)
+    found = hashlib.sha256(file.read_bytes())
+    for name, beside in sorted(_imported(file, file.parent).items()):
+        found.update(f"\n{name}\n".encode() + beside.read_bytes())
+    return found.hexdigest()[:8]
+
+
+def _imported(file: Path, folder: Path) -> dict[str, Path]:
+    """Name -> file of the modules in ``folder`` that a module imports, itself or through others of them."""
+    found: dict[str, Path] = {}
+    left = [file]
+    while left:
+        for name in _names_imported(left.pop()):
+            places = (folder / f"{name.replace('.', '/')}.py", folder / name.replace(".", "/") / "__init__.py")
+            place = next((place for place in places if place.is_file()), None)
+            if place is not None and place != file and name not in found:
+                found[name] = place
+                left.append(place)
+    return found
+
+
+def _names_imported(file: Path) -> set[str]:
+    """Modules by their full names, and what is taken from them, which may be modules too."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise PolicyError(f"{file} is no Python module ({error})") from error
+
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)} - {""}
+    return names
 
 
 def resolved(policy: str) -> str:
