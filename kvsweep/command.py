@@ -16,7 +16,7 @@ def in_the_way() -> str | None:
     for name in PACKAGES:
         found = find_spec(name)
         places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
-        if str(ROOT / name / "__init__.py") not in places:
+        if not any(place and Path(place).resolve() == ROOT / name / "__init__.py" for place in places):
             what = next((place for place in places if place), "nothing")
             return (
                 f"kvsweep's package {name!r} lies in {ROOT / name}, and Python finds {what} in its place; rename that, start in "

@@ -21,7 +21,7 @@ from pipeline.session import Session
 from pipeline.time_left import TimeLeft
 from pipeline.unit_inputs import work_unit
 from pipeline.unit_parts import PartWriter
-from workers.code_digest import code_digest
+from workers.code_digest import OtherCodeError, code_digest
 from workers.work import Failure, UnitResult
 
 COMPACT_EVERY = 2000
@@ -53,7 +53,8 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
 
 def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
     """The result, or a failure of every cell where it was made by other code than this: a worker too old to look by itself."""
-    if result.code == code_digest():
+    refused = not result.rows and {failure.error_type for failure in result.failures} == {OtherCodeError.__name__}
+    if result.code == code_digest() or refused:  # a worker that refused says what lies where
         return result
     told = f"its worker ran other code ({result.code[:8] or 'an older version'}) than its driver ({code_digest()[:8]})"
     return gave_up(unit.cells, Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node))

@@ -53,6 +53,15 @@ def test_analysis_knows_results_and_nothing_else_of_ours(file):
     assert ours <= {"pipeline.results"} | {name for name in ours if name.startswith("pipeline.results.")}
 
 
+def test_the_front_door_imports_nothing_of_ours_before_it_has_looked():
+    for file in files("kvsweep"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert {str(name).partition(".")[0] for name in names} <= set(sys.stdlib_module_names), file
+
+
 @named("workers")
 def test_workers_know_neither_pipeline_nor_analysis_and_ray_in_actor_only(file):
     assert roots(file).isdisjoint({"pipeline", "analysis"})

@@ -75,6 +75,14 @@ def test_likelihoods_of_the_harness(model):
         score_continuations(model, CELL, [(PROMPT[0].tolist(), [3, 4])], CPU)
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_infinite_logits_of_the_harness(value):
+    sound = tiny_model("llama")
+    sound.lm_head.bias = torch.nn.Parameter(torch.zeros(97).index_fill(0, torch.tensor(4), value), requires_grad=False)
+    with pytest.raises(FloatingPointError):
+        score_continuations(sound, CELL, [(PROMPT[0].tolist(), [3, 4, 5])], CPU)
+
+
 def test_the_models_own_tokens_in_retrieval_count_as_well_as_the_right_ones():
     """Only the answer that the model gives itself leads to the token whose embedding is NaN."""
     sound = tiny_model("llama")

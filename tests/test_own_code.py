@@ -66,6 +66,13 @@ def test_a_worker_refuses_a_unit_of_a_driver_with_other_code(sweep_file):
     assert "/elsewhere (00000000)" in message and str(ROOT) in message and code_digest()[:8] in message
 
 
+def test_what_a_worker_that_refuses_says_of_the_two_places_reaches_the_user(sweep_file, out, monkeypatch, capsys):
+    real = Worker.run
+    monkeypatch.setattr(Worker, "run", lambda self, unit: replace(real(self, replace(unit, code="0" * 32)), code="1" * 32))
+    assert run_inline(sweep_file(), out) == 1
+    assert f"OtherCodeError: this worker runs kvsweep's code from {ROOT}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", ["", "1" * 32])
 def test_a_driver_stores_nothing_of_a_worker_with_other_code(code, sweep_file, out, monkeypatch, capsys):
     """One so old that it does not look at the unit's digest, and gives none of its own."""
@@ -87,6 +94,14 @@ def test_files_on_the_path_that_have_a_packages_name_are_named(name, kind, tmp_p
     assert done.returncode == 2 and done.stdout == ""
     (message,) = done.stderr.splitlines()
     assert message.startswith("error: ") and str(file) in message and "PYTHONPATH" in message
+
+
+def test_a_checkout_behind_a_link_is_no_obstacle(tmp_path):
+    (tmp_path / "link").symlink_to(ROOT)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "link")}
+    command = [sys.executable, "-P", "-c", SCRIPT, "plan", "ucurve"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_in_the_way_is_no_obstacle(tmp_path):

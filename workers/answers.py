@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workers.eviction import find_policy
 from workers.generation import forward
-from workers.memory import is_out_of_memory
+from workers.memory import is_out_of_memory, without_frames
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
@@ -109,7 +109,7 @@ def _answer(
             cache = prefill.cache(cells[i], batch.row_ids)
             found = _Answers(model, cache, batch, question_pruned, prefill.logits).rows()
         except Exception as error:
-            results[i] = error
+            results[i] = without_frames(error)
         else:
             rows = results[i]
             assert isinstance(rows, list)

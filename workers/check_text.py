@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from workers.work import GenerationWork, PerplexityWork, RetrievalWork, WorkUnit
@@ -16,7 +18,7 @@ def check_text(unit: WorkUnit) -> np.ndarray | None:
     if isinstance(work, PerplexityWork):
         return work.tokens[:TEXTS].astype(np.int64)
     if isinstance(work, GenerationWork):
-        return np.stack([_continued(list(prompt), len(prompt) + work.new_tokens) for prompt in work.prompts[:TEXTS]])
+        return np.stack([continued(prompt, len(prompt) + work.new_tokens) for prompt in work.prompts[:TEXTS]])
     if isinstance(work, RetrievalWork):
         texts = [question.prompt_ids + question.answer_ids for question in work.questions]
         longest = max(map(len, texts))
@@ -24,6 +26,6 @@ def check_text(unit: WorkUnit) -> np.ndarray | None:
     return None
 
 
-def _continued(prompt: list[int], length: int) -> np.ndarray:
+def continued(prompt: Sequence[int], length: int) -> np.ndarray:
     """The prompt, begun again at its end until it is as long as what will have been generated."""
     return np.resize(np.asarray(prompt, dtype=np.int64), length)

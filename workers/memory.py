@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+
 import torch
+
+from workers.work import TRACE
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -11,3 +15,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error with its traceback as text alone: the frames would hold what their functions held, caches, logits, a model."""
+    setattr(error, TRACE, "".join(traceback.format_exception(error)))
+    left: BaseException | None = error
+    while left is not None:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__
+    return error

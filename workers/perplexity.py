@@ -18,7 +18,7 @@ from workers.batch_cache import BatchCache
 from workers.budget import Schedule, event_schedule
 from workers.cell_scores import CellScores, Validity
 from workers.eviction import find_policy
-from workers.memory import is_out_of_memory
+from workers.memory import is_out_of_memory, without_frames
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
 from workers.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
@@ -157,7 +157,7 @@ def _attempt(
         if len(group) == 1:
             if is_out_of_memory(error) and tokens.shape[0] > 1:
                 raise  # fewer windows at a time may do
-            yield group[0], error
+            yield group[0], without_frames(error)
             return
         for track in group:
             yield from _attempt(model, tokens, prefix, dense, [track], row_ids)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from workers.clock import Clock
 from workers.generation import GenerationRun, generate
+from workers.memory import without_frames
 from workers.settings import PruneSettings
 from workers.work import GenerationWork
 
@@ -50,7 +51,7 @@ class Rounds:
 
     def fail(self, cell: int, error: Exception) -> None:
         """Note that a cell failed; what it gave before is no measurement of it."""
-        self.failed[cell] = error
+        self.failed[cell] = without_frames(error)
         self.runs = [timed for timed in self.runs if timed.cell != cell]
 
 

@@ -71,6 +71,9 @@ class HarnessWork:
     bos: Bos = "auto"
 
 
+TRACE = "kvsweep_trace"
+"""Attribute of an error that was kept without its frames: its traceback as text."""
+
 Work = PerplexityWork | GenerationWork | RetrievalWork | HarnessWork
 
 
@@ -103,7 +106,7 @@ class Failure:
     @classmethod
     def of(cls, cell_id: str, error: BaseException) -> Failure:
         """From an exception."""
-        trace = "".join(traceback.format_exception(error))
+        trace = getattr(error, TRACE, None) or "".join(traceback.format_exception(error))
         return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import platform
 import time
@@ -15,7 +16,7 @@ from workers.code_digest import check_same_code, code_digest
 from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
-from workers.self_check import Passed, check_once
+from workers.self_check import check_once, rounding_note
 from workers.unit import run_unit
 from workers.work import Failure, UnitResult, WorkUnit
 
@@ -27,8 +28,8 @@ class Worker:
         torch.set_num_threads(threads)
         self._key: tuple[str, str, str] | None = None
         self._model: nn.Module | None = None
-        self._refused: dict[tuple[tuple[str, str, str], int], ModelError] = {}
-        """What failed the self-check, by model and length of the text: trying again would end the same way."""
+        self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
+        """What failed the self-check, by model and text: trying again would end the same way."""
 
     def run(self, unit: WorkUnit) -> UnitResult:
         """All rows of the unit. What goes wrong in our own code or in the model is a failure of its cells, never an exception:
@@ -44,7 +45,9 @@ class Worker:
                 loaded = time.perf_counter()
                 result = run_unit(unit, model, device)
             result.warnings = warnings + result.warnings
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too, which code that comes with a model may raise
             result = UnitResult(failures=[Failure.of(cell.cell_id, error) for cell in unit.cells])
         result.code = code_digest()
         result.node, result.load_seconds = f"{platform.node()}:{os.getpid()}", loaded - begin
@@ -65,25 +68,16 @@ class Worker:
         text = check_text(unit)
         if text is None:
             return []
-        place = (_key_of(unit), text.shape[1])
+        place = (_key_of(unit), hashlib.sha256(text.tobytes()).digest())
         if place in self._refused:
-            raise self._refused[place]
+            raise ModelError(self._refused[place])
         try:
             passed = check_once(model, unit.model, unit.dtype, torch.from_numpy(text))
         except ModelError as error:
-            self._refused[place] = error
+            self._refused[place] = str(error)  # the error itself would hold the model
             raise
-        return [] if unit.dtype == "float32" else [rounding_note(unit, passed)]
+        return [] if unit.dtype == "float32" else [rounding_note(unit.model.name, unit.dtype, passed)]
 
 
 def _key_of(unit: WorkUnit) -> tuple[str, str, str]:
     return (unit.model.revision, unit.dtype, unit.device)
-
-
-def rounding_note(unit: WorkUnit, passed: Passed) -> str:
-    """How far figures in 16 bits are from exact, in words."""
-    return (
-        f"{unit.model.name} in {unit.dtype}: on a text of {passed.tokens} tokens a pruned cell in one pass per event differs "
-        f"from one token per pass by {passed.from_reference:.3g} nats a token, and by {passed.from_company:.3g} with the cells "
-        "that share its passes; only float32 is exact"
-    )

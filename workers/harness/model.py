@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from workers.bos import Bos, bos_token
+from workers.check_text import continued
 from workers.eviction import find_policy
 from workers.harness.arguments import parse
 from workers.harness.counts import Counts, total
@@ -34,7 +35,7 @@ from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
-from workers.self_check import check_once
+from workers.self_check import check_once, rounding_note
 from workers.settings import PruneSettings
 
 log = logging.getLogger("lm_eval.kvsweep")
@@ -77,6 +78,8 @@ class PrunedModel(TemplateLM):
         self._bos: Bos = bos
         self._first = bos_token(facts, bos) if bos == "always" else None
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self.rounding: str | None = None
+        """How far figures in 16 bits are from exact, once something was asked."""
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
@@ -171,7 +174,8 @@ class PrunedModel(TemplateLM):
             for way in dict.fromkeys(ways):
                 chosen = [i for i, own in enumerate(ways) if own == way]
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
-                self._check((context * (1 + way.max_tokens))[: len(context) + way.max_tokens] for context in contexts)
+                longest = max(contexts, key=len, default=[])
+                self._check([continued(longest, len(longest) + way.max_tokens).tolist()] if longest else [])
                 for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, bar.update), strict=True):
                     self._count(requests[i], [one])
                     text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
@@ -211,7 +215,8 @@ class PrunedModel(TemplateLM):
         longest = max(texts, key=len, default=[])
         if len(longest) > 1:
             dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-            check_once(self.model, self.facts, dtype, torch.tensor([longest]))
+            passed = check_once(self.model, self.facts, dtype, torch.tensor([longest]))
+            self.rounding = None if dtype == "float32" else rounding_note(self.facts.name, dtype, passed)
 
     def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
         self._check(context + continuation for context, continuation in pairs)
@@ -236,9 +241,10 @@ class PrunedModel(TemplateLM):
             return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **options))
 
     def warnings(self) -> list[str]:
-        """Tasks that settings ask to prune and of which nothing came from a pruned cache."""
+        """Tasks that settings ask to prune and of which nothing came from a pruned cache, and what 16 bits lose."""
         found = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
-        return [f"{task}: {warning}" for task, warning in found if warning]
+        own = [self.rounding] if self.rounding else []
+        return [f"{task}: {warning}" for task, warning in found if warning] + own
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness puts under ``config`` in its results. It asks after the run, so the counts are those of the run."""

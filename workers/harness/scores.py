@@ -83,6 +83,6 @@ def _score_rows(rows: Rows, first: Tensor, continuations: Sequence[list[int]]) -
         total[going] -= part.nll.double().masked_fill(filler, 0).sum(1)
         greedy[going] &= (part.correct | filler).all(1)
         scored += count
-    if bool(total.isnan().any()):
+    if not bool(total.isfinite().all()):
         raise FloatingPointError(NOT_FINITE)
     return [ContinuationScore(*figures) for figures in zip(total.tolist(), greedy.tolist(), rows.counts, strict=True)]

@@ -68,7 +68,8 @@ def task_rows(
         "cache_tokens_mean": counted.cache_tokens_mean,
     }
     warning = counted.warning(settings)
-    return TaskResult([shared | row for row in _rows(work.task, results)], [warning] if warning else [])
+    warnings = [each for each in (warning, pruned.rounding) if each]
+    return TaskResult([shared | row for row in _rows(work.task, results)], warnings)
 
 
 @lru_cache(maxsize=256)
