@@ -153,8 +153,9 @@ def test_stock_attention_with_a_wrong_mask_is_refused(attention, second):
             model(repetitive_tokens(1, second), past_key_values=cache)
 
 
-def test_padded_batches_are_refused():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("attention", ["kvsweep", "sdpa", "eager"])
+def test_padded_batches_are_refused(attention):
+    model = tiny_model("llama", attention)
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[0, :4] = 0
     with pytest.raises(ValueError, match="padded"):

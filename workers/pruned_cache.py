@@ -22,6 +22,7 @@ from workers.architecture import usable
 from workers.attending_layer import WrongUseError
 from workers.cell_scores import Validity
 from workers.eviction import find_policy
+from workers.generate_calls import GenerateCall
 from workers.layer_record import LayerRecord
 from workers.pruned_layer import PrunedLayer
 from workers.settings import PruneSettings
@@ -152,20 +153,29 @@ class PrunedCache(Cache):
     def _is_user_defined(self, _: bool) -> None:
         """Raises ValueError for a further call on a cache that holds a text, unless what comes behind it was announced.
 
-        And for a model that would not use the cache for a long prompt, unless the prompt's length was given, and was checked.
+        And for what this call would do wrong: a padded batch, chunks, and a long prompt for which the model would not use the
+        cache, unless the prompt's length was given, and was checked.
         """
+        frame = inspect.currentframe()
+        call = GenerateCall.at(frame.f_back if frame is not None else None)
+        if call.is_padded and self.state.prunes_anything:
+            raise ValueError(
+                "a pruned cache takes no padded batches, whose rows would be at different positions: group the prompts by "
+                "length, or give an attention_mask of ones where it is no padding"
+            )
+        is_announced = self.seen < self.state.stretch.end
         thrown_away = [limit for limit in self.state.architecture.limits if limit.last_is_predicted]
-        if thrown_away and self.seen >= self.state.stretch.end:
+        if thrown_away and not is_announced:
             raise ValueError(
                 f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the "
                 "prompt's length as prompt_tokens=..., so that a longer one is refused"
             )
-        if _chunk_size_of_caller() is not None and self.seen >= self.state.stretch.end:
+        if call.chunk_size is not None and not is_announced:
             raise ValueError(
                 "prefill_chunk_size brings the prompt in several passes, and the cache is to be pruned at its end: give the "
                 "prompt's length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
             )
-        if 0 < self.seen >= self.state.stretch.end:
+        if self.seen and not is_announced:
             raise ValueError(
                 f"the cache holds a text of {self.seen} tokens: call its reset() before a new text, or begin_prompt(tokens) "
                 "where that many tokens come behind what it has seen"
@@ -243,15 +253,6 @@ class PrunedCache(Cache):
             return Validity(0)
         most = max(record.events for record in records)
         return Validity(most, *(_mean(records, name) for name in ("recent", "sink", "ties")))
-
-
-def _chunk_size_of_caller() -> int | None:
-    """What the ``generate`` that took up the cache was told of chunks; it tells the cache nothing, and the first one would pass
-    for the prompt."""
-    frame = inspect.currentframe()
-    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
-    told = caller.f_locals.get("generation_config") if caller is not None else None
-    return getattr(told, "prefill_chunk_size", None)
 
 
 def _mean(records: Sequence[LayerRecord], name: str) -> list[float]:
