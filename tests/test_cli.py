@@ -244,6 +244,7 @@ def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_n
     assert before.items() <= contents(out).items()
 
 
+@pytest.mark.slow
 def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, capsys, monkeypatch):
     monkeypatch.setattr("workers.unit.memory_bandwidth", lambda device, size: 1.0)
     task = "{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, keep_ratios: [0.5]}"
@@ -252,6 +253,7 @@ def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, caps
     assert "warning: " in printed and "do not trust this timing" in printed
 
 
+@pytest.mark.slow
 def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it_is_shown(sweep_file, out, capsys):
     """A tenth of the baseline's whole time against a measured first token: a gain or loss out of nothing."""
     task = "{prompt_tokens: [32], new_tokens: 16, repeats: 6, warmup: 0, protocol: report_2025, keep_ratios: [0.5]}"

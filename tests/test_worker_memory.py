@@ -63,7 +63,8 @@ def test_a_failed_cell_holds_no_cache(alive):
     assert len(alive) == 0
 
 
-def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_by_themselves(sweep_file, monkeypatch):
+def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_by_themselves(sweep_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nothing is remembered of other tests
     models, failing = weakref.WeakSet(), []
     real = check
 
