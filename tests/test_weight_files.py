@@ -258,6 +258,10 @@ def test_a_model_of_a_hub_is_its_commit_and_is_judged_by_the_same_files(tiny_mod
     assert (facts.revision, facts.commit, facts.parameters) == ("a" * 40, "a" * 40, 0)
     edit(snapshot, kv_lora_rank=8)
     assert "kv_lora_rank 8" in find_model("somebody/tiny").refusals[0]
+    edit(snapshot, auto_map={"AutoModelForCausalLM": "somebody/else--own.OwnForCausalLM"})
+    find_model("somebody/tiny")
+    with pytest.raises(ModelError, match="takes code from another repository"):
+        find_model("somebody/tiny", trust_remote_code=True)
     (snapshot / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="merge the adapter into the weights"):
         find_model("somebody/tiny")
