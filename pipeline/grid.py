@@ -19,7 +19,7 @@ from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, mat
 from workers.budget import event_schedule, kept_count, next_event
 from workers.retrieval import QUESTION_TOKENS
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question of five digits: with a space they are six tokens even where each byte is one."""

@@ -11,6 +11,7 @@ from pipeline.plan import Plan, PlannedUnit
 from workers.retrieval import Question, build_questions
 from workers.settings import PruneSettings
 from workers.text_tokens import open_tokenizer
+from workers.windows import spread
 from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
@@ -45,7 +46,8 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     if unit.task == "generation":
         length, batch = settings["prompt_tokens"], settings["batch_size"]
         own_tokens = length - len(_start(first))
-        prompts = tuple(tuple(beginning(first, tokens.ids[i * own_tokens :], length).tolist()) for i in range(batch))
+        starts = [number * own_tokens for number in spread(len(tokens.ids) // max(1, own_tokens), batch)]
+        prompts = tuple(tuple(beginning(first, tokens.ids[start:], length).tolist()) for start in starts)
         names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
         return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
     return RetrievalWork(questions_of(plan, unit), settings["question_pruned"])

@@ -1,5 +1,7 @@
 """Which tokens are in a window and which of them are scored: off-by-one errors are found by eye here."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,10 @@ from workers.windows import plan_windows
     [
         (10, 4, 4, None, [(0, 0, 1), (1, 4, 1)]),
         (10, 4, 2, None, [(0, 0, 1), (1, 2, 2), (2, 4, 2), (3, 6, 2)]),
-        (10, 4, 3, 2, [(0, 0, 1), (1, 3, 1)]),
+        (10, 4, 3, 3, [(0, 0, 1), (1, 3, 1), (2, 6, 1)]),
+        (10, 4, 3, 1, [(1, 3, 1)]),
+        (40, 4, 4, 2, [(2, 8, 1), (7, 28, 1)]),  # ten windows, five in each half
+        (40, 4, 2, 3, [(3, 6, 2), (9, 18, 2), (15, 30, 2)]),
         (3, 4, 4, None, []),
         (4, 4, 1, None, [(0, 0, 1)]),
     ],
@@ -29,6 +34,18 @@ def test_overlapping_windows_score_each_token_once(tokens, window, data):
     assert len(scored) == len(set(scored)) == sum(w.tokens_scored for w in windows)
     if windows and stride < window:
         assert sorted(scored) == list(range(1, windows[-1].start + window))
+
+
+@given(st.integers(1, 3000), st.integers(1, 60))
+def test_windows_are_spread_over_the_text_and_keep_their_numbers(count, limit):
+    every, some = plan_windows(4 * count, 4, 4), plan_windows(4 * count, 4, 4, limit)
+    assert len(some) == min(count, limit)
+    assert {window.index for window in some} <= {window.index for window in every}
+    assert all(window == every[window.index] for window in some)
+    gaps = [b.index - a.index for a, b in itertools.pairwise(some)]
+    ends = some[0].index, count - 1 - some[-1].index
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert abs(ends[0] - ends[1]) <= 1, "as much is left out before the first as behind the last"
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (4, 0), (4, 5)])

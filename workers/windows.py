@@ -26,6 +26,8 @@ class Window:
 def plan_windows(tokens: int, window: int, stride: int, limit: int | None = None, *, bos: bool = False) -> list[Window]:
     """Windows ``[i*stride, i*stride + window)`` of a text of ``tokens`` tokens, whole ones only, at most ``limit``.
 
+    Where there are more than ``limit``, those taken are spread evenly over the text: its beginning (a preface, the letter A)
+    speaks for nothing else. A window keeps its number i in the text.
     With ``bos`` a window is BOS and ``[i*stride, i*stride + window - 1)``; BOS is never scored.
     Scored: all but the first position of window 0; of later windows the last ``stride``, so that each token is scored once
     (with ``stride == window`` all but the first). Source: Hugging Face, "Perplexity of fixed-length models".
@@ -34,6 +36,11 @@ def plan_windows(tokens: int, window: int, stride: int, limit: int | None = None
     if window < 2 or not 1 <= stride <= window:
         raise ValueError(f"need window >= 2 and 1 <= stride <= window (got window {window}, stride {stride})")
     count = max(0, (tokens + bos - window) // stride + 1)
-    if limit is not None:
-        count = min(count, limit)
-    return [Window(i, i * stride, window, 1 if i == 0 else max(1, window - stride)) for i in range(count)]
+    numbers = spread(count, count if limit is None else limit)
+    return [Window(i, i * stride, window, 1 if i == 0 else max(1, window - stride)) for i in numbers]
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of the numbers under ``count``: the middle of each of so many equal stretches."""
+    taken = min(count, limit)
+    return [(2 * part + 1) * count // (2 * taken) for part in range(taken)]
