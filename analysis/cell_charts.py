@@ -30,6 +30,7 @@ from analysis.policy_looks import PolicyLooks, look
 from analysis.verdicts import valid
 
 KEPT = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
+WHERE_PRUNED = "PPL ratio to dense where pruned"
 HELD = Axis("budget", "realised KV budget", ".1~%")
 SIDE_BY_SIDE = 4
 """Values of keep_ratio at which policies are set side by side."""
@@ -37,6 +38,7 @@ SIDE_BY_SIDE = 4
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("prune_after", "after"), ("settings", "variant"),
     ("PPL", "ppl", ".4~r"), ("PPL ratio to dense", "ratio", ".4~r"), bounds("95 % interval", "ratio_low", "ratio_high"),
+    ("PPL ratio where pruned", "pruned_ratio", ".4~r"), bounds("95 % interval of it", "pruned_low", "pruned_high"),
     ("realised budget", "budget", ".1%"), ("recent retained", "recent_retained", ".1%"), ("windows", "windows", ","),
     ("verdict", "verdict"),
 ]  # fmt: skip
@@ -113,24 +115,25 @@ def retained(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
 
 
 def trade_off(group: Group, points: Points, looks: PolicyLooks, best: pl.DataFrame) -> Chart:
-    """PPL ratio with interval against realised budget, every threshold in one panel; ``best`` are the front's cells."""
+    """PPL ratio where pruned, with interval, against realised budget, every threshold in one panel; ``best``: the front."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null(), pl.col("budget").is_not_null())
     x = Axis("budget", HELD.title, HELD.form, reach=(0.0, 1.0))
-    y = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0,), also=("ratio_low", "ratio_high"))
+    y = Axis("pruned_ratio", WHERE_PRUNED, log_span=2, reach=(1.0,), also=("pruned_low", "pruned_high"))
     kind = look(cells, "after")
     thresholds, colour = names_of(cells, kind), looks.colour(cells)
     channels = {"x": x.x(cells), "y": y.y(cells)}
     drawn = mark().transform_filter(equal("end", False))
-    bars = drawn.transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.3, opacity=0.7)
-    bars = bars.encode(x=x.x(cells), y=y.y(cells, "ratio_low"), y2=alt.Y2("ratio_high"), color=colour)
+    bars = drawn.transform_filter("isValid(datum.pruned_low)").mark_rule(strokeWidth=1.3, opacity=0.7)
+    bars = bars.encode(x=x.x(cells), y=y.y(cells, "pruned_low"), y2=alt.Y2("pruned_high"), color=colour)
     dots = drawn.mark_point(filled=True, size=60, opacity=1)
     dots = dots.encode(**channels, color=colour, shape=shape(thresholds, kind, "prune_after"))
-    ideal = alt.Chart(alt.Data(values=[{"budget": 0, "ratio": 1, "label": "★ ideal: no cache, no loss"}]))
+    ideal = alt.Chart(alt.Data(values=[{"budget": 0, "pruned_ratio": 1, "label": "★ ideal: no cache, no loss"}]))
     ideal = ideal.mark_text(align="left", dx=-5, dy=11, fontSize=11, fill="var(--fg)").encode(**channels, text="label:N")
     layers = [*rule(1.0, "", y, cells), ideal, *_front(best, x, y, cells), bars, tooltips(dots, ABOUT)]
     layers += holes(cells, kind, thresholds, channels)
     description = (
-        f"PPL ratio against {x.title}, {_joined(group.title, group.detail)}: {cells.height} cells, {_span(cells, 'ratio')}; "
+        f"PPL ratio where pruned against {x.title}, {_joined(group.title, group.detail)}: {cells.height} cells, "
+        f"{_span(cells, 'pruned_ratio')}; "
         f"{best.height} of them on the Pareto front"
     )
     spec = specification(layers, points, [group.title, group.detail], description, height=HEIGHT + 30)
@@ -141,11 +144,11 @@ def _front(best: pl.DataFrame, x: Axis, y: Axis, cells: pl.DataFrame) -> list[al
     """The Pareto front as steps through its cells' upper bounds."""
     if best.is_empty():
         return []
-    data = alt.Chart(alt.Data(values=best.select("budget", "ratio_high").sort("budget").to_dicts()))
+    data = alt.Chart(alt.Data(values=best.select("budget", "pruned_high").sort("budget").to_dicts()))
     look = {"stroke": "var(--fg)", "strokeWidth": 1, "strokeDash": [4, 2], "opacity": 0.8}
-    line = data.mark_line(interpolate="step-after", **look).encode(x=x.x(cells), y=y.y(cells, "ratio_high"))
+    line = data.mark_line(interpolate="step-after", **look).encode(x=x.x(cells), y=y.y(cells, "pruned_high"))
     ends = data.mark_tick(orient="horizontal", size=12, thickness=2, color="var(--fg)")
-    return [line, ends.encode(x=x.x(cells), y=y.y(cells, "ratio_high"))]
+    return [line, ends.encode(x=x.x(cells), y=y.y(cells, "pruned_high"))]
 
 
 def heatmap(group: Group, points: Points) -> Chart | None:

@@ -33,7 +33,9 @@ from analysis.claim_evidence import (
     share_of,
     timed,
 )
-from analysis.retrieval_tables import KNOWS
+from analysis.margins import ACCURACY_MARGIN, mostly, outside, within
+from analysis.retrieval_tables import KNOWS, kept_accuracy, shown_lower
+from analysis.uncertainty import holm
 from analysis.verdicts import valid
 
 __all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
@@ -58,43 +60,46 @@ def audit(evidence: Evidence) -> pl.DataFrame:
 
 
 def _first_token(e: Evidence) -> Ruling:
-    """The stable cell of lowest TTFT ratio: confirmed where its interval lies below 1 and reaches a fall of 86 %. An artefact
-    where the wrong protocol shows a fall of 50 % and that interval excludes one. An interval that holds both says nothing.
+    """Stable cells: confirmed where most intervals show a fall of 86 % or more, refuted where most show a smaller one or none.
+
+    An artefact where, besides, most of the wrongly timed intervals show a fall of 50 % and most of the stable ones exclude it.
     """
     wrong, stable = timed(e.speeds, "WRONG_ON_PURPOSE", "ttft"), timed(e.speeds, "STABLE", "ttft")
     reproduced = _range(wrong, "ttft", "TTFT")
     if stable.is_empty():
         return no_timing(e.speeds, reproduced)
     best = stable.row(0, named=True)
-    low, high = best["ttft_low"], best["ttft_high"]
     place = f"{best['prompt_tokens']} prompt tokens, keep_ratio {labels.ratio_setting(best['keep_ratio'])}"
-    honest = f"lowest of {counted(stable, 'stable cell')}: TTFT {change(best['ttft_ratio'])} {changes(low, high)} ({place})"
-    if low <= 1 - CLAIMED_FALL:
-        if high < 1:
-            return Ruling(CONFIRMED, f"the interval reaches a fall of {labels.percent(CLAIMED_FALL)}", reproduced, honest)
-        return Ruling(NOT_TESTABLE, "the interval is too wide: it holds the claimed fall and no fall", reproduced, honest)
-    if low > 1 - PLAIN_FALL and wrong.height and wrong["ttft_ratio"][0] <= 1 - PLAIN_FALL:
-        why = "pruning starts after the prompt's pass; TTFT falls only where the baseline's is a share of its whole time"
-        return Ruling(artefact("taking 10 % of the whole time for the baseline's TTFT"), why, reproduced, honest)
-    return Ruling(REFUTED, f"the interval excludes a fall of {labels.percent(CLAIMED_FALL)}", reproduced, honest)
+    figures = f"TTFT {change(best['ttft_ratio'])} {changes(best['ttft_low'], best['ttft_high'])}"
+    honest = f"lowest of {counted(stable, 'stable cell')}: {figures} ({place})"
+    falls, stays = pl.col("ttft_high") <= 1 - CLAIMED_FALL, pl.col("ttft_low") > 1 - CLAIMED_FALL
+    why = f"a fall of {labels.percent(CLAIMED_FALL)} is shown in {share_of(stable, falls)} stable cells, excluded in "
+    why += share_of(stable, stays)
+
+    if mostly(stable, falls):
+        return Ruling(CONFIRMED, why, reproduced, honest)
+    if not mostly(stable, stays):
+        return Ruling(NOT_TESTABLE, f"{why}: the intervals are too wide", reproduced, honest)
+    fell, no_fall = pl.col("ttft_high") <= 1 - PLAIN_FALL, pl.col("ttft_low") > 1 - PLAIN_FALL
+    if mostly(wrong, fell) and mostly(stable, no_fall):
+        cause = "pruning starts after the prompt's pass; TTFT falls only where the baseline's is a share of its whole time"
+        verdict = artefact("taking 10 % of the whole time for the baseline's TTFT")
+        return Ruling(verdict, f"{why}; {cause}", reproduced, honest)
+    return Ruling(REFUTED, why, reproduced, honest)
 
 
 def _throughput(e: Evidence) -> Ruling:
-    """Stable cells: confirmed where an interval lies below 1 and overlaps -10 to -18 %; one of many is generous to the claim.
-    Where every interval holds some of that range and no fall, nothing was shown.
-    """
+    """Stable cells: confirmed where most intervals lie wholly within -18 to -10 %, refuted where most lie wholly outside."""
     reproduced = _range(timed(e.speeds, "WRONG_ON_PURPOSE", "tokens"), "tokens", "throughput")
     stable = timed(e.speeds, "STABLE", "tokens")
     if stable.is_empty():
         return no_timing(e.speeds, reproduced)
     rows = stable.to_dicts()
     ends = [f"{change(r['tokens_ratio'])} {changes(r['tokens_low'], r['tokens_high'])}" for r in rows[:1] + rows[1:][-1:]]
-    overlaps = (pl.col("tokens_high") >= SLOWER[0]) & (pl.col("tokens_low") <= SLOWER[1])
-    shown = overlaps & (pl.col("tokens_high") < 1)
-    why = f"{share_of(stable, overlaps)} stable intervals overlap -18 to -10 %, and {share_of(stable, shown)} also exclude 0"
-    verdict = NOT_TESTABLE if stable.filter(overlaps).height == stable.height else REFUTED
-    verdict = CONFIRMED if stable.filter(shown).height else verdict
-    return Ruling(verdict, why, reproduced, "throughput " + " to ".join(ends))
+    claimed, others = (held("tokens_low", "tokens_high", *SLOWER) for held in (within, outside))
+    why = f"{share_of(stable, claimed)} stable intervals lie within -18 to -10 %, {share_of(stable, others)} wholly outside"
+    verdict = REFUTED if mostly(stable, others) else NOT_TESTABLE
+    return Ruling(CONFIRMED if mostly(stable, claimed) else verdict, why, reproduced, "throughput " + " to ".join(ends))
 
 
 def _range(wrong: pl.DataFrame, measure: str, name: str) -> str | None:
@@ -123,7 +128,8 @@ def _learned_positions(e: Evidence) -> Ruling:
 
 
 def _retrieval(e: Evidence) -> Ruling:
-    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers: confirmed where no cell misses one.
+    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers, on the same questions as dense: refuted
+    where a cell is shown to lose answers (McNemar, Holm over the cells), confirmed where each is shown to lose at most 10 points.
 
     Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names none.
     """
@@ -137,17 +143,22 @@ def _retrieval(e: Evidence) -> Ruling:
         return Ruling(
             NOT_TESTABLE, f"the dense cell answers {known} of the questions; at least {labels.percent(KNOWS)} are needed"
         )
+    cells = cells.with_columns(family=pl.lit(0)).with_columns(p_value=holm(pl.col("p_value"), ["family"]))
     worst = cells.sort("accuracy").row(0, named=True)
     figures = [labels.percent(worst[name]) for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")]
     place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, "
     place += f"{labels.questions(worst)}, dense {figures[3]}"
     held = f"answer still held {labels.percent(worst['answer_retained'])}"
     honest = f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
-    missed = pl.col("right") < pl.col("questions")
-    verdict = REFUTED if cells.filter(missed).height else CONFIRMED
-    sorts = [f"{words} {share_of(own, missed)}" for words, own in _by_sort(cells)]
+    verdict = NOT_TESTABLE
+    if cells.filter(shown_lower().fill_null(False)).height:
+        verdict = REFUTED
+    elif cells.filter(kept_accuracy()).height == cells.height:
+        verdict = CONFIRMED
+    sorts = [f"{words} {share_of(own, shown_lower().fill_null(False))}" for words, own in _by_sort(cells)]
+    kept = f"{share_of(cells, kept_accuracy())} to lose at most {100 * ACCURACY_MARGIN:g} points"
+    why = f"shown to lose answers: {'; '.join(sorts)} cells; {kept}"
     unknown = [words for words, _ in _by_sort(pruned.join(cells, on=SORT, how="anti", nulls_equal=True))]
-    why = f"{share_of(cells, missed)} cells miss a question ({'; '.join(sorts)})"
     return Ruling(verdict, why + (f"; dense does not know: {'; '.join(unknown)}" if unknown else ""), honest=honest)
 
 

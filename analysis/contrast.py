@@ -1,7 +1,7 @@
-"""One pruned cell against another on the same windows: the quotient of their PPLs with a paired bootstrap interval.
+"""One pruned cell against another on the same windows: the quotient of their PPLs with a paired interval.
 
-A difference between two cells is surer than their two ratios to dense: both saw the same text, and the same resamples are drawn
-for both.
+A difference between two cells is surer than their two ratios to dense: both saw the same text, and what makes a window hard for
+both cancels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from analysis.pairs import finite
-from analysis.uncertainty import LEVEL, RESAMPLES, SEED, resampled_ratios, units
+from analysis.uncertainty import ALPHA, t_quantile, units, weighted_mean
 
 SETTINGS = [
     "policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
@@ -34,34 +34,49 @@ def contrast(measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, di
     """
     same = [name for name in SETTINGS if name not in differs]
     partner = under.select(*same, under_id="pool_id", under_budget="budget")
-    pairs = over.join(partner, on=same, how="inner", nulls_equal=True, maintain_order="left").with_row_index("pair")
-    sums = _common_units(measured, pairs)
+    pairs = over.join(partner, on=same, how="inner", nulls_equal=True, maintain_order="left")
+    return _figures(measured, pairs, [("pool_id", 1.0), ("under_id", -1.0)])
+
+
+def saved_share(measured: pl.DataFrame, better: pl.DataFrame, worse: pl.DataFrame, differs: Sequence[str]) -> pl.DataFrame:
+    """Whether ``better`` takes away half of what ``worse`` costs, as pairs like those of ``contrast``.
+
+    ``factor`` is PPL(better)^2 / (PPL(worse) * PPL(dense)) on the same windows: below 1 where more than half of the loss in log
+    PPL is gone.
+    """
+    same = [name for name in SETTINGS if name not in differs]
+    partner = worse.select(*same, under_id="pool_id", under_budget="budget")
+    pairs = better.join(partner, on=same, how="inner", nulls_equal=True, maintain_order="left")
+    return _figures(measured, pairs, [("pool_id", 2.0), ("under_id", -1.0)])
+
+
+def _figures(measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[str, float]]) -> pl.DataFrame:
+    """exp of the weighted sum of both sides' mean NLL minus dense's, with its 95 % interval, per pair."""
+    pairs = pairs.with_row_index("pair")
+    weight = dict(enumerate(share for _, share in sides))
+    sums = _common_units(measured, pairs, [name for name, _ in sides])
+    sums = sums.with_columns(nll=pl.col("nll") * pl.col("side").replace_strict(weight, return_dtype=pl.Float64))
+    both = sums.group_by("pair", "unit", "n", maintain_order=True).agg(pl.col("nll").sum(), pl.col("tokens").first())
+
     found = [pl.DataFrame(schema={"pair": pairs.schema["pair"], **FIGURES})]
-    for (n,), group in sums.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
-        shape = (-1, 2, int(str(n)))
-        differences, tokens = (group[name].to_numpy().reshape(shape) for name in ("nll", "tokens"))
-        figures = pl.from_numpy(_quotients(differences, tokens), schema=["factor", "low", "high"])
+    for (n,), group in both.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
+        shape = (-1, int(str(n)))
+        nll, tokens = (group[name].cast(pl.Float64).to_numpy().reshape(shape) for name in ("nll", "tokens"))
+        mean, error = weighted_mean(nll, tokens)
+        half = t_quantile(1 - ALPHA / 2, shape[1]) * error
+        figures = {"factor": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
         numbers = group.select(pl.col("pair").unique(maintain_order=True))
-        found.append(numbers.hstack(figures).with_columns(n=pl.lit(n, pl.Int64)))
+        found.append(numbers.with_columns(**{name: pl.Series(values) for name, values in figures.items()}, n=pl.lit(n, pl.Int64)))
     return finite(pairs.join(pl.concat(found), on="pair", how="inner", maintain_order="left").drop("pair"))
 
 
-def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored."""
-    sides = [pairs.select("pair", side=pl.lit(i), pool_id=name) for i, name in enumerate(("pool_id", "under_id"))]
+def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored, in the order of the pairs."""
+    sides = [pairs.select("pair", side=pl.lit(i, pl.Int64), pool_id=name) for i, name in enumerate(names)]
     rows = pl.concat(sides).join(measured.filter("paired"), on="pool_id", how="inner")
     both = rows.filter(pl.col("side").n_unique().over("pair", "window_index") == 2)
     sums = units(both, ["pair", "side"])
-    return sums.filter(pl.col("n").n_unique().over("pair") == 1)
-
-
-def _quotients(differences: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[pairs, 3]: factor, low, high from sums [pairs, 2, units]."""
-    mean = differences.sum(axis=2) / tokens.sum(axis=2)
-    pairs, _, n = differences.shape
-    ratios = resampled_ratios(differences.reshape(-1, n), tokens.reshape(-1, n), RESAMPLES, SEED).reshape(pairs, 2, -1)
-    low, high = np.quantile(ratios[:, 0] / ratios[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
-    return np.stack([np.exp(mean[:, 0] - mean[:, 1]), low, high], axis=1)
+    return sums.filter(pl.col("n").n_unique().over("pair") == 1).sort("pair", "unit", "side")
 
 
 def above() -> pl.Expr:
@@ -72,12 +87,3 @@ def above() -> pl.Expr:
 def below() -> pl.Expr:
     """Pairs in which the first cell is shown to be better."""
     return (pl.col("high") < 1) & (pl.col("factor") < 1 - ROUNDING)
-
-
-def mostly(pairs: pl.DataFrame, shown: pl.Expr) -> bool:
-    """Whether more than half of the pairs show it.
-
-    One of many is shown by chance; more than half are in at most 5 of 100 experiments without a difference, whatever the
-    dependence between pairs, because each one errs to either side in 2.5 (Markov's inequality).
-    """
-    return 2 * pairs.filter(shown).height > pairs.height

@@ -1,8 +1,8 @@
-"""The shape of a curve over keep_ratio: where its minimum lies, with an interval, and where it rises, falls or shows neither."""
+"""The shape of a curve over keep_ratio: where its minimum can lie, and where it rises, falls or shows neither."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
@@ -10,7 +10,7 @@ import polars as pl
 from analysis import labels
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import POOL
-from analysis.uncertainty import LEVEL, SEED, resampled_ratios, units
+from analysis.uncertainty import ALPHA, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
 CURVE = [
@@ -19,11 +19,6 @@ CURVE = [
 ]  # fmt: skip
 """The settings of a curve: all but keep_ratio."""
 
-Curve = tuple[pl.DataFrame, np.ndarray, np.ndarray]
-"""Cells with falling keep_ratio, and their NLL minus the twin's and tokens, [cells, units] each."""
-
-RESAMPLES = 2_000
-CURVES_AT_ONCE = 50
 FEWEST = 3
 SCHEMA = {
     "cell_id": pl.String, "minimum_at": pl.Float64, "minimum_low": pl.Float64, "minimum_high": pl.Float64, "phases": pl.String,
@@ -35,62 +30,67 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """One row per curve of at least three valid cells that scored the same texts (documents, or at least two windows).
 
     ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``tables.summary``. Adds to the settings of the curve and the
-    PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio), ``minimum_low`` and ``minimum_high`` (where the
-    minimum lies in 95 % of the resamples), ``phases`` in words, from keep_ratio 1 (the dense twin) downwards.
+    PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio), ``minimum_low`` and ``minimum_high`` (between
+    them lies the true minimum, 95 %), ``phases`` in words, from keep_ratio 1 (the dense twin) downwards.
     """
     sound = cells.filter(valid(), pl.col("ratio_low").is_not_null())
     sums = units(measured, POOL).join(sound.select(*POOL), on=POOL, how="semi", nulls_equal=True)
     by_cell = dict(sums.group_by(POOL))
-    curves: dict[int, list[Curve]] = {}
+    table = pl.DataFrame(list(_shapes(sound, by_cell)), schema=SCHEMA, orient="row")
+    own_columns = [name for name in SCHEMA if name != "cell_id"]
+    kept = [*CURVE, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
+    return sound.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
+
+
+def _shapes(sound: pl.DataFrame, by_cell: dict[tuple[object, ...], pl.DataFrame]) -> Iterator[tuple[object, ...]]:
     for _, group in sound.group_by(CURVE, maintain_order=True):
         curve = group.sort("keep_ratio", descending=True)
         own = [by_cell[key] for key in curve.select(POOL).iter_rows()]
         if curve.height < FEWEST or curve["keep_ratio"].n_unique() < curve.height:
             continue
         if all(cell["unit"].equals(own[0]["unit"]) for cell in own):
-            nll, tokens = (np.stack([cell[name].to_numpy() for cell in own]) for name in ("nll", "tokens"))
-            curves.setdefault(own[0].height, []).append((curve, nll, tokens))
-    found = [shape for same_units in curves.values() for shape in _shapes(same_units)]
-    own_columns = [name for name in SCHEMA if name != "cell_id"]
-    table = pl.DataFrame(found, schema=SCHEMA, orient="row")
-    kept = [*CURVE, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
-    return sound.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
+            nll = np.stack([cell["nll"].to_numpy() for cell in own])
+            yield _shape(curve, nll, own[0]["tokens"].cast(pl.Float64).to_numpy())
 
 
-def _shapes(curves: Sequence[Curve]) -> Iterator[tuple[object, ...]]:
-    """The shape of each of some curves over the same number of units, which are drawn together: it is the draws that cost."""
-    for batch in (curves[i : i + CURVES_AT_ONCE] for i in range(0, len(curves), CURVES_AT_ONCE)):
-        differences, tokens = (np.concatenate([curve[i] for curve in batch]) for i in (1, 2))
-        ratios = resampled_ratios(differences, tokens, RESAMPLES, SEED)
-        ends = np.cumsum([curve.height for curve, _, _ in batch])
-        for (curve, _, _), own in zip(batch, np.split(ratios, ends[:-1]), strict=True):
-            yield _shape(curve, own)
+def _shape(curve: pl.DataFrame, nll: np.ndarray, tokens: np.ndarray) -> tuple[object, ...]:
+    """curve: cells with falling keep_ratio; nll: [cells, units], minus the twin's; tokens: [units]."""
+    kept = curve["keep_ratio"].to_numpy()
+    at = int(np.argmin(nll.sum(axis=1)))
+    possible = kept[may_be_lowest(nll, tokens)]
+    return curve["cell_id"][at], kept[at], possible.min(), possible.max(), phases(kept, nll, tokens), len(kept)
 
 
-def _shape(curve: pl.DataFrame, ratios: np.ndarray) -> tuple[object, ...]:
-    """curve: cells with falling keep_ratio; ratios: [cells, resamples] of their PPL to the dense twin's."""
-    kept, points = curve["keep_ratio"].to_numpy(), curve["ratio"].to_numpy()
-    at = int(np.argmin(points))
-    low, high = np.quantile(kept[np.argmin(ratios, axis=0)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    return curve["cell_id"][at], kept[at], min(low, kept[at]), max(high, kept[at]), phases(kept, points, ratios), len(kept)
+def may_be_lowest(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[cells], which cells the true minimum of a curve can be: all that are not shown to be worse than the lowest one.
 
-
-def phases(kept: np.ndarray, points: np.ndarray, ratios: np.ndarray) -> str:
-    """Words for the run of a curve: kept and points [cells] with falling keep_ratio, ratios [cells, resamples].
-
-    A step to the next cell rises or falls where the 95 % interval of the quotient of their PPLs excludes 1. Steps of one kind
-    that follow each other are one phase.
+    Each of the others is compared with it on the same units, one-sided, at 5 % divided by their number: the true minimum is among
+    them in at least 95 of 100 curves (subset selection: Gupta 1965; Hsu 1996, Multiple Comparisons, section 4).
     """
-    stops, middle = [1.0, *kept], [1.0, *points]
-    logs = np.log(np.vstack([np.ones(ratios.shape[1]), ratios]))
-    low, high = np.quantile(np.diff(logs, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
-    kinds = ["rises" if a > 0 else "falls" if b < 0 else "no change shown" for a, b in zip(low, high, strict=True)]
+    lowest = int(np.argmin(nll.sum(axis=1)))
+    mean, error = weighted_mean(nll - nll[lowest], np.broadcast_to(tokens, nll.shape))
+    quantile = t_quantile(1 - ALPHA / max(1, len(nll) - 1), nll.shape[1])
+    return mean - quantile * error <= 0
+
+
+def phases(kept: np.ndarray, nll: np.ndarray, tokens: np.ndarray) -> str:
+    """Words for the run of a curve: kept [cells] with falling keep_ratio, nll [cells, units] minus the twin's, tokens [units].
+
+    A step to the next cell rises or falls where the interval of the quotient of their PPLs excludes 1; the intervals of a curve's
+    steps hold together (95 %, Bonferroni). Steps of one kind that follow each other are one phase.
+    """
+    stops = [1.0, *kept]
+    with_twin = np.vstack([np.zeros_like(tokens), nll])
+    mean, error = weighted_mean(np.diff(with_twin, axis=0), np.broadcast_to(tokens, nll.shape))
+    half = t_quantile(1 - ALPHA / (2 * len(nll)), nll.shape[1]) * error
+    kinds = ["rises" if a > 0 else "falls" if b < 0 else "no change shown" for a, b in zip(mean - half, mean + half, strict=True)]
+
     words, start = [], 0
     for i, kind in enumerate(kinds):
         if i + 1 < len(kinds) and kinds[i + 1] == kind:
             continue
-        factor = middle[i + 1] / middle[start]
-        change = "" if kind == "no change shown" else f" ×{labels.figure(float(factor))}"
+        factor = float(np.exp(mean[start : i + 1].sum()))
+        change = "" if kind == "no change shown" else f" ×{labels.figure(factor)}"
         words.append(f"{stops[start]:g} → {stops[i + 1]:g} {kind}{change}")
         start = i + 1
     return "; ".join(words)

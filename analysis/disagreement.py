@@ -23,7 +23,8 @@ from analysis.marks import (
 from analysis.points import Group, with_words
 from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import FIGURES, asked_groups, length_choice, of_length, settings
-from analysis.retrieval_tables import KNOWS, shown_lower
+from analysis.retrieval_tables import kept_accuracy, shown_lower
+from analysis.uncertainty import holm
 from analysis.verdicts import valid
 
 SAME = [
@@ -32,7 +33,7 @@ SAME = [
 """What a scored cell and one that was asked must share to be one point."""
 
 CLOSE, LOST = 0.02, 0.10
-"""A PPL at most this much above dense is called harmless; an accuracy this far below dense, lost."""
+"""A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense, lost."""
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
@@ -103,26 +104,28 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
 def in_words(both: pl.DataFrame) -> list[str]:
     """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from ``beside``.
 
-    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower, PPL where all of its interval lies more
-    than ``CLOSE`` above dense.
+    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower (Holm over the pairs), and kept where it
+    is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE`` above dense, and not where none of it does.
     """
     sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
+    keys = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
+    sound = sound.with_columns(p_value=holm(pl.col("p_value"), keys))
     lost = (pl.col("accuracy_difference") < -LOST) & shown_lower()
-    kept = (pl.col("accuracy_difference") >= -CLOSE) & (pl.col("dense_accuracy") >= KNOWS)
     found = []
-    for _, group in sound.group_by(["model", "dataset", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
-        blind = group.filter(pl.col("ratio") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
-        harsh = group.filter(pl.col("ratio_low") > 1 + CLOSE, kept).sort("ratio", descending=True, maintain_order=True)
+    for _, group in sound.group_by(keys, maintain_order=True):
+        blind = group.filter(pl.col("ratio_high") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
+        harsh = group.filter(pl.col("ratio_low") > 1 + CLOSE, kept_accuracy()).sort("ratio", descending=True, maintain_order=True)
         place = "{model} on {dataset}".format(**group.row(0, named=True))
         count = f"{{}} of {group.height:,} pairs of figures"
         if blind.height:
             many = count.format(blind.height)
-            found.append(f"{place}: PPL sees no harm where retrieval does in {many}; most: {_pair(blind)}.")
+            limit = f"PPL is shown to rise by at most {100 * CLOSE:g} %"
+            found.append(f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}.")
         if harsh.height:
             many = count.format(harsh.height)
-            found.append(f"{place}: PPL sees harm where retrieval does not in {many}; most: {_pair(harsh)}.")
+            found.append(f"{place}: PPL is shown to rise where retrieval is shown to be kept in {many}; most: {_pair(harsh)}.")
         if not blind.height and not harsh.height:
-            found.append(f"{place}: PPL and retrieval disagree in none of {group.height:,} pairs of figures.")
+            found.append(f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of figures.")
     return found
 
 

@@ -8,8 +8,9 @@ import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS, Results
-from analysis.pairs import FEW_WINDOWS
+from analysis.pairs import FEW_WINDOWS, finite
 from analysis.speed import NO_DIFFERENCE
+from analysis.uncertainty import widened
 from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 
 EARLIER_THAN_POSSIBLE = 0.9
@@ -19,7 +20,10 @@ GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "str
 
 
 def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
-    """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per model and prompt."""
+    """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per model and prompt.
+
+    What is picked among many cells has an interval that holds for all of them together.
+    """
     return [*_perplexity(cells), *_speed(speeds)]
 
 
@@ -29,18 +33,19 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
     usable = cells.filter(valid(), pl.col("ratio").is_not_null(), sound)
     found = []
     for _, group in usable.group_by(GROUP, maintain_order=True):
-        ranked = group.sort("ratio").to_dicts()
+        ranked = finite(widened(group.sort("ratio"), group.height)).to_dicts()
         low, high = ranked[0], ranked[-1]
         place = f"{low['model']} on {low['dataset']}, prune_after {labels.text(low['prune_after'])}"
         if len(ranked) == 1:
             found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that pruned.")
         else:
-            found.append(f"{place}: of {len(ranked)} cells that pruned, lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}.")
+            words = f"lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}"
+            found.append(f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells together.")
     return found
 
 
 def _ratio(row: labels.Row) -> str:
-    bounds = labels.interval(row["ratio_low"], row["ratio_high"])
+    bounds = labels.interval(row["wide_low"], row["wide_high"])
     return f"{labels.figure(row['ratio'])} {bounds} at {labels.percent(row['budget'])} of the dense cache ({labels.cell(row)})"
 
 
@@ -60,11 +65,16 @@ def _speed(speeds: pl.DataFrame) -> list[str]:
             found.append(f"{place}: time per output token: {NO_DIFFERENCE} in any of {group.height} cells.")
             continue
         ends = [shown[0]] if len(shown) == 1 else [shown[0], shown[-1]]
-        words = "; ".join(
-            f"{row['tpot_words']} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])})" for row in ends
-        )
-        found.append(f"{place}: time per output token differs from dense in {len(shown)} of {group.height} cells: {words}.")
+        words = "; ".join(map(_changed_speed, ends))
+        many = f"{len(shown)} of {group.height} cells, each at the 95 % level"
+        found.append(f"{place}: time per output token differs from dense in {many}: {words}.")
     return found
+
+
+def _changed_speed(row: labels.Row) -> str:
+    bounds = labels.interval(row["tpot_low"], row["tpot_high"])
+    pruned = "" if row["prune_step_seconds"] is not None else "; no step pruned, so that this is of a smaller cache alone"
+    return f"{row['tpot_words']}, ratio {bounds} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}{pruned})"
 
 
 def warnings(

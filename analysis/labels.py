@@ -8,13 +8,16 @@ from typing import Any
 NONE = "–"
 """Stands for a figure that does not exist."""
 
+PLAIN = "no layer skipped"
+"""The settings beside policy, keep_ratio and prune_after where none is set."""
+
 Row = Mapping[str, Any]
 
 
 def skipped(layers: list[int] | None) -> str:
     """The layers left whole, in words."""
     if not layers:
-        return "no layer skipped"
+        return PLAIN
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers)) + " skipped"
 
 

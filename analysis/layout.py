@@ -79,7 +79,9 @@ PERPLEXITY = [
     *SETTINGS,
     _setting("window", "window", "count"), _setting("stride", "stride", "count"),
     Column("verdict", "verdict", "text"), Column("ppl", "PPL"), Column("ratio", "PPL ratio"),
-    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("p_holm", "p (Holm)"),
+    Column("ratio_low", "95 % interval", "interval", "ratio_high"),
+    Column("pruned_ratio", "PPL ratio where pruned"), Column("pruned_low", "95 % interval of it", "interval", "pruned_high"),
+    Column("p_holm", "p (Holm)"),
     Column("kl", "KL from dense (nats per token)"), Column("kl_low", "95 % interval of KL", "interval", "kl_high"),
     Column("agreement", "same first choice as dense", "percent"),
     Column("agreement_low", "at least", "percent"), Column("agreement_high", "at most", "percent"),
@@ -89,7 +91,7 @@ PERPLEXITY = [
     Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
     Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
     Column("kv_bytes_mean", "KV mean (MiB)", "mebibytes"), Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"),
-    Column("n_windows", "windows", "count"), _setting("resampled", "resampled"), Column("n_units", "resampled units", "count"),
+    Column("n_windows", "windows", "count"), _setting("unit_kind", "independent units"), Column("n_units", "units", "count"),
     Column("tokens", "tokens", "count"), Column("note", "note", "text"),
 ]  # fmt: skip
 
@@ -100,21 +102,22 @@ SHAPES = [
     Column("phases", "from keep_ratio 1 (dense) downwards", "text"), Column("minimum_at", "lowest PPL at keep_ratio", "setting"),
     Column("minimum_low", "between", "interval", "minimum_high"), Column("ppl", "PPL there"), Column("ratio", "PPL ratio"),
     Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("budget", "realised budget", "percent"),
-    Column("n_units", "resampled units", "count"),
+    Column("n_units", "units", "count"),
 ]  # fmt: skip
 
 RECOMMENDED = [
     Column("model", "model", "text"), _setting("model_revision", "revision"), Column("dataset", "dataset", "text"),
     _setting("dataset_fingerprint", "data fingerprint"), *READING, _setting("device", "device"), _setting("dtype", "dtype"),
-    Column("advice", "advice", "text"), Column("budget", "realised budget", "percent"), Column("ratio", "PPL ratio"),
-    Column("ratio_low", "95 % interval", "interval", "ratio_high"), Column("policy", "policy", "text"),
+    Column("advice", "advice", "text"), Column("budget", "realised budget", "percent"),
+    Column("confirmed_high", "PPL ratio where pruned, at most"), Column("pruned_ratio", "the ratio on all windows"),
+    Column("pruned_low", "95 % interval of it", "interval", "pruned_high"), Column("policy", "policy", "text"),
     Column("keep_ratio", "keep_ratio", "setting"), Column("prune_after", "prune_after", "count"),
     Column("skip_layers", "skip_layers", "text"), _setting("protect_recent", "protect_recent", "count"),
-    _setting("protect_sink", "protect_sink", "count"), Column("n_units", "resampled units", "count"),
+    _setting("protect_sink", "protect_sink", "count"), Column("n_units", "units", "count"),
     Column("note", "note", "text"),
 ]  # fmt: skip
 
-FRONT = [column for column in RECOMMENDED if column.key != "advice"]
+FRONT = [column for column in RECOMMENDED if column.key not in ("advice", "confirmed_high")]
 
 BY_RATIO = [
     Column("keep_ratio", "keep_ratio", "setting"), Column("dataset", "dataset", "text"),
@@ -156,6 +159,7 @@ RETRIEVAL = [
     Column("accuracy_low", "lower 95 % bound", "percent"), Column("accuracy_high", "upper 95 % bound", "percent"),
     Column("dense_accuracy", "dense accuracy", "percent"),
     Column("accuracy_difference", "accuracy minus dense (points)", "points"), Column("p_value", "p (McNemar)"),
+    Column("lost_at_most", "lost at most (95 %)", "percent"),
     Column("answer_nll", "NLL of the right answer (nats per token)"), Column("nll_difference", "minus dense"),
     Column("nll_difference_low", "95 % interval", "interval", "nll_difference_high"),
     Column("budget", "realised budget", "percent"), Column("answer_retained", "answer still held", "percent"),

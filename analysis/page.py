@@ -17,6 +17,7 @@ from analysis.claims import Evidence, audit, control_experiment, evidences
 from analysis.curve_shape import shapes
 from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError
+from analysis.margins import ACCURACY_MARGIN
 from analysis.marks import Chart
 from analysis.pairs import with_dense
 from analysis.points import with_words
@@ -26,7 +27,7 @@ from analysis.retrieval_findings import accuracy_findings
 from analysis.retrieval_tables import DROPPED, HELD, retrieval
 from analysis.speed import DRIFT, checks, generation
 from analysis.task_tables import tasks
-from analysis.uncertainty import LEVEL, RESAMPLES
+from analysis.uncertainty import LEVEL
 from analysis.verdicts import BARELY
 
 HERE = Path(__file__).resolve().parent
@@ -75,7 +76,7 @@ def contents(results: Results, tolerance: float, *, judged: bool = False) -> Con
         failed = coverage.failures(results)
         curves = shapes(measured, cells)
         frames = {
-            "recommended": recommended(cells, tolerance),
+            "recommended": recommended(measured, cells, answers, tolerance),
             "front": front(cells),
             "coverage": coverage.coverage(results),
             "excluded": tables.excluded(tables.with_failures(cells, failed), speeds, answers, scores),
@@ -140,10 +141,10 @@ def render(shown: Contents) -> str:
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
         numbers=layout.NUMBERS,
         few=BARELY,
+        accuracy_margin=ACCURACY_MARGIN,
         dropped=DROPPED,
         held=HELD,
         drift=DRIFT,
-        resamples=RESAMPLES,
         level=LEVEL,
         bundle=_bundle(),
         script_safe=script_safe,

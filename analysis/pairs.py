@@ -1,4 +1,4 @@
-"""Each perplexity cell against its dense twin on the same windows: PPL, PPL ratio, paired bootstrap intervals.
+"""Each perplexity cell against its dense twin on the same windows: PPL, PPL ratio, paired intervals.
 
 Sums of negative log-likelihood (nats) and token counts are pooled first and exponentiated once, never averaged as perplexities.
 """
@@ -9,7 +9,7 @@ import polars as pl
 
 from analysis.impossible import beside_twin, in_cell
 from analysis.load import VERSION_COLUMNS
-from analysis.uncertainty import RESAMPLES, SEED, bounds, mean_bounds, units
+from analysis.uncertainty import bounds, mean_bounds, units
 
 POOL = ["pool_id", *VERSION_COLUMNS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
@@ -49,7 +49,7 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     return joined.with_columns(known, beside_twin(), paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
 
 
-def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) -> pl.DataFrame:
+def compare(rows: pl.DataFrame) -> pl.DataFrame:
     """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, KL, agreement, budget, validity figures.
 
     ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums, columns that
@@ -57,7 +57,7 @@ def compare(rows: pl.DataFrame, resamples: int = RESAMPLES, seed: int = SEED) ->
     """
     cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
     sound = rows.filter(pl.col("impossible").is_null().all().over(POOL))
-    sure = bounds(sound, POOL, resamples, seed)
+    sure = bounds(sound, POOL)
     sums = units(sound, POOL)
     for value, name in (("kl", "kl"), ("agreed", "agreement")):
         near = mean_bounds(sums, POOL, value, "tokens", name)

@@ -65,6 +65,8 @@ def cell_points(cells: pl.DataFrame, shapes: pl.DataFrame) -> pl.DataFrame:
         "cell_id", "policy", "variant", "after", "keep_ratio", "budget", "ppl", "ratio", "ratio_low", "ratio_high", "verdict",
         "recent_retained", "kl", "kl_low", "kl_high", "agreement",
         dense=dense, ppl_low=dense * pl.col("ratio_low"), ppl_high=dense * pl.col("ratio_high"),
+        pruned_ratio=pl.coalesce("pruned_ratio", "ratio"), pruned_low=pl.coalesce("pruned_low", "ratio_low"),
+        pruned_high=pl.coalesce("pruned_high", "ratio_high"),
         hollow=pl.col("verdict").is_in(HOLLOW), windows="n_windows", end=pl.lit(False),
     )  # fmt: skip
     lowest = shapes.select("cell_id", minimum_from="minimum_low", minimum_to="minimum_high")

@@ -1,69 +1,175 @@
-"""Which setting to use: the Pareto front over what a cell really held and how much worse its PPL may be."""
+"""Which setting to use: the one that holds least and is confirmed, on windows that did not choose it, to cost little PPL.
+
+A cell that is picked among many looks better than it is, so its own interval says too much. Here one half of the windows (or
+documents) chooses which cells are worth a try, and the other half confirms them one after the other, the safest first, until one
+is not confirmed: that a setting is recommended wrongly happens in at most 5 of 100 reports, however many cells there are.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS
+from analysis.pairs import POOL
+from analysis.retrieval_tables import kept_accuracy, shown_lower
+from analysis.uncertainty import LEVEL, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 MAX_PPL_INCREASE = 0.01
 
+CONTROLS = ("random", "knorm_high", "knorm_sorted")
+"""Policies that are there to be compared with. None of them is recommended, whatever it costs here."""
+
+FEWEST_UNITS = 8
+"""Windows or documents that a cell needs, so that each half has four."""
+
+HALVES = ("choosing_high", "confirmed_high")
+"""The half that chooses and the one that confirms, as the columns of their upper bounds."""
+
+SETTING = [
+    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink",
+    "protect_recent", "schedule", "position_mode",
+]  # fmt: skip
+"""What a scored cell and one that was asked share."""
+
 
 def usable() -> pl.Expr:
-    """Cells that a recommendation may rest on: valid, with an interval and a budget, no bug reproduced on purpose."""
+    """Cells that a recommendation may rest on: valid, with an interval and a budget; no control, no bug reproduced on purpose."""
     return (
         valid()
-        & pl.col("ratio_high").is_not_null()
+        & pl.col("pruned_high").is_not_null()
         & pl.col("budget").is_not_null()
         & pl.col("position_mode").ne_missing("cache_length")
+        & ~pl.col("policy").is_in(CONTROLS)
     )
 
 
 def front(cells: pl.DataFrame) -> pl.DataFrame:
-    """The usable cells that no other of their model and dataset beats in realised budget and upper bound of the PPL ratio."""
-    ranked = cells.filter(usable()).sort("budget", "ratio_high", maintain_order=True)
-    best_before = pl.col("ratio_high").cum_min().shift(1).over(GROUP)
-    best = ranked.filter(best_before.is_null() | (pl.col("ratio_high") < best_before))
+    """The usable cells that no other of their model and dataset beats in realised budget and upper bound of the PPL ratio.
+
+    The ratio is that of the tokens that saw a pruned cache.
+    """
+    return _best(cells.filter(usable()), "pruned_high")
+
+
+def _best(cells: pl.DataFrame, bound: str) -> pl.DataFrame:
+    ranked = cells.sort("budget", bound, maintain_order=True)
+    best_before = pl.col(bound).cum_min().shift(1).over(GROUP)
+    best = ranked.filter(best_before.is_null() | (pl.col(bound) < best_before))
     return best.sort(*GROUP, "budget", nulls_last=False, maintain_order=True)
 
 
-def recommended(cells: pl.DataFrame, tolerance: float = MAX_PPL_INCREASE) -> pl.DataFrame:
-    """One row per model and dataset: the cell that holds least among those whose upper bound stays within the tolerance.
+def recommended(
+    measured: pl.DataFrame, cells: pl.DataFrame, answers: pl.DataFrame, tolerance: float = MAX_PPL_INCREASE
+) -> pl.DataFrame:
+    """One row per model and dataset: the columns of the recommended cell, null where there is none, and ``advice`` in words.
 
-    Columns of the cell, null where there is none, and ``advice`` in words.
+    ``measured``: ``pairs.with_dense``; ``cells``: ``tables.summary``; ``answers``: ``retrieval_tables.retrieval``. Adds
+    ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio, over the tokens that saw a pruned cache, on the half that
+    confirmed. A cell whose retrieval was measured must also be shown to keep it.
     """
     groups = cells.filter(pl.col("policy") != "dense").select(GROUP).unique(maintain_order=True)
-    within = pl.col("ratio_high") <= 1 + tolerance
-    chosen = front(cells).filter(within).sort("budget", maintain_order=True).unique(GROUP, keep="first", maintain_order=True)
-    least = front(cells).group_by(GROUP).agg(least=pl.col("ratio_high").min())
-    table = groups.join(chosen, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
-    table = table.join(least, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
+    halved = with_halves(measured, cells.filter(usable()))
+    found = []
+    for group in groups.iter_slices(1):
+        own = halved.join(group, on=GROUP, how="semi", nulls_equal=True, maintain_order="left")
+        asked = with_retrieval(own, answers)
+        chosen, advice = _choice(asked, tolerance)
+        found.append(group.join(chosen, on=GROUP, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice)))
+    if not found:
+        empty = with_retrieval(halved, answers)
+        return groups.join(empty, on=GROUP, how="left", nulls_equal=True).with_columns(advice=pl.lit(None, pl.String))
+    return pl.concat(found).sort(GROUP, nulls_last=False, maintain_order=True)
+
+
+def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
+    """The recommended cell (no row where there is none), and why."""
     limit = f"{100 * tolerance:g} %"
-    worst = (100 * (pl.col("least") - 1)).round(2)
-    words = (
-        pl.when(pl.col("budget").is_not_null())
-        .then(pl.format("at most {} worse with 95 % confidence", pl.lit(limit)))
-        .when(pl.col("least").is_not_null())
-        .then(
-            pl.format(
-                "no recommendation: no cell is shown to stay within {}; the closest may be {} % worse", pl.lit(limit), worst
-            )
-        )
-        .otherwise(pl.lit("no recommendation: no cell that pruned has an interval"))
-    )
-    return table.with_columns(advice=words).drop("least").sort(GROUP, nulls_last=False, maintain_order=True)
+    if cells.is_empty():
+        return cells, "no recommendation: no cell that pruned, controls apart, has an interval"
+    enough = cells.filter(pl.col("n_units") >= FEWEST_UNITS)
+    if enough.is_empty():
+        most, kind = cells["n_units"].max(), cells["unit_kind"][0]
+        return enough, f"no recommendation: {most} {kind} are too few to choose on one half and confirm on the other"
+    cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
+    if cheap.is_empty():
+        least = labels.figure(100 * (enough.select(pl.col("choosing_high").min()).item() - 1))
+        return cheap, f"no recommendation: no cell looks to stay within {limit}; the closest may be {least} % worse"
+    kept = cheap.filter(pl.col("veto").is_null())
+    if kept.is_empty():
+        first = cheap["veto"][0]
+        return kept, f"no recommendation: retrieval rules out each cell that looks to stay within {limit}: {first}"
+    tried = _best(kept, "choosing_high").sort("budget", descending=True, maintain_order=True)
+    confirmed = tried.filter((pl.col("confirmed_high") <= 1 + tolerance).cum_prod().cast(pl.Boolean))
+    if confirmed.is_empty():
+        worst = labels.figure(100 * (tried["confirmed_high"][0] - 1))
+        return confirmed, f"no recommendation: within {limit} was not confirmed on the other half of the windows, up to {worst} %"
+    last = confirmed.tail(1)
+    advice = f"at most {limit} worse where the cache was pruned, confirmed on {last['unit_kind'][0]} that did not choose it"
+    return last, f"{advice}; {last['asked'][0]}"
+
+
+def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells with ``choosing_high`` and ``confirmed_high``: upper bounds (one-sided, 95 %) of their PPL ratio on either half.
+
+    Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned cache; in 16 bits the
+    bound is raised by what rounding alone does to PPL.
+    """
+    sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
+    sums = sums.with_columns(half=pl.int_range(pl.len()).over(POOL) % 2)
+    found = [cells.select(POOL).clear().with_columns(half=pl.lit(None, pl.Int64), high=pl.lit(None, pl.Float64))]
+    for (n,), group in sums.filter(pl.col("n") >= FEWEST_UNITS).sort(*POOL, "half", "unit").group_by("n"):
+        for number in range(len(HALVES)):
+            own = group.filter(pl.col("half") == number)
+            count = (int(str(n)) + 1 - number) // 2
+            nll, tokens = (own[name].cast(pl.Float64).to_numpy().reshape(-1, count) for name in ("nll", "tokens_pruned"))
+            mean, error = weighted_mean(nll, tokens)
+            bound = pl.Series(mean + t_quantile(LEVEL, count) * error).exp()
+            keys = own.unique(POOL, keep="first", maintain_order=True).select(POOL)
+            found.append(keys.with_columns(half=pl.lit(number, pl.Int64), high=bound))
+    bounds = pl.concat(found)
+    for number, name in enumerate(HALVES):
+        own = bounds.filter(pl.col("half") == number).select(*POOL, pl.col("high").alias(name))
+        cells = cells.join(own, on=POOL, how="left", nulls_equal=True, maintain_order="left")
+    return cells
+
+
+def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """The cells with ``asked``, what retrieval of the same setting says, and ``veto``, the same where it rules that out."""
+    numbered = cells.with_row_index("cell")
+    both = answers.join(numbered.select("cell", *SETTING), on=SETTING, how="inner", nulls_equal=True, maintain_order="left")
+    words = [_told(both.filter(pl.col("cell") == number)) for number in range(cells.height)]
+    asked = pl.Series([said for said, _ in words], dtype=pl.String)
+    return cells.with_columns(asked=asked, veto=pl.Series([None if kept else said for said, kept in words], dtype=pl.String))
+
+
+def _told(asked: pl.DataFrame) -> tuple[str, bool]:
+    """What retrieval of a setting says, and whether the setting may be recommended."""
+    known = asked.filter(pl.col("verdict").is_in(["VALID", "NEVER_PRUNED"]), pl.col("accuracy_difference").is_not_null())
+    if known.is_empty():
+        return "retrieval of this setting was not measured", True
+    for shown, words in ((shown_lower(), "retrieval is shown to lose"), (~kept_accuracy(), "retrieval may lose")):
+        bad = known.filter(shown.fill_null(True)).sort("accuracy_difference", maintain_order=True)
+        if bad.height:
+            row = bad.row(0, named=True)
+            lost = f"{row['lost']} of {row['questions']} answers lost"
+            return f"{words} ({lost}: {labels.questions(row)}, {row['context_tokens']} tokens)", False
+    return f"retrieval is kept in {known.height} of {known.height} sorts of questions", True
 
 
 def advice_in_words(advised: pl.DataFrame) -> list[str]:
     """A sentence per model and dataset; ``advised`` comes from ``recommended``."""
-    found = []
+    return list(_sentences(advised))
+
+
+def _sentences(advised: pl.DataFrame) -> Iterator[str]:
     for row in advised.iter_rows(named=True):
         place, advice = f"{row['model']} on {row['dataset']}", row["advice"]
         if row["budget"] is not None:
             cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
             advice = f"least cache for a PPL {advice}: {labels.percent(row['budget'])} of the dense one ({cell})"
-        found.append(f"{place}: {advice}.")
-    return found
+        yield f"{place}: {advice}."

@@ -7,13 +7,16 @@ import polars as pl
 from analysis import labels
 from analysis.disagreement import beside, in_words
 from analysis.load import VERSION_COLUMNS
-from analysis.retrieval_tables import shown_lower
+from analysis.margins import ACCURACY_MARGIN
+from analysis.retrieval_tables import kept_accuracy, shown_lower
 from analysis.task_tables import METRIC
+from analysis.uncertainty import ALPHA, t_quantile
 from analysis.verdicts import valid
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
 CURVE = ["policy", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode"]
+MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 LEAST = 0.5
 """A dense cell that answers fewer of the questions leaves nothing to lose."""
 
@@ -41,32 +44,52 @@ def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
 
 
 def _kept(group: pl.DataFrame) -> str:
-    """Which policies keep the dense accuracy down to which budget, the best first."""
-    least: dict[str, float | None] = dict.fromkeys(sorted(group["policy"].unique()))
-    for (policy, *_), curve in group.group_by(CURVE, maintain_order=True):
-        budget = least_budget(curve)
-        known = least[str(policy)]
-        least[str(policy)] = budget if known is None else known if budget is None else min(known, budget)
-    ranked = sorted((budget, policy) for policy, budget in least.items() if budget is not None)
-    lost = [policy for policy, budget in least.items() if budget is None]
+    """Which curves are shown to keep the dense accuracy, down to which budget, which to lose it, and of which neither is shown.
+
+    They stand in the order of their names: which of two keeps more, only a paired test of the two could tell.
+    """
+    several = group["prune_after"].n_unique() > 1
+    curves = {_curve_name(curve.row(0, named=True), several): curve for _, curve in group.group_by(CURVE)}
+    kept, lost, neither = [], [], []
+    for name in sorted(curves):
+        budget = least_budget(curves[name])
+        if budget is not None:
+            kept.append(f"{name} down to {labels.percent(budget)}")
+        elif curves[name].filter(shown_lower().fill_null(False)).height:
+            lost.append(name)
+        else:
+            neither.append(name)
+
     row = group.row(0, named=True)
-    dense, asked = labels.percent(row["dense_accuracy"]), group["questions"].max()
-    lowest = labels.percent(group["budget"].min())  # pyright: ignore[reportArgumentType]
-    if not ranked:
-        names = ", ".join(map(labels.text, lost))
-        return f"accuracy is below dense ({dense} of {asked} questions) at every budget that was tried, for {names}"
-    words = [f"{labels.text(policy)} down to {labels.percent(budget)}" for budget, policy in ranked]
-    kept = f"accuracy is not shown to be below dense ({dense} of {asked} questions) for {', '.join(words)}"
-    return f"{kept} of the dense cache (least that was tried: {lowest})" + (
-        f"; at no budget: {', '.join(map(labels.text, lost))}" if lost else ""
-    )
+    asked, dense = group["questions"].max(), labels.percent(row["dense_accuracy"])
+    words = [f"dense answers {dense} of {asked} questions"]
+    if kept:
+        lowest = labels.percent(group.select(pl.col("budget").min()).item())
+        many = f"{', '.join(kept)} of the dense cache (least that was tried: {lowest})"
+        words.append(f"shown to lose at most {MARGIN} points: {many}")
+    if lost:
+        words.append(f"shown to lose answers, and to keep them at no budget: {', '.join(lost)}")
+    if neither:
+        words.append(f"{asked} questions cannot tell: {', '.join(neither)}")
+    return "; ".join(words)
+
+
+def _curve_name(row: labels.Row, several: bool) -> str:
+    """The policy, with the settings that are not the plain ones."""
+    variant = labels.variant(row)
+    others = [] if variant == labels.PLAIN else [variant]
+    others += [f"prune_after {labels.text(row['prune_after'])}"] if several else []
+    return labels.text(row["policy"]) + (f" ({', '.join(others)})" if others else "")
 
 
 def least_budget(curve: pl.DataFrame) -> float | None:
-    """The least realised budget down to which no cell of a curve is shown to be below dense; None where the largest is."""
-    ordered = curve.sort("budget", descending=True).with_columns(lower=shown_lower().fill_null(False))
-    kept = ordered.filter(~pl.col("lower").cum_max())["budget"]
-    return kept[-1] if len(kept) else None
+    """The least realised budget down to which every cell of a curve is shown to keep the accuracy; None where the largest is not.
+
+    Cells are tried from the largest budget down until one is not shown, so that the chance of an error is that of one test.
+    """
+    ordered = curve.sort("budget", descending=True).with_columns(kept=kept_accuracy().cast(pl.Int8).cum_prod())
+    shown = ordered.filter(pl.col("kept") == 1)["budget"]
+    return shown[-1] if len(shown) else None
 
 
 def _tasks(scores: pl.DataFrame) -> list[str]:
@@ -76,17 +99,26 @@ def _tasks(scores: pl.DataFrame) -> list[str]:
     for _, group in usable.group_by(["model", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
         place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"
         sign = pl.when(pl.col("higher_is_better").fill_null(True)).then(1.0).otherwise(-1.0)
-        worse = pl.when(sign > 0).then(pl.col("difference_high") < 0).otherwise(pl.col("difference_low") > 0)
-        shown = group.filter(worse).sort(sign * pl.col("difference"), maintain_order=True)
+        worse = pl.when(sign > 0).then(pl.col("wide_high") < 0).otherwise(pl.col("wide_low") > 0)
+        shown = _together(group).filter(worse).sort(sign * pl.col("difference"), maintain_order=True)
         figures = f"{group.height:,} figures of {group.select(METRIC).n_unique()} metrics"
         if shown.is_empty():
             found.append(f"{place}: none of {figures} is shown to be worse than dense.")
             continue
         row = shown.row(0, named=True)
-        change = f"{labels.figure(row['difference'])} {labels.interval(row['difference_low'], row['difference_high'])}"
+        change = f"{labels.figure(row['difference'])} {labels.interval(row['wide_low'], row['wide_high'])}"
         metric = f"{labels.text(row['task_name'])}, {labels.text(row['metric'])}"
         cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
         found.append(
-            f"{place}: {shown.height:,} of {figures} are shown to be worse than dense; most: {metric} {change} ({cell})."
+            f"{place}: {shown.height:,} of {figures} are shown to be worse than dense (all at the 95 % level together); most: "
+            f"{metric} {change} ({cell})."
         )
     return found
+
+
+def _together(group: pl.DataFrame) -> pl.DataFrame:
+    """The figures with ``wide_low`` and ``wide_high``: intervals of the differences that hold for all of them together."""
+    n = group["paired_documents"].to_numpy()
+    factor = pl.Series(t_quantile(1 - ALPHA / (2 * group.height), n) / t_quantile(1 - ALPHA / 2, n))
+    half = (pl.col("difference_high") - pl.col("difference_low")) / 2 * factor
+    return group.with_columns(wide_low=pl.col("difference") - half, wide_high=pl.col("difference") + half)

@@ -8,9 +8,10 @@ import polars as pl
 
 from analysis.impossible import beside_twin, in_cell, without_figures
 from analysis.load import VERSION_COLUMNS
+from analysis.margins import ACCURACY_MARGIN
 from analysis.pairs import POOL, SETTINGS, finite
 from analysis.tables import beyond, in_order
-from analysis.uncertainty import mcnemar_p, mean_bounds
+from analysis.uncertainty import mcnemar_p, mean_bounds, share_at_most
 from analysis.verdicts import plain_verdict
 
 QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned"]
@@ -49,9 +50,10 @@ Z95 = 1.959963984540054
 def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     """Per pooled cell and set of questions: accuracy with Wilson's 95 % interval, the twin's, NLL of the right answer, outcomes.
 
-    ``accuracy_difference`` (with McNemar's ``p_value``) and ``nll_difference`` (per answer token, with a bootstrap interval over
-    questions) are to the dense twin on the same questions; ``budget``: the cache held while answering as a share of the twin's.
-    Null where there is no twin, or a schema lacks it.
+    ``accuracy_difference`` (with McNemar's ``p_value``, null where so few questions cannot reach 0.05) and ``nll_difference``
+    (per answer token, with an interval over questions) are to the dense twin on the same questions; ``lost_at_most``: upper bound
+    (one-sided, 95 %) of the share of questions that only the twin has right; ``budget``: the cache held while answering as a
+    share of the twin's. Null where there is no twin, or a schema lacks it.
     """
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
@@ -60,8 +62,11 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     pruned = sound.sort([*keys, "seed", "depth", "question_index"])
     nll = mean_bounds(pruned, keys, "nll_difference", "answer_tokens", "nll_difference")
     cells = cells.join(nll, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    p = [None if pair[0] is None else mcnemar_p(*pair) for pair in cells.select("lost", "gained").iter_rows()]
-    cells = cells.with_columns(pl.Series("p_value", p, pl.Float64), plain_verdict(), _note())
+    pairs = list(cells.select("lost", "gained", "paired").iter_rows())
+    p = [mcnemar_p(lost, gained) if paired and 2.0 ** (1 - paired) < SHOWN else None for lost, gained, paired in pairs]
+    most = [share_at_most(lost, paired) if paired else None for lost, _, paired in pairs]
+    shown = {"p_value": pl.Series(p, dtype=pl.Float64), "lost_at_most": pl.Series(most, dtype=pl.Float64)}
+    cells = cells.with_columns(plain_verdict(), _note(), **shown)
     cells = without_figures(cells, [*keys, *SETTINGS, "questions", "impossible", "verdict", "note"])
     return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
 
@@ -83,6 +88,7 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         questions=pl.len(),
         right=pl.col("correct").sum(),
         dense_accuracy=pl.col("dense_correct").mean(),
+        paired=paired.sum(),
         lost=pl.when(paired.any()).then((pl.col("dense_correct") & ~pl.col("correct")).filter(paired).sum()),
         gained=pl.when(paired.any()).then((~pl.col("dense_correct") & pl.col("correct")).filter(paired).sum()),
         accuracy_difference=(pl.col("correct").cast(pl.Int64) - pl.col("dense_correct").cast(pl.Int64)).filter(paired).mean(),
@@ -138,6 +144,15 @@ def in_pruning_layers() -> pl.Expr:
 def shown_lower() -> pl.Expr:
     """Cells that are shown to answer fewer questions than the dense twin does."""
     return (pl.col("p_value") < SHOWN) & (pl.col("accuracy_difference") < 0)
+
+
+def kept_accuracy() -> pl.Expr:
+    """Cells that are shown to answer what the dense twin answers, but for ``ACCURACY_MARGIN`` at most.
+
+    The share of questions that only the dense twin has right is at most that, with 95 % confidence: what a cell gains elsewhere
+    is not counted against what it lost.
+    """
+    return (pl.col("lost_at_most") <= ACCURACY_MARGIN).fill_null(False)
 
 
 def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:

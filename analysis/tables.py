@@ -7,7 +7,7 @@ import polars as pl
 from analysis.impossible import without_figures
 from analysis.load import VERSION_COLUMNS
 from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare
-from analysis.uncertainty import holm
+from analysis.uncertainty import ALPHA, holm, least_p
 from analysis.verdicts import IMPOSSIBLE, WHY_EXCLUDED, scored_verdict, valid
 
 FAMILY = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
@@ -27,10 +27,12 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     """One row per pooled perplexity cell, dense twins first; ``measured`` comes from ``pairs.with_dense``.
 
     The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted for how many
-    of them a model and dataset has.
+    of them a model and dataset has. A cell of so few windows that its adjusted p could not be below 0.05, whatever was measured,
+    has none: it would look like a result.
     """
     cells = without_figures(compare(measured).with_columns(scored_verdict(), note()), NAMED)
-    judged = pl.when(valid()).then(pl.col("p_value"))
+    can_reach = least_p(pl.col("n_units")) * valid().sum().over(FAMILY) < ALPHA
+    judged = pl.when(valid() & can_reach).then(pl.col("p_value"))
     return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), FAMILY)))
 
 

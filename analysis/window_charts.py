@@ -29,7 +29,7 @@ from analysis.marks import (
 )
 from analysis.points import GROUP, Group, groups, spread, with_words
 from analysis.policy_looks import PALETTE, PolicyLooks, look
-from analysis.uncertainty import LEVEL, SEED
+from analysis.uncertainty import ALPHA, t_quantile, weighted_mean
 
 BINS = 32
 """Stretches of a window over which tokens are averaged."""
@@ -41,7 +41,6 @@ MOST_CELLS = 60
 """Cells whose tokens are read; of a larger report the first ones, in the order of its panels."""
 SAW_CELLS = 16
 """Cells of a group that can be chosen for the saw-tooth."""
-RESAMPLES = 2_000
 
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
@@ -106,7 +105,7 @@ def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.Dat
 
 
 def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """A cell's mean NLL minus its twin's per stretch of a window, with a bootstrap interval over windows; None without lists.
+    """A cell's mean NLL minus its twin's per stretch of a window, with an interval over windows; None without lists.
 
     ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions do not line up.
     """
@@ -140,14 +139,13 @@ def _lists_of(cell: labels.Row, rows: pl.DataFrame, key: str) -> pl.DataFrame:
 
 
 def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap over windows of the mean of each column: means [windows, stretches] -> low, high [stretches]."""
+    """t intervals over windows of the mean of each column: means [windows, stretches] -> low, high [stretches]."""
     n = len(means)
     if n < 2:
         return np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
-    drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n)
-    low, high = np.quantile(counts @ means / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+    middle, error = weighted_mean(means.T, np.ones_like(means.T))
+    half = t_quantile(1 - ALPHA / 2, n) * error
+    return middle - half, middle + half
 
 
 def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:

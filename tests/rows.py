@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
+from scipy import stats
 
 from pipeline.results import RunStore, schema, to_arrow
 
@@ -156,6 +158,15 @@ def one(frame: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
     found = frame.filter(*[pl.col(name) == value for name, value in wanted.items()])
     assert found.height == 1, found
     return found.row(0, named=True)
+
+
+def ratio_interval(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a ratio of sums, in plain Python after Cochran (1977), section 6.3; Student's t from scipy."""
+    n, total = len(values), float(sum(weights))
+    ratio = sum(values) / total
+    spread = math.sqrt(sum((v - ratio * w) ** 2 for v, w in zip(values, weights, strict=True)) / (n - 1))
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(n) * spread / total
+    return ratio - half, ratio + half
 
 
 def charts_of(shown: Any) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from scipy import stats
 
 from analysis.load import load
 from analysis.speed import NO_DIFFERENCE, checks, generation, in_words, median_interval
@@ -99,12 +100,15 @@ def test_a_difference_is_named_only_where_it_was_shown(figures, words):
     assert in_words(*figures, more_is_better=False) == words
 
 
-def test_median_interval_agrees_with_scipy():
-    values = np.random.default_rng(1).normal(1.0, 0.1, 9)
-    wanted = stats.bootstrap(
-        (values,), np.median, method="percentile", n_resamples=3000, rng=np.random.default_rng(5), batch=3000
-    )
-    assert median_interval(values, 3000, 5) == pytest.approx(tuple(wanted.confidence_interval), rel=1e-12)
+@pytest.mark.parametrize(("rounds", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (40, 14)])
+def test_the_interval_of_a_median_lies_between_the_order_statistics_of_the_tables(rounds, rank):
+    """The largest rank that still covers 95 %: as tabled for the sign test (Conover 1999, table A3)."""
+    values = np.random.default_rng(1).normal(1.0, 0.1, rounds)
+    ordered = sorted(values)
+    assert median_interval(values) == ((None, None) if rank is None else (ordered[rank - 1], ordered[-rank]))
+    if rank is not None:
+        misses = [2 * sum(math.comb(rounds, i) for i in range(k)) / 2**rounds for k in (rank, rank + 1)]
+        assert misses[0] <= 0.05 < misses[1]
 
 
 @pytest.mark.filterwarnings("error")

@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from analysis.claims import CLAIMS, audit, control_experiment, evidences
-from analysis.contrast import above, below, contrast, mostly
+from analysis.contrast import above, below, contrast
 from analysis.load import load
+from analysis.margins import mostly
 from analysis.pairs import with_dense
 from analysis.retrieval_tables import QUESTIONS, retrieval
 from analysis.speed import checks, generation
 from analysis.tables import summary
-from analysis.uncertainty import RESAMPLES, SEED
 from tests.rows import generation_row, one, perplexity_row, retrieval_row, write_run
 
 NEOX = {"name": "toy", "revision": "r1", "architecture": "gpt_neox", "layers": 2, "context": 1024}
@@ -52,10 +52,10 @@ def timed(ttft=1.0, tokens=1.0, rounds=7, protocol="interleaved", drift=1.0, **s
     return rows
 
 
-def asked(right=20, dense=20, **settings):
+def asked(right=60, dense=60, n=60, **settings):
     same = {name: value for name, value in settings.items() if name in QUESTIONS}
-    rows = [retrieval_row(i, policy="dense", correct=i < dense, **same) for i in range(20)]
-    return rows + [retrieval_row(i, correct=i < right, **settings) for i in range(20)]
+    rows = [retrieval_row(i, policy="dense", correct=i < dense, **same) for i in range(n)]
+    return rows + [retrieval_row(i, correct=i < right, **settings) for i in range(n)]
 
 
 def tables_of(tmp_path, rows, model=NEOX):
@@ -71,9 +71,13 @@ def gather(tmp_path, perplexity=(), generation_rows=(), answers=(), model=NEOX):
     return evidences(*tables_of(tmp_path, rows, model))
 
 
-def four(h2o=1.025, streaming=1.03, snapkv=1.035, knorm=1.005, **settings):
+def four(h2o=1.025, streaming=1.03, snapkv=1.035, knorm=1.005, wobble=0.0, **settings):
+    """``wobble`` widens the interval of knorm."""
     factors = {"h2o": h2o, "streaming": streaming, "snapkv": snapkv, "knorm": knorm}
-    return [row for name, factor in factors.items() for row in curve({0.8: factor, 0.7: factor}, policy=name, **settings)]
+    return [
+        row for name, factor in factors.items() for ratio in (0.8, 0.7)
+        for row in scored(factor, wobble if name == "knorm" else 0.0, keep_ratio=ratio, policy=name, **settings)
+    ]  # fmt: skip
 
 
 NT = "not testable here"
@@ -82,7 +86,7 @@ NO_CACHE, UNREACHED = "artefact of evaluating without the cache", "artefact of a
 LENGTH, LOW = "positions taken from the pruned length", "the low threshold"
 UP, FLAT = {0.95: 3.0, 0.5: 2.0}, {0.95: 2.0, 0.5: 2.0}
 SORTED = {"policy": "knorm_sorted"}
-LATE, SKIP = {"prune_after": 512}, {"skip_layers": [0]}
+LATE, SKIP, THIRD = {"prune_after": 512}, {"skip_layers": [0]}, {"skip_layers": [3]}
 GUARD = {"protect_recent": 8, "keep_ratio": 0.95}
 NEEDLE, AFTER = {"kind": "needle"}, {"question_pruned": False}
 HARD = {**NEEDLE, "digits": 7, "distractors": 3}
@@ -92,72 +96,102 @@ CASES = [
     (1, TTFT, "TTFT -91.00 % in 1 cell timed", {"generation_rows": timed() + timed(0.09, protocol="report_2025")}),
     (1, "refuted", "TTFT +1.00 %", {"generation_rows": timed(1.01) + timed(0.6, protocol="report_2025")}),
     (1, "refuted", "TTFT -60.00 %", {"generation_rows": timed(0.4) + timed(0.09, protocol="report_2025")}),
-    (1, NT, "too wide", {"generation_rows": timed([0.1, 1.5])}),
+    # An interval from far below to just under 1 reaches the claimed fall, and shows nothing of it.
+    (1, NT, "too wide", {"generation_rows": timed([0.1, 0.9])}),
     (1, NT, "changed by +50 %", {"generation_rows": timed(0.1, drift=1.5)}),
-    (1, NT, "no stable timings of 6 rounds", {"generation_rows": timed(0.1, rounds=5)}),
+    (1, NT, "5 rounds are too few", {"generation_rows": timed(0.1, rounds=5)}),
     (1, NT, "plain knorm pruned", {"generation_rows": timed(0.1, prune_events=0)}),
-    (2, "confirmed", "0 of 2 intervals", {"perplexity": DENSE + scored(wobble=5) + scored(wobble=5, keep_ratio=0.5)}),
-    (2, NO_CACHE, "1 of 2", {"perplexity": DENSE + scored(wobble=5) + scored(0.9, keep_ratio=0.5)}),
+    (2, "confirmed", "0 of 2 cells", {"perplexity": DENSE + scored(wobble=0.5) + scored(wobble=0.5, keep_ratio=0.5)}),
+    # Intervals that hold 1 and much else confirm nothing.
+    (2, NT, "0 of 2 cells", {"perplexity": DENSE + scored(wobble=5) + scored(1.02, 5, keep_ratio=0.5)}),
+    # Shown to differ, but by less than counts.
+    (2, "confirmed", "1 of 1 by less", {"perplexity": DENSE + scored(1.005, 0.1)}),
+    (2, NO_CACHE, "1 of 2", {"perplexity": DENSE + scored(wobble=0.5) + scored(0.9, keep_ratio=0.5)}),
     (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(**NEVER) + scored(1.5, **SKIP)}),
-    (2, "confirmed", "at prune_after 32", {"perplexity": DENSE + scored(wobble=5) + scored(1.5, **LATE)}),
+    (2, "confirmed", "at prune_after 32", {"perplexity": DENSE + scored(wobble=0.5) + scored(1.5, **LATE)}),
     (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, windows=1)}),
     (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, protect_sink=4) + scored(1.5, **ONCE)}),
-    (3, "confirmed", "prune_after 512 0 of 1", {"perplexity": DENSE + scored(wobble=5, **LATE) + scored(2.0)}),
+    (3, "confirmed", "prune_after 512 0 of 1", {"perplexity": DENSE + scored(wobble=0.5, **LATE) + scored(2.0)}),
+    (3, NT, "[0.834, 1.425]", {"perplexity": DENSE + scored(1.09, 30, **LATE) + scored(**NEVER)}),
     (3, UNREACHED, "7.389 to 7.389", {"perplexity": DENSE + scored(**NEVER) + scored(1.1, **LATE)}),
-    (3, "refuted", "prune_after 32 1 of 1", {"perplexity": DENSE + scored(1.1)}),
-    (3, "refuted", "4.0 % of the tokens", {"perplexity": DENSE + scored(1.01, **BARELY) + scored(1.1)}),
+    (3, "refuted", "prune_after 512 1 of 1", {"perplexity": DENSE + scored(1.1, **LATE)}),
+    (3, "refuted", "4.0 % of the tokens", {"perplexity": DENSE + scored(1.01, **BARELY) + scored(1.1, **LATE)}),
     (3, NT, "7.389 to 7.389", {"perplexity": DENSE + scored(**NEVER)}),
+    (3, NT, "pruned at 512 entries or more", {"perplexity": DENSE + scored(1.1)}),
     (4, "confirmed", "1.250", {"perplexity": DENSE + scored(1.2) + scored(1.5, **SORTED)}),
     (4, "refuted", "no cells that vary", {"perplexity": DENSE + scored(1.2) + scored(1.2005, **SORTED)}),
-    (4, "refuted", "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.1, **BUG)}),
+    (4, "refuted", "1 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.1, **BUG)}),
+    (4, NT, "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, 5, **SORTED) + scored(1.8, **BUG)}),
+    (4, NT, "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.1, **SORTED)}),  # sorting that helps is no rise
     (4, f"artefact of {LENGTH}", "1.500", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.8, **BUG)}),
     (4, f"artefact of {LOW}", "2.000", {"perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE)}),
     (4, f"artefact of {LOW} and {LENGTH}", "2.000", {
         "perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE) + scored(1.8, **LATE, **BUG),
     }),
     (4, NT, "no knorm_sorted cells", {"perplexity": DENSE + scored(1.2)}),
-    (5, "refuted", "no rise shown", {"perplexity": DENSE + curve(FLAT) + scored(1.1, **GUARD)}),
-    (5, "refuted", "no rise shown", {"perplexity": DENSE + curve({0.95: 2.0, 0.5: 3.0}) + scored(1.1, **GUARD)}),
+    (5, "refuted", "no rise of more than 1.0 %", {"perplexity": DENSE + curve(FLAT) + scored(1.1, **GUARD)}),
+    (5, "refuted", "no rise of more", {"perplexity": DENSE + curve({0.95: 2.0, 0.5: 3.0}) + scored(1.1, **GUARD)}),
+    (5, NT, "no rise shown", {"perplexity": DENSE + scored(2.1, 20, keep_ratio=0.95) + scored(2.0, keep_ratio=0.5)}),
     (5, "artefact of dropping the newest keys", "last 8 protected", {"perplexity": DENSE + curve(UP) + scored(1.7, **GUARD)}),
-    (5, "confirmed", "last 8 protected", {"perplexity": DENSE + curve(UP) + scored(1.8, **GUARD)}),
-    (5, "confirmed", "last 8", {"perplexity": DENSE + curve({0.95: 0.9, 0.5: 0.8}) + scored(0.7, **GUARD)}),
-    (5, NT, "too wide", {"perplexity": DENSE + curve(UP) + scored(1.7, 150, **GUARD)}),
+    # Protecting the newest does not help enough: that excludes one cause, and confirms no other.
+    (5, NT, "what else causes it no row can tell", {"perplexity": DENSE + curve(UP) + scored(1.8, **GUARD)}),
+    (5, NT, "no rise shown", {"perplexity": DENSE + curve({0.95: 0.9, 0.5: 0.8}) + scored(0.7, **GUARD)}),
+    (5, NT, "not shown", {"perplexity": DENSE + curve(UP) + scored(1.7, 150, **GUARD)}),
+    # The best of many protections looks better than it is: the largest one is asked.
+    (5, NT, "last 16 protected", {
+        "perplexity": DENSE + curve(UP) + scored(1.2, **GUARD) + scored(2.5, **{**GUARD, "protect_recent": 16}),
+    }),
     (5, NT, "no knorm cells with the newest", {"perplexity": DENSE + curve(UP)}),
     (5, NT, "two keep_ratios", {"perplexity": DENSE + scored(1.5)}),
     (6, "confirmed", "1 of 1", {"generation_rows": timed(tokens=0.85)}),
     (6, "refuted", "throughput +2.00 %", {"generation_rows": timed(tokens=1.02)}),
     (6, "refuted", "throughput -3.00 %", {"generation_rows": timed(tokens=0.97)}),
-    (6, NT, "and 0 of 1 also", {"generation_rows": timed(tokens=[0.85, 1.05])}),
+    (6, NT, "0 of 1 stable intervals", {"generation_rows": timed(tokens=[0.85, 1.05])}),
+    (6, NT, "0 of 1 stable intervals", {"generation_rows": timed(tokens=[0.80, 0.95])}),  # below 1, and as much outside
     (6, "refuted", "throughput -40.00 %", {"generation_rows": timed(tokens=0.6)}),
     (6, NT, "changed by +50 %", {"generation_rows": timed(tokens=0.85, drift=1.5)}),
     (7, "refuted", "25.0 % of each head", {"model": {**NEOX, "positions": {"kind": "rotary", "share": 0.25}}}),
     (7, "confirmed", "learned", {"model": {**NEOX, "positions": {"kind": "learned"}}}),
     (7, NT, "llama", {"model": {**NEOX, "architecture": "llama", "positions": {"kind": "rotary"}}}),
     (7, NT, "no kind of positions", {}),
-    (8, "confirmed", "1 of 1 pairs", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP)}),
+    (8, "confirmed", "with layer 3 in 1 of 1", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP) + scored(1.4, **THIRD)}),
+    # Any layer that is skipped holds more: against none alone nothing of layer 0 is shown.
+    (8, NT, "no cells that skip another layer", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP)}),
+    (8, "refuted", "with layer 3 in 0 of 1", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP) + scored(1.1, **THIRD)}),
+    (8, NT, "with layer 3 in 0 of 1", {"perplexity": DENSE + scored(1.5) + scored(1.2, **SKIP) + scored(1.25, 20, **THIRD)}),
     (8, f"artefact of {LENGTH}", "0 of 1 pairs", {
         "perplexity": DENSE + scored(1.2) + scored(1.2, **SKIP) + scored(1.5, **BUG) + scored(1.2, **SKIP, **BUG),
     }),
-    (8, "refuted", "1 of 2 pairs", {"perplexity": DENSE + curve(UP) + curve({0.95: 2.5, 0.5: 2.0}, **SKIP)}),
-    (8, NT, "skip_layers: [[], [0]]", {"perplexity": DENSE + scored(1.2)}),
+    (8, NT, "1 of 2 pairs", {"perplexity": DENSE + curve(UP) + curve({0.95: 2.5, 0.5: 2.0}, **SKIP)}),
+    (8, NT, "skip_layers: [[], [0], [3]]", {"perplexity": DENSE + scored(1.2)}),
     (9, "confirmed", "prune_after 512", {"perplexity": DENSE + four(**LATE) + four(knorm=2.0)}),
-    (9, "refuted", "outside the claimed range: h2o, knorm", {"perplexity": DENSE + four(knorm=1.2, h2o=1.0, **LATE)}),
+    (9, "refuted", "knorm / h2o 1.200", {"perplexity": DENSE + four(knorm=1.2, h2o=1.0, **LATE)}),
+    # Every interval holds what is claimed of its policy, and knorm is not shown to be the best.
+    (9, NT, "knorm / h2o", {"perplexity": DENSE + four(1.02, 1.02, 1.02, 1.02, wobble=10, **LATE)}),
     (9, NT, "no cells of h2o, streaming, snapkv", {"perplexity": DENSE + scored(1.005, keep_ratio=0.8)}),
     (9, NT, "threshold at which all four", {"perplexity": DENSE + four()[:16] + four(**LATE)[16:]}),
-    (10, "confirmed", "keep_ratio 0.9", {"perplexity": DENSE + scored(1.005) + scored(1.5, keep_ratio=0.5, cache_tokens_mean=9)}),
-    (10, "confirmed", "front: knorm 0.9", {"perplexity": DENSE + scored(1.005) + scored(1.004, **SORTED)}),
-    (10, "refuted", "random, keep_ratio 0.9", {"perplexity": DENSE + scored(1.005, policy="random")}),
-    (10, "refuted", "knorm, keep_ratio 0.5", {"perplexity": DENSE + scored(1.005, keep_ratio=0.5)}),
-    (10, "refuted", "no setting; Pareto front: knorm 0.9", {"perplexity": DENSE + scored(1.5)}),
+    (10, "confirmed", "keep_ratio 0.9", {"perplexity": DENSE + scored(1.002) + scored(1.5, keep_ratio=0.5, cache_tokens_mean=9)}),
+    (10, "confirmed", "front: knorm 0.9", {"perplexity": DENSE + scored(1.002) + scored(1.001, **SORTED)}),
+    (10, NT, "no cells that pruned", {"perplexity": DENSE + scored(1.002, policy="random")}),
+    (10, NT, "knorm, keep_ratio 0.5", {"perplexity": DENSE + scored(1.002, keep_ratio=0.5)}),
+    (10, "refuted", "cost over 1.0 % of PPL in 1 of 1 cells", {"perplexity": DENSE + scored(1.5)}),
+    # Within 1 % of all tokens, and not of those that saw a pruned cache.
+    (10, "refuted", "in 1 of 1 cells", {"perplexity": DENSE + scored(1.008, 0.1)}),
+    (10, NT, "in 0 of 1 cells", {"perplexity": DENSE + scored(1.004, 5)}),  # not shown to be right, nor to be wrong
     (10, NT, "no cells that pruned", {"perplexity": DENSE + scored(**NEVER)}),
-    (11, "confirmed", "0 of 1 cells", {"answers": asked(keep_ratio=0.7) + asked(5, keep_ratio=0.6)}),
-    (11, "refuted", "95.0 % [76.4 %, 99.1 %]", {"answers": asked(19)}),
-    (11, "refuted", "(needle, 5 digits, asked before the prune 1 of 1; passkey", {"answers": asked() + asked(15, **NEEDLE)}),
-    (11, "refuted", "asked after the prune 1 of 1", {"answers": asked() + asked(15, **AFTER)}),
-    (11, "refuted", "512 tokens, needle, 7 digits among 3 distractors", {"answers": asked(19) + asked(15, **HARD)}),
-    (11, "confirmed", "0 of 2 cells", {"answers": asked() + asked(**AFTER)}),
+    (11, "confirmed", "1 of 1 to lose at most 10 points", {"answers": asked(keep_ratio=0.7) + asked(5, keep_ratio=0.6)}),
+    (11, "refuted", "75.0 % [62.8 %, 84.2 %]", {"answers": asked(45)}),
+    # The intervals of both overlap; on the same questions the loss is plain.
+    (11, "refuted", "lowest of 1 cell: 86.7 %", {"answers": asked(52, dense=60)}),
+    # One question lost of 20 shows no loss, and no keeping either.
+    (11, NT, "0 of 1 to lose at most", {"answers": asked(19, dense=20, n=20)}),
+    (11, NT, "0 of 1 to lose at most", {"answers": asked(20, dense=20, n=20)}),
+    (11, "refuted", "needle, 5 digits, asked before the prune 1 of 1; passkey", {"answers": asked() + asked(45, **NEEDLE)}),
+    (11, "refuted", "asked after the prune 1 of 1", {"answers": asked() + asked(45, **AFTER)}),
+    (11, "refuted", "512 tokens, needle, 7 digits among 3 distractors", {"answers": asked(59) + asked(45, **HARD)}),
+    (11, "confirmed", "2 of 2 to lose at most", {"answers": asked() + asked(**AFTER)}),
     (11, "confirmed", "dense does not know: needle", {"answers": asked() + asked(5, dense=10, **NEEDLE)}),
-    (11, NT, "answers 90.0 %", {"answers": asked(dense=18)}),
+    (11, NT, "answers 90.0 %", {"answers": asked(dense=54)}),
     (11, NT, "that pruned", {"answers": asked(context_tokens=1024)}),
     (11, NT, "that pruned", {"answers": asked(prune_events=0)}),
 ]  # fmt: skip
@@ -175,8 +209,10 @@ def test_the_verdict_follows_from_the_rows(tmp_path, number, verdict, words, row
 def test_every_claim_has_every_kind_of_verdict_among_the_cases():
     kinds = {(number, verdict.split(" of ")[0]) for number, verdict, *_ in CASES}
     assert {number for number, kind in kinds if kind == "artefact"} == {1, 2, 3, 4, 5, 8}
-    for kind in ("confirmed", NT):
-        assert {number for number, found in kinds if found == kind} == set(range(1, 12))
+    assert {number for number, found in kinds if found == NT} == set(range(1, 12))
+    assert {number for number, found in kinds if found == "confirmed"} == set(range(1, 12)) - {
+        5
+    }  # a cause, which no row can tell
     assert {number for number, found in kinds if found == "refuted"} == set(range(1, 12)) - {2}
 
 
@@ -217,7 +253,8 @@ def test_of_two_sizes_of_a_cell_the_larger_counts(tmp_path):
     rows = DENSE + scored(1.5) + scored(1.1, windows=2, **small)
     rows += scored(policy="dense", windows=2, cell_id="small-dense", dense_cell_id="small-dense")
     (evidence,) = gather(tmp_path, rows)
-    assert "1 of 1 intervals exclude 1 (8 windows)" in one(audit(evidence), number=2)["why"]
+    assert "1 of 1 cells differ from dense by more than 1.0 %" in one(audit(evidence), number=2)["why"]
+    assert "(8 windows)" in one(audit(evidence), number=2)["why"]
 
 
 def test_the_control_experiment_has_its_policies_only(tmp_path):
@@ -247,33 +284,26 @@ def test_a_contrast_is_the_quotient_of_ppls_on_the_windows_that_both_scored(tmp_
     """(210 - 204 + 220 - 206) nats over 200 tokens; the third window has no partner."""
     row = one(pairs_of(tmp_path, DENSE + cell_of([210.0, 220.0, 900.0], "random") + cell_of([204.0, 206.0], "knorm")))
     assert row["factor"] == pytest.approx(math.exp(20 / 200))
-    assert (row["low"], row["high"]) == pytest.approx((math.exp(0.06), math.exp(0.14)))
+    low, high = stats.ttest_1samp([0.06, 0.14], 0).confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((math.exp(low), math.exp(high)))
     assert row["n"] == 2
 
 
-def test_a_contrast_of_documents_resamples_documents(tmp_path):
+def test_the_units_of_a_contrast_of_documents_are_documents(tmp_path):
     documents = {"document": [0, 0, 1, 1]}
     rows = cell_of([200.0] * 4, "dense", **documents) + cell_of([210.0, 230.0, 202.0, 202.0], "random", **documents)
     row = one(pairs_of(tmp_path / "a", rows + cell_of([200.0] * 4, "knorm", **documents)))
-    assert (row["n"], row["low"], row["high"]) == pytest.approx((2, math.exp(0.02), math.exp(0.2)))
+    low, high = stats.ttest_1samp([0.2, 0.02], 0).confidence_interval(0.95)
+    assert (row["n"], row["low"], row["high"]) == pytest.approx((2, math.exp(low), math.exp(high)))
     assert pairs_of(tmp_path / "b", rows + cell_of([200.0] * 4, "knorm")).is_empty()  # whose documents nobody knows
 
 
 def test_the_interval_of_a_contrast_is_scipys(tmp_path):
     rng = np.random.default_rng(2)
-    first, second, tokens = rng.normal(230, 20, 8), rng.normal(220, 20, 8), rng.integers(80, 120, 8)
-
-    def quotient(a, b, n, axis=-1):
-        return np.exp((a - b).sum(axis=axis) / n.sum(axis=axis))
-
-    wanted = stats.bootstrap(
-        (first, second, tokens), quotient, paired=True, method="percentile", n_resamples=RESAMPLES, batch=RESAMPLES,
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    scores = {"tokens_scored": [int(n) for n in tokens]}
-    rows = cell_of([200.0] * 8, "dense", **scores) + cell_of(first, "random", **scores) + cell_of(second, "knorm", **scores)
-    row = one(pairs_of(tmp_path, rows))
-    assert (row["low"], row["high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
+    first, second = rng.normal(230, 20, 8), rng.normal(220, 20, 8)
+    low, high = stats.ttest_rel(first / 100, second / 100).confidence_interval(0.95)
+    row = one(pairs_of(tmp_path, cell_of([200.0] * 8, "dense") + cell_of(first, "random") + cell_of(second, "knorm")))
+    assert (row["low"], row["high"]) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-12)
 
 
 def test_only_cells_that_differ_in_nothing_else_are_contrasted_and_one_window_is_no_pair(tmp_path):

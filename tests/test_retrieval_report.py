@@ -13,10 +13,9 @@ from scipy import stats
 from analysis import retrieval_charts
 from analysis.load import load
 from analysis.page import contents, render
-from analysis.retrieval_tables import retrieval
-from analysis.uncertainty import RESAMPLES, SEED
+from analysis.retrieval_tables import kept_accuracy, retrieval
 from pipeline.results import RunStore, to_arrow
-from tests.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_row, tasks_rows, write_run
+from tests.rows import NASTY, asked, charts_of, one, perplexity_row, ratio_interval, retrieval_row, tasks_rows, write_run
 
 AFTER = {"question_pruned": False}
 NEW = ["digits", "distractors", "question_pruned", "answer_nll", "answer_tokens", "cache_tokens_mean"]
@@ -40,14 +39,21 @@ def test_the_nll_of_the_answer_is_compared_question_by_question(run_of):
     assert row["answer_nll"] == pytest.approx(own.sum() / tokens.sum())
     assert row["nll_difference"] == pytest.approx((own - twin).sum() / tokens.sum())
 
-    def difference(d, n, axis=-1):
-        return d.sum(axis=axis) / n.sum(axis=axis)
+    assert (row["nll_difference_low"], row["nll_difference_high"]) == pytest.approx(ratio_interval(own - twin, tokens))
 
-    wanted = stats.bootstrap(
-        (own - twin, tokens), difference, paired=True, method="percentile", n_resamples=RESAMPLES, batch=RESAMPLES,
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    assert (row["nll_difference_low"], row["nll_difference_high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+
+def test_of_questions_too_few_to_show_anything_no_p_is_printed(run_of):
+    """Five questions, all lost, have a p of 2 / 2**5: above 0.05 whatever is measured."""
+    found = {n: one(retrieval(run_of(retrieval=asked(0, n, n)).rows("retrieval")), policy="knorm")["p_value"] for n in (5, 6)}
+    assert found == {5: None, 6: pytest.approx(2 / 2**6)}
+
+
+@pytest.mark.parametrize(("lost", "n", "kept"), [(0, 28, False), (0, 29, True), (1, 45, False), (1, 46, True), (10, 60, False)])
+def test_an_accuracy_is_kept_only_where_enough_questions_show_it(run_of, lost, n, kept):
+    """The bound by the definition of Clopper and Pearson: the share at which so few losses have a chance of 5 %."""
+    row = one(retrieval(run_of(retrieval=asked(n - lost, n, n)).rows("retrieval")), policy="knorm")
+    assert stats.binom.cdf(lost, n, row["lost_at_most"]) == pytest.approx(0.05)
+    assert pl.DataFrame([row]).select(kept_accuracy()).item() is kept
 
 
 @pytest.mark.parametrize("right", [0, 10, 14, 15, 20])

@@ -21,7 +21,7 @@ from workers.work import GenerationWork, UnitCell, WorkUnit
 CPU = torch.device("cpu")
 CLOCK = Clock(CPU)
 CELLS = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]
-WORK = GenerationWork(((1,) * 10,), 3, repeats=5, max_repeats=9, interval_width=0.05, warmup=2, seed=7)
+WORK = GenerationWork(((1,) * 10,), 3, repeats=6, max_repeats=9, interval_width=0.05, warmup=2, seed=7)
 
 
 def test_orders_are_random_seeded_and_whole():
@@ -52,9 +52,9 @@ def fake_runs(monkeypatch):
 def test_every_cell_and_the_control_run_once_a_round_after_a_warm_up_that_is_thrown_away(fake_runs):
     turns = fake_runs(lambda number, settings: 2.0 if settings.policy == "dense" else 1.0)
     found = timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs
-    assert len(turns) == (2 + 5) * 3
-    assert [sum(settings.policy == "dense" for settings in turns[i : i + 3]) for i in range(0, len(turns), 3)] == [2] * 7
-    for repeat in range(5):
+    assert len(turns) == (2 + 6) * 3
+    assert [sum(settings.policy == "dense" for settings in turns[i : i + 3]) for i in range(0, len(turns), 3)] == [2] * 8
+    for repeat in range(6):
         mine = [t for t in found if t.repeat == repeat]
         assert sorted((t.cell, t.control) for t in mine) == [(0, False), (0, True), (1, False)]
         assert sorted(t.place for t in mine) == [0, 1, 2]
@@ -65,13 +65,13 @@ def test_rounds_go_on_until_the_ratios_are_known_and_not_for_ever(fake_runs):
     fake_runs(lambda number, settings: 1.0 + number % 5)
     assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8
     fake_runs(lambda number, settings: 1.0 + (number // 3) % 5)
-    assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8 - 4
+    assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8 - 3
 
 
 def test_the_reports_protocol_is_wrong_in_each_of_its_ways(fake_runs):
     turns = fake_runs(lambda number, settings: 2.0)
     found = timed_rounds(None, repetitive_tokens(1, 10), CELLS[::-1], dataclasses.replace(WORK, protocol="report_2025")).runs
-    assert [settings.policy for settings in turns] == ["dense"] * 5 + ["knorm"] * 5  # baseline first, no warm-up, no turns
+    assert [settings.policy for settings in turns] == ["dense"] * 6 + ["knorm"] * 6  # baseline first, no warm-up, no turns
     assert {(t.cell, t.run.ttft_seconds) for t in found} == {(1, 0.5), (0, 1.0)}  # 10 % of 5 seconds, a guess; 1 s, measured
     assert not any(t.control for t in found)
 

@@ -1,4 +1,4 @@
-"""How sure a ratio is, and what may be recommended, against scipy and figures worked out by hand."""
+"""How sure a ratio is, against scipy and figures worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,43 +9,49 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.recommend import advice_in_words, front, recommended
-from analysis.uncertainty import RESAMPLES, _figures, holm, resampled_ratios, sign_flip_p
-from tests.rows import one, perplexity_row
+from analysis.uncertainty import holm, sign_flip_p, widened
+from tests.rows import one, perplexity_row, ratio_interval
 
 
-def test_bootstrap_gives_the_numbers_of_scipy():
+@pytest.mark.parametrize("n", [2, 8, 40])
+def test_the_interval_of_a_ratio_is_scipys_where_all_windows_are_as_long(summarise, n):
+    nats = np.random.default_rng(n).normal(10, 3, n)
+    rows = [perplexity_row(i, policy="dense") for i in range(n)] + [
+        perplexity_row(i, nll_sum=200 + x) for i, x in enumerate(nats)
+    ]
+    row = one(summarise(rows), policy="knorm")
+    wanted = stats.ttest_1samp(nats / 100, 0).confidence_interval(0.95)
+    assert (row["ratio_low"], row["ratio_high"]) == pytest.approx((math.exp(wanted.low), math.exp(wanted.high)))
+    assert row["n_units"] == n and math.log(row["detectable"]) > wanted.high - np.mean(nats) / 100
+
+
+def test_windows_that_are_not_as_long_count_by_their_tokens(summarise):
     rng = np.random.default_rng(3)
-    tokens = rng.integers(50, 150, 12).astype(float)
-    difference = rng.normal(0.1, 0.05, 12) * tokens
-
-    def ratio(d, n, axis=-1):
-        return np.exp(d.sum(axis=axis) / n.sum(axis=axis))
-
-    wanted = stats.bootstrap(
-        (difference, tokens), ratio, paired=True, method="percentile", n_resamples=2000, rng=np.random.default_rng(7), batch=2000
-    )
-    found = resampled_ratios(difference[None], tokens[None], resamples=2000, seed=7)[0]
-    assert np.quantile(found, [0.025, 0.975]) == pytest.approx(list(wanted.confidence_interval), rel=1e-12)
+    nats, tokens = rng.normal(10, 3, 9), rng.integers(80, 120, 9)
+    rows = [perplexity_row(i, policy="dense", tokens_scored=int(tokens[i])) for i in range(9)]
+    rows += [perplexity_row(i, tokens_scored=int(tokens[i]), nll_sum=200 + nats[i]) for i in range(9)]
+    row = one(summarise(rows), policy="knorm")
+    assert (math.log(row["ratio_low"]), math.log(row["ratio_high"])) == pytest.approx(ratio_interval(nats, tokens))
 
 
-def test_blocks_of_resamples_do_not_change_the_draws():
-    n = 2_000_000 // 100
-    values = np.sin(np.arange(n))[None]
-    few = resampled_ratios(values, np.ones_like(values), resamples=40)
-    many = resampled_ratios(values, np.ones_like(values), resamples=120)
-    assert few.shape == (1, 40)
-    assert np.array_equal(few[0], many[0, :40])
+def test_the_ratio_where_pruned_is_not_diluted_by_tokens_that_saw_a_whole_cache(summarise):
+    """A quarter of the tokens, and all of the loss."""
+    rows = [perplexity_row(i, policy="dense") for i in range(4)]
+    rows += [perplexity_row(i, nll_sum=201 + i, tokens_scored_pruned=25) for i in range(4)]
+    row = one(summarise(rows), policy="knorm")
+    assert (row["ratio"], row["pruned_ratio"]) == pytest.approx((math.exp(0.025), math.exp(0.1)))
+    low, high = stats.ttest_1samp([0.04, 0.08, 0.12, 0.16], 0).confidence_interval(0.95)
+    assert (row["pruned_low"], row["pruned_high"]) == pytest.approx((math.exp(low), math.exp(high)))
 
 
-def test_all_cells_share_the_resamples():
-    difference = np.array([[1.0, 2.0, 4.0], [2.0, 3.0, 5.0]])
-    ratios = resampled_ratios(difference, np.ones((2, 3)))
-    assert ratios.shape == (2, RESAMPLES)
-    assert np.log(ratios[1]) - np.log(ratios[0]) == pytest.approx(np.ones(RESAMPLES))
+def test_intervals_that_hold_together_are_wider_and_bonferronis():
+    cells = pl.DataFrame({"ratio": [1.2], "log_error": [0.05], "n_units": [8]})
+    row = widened(cells, 10).row(0, named=True)
+    half = stats.t.ppf(1 - 0.05 / 20, 7) * 0.05
+    assert (row["wide_low"], row["wide_high"]) == pytest.approx((1.2 * math.exp(-half), 1.2 * math.exp(half)))
 
 
-@pytest.mark.parametrize("n", [2, 7, 12])
+@pytest.mark.parametrize("n", [2, 7, 12, 16])
 def test_sign_flips_agree_with_scipys_exact_permutation_test(n):
     values = np.random.default_rng(n).normal(0.3, 1.0, (3, n))
     for row, p in zip(values, sign_flip_p(values), strict=True):
@@ -75,43 +81,33 @@ def test_only_valid_cells_are_compared_as_one_grid(summarise):
     assert one(table, prune_after=64)["p_holm"] is None
 
 
-def test_documents_are_resampled_where_there_are_several(summarise):
+@pytest.mark.parametrize(("cells", "wanted"), [(3, [pytest.approx(3 * 2 / 2**7)] * 3), (4, [None] * 4)])
+def test_no_p_is_printed_where_none_could_be_below_5_percent(summarise, cells, wanted):
+    """Two of 2**7 patterns are as far off as seven equal differences: for four cells 0.0625 at best, for three 0.047."""
+
+    rows = [perplexity_row(i, policy="dense") for i in range(7)]
+    rows += [perplexity_row(i, nll_sum=250.0 + i, keep_ratio=0.9 - c / 10) for c in range(cells) for i in range(7)]
+    assert summarise(rows).filter(pl.col("policy") != "dense")["p_holm"].to_list() == wanted
+
+
+def test_documents_are_the_units_where_there_are_several(summarise):
     """Windows of one document are neighbours: eight windows of two documents are two units, not eight."""
     rows = [perplexity_row(i, policy="dense", document=i // 4) for i in range(8)]
     rows += [perplexity_row(i, nll_sum=210.0 + 10 * (i // 4), document=i // 4) for i in range(8)]
     row = one(summarise(rows), policy="knorm")
-    assert (row["resampled"], row["n_units"]) == ("documents", 2)
-    assert (row["ratio_low"], row["ratio_high"]) == pytest.approx((math.exp(0.1), math.exp(0.2)))
+    assert (row["unit_kind"], row["n_units"]) == ("documents", 2)
+    low, high = stats.ttest_1samp([0.1, 0.2], 0).confidence_interval(0.95)
+    assert (row["ratio_low"], row["ratio_high"]) == pytest.approx((math.exp(low), math.exp(high)))
 
 
-def test_the_smallest_detectable_ratio_follows_from_the_spread():
+def test_the_smallest_detectable_ratio_is_seen_8_times_in_10(summarise):
+    """400 experiments with an effect of that size, by a t test of scipy."""
     rng = np.random.default_rng(3)
-    differences = rng.normal(0.0, 5.0, (1, 400))
-    detectable = _figures(differences, np.full((1, 400), 100), RESAMPLES, 1)[0, 3]
-    assert math.log(detectable) == pytest.approx((1.96 + 0.84) * 5.0 / 100 / math.sqrt(400), rel=0.1)
-
-
-def measured(nll, budget, **settings):
-    """Two windows of a cell, both the same, so that its interval is a point."""
-    return [perplexity_row(i, nll_sum=nll, cache_tokens_mean=50.0 * budget, **settings) for i in range(2)]
-
-
-def test_the_recommended_cell_holds_least_within_the_tolerance(summarise):
-    rows = measured(200.0, 1.0, policy="dense") + measured(200.5, 0.8, keep_ratio=0.9) + measured(201.5, 0.5, keep_ratio=0.5)
-    rows += measured(202.0, 0.6, keep_ratio=0.6) + measured(200.1, 0.3, keep_ratio=0.3, position_mode="cache_length")
-    cells = summarise(rows)
-    assert front(cells)["keep_ratio"].to_list() == [0.5, 0.9]  # 0.6 holds more and loses more than 0.5; the bug is no setting
-    assert one(recommended(cells, 0.02), model="toy")["keep_ratio"] == 0.5
-    assert one(recommended(cells, 0.01), model="toy")["keep_ratio"] == 0.9
-    (sentence,) = advice_in_words(recommended(cells, 0.02))
-    assert sentence.startswith(
-        "toy on text: least cache for a PPL at most 2 % worse with 95 % confidence: 50.0 % of the dense one ("
-    )
-    row = one(recommended(cells, 0.001), model="toy")
-    assert row["keep_ratio"] is None
-    assert row["advice"] == "no recommendation: no cell is shown to stay within 0.1 %; the closest may be 0.5 % worse"
-
-
-def test_no_setting_is_recommended_without_an_interval(summarise):
-    row = one(recommended(summarise([perplexity_row(0, policy="dense"), perplexity_row(0)])), model="toy")
-    assert row["advice"] == "no recommendation: no cell that pruned has an interval"
+    nats = rng.normal(0.0, 5.0, 8)
+    nats *= 5.0 / nats.std(ddof=1)
+    rows = [perplexity_row(i, policy="dense") for i in range(8)] + [
+        perplexity_row(i, nll_sum=200 + x) for i, x in enumerate(nats)
+    ]
+    effect = 100 * math.log(one(summarise(rows), policy="knorm")["detectable"])
+    seen = stats.ttest_1samp(rng.normal(effect, 5.0, (4000, 8)), 0, axis=1).pvalue < 0.05
+    assert seen.mean() == pytest.approx(0.8, abs=0.05)
