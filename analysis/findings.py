@@ -114,8 +114,9 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
         (paired == 0, "No row of the dense twin: no ratio can be formed"),
         (paired == 1, "Compared on one window: a ratio without an interval"),
         (
-            paired.is_between(2, FEW_WINDOWS - 1),
-            f"Compared on fewer than {FEW_WINDOWS} windows (n < {FEW_WINDOWS}): intervals are too narrow",
+            pl.col("n_units").is_between(2, FEW_WINDOWS - 1),
+            f"Compared on fewer than {FEW_WINDOWS} windows or documents (n < {FEW_WINDOWS}): whether so few hold what an "
+            "interval says was not measured",
         ),
         (paired.is_between(1, pl.col("n_windows") - 1), "Some windows have no dense twin and are left out of the ratio"),
         (

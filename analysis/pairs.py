@@ -14,8 +14,8 @@ from analysis.uncertainty import bounds, mean_bounds, units
 POOL = ["pool_id", *VERSION_COLUMNS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
 
-FEW_WINDOWS = 30
-"""Below this many windows a 95 % interval covers less than it says; such cells are marked."""
+FEW_WINDOWS = 8
+"""From so many on, intervals were measured to hold what they say (``benchmarks/coverage.py``); cells of fewer are marked."""
 
 SETTINGS = [
     "cell_id", "dense_cell_id", "model", "dataset", "device", "device_name", "dtype", "policy", "keep_ratio", "prune_after",

@@ -79,7 +79,7 @@ def note() -> pl.Expr:
         pl.when(pl.col("policy") == "dense").then(None)
         .when(paired == 0).then(pl.lit("no dense twin: no ratio"))
         .when(paired == 1).then(pl.lit("one window: no interval"))
-        .when(paired < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}"))
+        .when(pl.coalesce("n_units", paired) < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}"))
     )  # fmt: skip
     lost = pl.when((paired > 0) & (paired < pl.col("n_windows"))).then(
         pl.format("{} windows without a twin", pl.col("n_windows") - paired)

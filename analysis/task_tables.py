@@ -6,12 +6,15 @@ import polars as pl
 
 from analysis.impossible import in_cell, of_twin, without_figures
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, finite
+from analysis.pairs import POOL, SETTINGS, finite
 from analysis.tables import in_order
 from analysis.uncertainty import mean_bounds
 from analysis.verdicts import plain_verdict
 
 METRIC = ["task_name", "metric", "filter"]
+FEW_DOCUMENTS = 30
+"""Below this many documents, of which many are simply right or wrong, an interval is marked."""
+
 SAME = 1e-6
 """A figure that is this close to the mean over its documents, relatively, is that mean."""
 
@@ -104,7 +107,7 @@ def _note(is_mean: pl.Expr) -> pl.Expr:
         pl.when(compared & (pl.col("share_pruned") == 0) & (pl.col("prune_events") > 0)).then(
             pl.lit("every token was predicted before its cache was pruned")
         ),
-        pl.when(pl.col("documents") < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}")),
+        pl.when(pl.col("documents") < FEW_DOCUMENTS).then(pl.lit(f"n < {FEW_DOCUMENTS}")),
         pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds averaged", "seeds")),
     ]
     joined = pl.concat_str(notes, separator="; ", ignore_nulls=True)

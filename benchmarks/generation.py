@@ -4,7 +4,7 @@ Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, kno
 512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv`` (tools/compare_kvpress.py) also
 kvpress's KnormPress at the prompt and its DecodingPress after it, with the same sizes and intervals, in its own process, on a
 model of Llama's architecture. Every round runs every contestant once, in random order; ratios are of time per output token to our
-dense loop in the same round, with a 95 % bootstrap interval of the median; the dense loop runs twice, A against A.
+dense loop in the same round, with a 95 % interval of the median between order statistics; the dense loop runs twice, A against A.
 """
 
 from __future__ import annotations

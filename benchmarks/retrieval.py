@@ -5,7 +5,8 @@ prefill for all cells (and, where the question is kept out of pruning, for all q
 question of each cell to ``model.generate(..., past_key_values=PrunedCache(...))`` of transformers, as one would without kvsweep.
 The loop gives the answer's text alone, ours its NLL too. Where the question is kept out, the loop has no counterpart in
 ``generate`` and feeds context, question and answer to the model itself. Rounds are interleaved; the ratio is the median of the
-rounds' ratios of questions per second, with a 95 % bootstrap interval. How many answers are the same is printed too.
+rounds' ratios of questions per second,
+with a 95 % interval of the median between two order statistics. How many answers are the same is printed too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def compare(model: nn.Module, asked: tuple[Question, ...], many: int, question_p
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--questions", type=int, default=2, help="per depth, of which there are five")
     parser.add_argument("--model", default="reference-neox")
     args = parser.parse_args()

@@ -28,9 +28,9 @@ def test_the_head_says_which_policies_keep_accuracy_down_to_which_budget(page_of
     rows += asked(60, 60, 60, **held(0.2, keep_ratio=0.2, policy="tova"))
     (sentence,) = said(page_of(retrieval=rows))
     assert sentence == (
-        "toy on text, passkey, 5 digits, asked before the prune, 512 tokens: dense answers 100.0 % of 60 questions; shown to lose "
-        "at most 10 points: knorm down to 20.0 % of the dense cache (least that was tried: 10.0 %); shown to lose answers, and to "
-        "keep them at no budget: random; 60 questions cannot tell: tova."
+        "toy on text, passkey, 5 digits, asked before the prune, 512 tokens: dense answers 100.0 % of 60 questions; shown to "
+        "lose at most 10 points: knorm down to 20.0 % of the dense cache (least that was tried: 10.0 %); shown to lose answers, "
+        "and to keep them at no budget: random; 60 questions cannot tell: tova."
     )
 
 
