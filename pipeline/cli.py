@@ -1,4 +1,6 @@
-"""kvsweep plan | run | status | report | audit | export. Heavy imports stay inside: --help needs neither torch nor ray."""
+"""kvsweep plan | run | status | diagnose | report | audit | export.
+
+Heavy imports stay inside: --help needs neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -78,6 +80,29 @@ def status(directory: str) -> None:
     except (*STORE_ERRORS, NotARunError) as error:
         _refuse([str(error).splitlines()[0]])
     print("\n".join(lines))
+
+
+@app.command()
+def diagnose(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="As in a sweep file: a name, a path, or {name: NAME, revision: REV}.")
+    ],
+    dataset: Annotated[str, typer.Option(help="The text that is read, as in a sweep file.")] = "pydocs",
+    tokens: Annotated[
+        int | None, typer.Option(min=8, help="How much of it, BOS included (default: 1024, or as many as the model takes).")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run.")] = "auto",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of weights and keys.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every KV head.")] = False,
+) -> None:
+    """Show per layer whether key norm and attention go together, which knorm presupposes not to be; nothing is pruned."""
+    from pipeline.diagnose import Request, print_diagnoses
+    from pipeline.spec import SweepError
+
+    try:
+        print_diagnoses(models, Request(dataset, tokens, device, dtype), as_json=as_json)
+    except SweepError as error:
+        _refuse(error.faults)
 
 
 @app.command()

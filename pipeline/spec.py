@@ -107,6 +107,11 @@ def _apply(plain: dict[str, Any], override: str, positions: dict[tuple[Any, ...]
     positions[path] = (f"--set {override}", 0, 0)
 
 
+def spec_of(plain: dict[str, Any], origin: str) -> SweepSpec:
+    """A sweep that is in no file; ``origin`` names who made it. Raises SweepError with one message per fault."""
+    return _validated(plain, origin, {})
+
+
 def _validated(plain: dict[str, Any], file: str, positions: dict[tuple[Any, ...], Position]) -> SweepSpec:
     try:
         spec = SweepSpec.model_validate_json(json.dumps(plain, default=str))
