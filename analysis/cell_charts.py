@@ -241,7 +241,8 @@ def _beside(group: Group, name: str, looks: PolicyLooks, own: pl.DataFrame, numb
 def kv_bytes(group: Group) -> Chart | None:
     """Bytes of keys and values against keep_ratio: mean over steps, and the peak dashed. Policies do not differ in it."""
     cells = with_words(group.cells.filter(pl.col("policy") != "dense", pl.col("kv_bytes_mean").is_not_null()))
-    skipped = pl.Series("skipped", [labels.skipped(layers) for layers in cells["skip_layers"].to_list()], pl.String)
+    chosen = cells.select("skip_layers", "skip_layers_rule").iter_rows()
+    skipped = pl.Series("skipped", [labels.skipped(layers, rule) for layers, rule in chosen], pl.String)
     held = cells.with_columns(skipped).select(
         "keep_ratio", "budget", kv_mean=pl.col("kv_bytes_mean") / 2**20, kv_peak=pl.col("kv_bytes_peak") / 2**20,
         settings=pl.format("prune_after {}, {}", "after", "skipped"), dense=pl.col("dense_kv_bytes_mean") / 2**20,

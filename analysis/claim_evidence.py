@@ -108,6 +108,7 @@ def plain(
     return frame.filter(
         pl.col("policy").is_in(policies or ("knorm",)),
         pl.col("skip_layers") == pl.lit(list(skip), pl.List(pl.Int32)),
+        pl.col("skip_layers_rule").is_null(),
         pl.col("protect_sink") == 0,
         pl.col("protect_recent") == recent,
         pl.col("schedule") == "every_step",

@@ -15,7 +15,8 @@ from analysis.pairs import finite
 from analysis.uncertainty import ALPHA, t_quantile, units, weighted_mean
 
 SETTINGS = [
-    "policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
+    "policy", "keep_ratio", "prune_after", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule",
+    "position_mode",
 ]  # fmt: skip
 """What a cell of one model, text and device is set to. Two cells that are contrasted differ in one of these."""
 

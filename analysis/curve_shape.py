@@ -15,7 +15,7 @@ from analysis.verdicts import valid
 
 CURVE = [
     "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after",
-    "policy", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode",
+    "policy", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
 ]  # fmt: skip
 """The settings of a curve: all but keep_ratio."""
 

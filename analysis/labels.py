@@ -14,8 +14,10 @@ PLAIN = "no layer skipped"
 Row = Mapping[str, Any]
 
 
-def skipped(layers: list[int] | None) -> str:
-    """The layers left whole, in words."""
+def skipped(layers: list[int] | None, rule: str | None = None) -> str:
+    """The layers left whole, in words; where a rule chose them (``auto:2``), the rule and what it chose."""
+    if rule is not None:
+        return f"skip {rule}" + (f" ({','.join(map(str, layers))})" if layers else "")
     if not layers:
         return PLAIN
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers)) + " skipped"
@@ -23,7 +25,7 @@ def skipped(layers: list[int] | None) -> str:
 
 def variant(row: Row) -> str:
     """The settings beside policy, keep_ratio and prune_after; the defaults of the protocol are not mentioned."""
-    parts = [skipped(row["skip_layers"])]
+    parts = [skipped(row["skip_layers"], row.get("skip_layers_rule"))]
     if row["protect_sink"]:
         parts.append(f"first {row['protect_sink']} protected")
     if row["protect_recent"]:

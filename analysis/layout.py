@@ -69,6 +69,7 @@ SETTINGS = [
     _setting("dataset_fingerprint", "data fingerprint"), _setting("protocol_version", "protocol", "count"),
     _setting("policy", "policy"), _setting("keep_ratio", "keep_ratio", "setting"),
     _setting("prune_after", "prune_after", "count"), _setting("skip_layers", "skip_layers"),
+    _setting("skip_layers_rule", "skipped by"),
     _setting("protect_sink", "protect_sink", "count"), _setting("protect_recent", "protect_recent", "count"),
     _setting("schedule", "schedule"), _setting("position_mode", "position_mode"), *READING, _setting("dtype", "dtype"),
     _setting("device", "device"), _setting("device_name", "device name"),
@@ -112,7 +113,8 @@ RECOMMENDED = [
     Column("confirmed_high", "PPL ratio where pruned, at most"), Column("pruned_ratio", "the ratio on all windows"),
     Column("pruned_low", "95 % interval of it", "interval", "pruned_high"), Column("policy", "policy", "text"),
     Column("keep_ratio", "keep_ratio", "setting"), Column("prune_after", "prune_after", "count"),
-    Column("skip_layers", "skip_layers", "text"), _setting("protect_recent", "protect_recent", "count"),
+    Column("skip_layers", "skip_layers", "text"), _setting("skip_layers_rule", "skipped by"),
+    _setting("protect_recent", "protect_recent", "count"),
     _setting("protect_sink", "protect_sink", "count"), Column("n_units", "units", "count"),
     Column("note", "note", "text"),
 ]  # fmt: skip

@@ -29,7 +29,7 @@ ROW_KEYS: dict[str, list[str]] = {
 
 POOLED_SETTINGS = [
     "model", "dataset", "device", "dtype", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule",
-    "position_mode",
+    "position_mode", "skip_layers_rule",
 ]  # fmt: skip
 POOLED = {"perplexity": ["window", "stride"], "retrieval": [], "tasks": ["num_fewshot"]}
 """The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
@@ -47,8 +47,10 @@ OLDER = {
 }
 """What rows of older schemas, which lack these columns, were made with."""
 
-LONG_COLUMNS = ["nll", "event_steps", "event_kept", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens"]
-"""List columns, which only ``Results.lists`` reads, for chosen cells; leaving them out keeps them on disk."""
+LONG_COLUMNS = [
+    "nll", "event_steps", "event_kept", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens", "norm_attention",
+]  # fmt: skip
+"""List columns, which only ``Results.lists`` reads, for chosen cells, and ``norm_attention``; left out, they stay on disk."""
 
 
 QUANTILES = {"step_low": 0.1, "step_middle": 0.5, "step_high": 0.9}

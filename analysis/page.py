@@ -19,6 +19,7 @@ from analysis.findings import findings, warnings
 from analysis.load import Results, RunUnreadableError
 from analysis.margins import ACCURACY_MARGIN
 from analysis.marks import Chart
+from analysis.norm_attention import in_words, norm_attention
 from analysis.pairs import with_dense
 from analysis.points import with_words
 from analysis.provenance import facts
@@ -52,6 +53,8 @@ class Contents:
     tables: dict[str, tuple[pl.DataFrame, list[layout.Column]]]
     charts: dict[str, list[Chart]]
     audited: list[str]
+    norm_lines: dict[str, list[str]]
+    """By task: how key norm and attention go together in the models of its knorm cells."""
 
 
 LAYOUT = {
@@ -96,7 +99,8 @@ def contents(results: Results, tolerance: float, *, judged: bool = False) -> Con
             shown[f"claims-{number}"] = audit(own), layout.CLAIMS
             shown[f"control-{number}"] = control_experiment(own.cells), layout.CONTROL
         drawn = charts(results, cells, curves, speeds, answers, scores)
-        return Contents(results, tolerance, cells, speeds, shown, drawn, [_about(own) for own in evidence])
+        norms = {task: in_words(norm_attention(results, task)) for task in ("perplexity", "generation", "retrieval", "tasks")}
+        return Contents(results, tolerance, cells, speeds, shown, drawn, [_about(own) for own in evidence], norms)
     except (pl.exceptions.ComputeError, OSError) as error:
         where = ", ".join(run.directory for run in results.runs)
         raise RunUnreadableError(
@@ -137,6 +141,7 @@ def render(shown: Contents) -> str:
         opens_on_one=len(panels) > MANY_CHARTS,
         tables={name: layout.table(name, *table) for name, table in shown.tables.items()},
         audited=shown.audited,
+        norm_lines=shown.norm_lines,
         tolerance=shown.tolerance,
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),
         numbers=layout.NUMBERS,

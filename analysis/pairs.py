@@ -19,7 +19,7 @@ FEW_WINDOWS = 8
 
 SETTINGS = [
     "cell_id", "dense_cell_id", "model", "dataset", "device", "device_name", "dtype", "policy", "keep_ratio", "prune_after",
-    "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode", "beyond_context",
+    "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode", "beyond_context",
 ]  # fmt: skip
 """The columns that a pooled cell takes over from its rows; they are equal within a pool, but for the id of a seed's cell."""
 

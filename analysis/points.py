@@ -14,7 +14,7 @@ from analysis.verdicts import HOLLOW
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 """Settings of which each combination gets charts of its own."""
 
-SETTINGS = ["skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode"]
+SETTINGS = ["skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode"]
 """What a variant's words are made of."""
 
 

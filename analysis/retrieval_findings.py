@@ -15,7 +15,9 @@ from analysis.verdicts import valid
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
 GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
-CURVE = ["policy", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule", "position_mode"]
+CURVE = [
+    "policy", "prune_after", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
+]  # fmt: skip
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 LEAST = 0.5
 """A dense cell that answers fewer of the questions leaves nothing to lose."""

@@ -19,7 +19,7 @@ NAMED = [*POOL, *SETTINGS, "window", "stride", "seeds", "n_windows", "n_paired",
 ORDER = [
     "model", "dataset", *VERSION_COLUMNS, "prune_after", "policy",
     pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
-    "protect_sink", "protect_recent", "schedule", "position_mode", "keep_ratio",
+    "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode", "keep_ratio",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pipeline.results import answer_room
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, matches
 from workers.budget import event_schedule, kept_count, next_event
 from workers.retrieval import QUESTION_TOKENS
+from workers.skip_rule import Skip, skipped_count
 
 PROTOCOL_VERSION = 3
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
@@ -44,7 +45,8 @@ class Cell:
     keep_ratio: float
     prune_after: int | None
     """None for the dense cell."""
-    skip_layers: tuple[int, ...]
+    skip_layers: Skip
+    """A rule (``auto:k``) stays one: which layers it means, only the loaded model tells."""
     protect_sink: int
     protect_recent: int
     schedule: str
@@ -233,7 +235,7 @@ def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named
         return "excluded by the sweep file"
     if cell.policy == "dense" or cell.keep_ratio == 1.0:
         return "keep_ratio 1.0 or policy dense: is the dense cell"
-    if len(cell.skip_layers) == layers:
+    if skipped_count(cell.skip_layers) == layers:
         return "all layers skipped: is the dense cell"
     if cell.task == "perplexity" and cell.schedule == "prefill_once":
         return "prefill_once prunes after a prompt, and perplexity has none"

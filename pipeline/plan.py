@@ -158,8 +158,9 @@ def _parts(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
 def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:
     """Cells that prune at the same places together, at most CELLS_PER_UNIT to a unit."""
 
-    def sharing(cell: Cell) -> tuple[int, tuple[int, ...]]:
-        return (cell.prune_after or 0, cell.skip_layers)
+    def sharing(cell: Cell) -> tuple[int, str, tuple[int, ...]]:
+        skip = cell.skip_layers
+        return (cell.prune_after or 0, skip, ()) if isinstance(skip, str) else (cell.prune_after or 0, "", skip)
 
     batches: list[list[Cell]] = [[]]
     for _, group in itertools.groupby(sorted(cells, key=sharing), key=sharing):

@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline.grid import Cell
 from pipeline.plan import Plan
 from pipeline.planned_budget import planned_budget
+from workers.skip_rule import skipped_count
 
 LISTED = 400
 
@@ -45,13 +46,19 @@ def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
     layers = plan.resolved.models[dense.model].layers
     for cell in cells:
         budget = planned_budget(cell)
-        share = "" if budget is None else f"{budget.over_layers(layers, len(cell.skip_layers)):.3f}"
+        share = "" if budget is None else f"{budget.over_layers(layers, skipped_count(cell.skip_layers)):.3f}"
         table.add_row(
             cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
-            _plain(str(list(cell.skip_layers))), f"{cell.protect_sink}/{cell.protect_recent}", _mode(cell),
+            _skipped(cell), f"{cell.protect_sink}/{cell.protect_recent}", _mode(cell),
             "" if budget is None else str(budget.events), share, "never prunes" if cell.cell_id in never else "",
         )  # fmt: skip
     return table
+
+
+def _skipped(cell: Cell) -> str:
+    """The layers, or the rule that will choose them."""
+    skip = cell.skip_layers
+    return skip if isinstance(skip, str) else _plain(str(list(skip)))
 
 
 def _mode(cell: Cell) -> str:

@@ -20,6 +20,7 @@ from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, t
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
 from workers.policy_files import resolved as resolved_policy
+from workers.skip_rule import check_count
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ def find_device() -> str:
 
 
 def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
-    beyond = sorted({layer for layers in spec.skip_layers for layer in layers if layer >= facts.layers})
-    faults = [f"skip_layers: layer {n} does not exist in {facts.name}, which has layers 0..{facts.layers - 1}" for n in beyond]
+    faults = _layer_faults(spec, facts)
     wanted: list[tuple[str, int]] = []
     if spec.perplexity:
         wanted.append(("perplexity.window", spec.perplexity.window))
@@ -162,6 +162,21 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
         + faults
         + [f"{key}: {length} is longer than {limit}" for key, length in wanted if (limit := _limit_exceeded(spec, facts, length))]
     )
+
+
+def _layer_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
+    listed = {layer for skip in spec.skip_layers if not isinstance(skip, str) for layer in skip}
+    faults = [
+        f"skip_layers: layer {n} does not exist in {facts.name}, which has layers 0..{facts.layers - 1}"
+        for n in sorted(listed)
+        if n >= facts.layers
+    ]
+    for rule in (skip for skip in spec.skip_layers if isinstance(skip, str)):
+        try:
+            check_count(rule, facts.layers, facts.name)
+        except ValueError as error:
+            faults.append(f"skip_layers: {error}")
+    return faults
 
 
 def _limit_exceeded(spec: SweepSpec, facts: ModelFacts, length: int) -> str:

@@ -42,8 +42,14 @@ CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "seed": pl.Int64,
     "bos": pl.Boolean,
     "special_tokens_in_text": pl.String,
+    "skip_layers_rule": pl.String,
+    "norm_attention": pl.List(pl.Float64),
 }
-"""The columns every table starts with: who made the row and which cell it belongs to. ``bos``: whether each
+"""The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the layers that were
+really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were listed; a cell's id covers the rule, and
+of a cell with a rule that failed the layers are null. ``norm_attention``: per layer, how key norm and attention go together in
+the model (Spearman, ``workers/diagnosis.py``); of policies that go by norms, null elsewhere and where it could not be had.
+Both columns are null in files of older schemas. ``bos``: whether each
 text began with BOS; ``special_tokens_in_text``: whether special tokens that a text spells were letters (``literal``) or tokens
 (``parse``). Both are null in files of older schemas."""
 

@@ -6,11 +6,12 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from workers.bos import Bos
 from workers.policy_files import PATTERN
 from workers.settings import POLICY_NAMES
+from workers.skip_rule import checked_rule
 from workers.text_tokens import SpecialTokens
 
 T = TypeVar("T")
@@ -47,6 +48,17 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 Schedule = Literal["every_step", "prefill_once"]
 PositionMode = Literal["absolute", "cache_length"]
 
+_LAYERS = TypeAdapter(list[NonNegative])
+
+
+def _rule_or_layers(value: Any, _: Any) -> list[int] | str:
+    """A text as a rule, whatever else as a list of layers, so that a fault is told of the one that was meant."""
+    return checked_rule(value) if isinstance(value, str) else _LAYERS.validate_python(value, strict=True)
+
+
+SkipLayers = Annotated[list[int] | str, WrapValidator(_rule_or_layers)]
+"""Layers, or ``auto:k``: the k layers in which the model's key norm and attention go together most."""
+
 FIELDS = {
     "policies": "policy", "keep_ratios": "keep_ratio", "prune_after": "prune_after", "skip_layers": "skip_layers",
     "protect_recent": "protect_recent", "protect_sink": "protect_sink", "schedules": "schedule",
@@ -56,8 +68,8 @@ FIELDS = {
 
 
 def cell_value(axis: str, value: Any) -> Any:
-    """A listed value as cells hold it: layers in any order, or named twice, are the same layers."""
-    return tuple(sorted(set(value))) if axis == "skip_layers" else value
+    """A listed value as cells hold it: layers in any order, or named twice, are the same layers; a rule is a text."""
+    return tuple(sorted(set(value))) if axis == "skip_layers" and not isinstance(value, str) else value
 
 
 BLOCK_OF = {"perplexity": "perplexity", "generation": "generation", "retrieval": "retrieval", "tasks": "lm_eval"}
@@ -70,7 +82,7 @@ class CellFilter(_Strict):
     policies: list[Policy] | None = None
     keep_ratios: list[Ratio] | None = None
     prune_after: list[Count] | None = None
-    skip_layers: list[list[NonNegative]] | None = None
+    skip_layers: list[SkipLayers] | None = None
     protect_recent: list[NonNegative] | None = None
     protect_sink: list[NonNegative] | None = None
     schedules: list[Schedule] | None = None
@@ -203,7 +215,7 @@ class SweepSpec(_Strict):
     policies: Axis[Policy] = ["knorm"]
     keep_ratios: Axis[Ratio]
     prune_after: Axis[Count] = [512]
-    skip_layers: Axis[list[NonNegative]] = [[]]
+    skip_layers: Axis[SkipLayers] = [[]]
     protect_recent: Axis[NonNegative] = [0]
     protect_sink: Axis[NonNegative] = [0]
     schedules: Axis[Schedule] = ["every_step"]

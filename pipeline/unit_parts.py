@@ -60,6 +60,9 @@ class PartWriter:
 def cell_columns(cell: Cell, dense_id: str, run_id: str, device_name: str) -> dict[str, Any]:
     """The columns that every table starts with."""
     own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
-    told = {"dense_cell_id": dense_id, "skip_layers": list(cell.skip_layers), "bos": cell.bos is not None}
+    rule = cell.skip_layers if isinstance(cell.skip_layers, str) else None
+    layers = None if rule else list(cell.skip_layers)  # a worker's rows name those that a rule chose
+    told = {"dense_cell_id": dense_id, "skip_layers": layers, "skip_layers_rule": rule, "norm_attention": None}
+    told["bos"] = cell.bos is not None
     rest = cell.values() | own | told
     return {name: rest[name] for name in CELL_COLUMNS}

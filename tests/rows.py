@@ -22,7 +22,7 @@ def cell(**settings: Any) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "run_id": "run-1", "protocol_version": 1, "model": "toy", "model_revision": "r1", "dataset": "text",
         "dataset_fingerprint": "f1", "device": "cpu", "device_name": "test cpu", "dtype": "float32", "policy": "knorm",
-        "keep_ratio": 0.9, "prune_after": 32, "skip_layers": [], "protect_sink": 0, "protect_recent": 0,
+        "keep_ratio": 0.9, "prune_after": 32, "skip_layers": [], "skip_layers_rule": None, "protect_sink": 0, "protect_recent": 0,
         "schedule": "every_step", "position_mode": "absolute", "seed": 0, "bos": False, "special_tokens_in_text": "literal",
     }  # fmt: skip
     columns |= {key: value for key, value in settings.items() if key in columns}

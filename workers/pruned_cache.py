@@ -42,13 +42,15 @@ class PrunedCache(Cache):
     ) -> None:  # fmt: skip
         """``options`` are the fields of PruneSettings, for use without one.
 
-        Raises ValueError for a layer out of range, and for a model that cannot be measured, with the reason.
+        Raises ValueError for a layer out of range, for a rule (``auto:k``) that no model has resolved, and for a model that
+        cannot be measured, with the reason.
         """
-        options["skip_layers"] = tuple(options.get("skip_layers", ()))
+        skip = options.get("skip_layers", ())
+        options["skip_layers"] = skip if isinstance(skip, str) else tuple(skip)
         self.settings = settings or PruneSettings(**options)
         count = config.get_text_config().num_hidden_layers
-        if any(layer >= count for layer in self.settings.skip_layers):
-            raise ValueError(f"skip_layers {list(self.settings.skip_layers)}: the model has layers 0..{count - 1}")
+        if any(layer >= count for layer in self.settings.skipped):
+            raise ValueError(f"skip_layers {list(self.settings.skipped)}: the model has layers 0..{count - 1}")
         architecture = usable(config)
 
         policy = find_policy(self.settings.policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.policy_files import PATTERN
+from workers.skip_rule import Skip, checked_rule
 
 POLICY_NAMES = ("dense", "knorm", "knorm_high", "knorm_sorted", "random", "recent", "streaming", "h2o", "snapkv", "tova")
 """``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
@@ -26,7 +27,8 @@ class PruneSettings:
     policy: str = "knorm"
     keep_ratio: float = 1.0
     prune_after: int = 1
-    skip_layers: tuple[int, ...] = ()
+    skip_layers: Skip = ()
+    """Layers that never prune; ``auto:k`` until the model that it is resolved by is loaded (``diagnosis``)."""
     protect_sink: int = 0
     protect_recent: int = 0
     schedule: str = "every_step"
@@ -39,7 +41,10 @@ class PruneSettings:
             raise ValueError(f"keep_ratio must be in (0, 1] (got {self.keep_ratio})")
         if self.prune_after < 1:
             raise ValueError(f"prune_after must be at least 1 (got {self.prune_after})")
-        if min(self.protect_sink, self.protect_recent, *self.skip_layers, 0) < 0:
+        if isinstance(self.skip_layers, str):
+            checked_rule(self.skip_layers)
+        layers = () if isinstance(self.skip_layers, str) else self.skip_layers
+        if min(self.protect_sink, self.protect_recent, *layers, 0) < 0:
             raise ValueError("protect_sink, protect_recent and skip_layers must not be negative")
         policies = (*POLICY_NAMES, self.policy) if PATTERN.fullmatch(self.policy) else POLICY_NAMES
         for name, value, allowed in (
@@ -50,6 +55,16 @@ class PruneSettings:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
 
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """The layers that never prune. Raises ValueError for a rule that no model has resolved yet."""
+        if isinstance(self.skip_layers, str):
+            raise ValueError(
+                f"skip_layers {self.skip_layers} names no layers before a model was diagnosed: `kvsweep diagnose MODEL` shows "
+                "which they are"
+            )
+        return self.skip_layers
+
     def prunes(self, layer: int) -> bool:
-        """Whether this layer ever drops entries."""
-        return self.policy != "dense" and self.keep_ratio < 1 and layer not in self.skip_layers
+        """Whether this layer ever drops entries. Raises ValueError for a rule that no model has resolved yet."""
+        return layer not in self.skipped and self.policy != "dense" and self.keep_ratio < 1

@@ -15,6 +15,7 @@ from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.generated_text import described, end_tokens
+from workers.layer_choice import choose_layers
 from workers.memory import is_out_of_memory
 from workers.perplexity import evaluate, window_bytes
 from workers.rounds import Timed, timed_rounds
@@ -29,7 +30,12 @@ def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResu
     runners: dict[str, Callable[[WorkUnit, nn.Module, torch.device, UnitResult], None]] = {
         "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval, "tasks": _tasks,
     }  # fmt: skip
-    runners[unit.task](unit, model, device, result)
+    chosen = choose_layers(unit, model)
+    result.failures, result.warnings = chosen.failures, chosen.warnings
+    if chosen.unit.cells:
+        runners[unit.task](chosen.unit, model, device, result)
+    for row in result.rows:
+        row |= chosen.columns.get(row["cell_id"], {})
     return result
 
 

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("lm_eval")
 
 from workers.architecture import Limit
+from workers.diagnosis import fixed_diagnosis
 from workers.harness.model import PrunedModel
 from workers.harness.tasks import HarnessError
 from workers.model_files import ModelError
@@ -33,3 +34,11 @@ def test_a_model_that_cannot_be_measured_is_refused_before_it_is_loaded(tiny_mod
     (folder / "config.json").write_text(json.dumps(config | {"kv_lora_rank": 8}))
     with pytest.raises(ModelError, match="compressed latents"):
         PrunedModel.create_from_arg_string(f"pretrained={folder},device=cpu")
+
+
+def test_a_rule_for_skipped_layers_is_resolved_by_the_loaded_model(model, facts, pruned_model):
+    made = pruned_model(PruneSettings("knorm", 0.5, 24, "auto:1"))
+    assert made.settings.skipped == fixed_diagnosis(model, facts).worst(1)
+    assert made.get_model_info()["kvsweep_skip_layers_rule"] == "auto:1"
+    with pytest.raises(HarnessError, match="auto:1 is the most"):
+        pruned_model(PruneSettings("knorm", 0.5, 24, "auto:2"))

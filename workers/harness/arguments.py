@@ -11,6 +11,7 @@ from workers.bos import Bos
 from workers.budget import kept_count, next_event
 from workers.harness.tasks import HarnessError
 from workers.settings import PruneSettings
+from workers.skip_rule import AUTO, Skip, checked_rule
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_BATCH = 16
@@ -81,12 +82,19 @@ def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
     )
 
 
-def layers(value: int | str | list[Any] | tuple[Any, ...]) -> tuple[int, ...]:
-    """``0``, ``0+1`` or a list of layers. Raises HarnessError for anything else."""
+def layers(value: int | str | list[Any] | tuple[Any, ...]) -> Skip:
+    """``0``, ``0+1``, a list of layers or ``auto:k``. Raises HarnessError for anything else."""
+    if isinstance(value, str) and value.startswith(AUTO[:-1]):
+        try:
+            return checked_rule(value)
+        except ValueError as error:
+            raise HarnessError(f"skip_layers {error}") from error
     items = value.split("+") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     found = [str(item).strip() for item in items]
     if not all(item.isdecimal() for item in found):
-        raise HarnessError(f"skip_layers must be layers joined by +, such as 0+1, or a list such as [0,1] (got {value!r})")
+        raise HarnessError(
+            f"skip_layers must be layers joined by +, such as 0+1, or a list such as [0,1], or auto:2 (got {value!r})"
+        )
     return tuple(sorted({int(item) for item in found}))
 
 

@@ -33,6 +33,7 @@ from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.tasks import HarnessError
 from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
+from workers.layer_choice import with_layers
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
 from workers.self_check import check_once, rounding_note
@@ -64,8 +65,13 @@ class PrunedModel(TemplateLM):
         Raises HarnessError for what it cannot do, ModelError where ``bos`` asks for a token that the model does not name.
         """
         super().__init__()
-        if any(layer >= facts.layers for layer in settings.skip_layers):
-            raise HarnessError(f"skip_layers {list(settings.skip_layers)}: {facts.name} has layers 0..{facts.layers - 1}")
+        rule = settings.skip_layers if isinstance(settings.skip_layers, str) else None
+        try:
+            settings = with_layers(settings, model, facts)
+        except ValueError as error:
+            raise HarnessError(f"skip_layers {rule}: {error}") from error
+        if any(layer >= facts.layers for layer in settings.skipped):
+            raise HarnessError(f"skip_layers {list(settings.skipped)}: {facts.name} has layers 0..{facts.layers - 1}")
         if limit := facts.limit_exceeded(max_length or 0):
             raise HarnessError(f"max_length: {max_length} is longer than {limit}")
         try:
@@ -73,6 +79,7 @@ class PrunedModel(TemplateLM):
         except ValueError as error:
             raise HarnessError(f"policy {settings.policy!r}: {error}") from error
         self.model, self.facts, self.settings, self.batch_size = model, facts, settings, batch_size
+        self._rule = rule
         self.tokenizer = tokenizer or load_tokenizer(facts, model)
         self._device, self._max_length, self._progress = device, max_length, progress
         self._bos: Bos = bos
@@ -257,6 +264,7 @@ class PrunedModel(TemplateLM):
             "model_dtype": next(self.model.parameters()).dtype,
             "model_revision": self.facts.revision,
             "kvsweep_settings": asdict(self.settings),
+            "kvsweep_skip_layers_rule": self._rule,
             "kvsweep_bos": self._bos,
             **counted.figures(),
             "by_task": {task: counts.figures() for task, counts in self.counts.items()},
