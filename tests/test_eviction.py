@@ -68,6 +68,16 @@ def test_snapkv_keeps_its_observation_window_and_what_pooled_attention_favours()
     assert kept("snapkv", v, 10).flatten().tolist() == list(range(35, 45))
 
 
+def test_snapkv_max7_lifts_three_neighbours_on_either_side_and_sees_the_prefix_alone():
+    """What an entry of the window gets lifts nothing: the prefix ends before it. Ties go to the earliest."""
+    keys = torch.zeros(1, 1, 45, 1)
+    keys[0, 0, 6], keys[0, 0, 13] = 3.0, 9.0
+    assert kept("snapkv_max7", view(keys), 32).flatten().tolist() == list(range(13, 45))
+    assert kept("snapkv_max7", view(keys), 36).flatten().tolist() == [3, 4, 5, 6, *range(13, 45)]
+    assert kept("snapkv_max7", view(keys), 39).flatten().tolist() == [*range(3, 10), *range(13, 45)]
+    assert kept("snapkv_max7", view(keys), 10).flatten().tolist() == list(range(35, 45))
+
+
 def test_observed_queries_do_not_see_what_came_after_them():
     chance = view(n=40).attention(32)
     assert chance.shape == (2, 3, 2, 32, 40)

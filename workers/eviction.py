@@ -27,7 +27,10 @@ ALWAYS = torch.finfo(torch.float32).max
 """The score of an entry that stays whatever the others' scores are. Scores are finite."""
 
 POOLING = 5
-"""Neighbouring entries over which ``snapkv`` pools, as in its authors' code."""
+"""Neighbouring entries over which ``snapkv`` pools: the default of its authors' code."""
+
+MAX_POOLING = 7
+"""The same of ``snapkv_max7``: what its authors' benchmark is configured with."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,20 @@ def snapkv(view: CacheView) -> Tensor:
     return torch.where(age <= OBSERVED_QUERIES, 2.0 + OBSERVED_QUERIES - age, round_significant(pooled))
 
 
+def snapkv_max7(view: CacheView) -> Tensor:
+    """``snapkv`` as its authors' LongBench runs are configured: the most attended to of 7 neighbours, over the prefix alone.
+
+    Li et al. 2024 (arXiv 2404.14469), configuration "w32, k7, maxpool" of the authors' code: window 32, kernel 7, pooling by the
+    maximum; what the window's own entries get is left out before pooling. Heads that share a KV head are averaged, where that
+    code stores the keys of each query head. With the schedule ``prefill_once`` it is their protocol.
+    """
+    age = view.seen - view.positions
+    in_window = age <= OBSERVED_QUERIES
+    mass = view.attention(OBSERVED_QUERIES).mean((2, 3)).masked_fill(in_window, 0.0)
+    pooled = functional.max_pool1d(mass, MAX_POOLING, stride=1, padding=MAX_POOLING // 2)
+    return torch.where(in_window, 2.0 + OBSERVED_QUERIES - age, round_significant(pooled))
+
+
 def tova(view: CacheView) -> Tensor:
     """Attention of the last query, averaged over all heads of the layer, so that its heads keep the same entries.
 
@@ -175,6 +192,7 @@ _OWN = {
         Policy(streaming, name="streaming", own=True, entrywise=True),
         Policy(h2o, name="h2o", own=True, observes="mass"),
         Policy(snapkv, name="snapkv", own=True, observes="queries"),
+        Policy(snapkv_max7, name="snapkv_max7", own=True, observes="queries"),
         Policy(tova, name="tova", own=True, observes="queries"),
     )
 }
