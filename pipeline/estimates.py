@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.grid import Cell, settings_of
-from workers.budget import Schedule, event_schedule
+from workers.budget import Schedule
 from workers.model_files import ModelFacts
 from workers.settings import BATCH_WINDOWS_BYTES, CELLS_BYTES, MAX_BATCH_WINDOWS
 
@@ -25,7 +25,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def schedule_of(cell: Cell, steps: int) -> Schedule:
     """The event schedule of a cell's pruning layers over one-token steps."""
-    return event_schedule(cell.keep_ratio, cell.prune_after or 1, steps)
+    return cell.budget.event_schedule(steps)
 
 
 def perplexity_seconds(facts: ModelFacts, cells: Sequence[Cell], windows: int) -> float:

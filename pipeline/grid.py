@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.results import answer_room
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, matches
-from workers.budget import event_schedule, kept_count, next_event
+from workers.budget import Budget
 from workers.retrieval import QUESTION_TOKENS
 from workers.skip_rule import Skip, skipped_count
 
@@ -71,6 +71,11 @@ class Cell:
     def values(self) -> dict[str, Any]:
         """Everything above by name."""
         return {name: getattr(self, name) for name in CELL_FIELDS}
+
+    @property
+    def budget(self) -> Budget:
+        """How many entries a pruning layer holds and when it is looked at; the dense cell's never drops anything."""
+        return Budget(self.keep_ratio, self.prune_after or 1, self.schedule)
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -239,9 +244,8 @@ def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named
         return "all layers skipped: is the dense cell"
     if cell.task == "perplexity" and cell.schedule == "prefill_once":
         return "prefill_once prunes after a prompt, and perplexity has none"
-    assert cell.prune_after is not None
-    first = next_event(cell.keep_ratio, max(cell.prune_after, _prompt_tokens(cell)), 0)
-    if first is not None and cell.protect_sink + cell.protect_recent > kept_count(cell.keep_ratio, first):
+    kept = cell.budget.first_kept(_prompt_tokens(cell))
+    if kept is not None and cell.protect_sink + cell.protect_recent > kept:
         return "protect_sink + protect_recent exceed the entries kept at the first prune"
     return None
 
@@ -271,8 +275,8 @@ def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
     if cell.prune_after is None:
         return False
     if cell.task == "perplexity":
-        return event_schedule(cell.keep_ratio, cell.prune_after, settings["window"] - 1).scored_pruned(1) == 0
-    first = next_event(cell.keep_ratio, cell.prune_after, 0)
+        return cell.budget.event_schedule(settings["window"] - 1).scored_pruned(1) == 0
+    first = cell.budget.next_event(0)
     if cell.task == "generation":
         prompt = settings["prompt_tokens"]
         last = prompt if cell.schedule == "prefill_once" else prompt + settings["new_tokens"] - 2

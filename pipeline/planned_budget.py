@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from pipeline.estimates import schedule_of
 from pipeline.grid import Cell, settings_of
-from workers.budget import is_due, kept_count
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def _decoded(cell: Cell, prompts: list[int], looks: int, passes: int) -> Planned
         held, own_events = _checked(cell, prompt)
         for step in range(looks):
             held_sum, dense_sum = held_sum + held, dense_sum + prompt + step
-            held, more = _checked(cell, held + 1) if cell.schedule == "every_step" else (held + 1, 0)
+            held, more = _checked(cell, held + 1) if cell.budget.checks_steps else (held + 1, 0)
             own_events += more if step < passes else 0
         events = max(events, own_events)
     return PlannedBudget(events, held_sum / dense_sum)
@@ -58,6 +57,5 @@ def _decoded(cell: Cell, prompts: list[int], looks: int, passes: int) -> Planned
 
 def _checked(cell: Cell, entries: int) -> tuple[int, int]:
     """What a check leaves of ``entries``, and whether it dropped anything."""
-    if cell.prune_after is None or not is_due(cell.keep_ratio, cell.prune_after, entries):
-        return entries, 0
-    return kept_count(cell.keep_ratio, entries), 1
+    left = cell.budget.kept(entries)
+    return left, int(left < entries)

@@ -45,7 +45,7 @@ Policy = Annotated[str, AfterValidator(_policy)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Schedule = Literal["every_step", "prefill_once"]
+Schedule = Literal["every_step", "prefill_once", "constant"]
 PositionMode = Literal["absolute", "cache_length"]
 
 _LAYERS = TypeAdapter(list[NonNegative])

@@ -6,11 +6,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from pipeline.plan import make_plan
+from pipeline.planned_budget import planned_budget
+from pipeline.spec import load_spec
 from tests.stock_loop import rounded
+from tests.tiny import repetitive_tokens, tiny_model
+from workers.cell_scores import CellScores
 from workers.diagnosis import fixed_text
 from workers.generation import forward
 from workers.model_files import find_model
 from workers.models import load
+from workers.perplexity import evaluate, evaluate_reference
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 
@@ -19,9 +25,7 @@ MODELS = ("reference-neox", "reference-llama")
 
 
 def stock_of(name: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(
-        find_model(name).source, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(find_model(name).source, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def prompt_of(name: str, length: int) -> torch.Tensor:
@@ -53,9 +57,92 @@ def snapkv_choice(stock: Any, ids: torch.Tensor, capacity: int) -> list[list[lis
 @pytest.mark.parametrize("name", MODELS)
 def test_snapkv_max7_after_a_prompt_keeps_what_the_authors_configuration_keeps(name):
     facts = find_model(name)
-    model, ids = load(facts, "float32", CPU), prompt_of(name, 160)
+    model: Any = load(facts, "float32", CPU)
+    ids = prompt_of(name, 160)
     cache = PrunedCache(model.config, PruneSettings("snapkv_max7", 0.5, 1, schedule="prefill_once"))
     with torch.inference_mode():
         forward(model, ids, cache)
     held = [layer.stored_positions()[0].tolist() for layer in cache.pruned_layers]
     assert held == snapkv_choice(stock_of(name), ids, 80)
+
+
+@torch.inference_mode()
+def constant_loop(stock: Any, ids: torch.Tensor, policy: str, most: int) -> tuple[torch.Tensor, list[int]]:
+    """NLL of each token and entries held at the end: the policies of the papers in a loop over the stock model and its cache.
+
+    One token per pass at its absolute position; after it each layer that holds more than ``most`` entries drops one.
+    """
+    cache: Any = DynamicCache()
+    text = stock.config.get_text_config().to_dict()
+    heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+    positions = [[list[int]() for _ in range(heads)] for _ in range(text["num_hidden_layers"])]
+    mass = [[list[float]() for _ in range(heads)] for _ in range(text["num_hidden_layers"])]
+    losses = []
+    for step in range(ids.shape[1] - 1):
+        at = torch.tensor([[step]])
+        out = stock(
+            input_ids=ids[:, step : step + 1], position_ids=at, past_key_values=cache, use_cache=True, output_attentions=True
+        )
+        losses.append(torch.nn.functional.cross_entropy(out.logits[0, -1:], ids[0, step + 1 : step + 2]))
+        for number, (layer, weights) in enumerate(zip(cache.layers, out.attentions, strict=True)):
+            group = weights.shape[1] // heads
+            stays = []
+            for head in range(heads):
+                own, got = positions[number][head], mass[number][head]
+                own.append(step)
+                got.append(0.0)
+                given = weights[0, head * group : (head + 1) * group, 0]
+                for place, value in enumerate(given.sum(0).tolist()):
+                    got[place] += value
+                everyone = weights[0, :, 0].mean(0)
+                scores = {
+                    "streaming": [float("inf") if p < 4 else p for p in own],
+                    "tova": rounded(everyone).tolist(),
+                    "h2o": rounded(torch.tensor(got)).tolist(),
+                }[policy]
+                if policy == "h2o":  # half of the budget is the newest
+                    scores[len(own) - most // 2 :] = [float("inf")] * (most // 2)
+                best = sorted(range(len(own)), key=lambda i, scores=scores: (-scores[i], i))
+                kept = sorted(best[:most] if len(own) > most else best)
+                positions[number][head] = [own[i] for i in kept]
+                mass[number][head] = [got[i] for i in kept]
+                stays.append(kept)
+            index = torch.tensor(stays)[None, :, :, None]
+            for name in ("keys", "values"):
+                entries = getattr(layer, name)
+                setattr(layer, name, entries.gather(2, index.expand(-1, -1, -1, entries.shape[3])))
+    return torch.stack(losses), [layer.keys.shape[2] for layer in cache.layers]
+
+
+@pytest.mark.parametrize("policy", ["h2o", "tova", "streaming"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_constant_budget_is_the_papers_loop_over_the_stock_model(name, policy):
+    ids = prompt_of(name, 56)
+    cell = PruneSettings(policy, 0.5, 40, schedule="constant")
+    expected, held = constant_loop(stock_of(name), ids, policy, 20)
+    model = load(find_model(name), "float32", CPU)
+    _, (found,) = evaluate(model, ids, [cell], [0])
+    assert isinstance(found, CellScores) and found.entries_final() == held == [20] * len(held)
+    assert torch.allclose(found.nll[0], expected, atol=1e-4)
+    assert torch.allclose(evaluate_reference(model, ids, cell, [0]).nll[0], expected, atol=1e-4)
+
+
+def test_a_constant_budget_cuts_a_prompt_and_stays_while_decoding():
+    model: Any = tiny_model("llama")
+    cache = PrunedCache(model.config, PruneSettings("tova", 0.5, 40, schedule="constant", skip_layers=(1,)))
+    model.generate(repetitive_tokens(1, 30), past_key_values=cache, max_new_tokens=6, do_sample=False)
+    assert [layer.held for layer in cache.pruned_layers] == [20, 35, 20]
+    assert [layer.record.events for layer in cache.pruned_layers] == [6, 0, 6]
+
+
+def test_planning_knows_a_constant_budget(sweep_file):
+    blocks = {
+        "generation": "{prompt_tokens: [32], new_tokens: 9}", "policies": "[streaming]", "keep_ratios": "[0.5]",
+        "schedules": "[constant]", "prune_after": "[16]",
+    }  # fmt: skip
+    plan = make_plan(load_spec(str(sweep_file(**blocks))))
+    made = {cell.task: planned_budget(cell) for cell in plan.grid.cells if cell.policy == "streaming"}
+    assert made["perplexity"] and made["perplexity"].events == 63 - 8
+    assert made["perplexity"].share == pytest.approx((sum(range(1, 9)) + 55 * 8) / sum(range(1, 64)))
+    assert made["generation"] and made["generation"].events == 9
+    assert made["generation"].share == pytest.approx(8 * 8 / sum(range(32, 40)))

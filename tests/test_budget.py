@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.budget import event_schedule, is_due, kept_count, next_event
+from workers.budget import Budget, event_schedule, is_due, kept_count, next_event
 
 RATIOS = st.sampled_from([1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.55, 0.5, 0.4, 0.3, 0.1, 0.01])
 
@@ -78,6 +78,29 @@ def test_schedule_is_what_one_step_at_a_time_does(ratio, threshold, steps, first
     predicting = after[first_scored - 1 :]
     assert schedule.mean(first_scored) == pytest.approx(sum(predicting) / len(predicting) if predicting else 0.0)
     assert schedule.scored_pruned(first_scored) == sum(pruned_tokens)
+
+
+@given(RATIOS, st.integers(1, 80), st.integers(1, 200), st.integers(0, 120))
+def test_a_constant_budget_is_kept_after_every_step(ratio, threshold, steps, prompt):
+    """From the moment more is held than ceil(ratio * threshold), that is what every check leaves, of a prompt too."""
+    most, budget = int(-(-(Fraction(repr(ratio)) * threshold) // 1)), Budget(ratio, threshold, "constant")
+    events, held = [], 0
+    for step in range(steps):
+        held += 1
+        assert budget.is_due(held) == (ratio < 1 and held > most)
+        if ratio < 1 and held > most:
+            events.append((step + 1, held, most))
+            held = most
+    assert budget.event_schedule(steps).events == tuple(events)
+    assert budget.kept(prompt) == (min(prompt, most) if ratio < 1 else prompt)
+    assert budget.next_event(prompt) == (None if ratio == 1 else max(most, prompt) + 1)
+
+
+def test_other_schedules_differ_in_what_is_checked_alone():
+    every, once = Budget(0.5, 8), Budget(0.5, 8, "prefill_once")
+    assert every.checks_steps and not once.checks_steps and Budget(0.5, 8, "constant").checks_steps
+    assert [budget.kept(11) for budget in (every, once)] == [6, 6] and every.constant is None
+    assert Budget(0.5, 8, "constant").kept(11) == 4
 
 
 def test_a_high_ratio_with_a_late_threshold_holds_the_threshold_not_the_ratio():

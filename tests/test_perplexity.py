@@ -28,6 +28,7 @@ cells = st.builds(
     skip_layers=st.sampled_from([(), (0,), (1, 2), (0, 1, 2)]),
     protect_sink=st.sampled_from([0, 1, 2]),
     protect_recent=st.sampled_from([0, 3]),
+    schedule=st.sampled_from(["every_step", "every_step", "constant"]),
     position_mode=st.sampled_from(["absolute", "absolute", "cache_length"]),
     seed=st.integers(0, 3),
 )

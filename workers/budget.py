@@ -1,6 +1,6 @@
 """Pure integers: ratio -> kept count, the next prune event, the whole event schedule of a cell.
 
-The only place where a keep_ratio becomes a number of entries (science: one forward pass, step 2).
+The only place where a keep_ratio becomes a number of entries (science: one forward pass, step 2), and where a schedule says when.
 """
 
 from __future__ import annotations
@@ -38,6 +38,64 @@ def next_event(keep_ratio: float, prune_after: int, held: int) -> int | None:
         return None
     progress = -(-denominator // (denominator - numerator))
     return max(prune_after, held + 1, progress)
+
+
+SCHEDULES = ("every_step", "prefill_once", "constant")
+"""``every_step``: a layer that holds prune_after entries keeps ``ceil(keep_ratio * n)`` of n, after each step and each prompt.
+``prefill_once``: the same, checked after a prompt alone. ``constant``: a layer that holds more than
+``ceil(keep_ratio * prune_after)`` entries keeps so many, after every step and every prompt: the budget of H2O, TOVA and
+StreamingLLM, whose papers drop an entry as soon as one is too many."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many entries a pruning layer holds and when it is looked at: what ratio, threshold and schedule are together."""
+
+    keep_ratio: float
+    prune_after: int
+    schedule: str = "every_step"
+
+    @property
+    def checks_steps(self) -> bool:
+        """Whether a check follows each single token, and not only a prompt."""
+        return self.schedule != "prefill_once"
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is ever dropped."""
+        return next_event(self.keep_ratio, self.prune_after, 0) is not None
+
+    @property
+    def constant(self) -> int | None:
+        """The entries that ``constant`` holds; None under the other schedules."""
+        return kept_count(self.keep_ratio, self.prune_after) if self.schedule == "constant" else None
+
+    def kept(self, entries: int) -> int:
+        """What a check leaves of ``entries``; all where it drops nothing."""
+        if not self.is_due(entries):
+            return entries
+        return kept_count(self.keep_ratio, entries) if self.constant is None else self.constant
+
+    def is_due(self, entries: int) -> bool:
+        """Whether a check drops any of ``entries``."""
+        if self.constant is None:
+            return is_due(self.keep_ratio, self.prune_after, entries)
+        return self.drops and entries > self.constant
+
+    def next_event(self, held: int) -> int | None:
+        """Number of entries at which a layer that holds ``held`` prunes next, were every entry checked; None for never."""
+        if self.constant is None:
+            return next_event(self.keep_ratio, self.prune_after, held)
+        return max(self.constant, held) + 1 if self.drops else None
+
+    def first_kept(self, prompt: int) -> int | None:
+        """What the first prune leaves where ``prompt`` tokens come before the first check; None where nothing is ever dropped."""
+        first = self.next_event(prompt - 1) if prompt else self.next_event(0)
+        return None if first is None else self.kept(first)
+
+    def event_schedule(self, steps: int) -> Schedule:
+        """All prune events of a pruning layer over ``steps`` one-token steps from an empty cache."""
+        return _event_schedule(self, steps)
 
 
 @dataclass(frozen=True)
@@ -92,11 +150,15 @@ def _sum_range(first: int, last: int) -> int:
 
 
 @lru_cache(maxsize=16384)
-def event_schedule(keep_ratio: float, prune_after: int, steps: int) -> Schedule:
-    """All prune events of a pruning layer over ``steps`` one-token steps from an empty cache."""
+def _event_schedule(budget: Budget, steps: int) -> Schedule:
     events: list[tuple[int, int, int]] = []
     seen = held = 0
-    while (at := next_event(keep_ratio, prune_after, held)) is not None and seen + at - held <= steps:
-        seen, held = seen + at - held, kept_count(keep_ratio, at)
+    while (at := budget.next_event(held)) is not None and seen + at - held <= steps:
+        seen, held = seen + at - held, budget.kept(at)
         events.append((seen, at, held))
     return Schedule(steps, tuple(events))
+
+
+def event_schedule(keep_ratio: float, prune_after: int, steps: int) -> Schedule:
+    """The events under ``every_step``."""
+    return Budget(keep_ratio, prune_after).event_schedule(steps)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.batch_cache import BatchCache
-from workers.budget import Schedule, event_schedule
+from workers.budget import Budget, Schedule
 from workers.cell_scores import CellScores, Validity
 from workers.eviction import find_policy
 from workers.memory import is_out_of_memory, without_frames
@@ -66,8 +66,7 @@ def window_bytes(model: nn.Module, length: int) -> int:
 
 def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
     """The event schedule of a cell's pruning layers over ``steps`` steps."""
-    ratio = cell.keep_ratio if cell.policy != "dense" else 1.0
-    return event_schedule(ratio, cell.prune_after, steps)
+    return cell.budget.event_schedule(steps)
 
 
 def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Track]:
@@ -100,7 +99,7 @@ def _dense(
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
     seconds = time.perf_counter() - begin
     dense = CellScores(
-        nll, correct, event_schedule(1.0, 1, steps), (False,) * layers, entry, Validity(0), 1, seconds,
+        nll, correct, Budget(1.0, 1).event_schedule(steps), (False,) * layers, entry, Validity(0), 1, seconds,
         torch.zeros_like(nll), torch.ones_like(correct),
     )  # fmt: skip
     return dense, prefix, twin

@@ -84,8 +84,8 @@ class PrunedCache(Cache):
         self._announce(tokens, is_checked=True)
 
     def begin_steps(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are steps of which none but the last can drop anything (``budget.next_event``)."""
-        self._announce(tokens, is_checked=self.settings.schedule == "every_step")
+        """The next ``tokens`` tokens are steps of which none but the last can drop anything (``Budget.next_event``)."""
+        self._announce(tokens, is_checked=self.settings.budget.checks_steps)
 
     def begin_outside(self, tokens: int) -> None:
         """The next ``tokens`` tokens are kept out of pruning: neither dropped nor counted, and no check follows them.

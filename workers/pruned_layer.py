@@ -11,7 +11,6 @@ from torch import Tensor
 from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
 from workers.attention import Scale, attention, probe
-from workers.budget import is_due, kept_count
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
 from workers.layer_record import LayerRecord
 from workers.policy_calls import scores_of
@@ -34,7 +33,7 @@ class PrunedLayer(AttendingLayer):
 
     def __init__(self, index: int, state: SharedState) -> None:
         self.index, self.state = index, state
-        self.prunes = state.settings.prunes(index)
+        self.prunes, self.budget = state.settings.prunes(index), state.settings.budget
         self._forget()
 
     def _forget(self) -> None:
@@ -211,8 +210,7 @@ class PrunedLayer(AttendingLayer):
 
     def _prune_if_due(self) -> None:
         """Drop entries down to the budget where this layer prunes and its threshold is reached."""
-        settings = self.state.settings
-        if self.prunes and is_due(settings.keep_ratio, settings.prune_after, self._counted()):
+        if self.prunes and self.budget.is_due(self._counted()):
             with self.state.stopwatch:
                 self._prune()
 
@@ -225,7 +223,7 @@ class PrunedLayer(AttendingLayer):
         policy, positions = self.state.policy, self.stored_positions()
         keys, values = self.stored()
         counted = self._counted()
-        keep = kept_count(self.state.settings.keep_ratio, counted) + self.held - counted
+        keep = self.budget.kept(counted) + self.held - counted
         scores, protected = scores_of(policy, self._view(keep)), self._protected(positions)
         index, tied = select(scores, keep, protected, None if policy.temporal else positions)
         kept_positions = positions.gather(2, index)

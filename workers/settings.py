@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workers.budget import SCHEDULES, Budget
 from workers.policy_files import PATTERN
 from workers.skip_rule import Skip, checked_rule
 
@@ -51,11 +52,16 @@ class PruneSettings:
         policies = (*POLICY_NAMES, self.policy) if PATTERN.fullmatch(self.policy) else POLICY_NAMES
         for name, value, allowed in (
             ("policy", self.policy, policies),
-            ("schedule", self.schedule, ("every_step", "prefill_once")),
+            ("schedule", self.schedule, SCHEDULES),
             ("position_mode", self.position_mode, ("absolute", "cache_length")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
+
+    @property
+    def budget(self) -> Budget:
+        """How many entries a pruning layer holds and when it is looked at."""
+        return Budget(self.keep_ratio if self.policy != "dense" else 1.0, self.prune_after, self.schedule)
 
     @property
     def skipped(self) -> tuple[int, ...]:

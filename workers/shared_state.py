@@ -89,7 +89,7 @@ class SharedState:
             if seen + new > end:
                 raise ValueError(f"{end - seen} tokens were announced to the cache and {new} came")
             return self.stretch.is_checked and seen + new == end
-        if seen == 0 and not (new == 1 and self.settings.schedule == "prefill_once" and self.prunes_anything):
+        if seen == 0 and not (new == 1 and not self.settings.budget.checks_steps and self.prunes_anything):
             return True
         if seen == 0:
             raise ValueError(
@@ -97,7 +97,7 @@ class SharedState:
                 "give its length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
             )
         if new == 1:
-            return self.settings.schedule == "every_step"
+            return self.settings.budget.checks_steps
         raise ValueError(
             f"a pass of {new} tokens behind the {seen} that the cache has seen: say first what they are, with "
             "begin_prompt(tokens) for a further prompt (prompt_tokens=... at the start for one that comes in chunks), or call "

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from workers.bos import Bos
-from workers.budget import kept_count, next_event
 from workers.harness.tasks import HarnessError
 from workers.settings import PruneSettings
 from workers.skip_rule import AUTO, Skip, checked_rule
@@ -110,10 +109,9 @@ def _check(name: str, value: Any) -> None:
 
 def _check_protection(settings: PruneSettings) -> None:
     """Refuse protected entries for which a prune has no room, as planning a sweep does."""
-    first = next_event(settings.keep_ratio, settings.prune_after, 0)
-    if first is None:
+    first, kept = settings.budget.next_event(0), settings.budget.first_kept(1)
+    if first is None or kept is None:
         return
-    kept = kept_count(settings.keep_ratio, first)
     if settings.protect_sink + settings.protect_recent > kept:
         raise HarnessError(f"protect_sink + protect_recent exceed the {kept} entries that a prune at {first} keeps")
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.budget import next_event
 from workers.harness.counts import Counts
 from workers.memory import is_out_of_memory
 from workers.prefill import Prefill
@@ -90,10 +89,10 @@ class Rows:
 
     def until_event(self) -> int | None:
         """Tokens that go through in one pass before the next check that drops something; None where there is none."""
-        if not self._pruning or self.settings.schedule == "prefill_once":
+        if not self._pruning or not self.settings.budget.checks_steps:
             return None
         held = self.cache.pruned_layers[self._pruning[0]].held
-        at = next_event(self.settings.keep_ratio, self.settings.prune_after, held)
+        at = self.settings.budget.next_event(held)
         return None if at is None else at - held
 
     def keep(self, rows: Sequence[int]) -> None:
