@@ -244,6 +244,8 @@ def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named
         return "all layers skipped: is the dense cell"
     if cell.task == "perplexity" and cell.schedule == "prefill_once":
         return "prefill_once prunes after a prompt, and perplexity has none"
+    if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
+        return "streaming_rolled gives its keys positions of their own, which position_mode cache_length contradicts"
     kept = cell.budget.first_kept(_prompt_tokens(cell))
     if kept is not None and cell.protect_sink + cell.protect_recent > kept:
         return "protect_sink + protect_recent exceed the entries kept at the first prune"

@@ -17,7 +17,7 @@ from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
-from workers.model_files import ModelError, ModelFacts, find_model
+from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
 from workers.policy_files import resolved as resolved_policy
 from workers.skip_rule import check_count
@@ -160,8 +160,26 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     return (
         ([f"models: model {facts.name!r}: {'; '.join(facts.refusals)}"] if facts.refusals else [])
         + faults
+        + _rolled_faults(spec, facts)
         + [f"{key}: {length} is longer than {limit}" for key, length in wanted if (limit := _limit_exceeded(spec, facts, length))]
     )
+
+
+def _rolled_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
+    """What the policy that turns stored keys cannot do, as far as names tell; the rotation itself only the loaded model tells."""
+    if "streaming_rolled" not in spec.policies:
+        return []
+    faults = [
+        f"policies: streaming_rolled turns keys at every prune, and in {dtype} the rounding adds up; it takes float32 alone"
+        for dtype in spec.dtypes
+        if dtype != "float32"
+    ]
+    if facts.architecture not in PLAIN_ROTARY:
+        faults.append(
+            f"policies: streaming_rolled turns stored keys, and whether {facts.name} ({facts.architecture}) turns its own in the "
+            f"plain way is not known; it knows {', '.join(PLAIN_ROTARY)}"
+        )
+    return faults
 
 
 def _layer_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, GPT2Config
 
 from pipeline.plan import make_plan
 from pipeline.planned_budget import planned_budget
-from pipeline.spec import load_spec
+from pipeline.spec import SweepError, load_spec
 from tests.stock_loop import rounded
 from tests.tiny import repetitive_tokens, tiny_model
 from workers.cell_scores import CellScores
@@ -18,6 +18,7 @@ from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference
 from workers.pruned_cache import PrunedCache
+from workers.rotary import Rotary
 from workers.settings import PruneSettings
 
 CPU = torch.device("cpu")
@@ -146,3 +147,75 @@ def test_planning_knows_a_constant_budget(sweep_file):
     assert made["perplexity"].share == pytest.approx((sum(range(1, 9)) + 55 * 8) / sum(range(1, 64)))
     assert made["generation"] and made["generation"].events == 9
     assert made["generation"].share == pytest.approx(8 * 8 / sum(range(32, 40)))
+
+
+@torch.inference_mode()
+def streaming_llm(stock: Any, ids: torch.Tensor, most: int) -> torch.Tensor:
+    """NLL of each token as StreamingLLM computes it: keys are stored as they are before rotation, and at every step keys and
+    query are turned to their positions within the cache; then the first 4 and the newest entries stay, ``most`` in all.
+
+    Every token goes in at position 0, where the model's own rotation is none.
+    """
+    config: Any = stock.config.get_text_config()
+    width = config.hidden_size // config.num_attention_heads
+    turned = int(width * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    theta = config.rope_parameters["rope_theta"]
+
+    def rotated(states: torch.Tensor, first: int) -> torch.Tensor:
+        """[1, heads, n, width] at positions from ``first`` on, as complex numbers."""
+        half = turned // 2
+        at = torch.arange(first, first + states.shape[2], dtype=torch.float64)
+        frequencies = torch.tensor([theta ** (-2 * i / turned) for i in range(half)], dtype=torch.float64)
+        circle = torch.polar(torch.ones(len(at), half, dtype=torch.float64), at[:, None] * frequencies)
+        pairs = torch.complex(states[..., :half].double(), states[..., half:turned].double()) * circle
+        return torch.cat([pairs.real.float(), pairs.imag.float(), states[..., turned:]], -1)
+
+    def attend(module, query, key, value, attention_mask, scaling=1.0, **_):
+        group, held = query.shape[1] // key.shape[1], key.shape[2]
+        keys, values = (x.repeat_interleave(group, 1) for x in (rotated(key, 0), value))
+        chance = (rotated(query, held - 1) @ keys.transpose(2, 3) * scaling).softmax(-1)
+        return (chance @ values).transpose(1, 2), None
+
+    AttentionInterface.register("streaming_llm", attend)
+    stock.set_attn_implementation("streaming_llm")
+    cache, losses = DynamicCache(), []
+    layers: Any = cache.layers
+    for step in range(ids.shape[1] - 1):
+        zero = torch.zeros(1, 1, dtype=torch.long)
+        out = stock(input_ids=ids[:, step : step + 1], position_ids=zero, past_key_values=cache, use_cache=True)
+        losses.append(torch.nn.functional.cross_entropy(out.logits[0, -1:], ids[0, step + 1 : step + 2]))
+        for layer in layers:
+            for name in ("keys", "values"):
+                entries = getattr(layer, name)
+                if entries.shape[2] > most:
+                    setattr(layer, name, torch.cat([entries[:, :, :4], entries[:, :, 4 - most :]], 2))
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_streaming_rolled_under_a_constant_budget_is_streaming_llm(name):
+    ids = prompt_of(name, 72)
+    cells = [PruneSettings(policy, 0.5, 40, schedule="constant") for policy in ("streaming_rolled", "streaming")]
+    expected = streaming_llm(stock_of(name), ids, 20)
+    model = load(find_model(name), "float32", CPU)
+    _, (rolled, absolute) = evaluate(model, ids, cells, [0])
+    assert isinstance(rolled, CellScores) and isinstance(absolute, CellScores)
+    assert torch.allclose(rolled.nll[0], expected, atol=1e-4)
+    assert torch.allclose(evaluate_reference(model, ids, cells[0], [0]).nll[0], expected, atol=1e-4)
+    assert (absolute.nll[0] - expected).abs().max() > 0.01
+
+
+def test_streaming_rolled_refuses_what_it_cannot_turn(sweep_file, tmp_path):
+    model: Any = tiny_model("llama")
+    rope = dict(model.config.rope_parameters)
+    model.config.rope_parameters = {**rope, "rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(ValueError, match="this model's rotation is dynamic"):
+        PrunedCache(model.config, policy="streaming_rolled", keep_ratio=0.5)
+    with pytest.raises(ValueError, match="models of type gpt2"):
+        PrunedCache(GPT2Config(n_layer=1), policy="streaming_rolled", keep_ratio=0.5)
+    with pytest.raises(ValueError, match="use float32"):
+        Rotary.of(tiny_model("neox").config).turn(torch.zeros(1, 1, 2, 8).half(), torch.ones(1, 1, 2))
+    with pytest.raises(SweepError, match="takes float32 alone"):
+        make_plan(load_spec(str(sweep_file(policies="[streaming_rolled]", dtypes="[bfloat16]"))))
+    plan = make_plan(load_spec(str(sweep_file(policies="[streaming_rolled]", position_modes="[cache_length]"))))
+    assert any("streaming_rolled" in reason for reason in plan.grid.dropped)

@@ -331,7 +331,7 @@ def test_a_cache_that_nobody_holds_is_freed_at_once(architecture):
             cache = prefill.cache(PruneSettings("knorm", 0.5, 8), [0])
             forward(model, PROMPT[:, :1], cache)
         tracks = _tracks(0, PruneSettings("knorm", 0.5, 8), 39, 3)
-        batch = BatchCache(prefill.prefix.prefix_layers, tracks, [0], True)
+        batch = BatchCache(prefill.prefix.prefix_layers, tracks, [0], True, model.config)
         held = [weakref.ref(each) for each in (cache, prefill.prefix, batch, cache.pruned_layers[0]._keys)]
         del cache, prefill, batch
         assert [each() for each in held] == [None] * 4

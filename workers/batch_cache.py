@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 
 from workers.attention import PACKED_OFFSET
 from workers.cell_batch import BatchLayer
 from workers.pass_plan import Pass, PassState, Track
+from workers.rotary import Rotary
 from workers.shared_prefix import PrefixLayer
 from workers.slot_layer import SlotLayer, SlotStore
 
@@ -19,16 +20,24 @@ class BatchCache(Cache):
     """The layers of a batch of cells that skip the same layers, observe the same things and order entries in the same way.
 
     ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head. The
-    entries of a policy that is not temporal are moved nevertheless: that they lie in another order is what it is run for.
+    entries of a policy that is not temporal are moved nevertheless, because that they lie in another order is what it is run for,
+    and so are those of a policy that rolls, whose keys change at a prune.
     """
 
     def __init__(
-        self, prefix: Sequence[PrefixLayer], tracks: Sequence[Track], row_ids: Sequence[int], short_passes: bool
+        self,
+        prefix: Sequence[PrefixLayer],
+        tracks: Sequence[Track],
+        row_ids: Sequence[int],
+        short_passes: bool,
+        config: PretrainedConfig,
     ) -> None:
+        """Raises ValueError where the cells' policy rolls and the model's rotation is not a plain one."""
         device = prefix[0].device
         self.state = PassState(torch.tensor(list(row_ids) * len(tracks), device=device))
         prunes = tracks[0].settings.prunes
-        in_slots = short_passes and all(t.policy.entrywise and t.policy.temporal for t in tracks)
+        self.state.rotary = Rotary.of(config) if tracks[0].policy.rolls else None
+        in_slots = short_passes and all(t.policy.entrywise and t.policy.temporal and not t.policy.rolls for t in tracks)
         super().__init__(
             layers=[
                 (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self.state, layer, tracks, prunes(i))

@@ -19,6 +19,7 @@ from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged,
 from workers.layer_record import RECENT, retained
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
+from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
 
 
@@ -72,7 +73,10 @@ class BatchLayer(AttendingLayer):
             protected = (positions < track.settings.protect_sink) | (positions >= point - track.settings.protect_recent)
         index, tied = select(scores_of(track.policy, view), track.held, protected, None if self.temporal else positions)
         kept = positions.gather(2, index)
-        self.keys[rows, :, : track.held] = take_entries(keys, index)
+        kept_keys = take_entries(keys, index)
+        if self.state.rotary is not None:
+            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, point, track.held))
+        self.keys[rows, :, : track.held] = kept_keys
         self.values[rows, :, : track.held] = take_entries(values, index)
         assert self.positions is not None
         self.positions[rows, :, : track.held] = kept
@@ -137,7 +141,11 @@ class BatchLayer(AttendingLayer):
         else:
             index, tied = select_ragged(scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places)
         kept, width = positions.gather(2, index), index.shape[2]
-        self.keys[:, :, :width], self.values[:, :, :width] = take_entries(keys, index), take_entries(values, index)
+        kept_keys = take_entries(keys, index)
+        if self.state.rotary is not None:
+            before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
+            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, before, after))
+        self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, take_entries(values, index)
         self.positions[:, :, :width] = kept
         stays = torch.arange(width, device=self.device) < plan.keep_rows[:, None, None]
         if self.mass is not None:

@@ -90,6 +90,8 @@ class Policy:
     temporal: bool = True
     """Kept entries stay in temporal order. Otherwise each prune lays them best first, and newer ones follow: other places in
     the tensor, the same figures, because attention is a sum over a set."""
+    rolls: bool = False
+    """Kept keys are turned to positions that lie contiguously before the next token; needs ``temporal``."""
     name: str = ""
     """As a sweep names it."""
     own: bool = False
@@ -190,6 +192,7 @@ _OWN = {
         Policy(random, name="random", own=True, entrywise=True),
         Policy(recent, name="recent", own=True, entrywise=True),
         Policy(streaming, name="streaming", own=True, entrywise=True),
+        Policy(streaming, name="streaming_rolled", own=True, entrywise=True, rolls=True),
         Policy(h2o, name="h2o", own=True, observes="mass"),
         Policy(snapkv, name="snapkv", own=True, observes="queries"),
         Policy(snapkv_max7, name="snapkv_max7", own=True, observes="queries"),
@@ -198,7 +201,8 @@ _OWN = {
 }
 POLICIES: Mapping[str, Policy] = MappingProxyType(_OWN)
 """Every policy that prunes, for reading only; ``dense`` is the absence of one. ``knorm_sorted`` is the control of the order: it
-keeps what ``knorm`` keeps and stores it by norm, lowest first, as a published script did."""
+keeps what ``knorm`` keeps and stores it by norm, lowest first, as a published script did. ``streaming_rolled`` keeps what
+``streaming`` keeps, at positions within the cache, as its authors' code has them (``rotary``)."""
 
 
 def find_policy(name: str) -> Policy:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.budget import Schedule
 from workers.eviction import Policy
+from workers.rotary import Rotary
 from workers.settings import PruneSettings
 
 
@@ -151,6 +152,8 @@ class PassState:
     row_ids: Tensor
     """[rows], what names the rows' texts."""
     plan: Pass | None = None
+    rotary: Rotary | None = None
+    """How keys are turned, for cells whose policy rolls."""
 
     @property
     def current(self) -> Pass:

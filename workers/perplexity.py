@@ -120,7 +120,7 @@ def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int
     groups: dict[object, list[Track]] = {}
     for track in tracks:
         policy, events = track.policy, track.schedule.events
-        how = (policy.entrywise, policy.observes, policy.temporal)
+        how = (policy.entrywise, policy.observes, policy.temporal, policy.rolls)
         key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
@@ -171,7 +171,8 @@ class _Group:
     ) -> None:  # fmt: skip
         self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
         begin = time.perf_counter()
-        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, _is_short(tracks[0], tokens.shape[0]))
+        short = _is_short(tracks[0], tokens.shape[0])
+        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, short, model.config)  # pyright: ignore[reportArgumentType]
         shape = (len(tracks), *self.dense.nll.shape)
         self.nll, self.kl = torch.zeros(2, *shape, device=tokens.device)
         self.correct, self.agreed = torch.zeros(2, *shape, dtype=torch.bool, device=tokens.device)

@@ -25,6 +25,7 @@ from workers.eviction import find_policy
 from workers.generate_calls import GenerateCall
 from workers.layer_record import LayerRecord
 from workers.pruned_layer import PrunedLayer
+from workers.rotary import Rotary
 from workers.settings import PruneSettings
 from workers.shared_state import SharedState, Stretch
 
@@ -54,8 +55,9 @@ class PrunedCache(Cache):
         architecture = usable(config)
 
         policy = find_policy(self.settings.policy)
+        rotary = Rotary.of(config) if policy.rolls else None
         self._rows = row_ids
-        self.state = SharedState(config, self.settings, policy, architecture, row_ids, stopwatch or nullcontext())
+        self.state = SharedState(config, self.settings, policy, architecture, row_ids, stopwatch or nullcontext(), rotary)
         super().__init__(layers=[PrunedLayer(i, self.state) for i in range(count)])
         if prompt_tokens is not None:
             self.begin_prompt(prompt_tokens)

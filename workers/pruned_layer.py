@@ -14,6 +14,7 @@ from workers.attention import Scale, attention, probe
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
 from workers.layer_record import LayerRecord
 from workers.policy_calls import scores_of
+from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
 
@@ -229,7 +230,10 @@ class PrunedLayer(AttendingLayer):
         kept_positions = positions.gather(2, index)
         if self._mass is not None:
             self._mass = self._mass.gather(2, index)
-        self._adopt(take_entries(keys, index), take_entries(values, index), kept_positions)
+        kept_keys = take_entries(keys, index)
+        if self.state.rotary is not None:
+            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, self.held, keep))
+        self._adopt(kept_keys, take_entries(values, index), kept_positions)
         self.record.add(kept_positions, self.seen, tied)
 
     def _view(self, keep: int) -> CacheView:

@@ -9,7 +9,8 @@ from workers.policy_files import PATTERN
 from workers.skip_rule import Skip, checked_rule
 
 POLICY_NAMES = (
-    "dense", "knorm", "knorm_high", "knorm_sorted", "random", "recent", "streaming", "h2o", "snapkv", "snapkv_max7", "tova",
+    "dense", "knorm", "knorm_high", "knorm_sorted", "random", "recent", "streaming", "streaming_rolled", "h2o", "snapkv",
+    "snapkv_max7", "tova",
 )  # fmt: skip
 """``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
 

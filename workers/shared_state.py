@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from workers.architecture import Architecture
 from workers.attention import NAME as OWN_ATTENTION
 from workers.eviction import Policy
+from workers.rotary import Rotary
 from workers.settings import PruneSettings
 
 
@@ -41,6 +42,8 @@ class SharedState:
     architecture: Architecture
     row_ids: Sequence[int] | None
     stopwatch: AbstractContextManager[Any]
+    rotary: Rotary | None = None
+    """How keys are turned, for a policy that rolls."""
     stretch: Stretch = Stretch(0, 0, False)
     """The one that was announced last."""
     outside: tuple[int, int] = (0, 0)
