@@ -31,8 +31,8 @@ HALVES = ("choosing_high", "confirmed_high")
 """The half that chooses and the one that confirms, as the columns of their upper bounds."""
 
 SETTING = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers", "skip_layers_rule",
-    "protect_sink", "protect_recent", "schedule", "position_mode",
+    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers",
+    "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
 ]  # fmt: skip
 """What a scored cell and one that was asked share."""
 
