@@ -13,7 +13,7 @@ from workers.generation import forward
 from workers.perplexity import evaluate
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
-from workers.scoring import score, score_dense, tile_size
+from workers.scoring import next_logits, score, score_dense, tile_size
 from workers.settings import PruneSettings
 from workers.work import RetrievalWork
 
@@ -59,6 +59,56 @@ def test_kl_and_agreement_are_those_of_whole_distributions(bias, softcap):
     assert torch.equal(own.correct, score(model, dense, targets).correct)
     alone = score(model, hidden, targets)
     assert torch.equal(alone.nll, found.nll) and alone.kl is None, "comparing changes no figure"
+
+
+@pytest.mark.parametrize("softcap", [None, 15.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_in_16_bits_hidden_states_and_weights_are_all_that_is_rounded(dtype, softcap):
+    """Products in float32: as from float64, where the model's own product is off by some thousandths of a nat and more."""
+    torch.manual_seed(0)
+    model, hidden = Stub(True, softcap).to(dtype), (3 * torch.randn(2, 700, WIDTH)).to(dtype)
+    targets = torch.randint(WORDS, (2, 700))
+
+    def nll(head, states):
+        logits = head(states)
+        logits = logits.double() if softcap is None else softcap * torch.tanh(logits.double() / softcap)
+        return -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+    own = nll(model.head, hidden)
+    next_one = next_logits(model, hidden[:, 0])
+    dense, twin = score_dense(model, hidden, targets)
+    found = score(model, hidden, targets, twin)
+    exact = nll(model.head.double(), hidden.double())
+    assert found.nll.dtype == next_one.dtype == torch.float32
+    assert torch.allclose(found.nll.double(), exact, atol=1e-4) and torch.allclose(dense.nll, found.nll, atol=3e-5)
+    assert float((own - exact).abs().max()) > 2e-3
+    assert float(found.kl.abs().max()) < 1e-4
+    expected = model.head(hidden[:, 0].double())
+    expected = expected if softcap is None else softcap * torch.tanh(expected / softcap)
+    assert torch.allclose(next_one.double(), expected, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_scores_are_multiplied_whole_whatever_the_process_allows(monkeypatch):
+    """TF32 has ten bits of mantissa; what the process allowed before is allowed afterwards."""
+    allowed, seen, multiply = torch.get_float32_matmul_precision(), [], nn.functional.linear
+    model, hidden = Stub(False, None), torch.randn(1, 10, WIDTH)
+
+    def watched(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return multiply(*arguments)
+
+    monkeypatch.setattr("torch.nn.functional.linear", watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        score(model, hidden, torch.zeros(1, 10, dtype=torch.long))
+        next_logits(model, hidden[0])
+        left = torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+    assert len(seen) == 1 + math.ceil(WORDS / tile_size(hidden.device)[1])
+    assert set(seen) == {"highest"} and left == "medium"
 
 
 @torch.inference_mode()

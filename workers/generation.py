@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workers.clock import Clock, Stopwatch, no_garbage_collection
 from workers.peak_memory import PeakMemory
 from workers.pruned_cache import PrunedCache
-from workers.scoring import body_of, check_chosen, next_logits
+from workers.scoring import body_of, check_chosen, next_logits, own_logits
 from workers.settings import PruneSettings
 
 
@@ -53,7 +53,12 @@ class GenerationRun:
 
 
 def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
-    """Next-token logits [batch, vocabulary] after one pass over ``tokens`` [batch, q]."""
+    """Next-token logits [batch, vocabulary], float32 at least, after one pass over ``tokens`` [batch, q]."""
+    return next_logits(model, _last_hidden(model, tokens, cache))
+
+
+def _last_hidden(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
+    """[batch, width]."""
     first = cache.next_position()
     hidden = body_of(model)(
         input_ids=tokens,
@@ -61,7 +66,7 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return next_logits(model, hidden[:, -1])
+    return hidden[:, -1]
 
 
 @torch.inference_mode()
@@ -83,7 +88,7 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
         token, output = prompts, []
         for step in range(new_tokens):
             begin = clock()
-            best, token = forward(model, token, cache).max(-1, keepdim=True)
+            best, token = own_logits(model, _last_hidden(model, token, cache)).max(-1, keepdim=True)
             output.append(token[:, 0].tolist())
             seconds.append(clock() - begin)
             highest.append(best)
