@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.eviction import POLICIES, CacheView, Policy, find_policy, round_significant, select, select_ragged
+from workers.eviction import (
+    POLICIES,
+    SIGNIFICANT_BITS,
+    CacheView,
+    Policy,
+    find_policy,
+    round_significant,
+    select,
+    select_ragged,
+)
 from workers.policy_files import PolicyError, resolved
 from workers.settings import POLICY_NAMES
 
@@ -165,6 +174,17 @@ def test_rounding_keeps_twelve_bits():
     assert float(round_significant(torch.tensor([1 + 2**-13]))) == 1.0
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 12), (torch.float16, 11), (torch.bfloat16, 10)])
+@pytest.mark.parametrize("policy", ["knorm", "knorm_high", "knorm_sorted", "h2o", "snapkv", "tova"])
+def test_scores_have_the_significant_bits_of_their_keys_dtype(policy, dtype, bits):
+    """By arithmetic: a mantissa in [0.5, 1) times two to the power of the bits is whole, and with one bit less it is not."""
+    keys = torch.randn(2, 3, 60, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
+    scores = POLICIES[policy].score(view(keys)).abs()
+    mantissa = torch.frexp(scores[(scores < 2) | (policy.startswith("knorm"))].double()).mantissa
+    whole = mantissa * 2**bits
+    assert torch.equal(whole, whole.round()) and not torch.equal(whole / 2, (whole / 2).round())
+
+
 def test_scores_are_float32_whatever_the_cache():
     keys = torch.randn(1, 2, 10, 8, dtype=torch.bfloat16)
     for policy in POLICIES:
@@ -173,8 +193,9 @@ def test_scores_are_float32_whatever_the_cache():
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_entries_kept_in_16_bits_are_those_kept_of_the_same_keys_in_float32(policy, dtype):
-    """So a 16-bit run differs from a float32 run by its keys alone, never by how they are scored."""
+def test_entries_kept_in_16_bits_are_those_kept_of_the_same_keys_in_float32(policy, dtype, monkeypatch):
+    """A 16-bit run differs from a float32 run by its keys and by how far scores are rounded, never by how they are computed."""
+    monkeypatch.setitem(SIGNIFICANT_BITS, torch.float32, SIGNIFICANT_BITS[dtype])
     narrow = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
     queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(8)).to(dtype)
     views = [replace(view(keys), queries=queries.to(keys.dtype)) for keys in (narrow, narrow.float())]

@@ -26,6 +26,13 @@ OBSERVED_QUERIES = 32
 ALWAYS = torch.finfo(torch.float32).max
 """The score of an entry that stays whatever the others' scores are. Scores are finite."""
 
+SIGNIFICANT_BITS: dict[torch.dtype, int] = {torch.float32: 12, torch.float16: 11, torch.bfloat16: 10}
+"""Of a score, by the dtype of the keys that it was computed from; in others as in float32.
+
+In 16 bits the keys' own rounding moves a norm by 1e-4 (float16) to 1e-3 (bfloat16) of its value. With more bits it chooses among
+repetitions of a token, with fewer norms tie that differ: these numbers drop most of what float32 drops (``benchmarks.rounding``).
+"""
+
 POOLING = 5
 """Neighbouring entries over which ``snapkv`` pools: the default of its authors' code."""
 
@@ -75,6 +82,10 @@ class CacheView:
         later = self.positions[:, :, None] > asked_at
         return logits.masked_fill(later[:, :, None], -torch.inf).softmax(-1)
 
+    def rounded(self, scores: Tensor) -> Tensor:
+        """Non-negative scores without what is only noise in keys of this dtype (``SIGNIFICANT_BITS``)."""
+        return round_significant(scores, SIGNIFICANT_BITS.get(self.keys.dtype, SIGNIFICANT_BITS[torch.float32]))
+
 
 Score = Callable[[CacheView], Tensor]
 
@@ -116,7 +127,7 @@ def knorm(view: CacheView) -> Tensor:
 
 def knorm_high(view: CacheView) -> Tensor:
     """The inverse control: keep the keys of highest norm."""
-    return round_significant(torch.linalg.vector_norm(view.keys, dim=-1, dtype=torch.float32))
+    return view.rounded(torch.linalg.vector_norm(view.keys, dim=-1, dtype=torch.float32))
 
 
 def random(view: CacheView) -> Tensor:
@@ -146,7 +157,7 @@ def h2o(view: CacheView) -> Tensor:
     assert view.mass is not None
     n = view.keys.shape[2]
     newest = torch.arange(n, device=view.keys.device) >= n - view.keep // 2
-    return torch.where(newest, ALWAYS, round_significant(view.mass))
+    return torch.where(newest, ALWAYS, view.rounded(view.mass))
 
 
 def snapkv(view: CacheView) -> Tensor:
@@ -157,7 +168,7 @@ def snapkv(view: CacheView) -> Tensor:
     mass = view.attention(OBSERVED_QUERIES).mean((2, 3))
     pooled = functional.avg_pool1d(mass, POOLING, stride=1, padding=POOLING // 2)
     age = view.seen - view.positions
-    return torch.where(age <= OBSERVED_QUERIES, 2.0 + OBSERVED_QUERIES - age, round_significant(pooled))
+    return torch.where(age <= OBSERVED_QUERIES, 2.0 + OBSERVED_QUERIES - age, view.rounded(pooled))
 
 
 def snapkv_max7(view: CacheView) -> Tensor:
@@ -180,7 +191,7 @@ def tova(view: CacheView) -> Tensor:
     Oren et al. 2024 (arXiv 2401.06104), section 3.2. Heads hold the same entries because they always kept the same.
     """
     mass = view.attention(1).mean((1, 2, 3))
-    return round_significant(mass)[:, None].expand(-1, view.keys.shape[1], -1)
+    return view.rounded(mass)[:, None].expand(-1, view.keys.shape[1], -1)
 
 
 _OWN = {
