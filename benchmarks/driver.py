@@ -74,7 +74,7 @@ def row(cell_id: str) -> dict[str, Any]:
         "nll_sum": 1.0, "nll": [0.5] * 63, "tokens_correct": 1, "prune_events": 1, "tokens_scored_pruned": 1,
         "cache_tokens_mean": 1.0, "cache_tokens_peak": 1, "cache_tokens_final": [1], "kv_bytes_mean": 1.0, "kv_bytes_peak": 1,
         "recent_retained": 1.0, "sink_retained": 1.0, "score_ties": 0.0, "forward_passes": 1, "seconds": 0.0, "event_steps": [],
-        "event_kept": [],
+        "event_kept": [], "kl_sum": 0.0, "tokens_agreed": 63, "rounding_nats": 0.0, "rounding_ppl": 0.0,
     }  # fmt: skip
 
 

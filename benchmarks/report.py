@@ -71,7 +71,8 @@ def _cell(rng: np.random.Generator, model: int, policy: str, ratio: float, after
         "cache_tokens_final": [500] * 6, "kv_bytes_mean": 1e6, "kv_bytes_peak": 10**6, "recent_retained": None if dense else 0.5,
         "sink_retained": None if dense else 0.5, "score_ties": None if dense else 0.01, "forward_passes": 40, "seconds": 0.1,
         "event_steps": list(range(32, 1024, 25)) * (not dense), "event_kept": [16] * 40 * (not dense),
-        "kl_sum": 0.0 if dense else 50.0 * ratio, "tokens_agreed": 1023 if dense else 900,
+        "kl_sum": 0.0 if dense else 50.0 * ratio, "tokens_agreed": 1023 if dense else 900, "rounding_nats": 1e-6,
+        "rounding_ppl": 1e-7,
     }  # fmt: skip
     tokens = np.abs(rng.standard_normal((WINDOWS, 1023), dtype=np.float32) + np.float32(4.0 + harm))
     columns = {

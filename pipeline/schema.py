@@ -80,6 +80,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "event_kept": pl.List(pl.Int32),
         "kl_sum": pl.Float64,
         "tokens_agreed": pl.Int32,
+        "rounding_nats": pl.Float64,
+        "rounding_ppl": pl.Float64,
     },
     "generation": {
         "prompt_tokens": pl.Int32,
@@ -160,8 +162,12 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
 of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
 cell, empty where nothing is ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's
 distribution of the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the scored
-tokens. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by
-itself, share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
+tokens. ``rounding_nats``, ``rounding_ppl``: how far pruned cells of this model, dtype and device are from one token per pass, or
+from themselves without the cells that share their passes, whichever is more, as the self-check found it on the first windows:
+mean absolute difference of a token in nats, and relative difference of the perplexities. Smaller differences between cells are
+rounding. Null on windows too short to prune, and in files of older schemas. ``text_...``: of the generated text, averaged over
+the batch: tokens before its end, share of the batch that ended by itself, share of its 4-grams that were there before, tokens
+before the first that differs from the dense twin's.
 
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own

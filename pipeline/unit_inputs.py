@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.grid import Cell, settings_of
 from pipeline.plan import Plan, PlannedUnit
+from workers.check_text import TEXTS
 from workers.retrieval import Question, build_questions
 from workers.settings import PruneSettings
 from workers.text_tokens import open_tokenizer
@@ -41,8 +42,12 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
         return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], own, plan.spec.bos)
     tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":
-        ids = np.stack([beginning(first, tokens.ids[w.start :], w.length) for w in unit.windows])
-        return PerplexityWork(unit.windows, ids, tuple(tokens.document_at(w.start) for w in unit.windows), settings["stride"])
+        ids, checked = (
+            np.stack([beginning(first, tokens.ids[w.start :], w.length) for w in windows])
+            for windows in (unit.windows, plan.windows(first)[:TEXTS])
+        )
+        documents = tuple(tokens.document_at(w.start) for w in unit.windows)
+        return PerplexityWork(unit.windows, ids, documents, settings["stride"], checked)
     if unit.task == "generation":
         length, batch = settings["prompt_tokens"], settings["batch_size"]
         own_tokens = length - len(_start(first))

@@ -60,7 +60,7 @@ def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
         "kv_bytes_mean": 1e3, "kv_bytes_peak": 2000,
         "recent_retained": None if dense else 0.5, "sink_retained": None if dense else 0.75,
         "score_ties": None if dense else 0.02, "forward_passes": 11, "seconds": 0.5, "kl_sum": 0.0 if dense else 5.0,
-        "tokens_agreed": scored if dense else int(0.9 * scored),
+        "tokens_agreed": scored if dense else int(0.9 * scored), "rounding_nats": 1e-6, "rounding_ppl": 1e-7,
     }  # fmt: skip
     return _row("perplexity", {**defaults, **_own_columns("perplexity", values), **own})
 

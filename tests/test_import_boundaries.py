@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("pipeline", "workers", "analysis")
 HEAVY = ("torch", "transformers")
 TORCH_FREE_WORKERS = (
-    "architecture", "bos", "budget", "code_digest", "corpora", "families", "gpu_memory", "harness.arguments",
+    "architecture", "bos", "budget", "check_text", "code_digest", "corpora", "families", "gpu_memory", "harness.arguments",
     "harness.counts", "harness.tasks", "model_files", "model_settings", "policy_files", "retrieval", "settings", "skip_rule",
     "text_cuts", "text_tokens", "weight_files", "windows", "work",
 )  # fmt: skip

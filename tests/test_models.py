@@ -1,6 +1,7 @@
 """Finding and loading models: facts without torch, the self-check, refusals."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from tests.architectures import ARCHITECTURES, SHAPE, Architecture, configuratio
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import architecture, attention, self_check
 from workers.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
-from workers.models import load
+from workers.models import DTYPES, load
+from workers.perplexity import evaluate, evaluate_reference
 from workers.reference_pass import passes
 from workers.self_check import check
 
@@ -151,10 +153,24 @@ def test_a_check_that_passed_is_remembered_until_something_changes(saved, monkey
         assert passed.tokens >= length and model.config._attn_implementation == "kvsweep"
     assert lengths == [("float32", 60), ("bfloat16", 30), ("float32", 61)]
 
-    (mark,) = {file for file in (tmp_path / "cache").rglob("*.json") if '"tokens": 61' in file.read_text()}
-    mark.write_text("{")
+    marks = {file for file in (tmp_path / "cache").rglob("*.json") if '"tokens": 61' in file.read_text()}
+    assert len(marks) == 2, "by model, and by text"
+    for mark in marks:
+        mark.write_text("{")
     self_check.check_once(model, facts, "float32", repetitive_tokens(1, 20))
     assert lengths[-1] == ("float32", 20), "a mark that was cut off is none"
+
+
+def test_what_is_said_of_rounding_is_of_the_text_that_is_measured(saved, monkeypatch, tmp_path):
+    """Else the rows of a resumed run would tell which unit came first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    facts, model = find_model(str(saved)), load(find_model(str(saved)), "float32", torch.device("cpu"))
+    other, text = repetitive_tokens(1, 60, seed=1), repetitive_tokens(1, 60)
+    expected = check(model, "x", "float32", text)
+    before = self_check.check_once(model, facts, "float32", other, own_text=True)
+    found = self_check.check_once(model, facts, "float32", text, own_text=True)
+    assert found == expected != before
+    assert self_check.check_once(model, facts, "float32", text[:, :50]) in (found, before), "a longer text passed"
 
 
 NOTHING_TOLD = architecture.Architecture((), ())
@@ -191,9 +207,9 @@ def test_the_check_goes_through_long_texts_in_stretches(monkeypatch):
 def test_the_stock_models_logits_are_made_for_some_tokens_at_a_time(monkeypatch):
     model, tokens = tiny_model("llama", "sdpa"), repetitive_tokens(1, 60)
     self_check.use_own_attention(model, "x")
-    whole = self_check._stock_nll(model, tokens)
+    whole, _ = self_check._stock_nll(model, tokens)
     monkeypatch.setattr("workers.self_check.LOGITS_BYTES", 4 * 97 * 7)
-    assert torch.allclose(self_check._stock_nll(model, tokens), whole, atol=1e-5)
+    assert torch.allclose(self_check._stock_nll(model, tokens)[0], whole, atol=1e-5)
 
 
 def test_what_16_bits_lose_is_measured():
@@ -202,6 +218,39 @@ def test_what_16_bits_lose_is_measured():
     exact = check(tiny_model("llama", "sdpa"), "x", "float32", repetitive_tokens(1, 200))
     assert passed.from_reference > 100 * exact.from_reference
     assert exact.from_company < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alone(dtype):
+    """The judge: the reference protocol, once per text and cell; in 16 bits all texts and a cell that prunes often."""
+    model = tiny_model("llama", "kvsweep").to(DTYPES[dtype])
+    model.kvsweep_stock_attention = "sdpa"
+    tokens = repetitive_tokens(3, 120)
+    passed = check(model, "x", dtype, tokens)
+    texts, cells = (1, 1) if dtype == "float32" else (3, 2)
+    nats, ppl = [], []
+    for cell in self_check._cells(120)[:cells]:
+        alone = evaluate(model, tokens[:texts], [cell], range(texts))[1][0].nll
+        company = evaluate(model, tokens[:texts], self_check._cells(120), range(texts))[1][self_check._cells(120).index(cell)].nll
+        exact = evaluate_reference(model, tokens[:texts], cell, range(texts)).nll
+        nats += [float((company - other).abs().mean()) for other in (exact, alone)]
+        ppl += [abs(math.exp(float(company.mean() - other.mean())) - 1) for other in (exact, alone)]
+    assert (passed.texts, passed.tokens) == (texts, 120)
+    assert passed.rounding_nats == pytest.approx(max(nats), rel=1e-4)
+    assert passed.rounding_ppl == pytest.approx(max(ppl), rel=1e-2, abs=1e-7)
+    assert check(model, "x", dtype, tokens[:, :4]).rounding_nats is None, "too short to prune"
+
+
+def test_the_stock_models_own_rounding_of_its_logits_is_no_fault():
+    """Logits of hundreds are whole numbers in bfloat16; ours are multiplied in float32. Too short a text to prune."""
+    model = tiny_model("llama", "sdpa").to(torch.bfloat16)
+    model.get_output_embeddings().weight.data *= 60
+    self_check.use_own_attention(model, "x")
+    tokens = repetitive_tokens(1, self_check.SHORTEST - 1, seed=2)
+    stock, rounding = self_check._stock_nll(model, tokens)
+    away = float((evaluate(model, tokens, [], [0])[0].nll - stock).abs().max())
+    assert self_check.TOLERANCE["bfloat16"] < away < self_check.TOLERANCE["bfloat16"] + rounding
+    check(model, "x", "bfloat16", tokens)
 
 
 @pytest.mark.parametrize("name", EMBEDDED_NAMES)

@@ -16,7 +16,7 @@ def check_text(unit: WorkUnit) -> np.ndarray | None:
     """[texts, length] ids of the longest texts of a unit; None for the harness's tasks, whose texts only running them brings."""
     work = unit.work
     if isinstance(work, PerplexityWork):
-        return work.tokens[:TEXTS].astype(np.int64)
+        return (work.tokens if work.checked is None else work.checked)[:TEXTS].astype(np.int64)
     if isinstance(work, GenerationWork):
         return np.stack([continued(prompt, len(prompt) + work.new_tokens) for prompt in work.prompts[:TEXTS]])
     if isinstance(work, RetrievalWork):

@@ -37,8 +37,9 @@ def passes(steps: int, first_prune: int) -> Iterator[int]:
 
 @torch.inference_mode()
 def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
-    """[1, length - 1] NLL on the CPU of tokens [1, length] through a ``PrunedCache``, a check behind each pass."""
-    cache, steps, seen, parts = PrunedCache(model.config, cell, row_ids=[0]), tokens.shape[1] - 1, 0, []
+    """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``, a check behind each pass."""
+    cache = PrunedCache(model.config, cell, row_ids=list(range(len(tokens))))
+    steps, seen, parts = tokens.shape[1] - 1, 0, []
     for count in passes(steps, cell.prune_after):
         if count > 1:
             cache.begin_steps(count)

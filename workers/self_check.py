@@ -3,7 +3,8 @@ against one token per pass.
 
 A model may treat long texts in another way (windows, frequencies chosen by length), so what passed is remembered with its length,
 per model revision, dtype, kind of device, library versions and the code of this package, in the user's cache directory: a large
-model is not checked by every actor of a sweep.
+model is not checked by every actor of a sweep. It is also remembered by its text, for the figures that say how much is rounding:
+those are of the text that is measured, whatever was checked before.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from workers.memory import is_out_of_memory
 from workers.model_files import ModelError, ModelFacts
 from workers.perplexity import evaluate
 from workers.reference_pass import reference_nll
+from workers.rounding import Distance, distances
 from workers.settings import PruneSettings
 
 KEEP_RATIO = 0.5
 LATE = 256
 """A pruned cell is compared over so many tokens at least behind its first prune, and in short texts over half of the text."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""Largest difference of a token's NLL from the stock model's that is rounding and not a fault. For one token per pass and for a
-pruned cell it holds for the mean: an expert, or a key at a cut, that rounding tips changes single tokens by more."""
+"""Largest difference of a token's NLL from the stock model's that is rounding and not a fault; beside it what rounding its own
+logits to 16 bits may have done. For one token per pass and for a pruned cell it holds for the mean: an expert, or a key at a cut,
+that rounding tips changes single tokens by more."""
 DRAWS = 3
 """Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
 SHORT = 48
@@ -49,21 +52,38 @@ SHORTEST = 5
 
 @dataclass(frozen=True)
 class Passed:
-    """What the check found on a text of ``tokens`` tokens; differences of NLL in nats per token, on average."""
+    """What the check found on texts of ``tokens`` tokens, and how far figures are from exact there."""
 
     tokens: int
     from_reference: float
-    """Of one pass per event from one token per pass, in a pruned cell."""
+    """Of one pass per event from one token per pass, in pruned cells: nats per token, the mean of absolute differences."""
     from_company: float
-    """Of a pruned cell from the same cell in the company of others, which share its passes."""
+    """Of pruned cells from the same cells in the company of others, which share their passes."""
+    ppl_from_reference: float
+    """As ``from_reference``, the relative difference of the perplexities."""
+    ppl_from_company: float
+    texts: int = 1
+    """How many of those ``tokens`` tokens were compared."""
+
+    @property
+    def rounding_nats(self) -> float | None:
+        """What rounding alone makes of a token's NLL: the larger distance; None on texts too short to prune."""
+        return max(self.from_reference, self.from_company) if self.tokens >= SHORTEST else None
+
+    @property
+    def rounding_ppl(self) -> float | None:
+        """What rounding alone makes of a perplexity, as a share of it."""
+        return max(self.ppl_from_reference, self.ppl_from_company) if self.tokens >= SHORTEST else None
 
 
 def rounding_note(model: str, dtype: str, passed: Passed) -> str:
     """How far figures in 16 bits are from exact, in words."""
+    texts = "a text" if passed.texts == 1 else f"{passed.texts} texts"
     return (
-        f"{model} in {dtype}: on a text of {passed.tokens} tokens a pruned cell in one pass per event differs from one token per "
-        f"pass by {passed.from_reference:.3g} nats a token, and by {passed.from_company:.3g} with the cells that share its "
-        "passes; only float32 is exact"
+        f"{model} in {dtype}: on {texts} of {passed.tokens} tokens pruned cells in one pass per event differ from one token per "
+        f"pass by {passed.from_reference:.3g} nats a token ({passed.ppl_from_reference:.2g} of PPL), and by "
+        f"{passed.from_company:.3g} ({passed.ppl_from_company:.2g} of PPL) with the cells that share their passes; smaller "
+        "differences between cells say nothing, and only float32 is exact"
     )
 
 
@@ -78,21 +98,33 @@ def use_own_attention(model: Any, name: str) -> None:
         )
 
 
-def check_once(model: Any, facts: ModelFacts, dtype: str, tokens: Tensor) -> Passed:
-    """``check`` unless a text as long as ``tokens`` [texts, length] passed before. Raises ModelError."""
-    mark = _marks() / f"{_key(facts, dtype, model.device.type)}.json"
-    before = _read(mark)
+def check_once(model: Any, facts: ModelFacts, dtype: str, tokens: Tensor, *, own_text: bool = False) -> Passed:
+    """``check`` unless a text as long as ``tokens`` [texts, length] passed before, or with ``own_text`` that very one.
+
+    Raises ModelError.
+    """
+    key = _key(facts, dtype, model.device.type)
+    text = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]
+    any_text, this_text = _marks() / f"{key}.json", _marks() / f"{key}-{text}.json"
+    before = _read(this_text if own_text else any_text)
     if before is not None and before.tokens >= tokens.shape[1]:
         return before
-    passed = check(model, facts.name, dtype, tokens)
-    with contextlib.suppress(OSError):  # a read-only home only means that the check runs again
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(asdict(passed)), encoding="utf-8")
+
+    passed, longest = check(model, facts.name, dtype, tokens), _read(any_text)
+    _write(this_text, passed)
+    if longest is None or longest.tokens < passed.tokens:
+        _write(any_text, passed)
     return passed
 
 
 def _marks() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvsweep" / "self-checks"
+
+
+def _write(mark: Path, passed: Passed) -> None:
+    with contextlib.suppress(OSError):  # a read-only home only means that the check runs again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(asdict(passed)), encoding="utf-8")
 
 
 def _read(mark: Path) -> Passed | None:
@@ -115,12 +147,14 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
     """
     if model.config._attn_implementation != OWN_ATTENTION:
         use_own_attention(model, name)
-    faults = []
-    for text in _texts(model, tokens):
+    faults, texts = [], _texts(model, tokens)
+    for text in texts:
         try:
             found = _compare(model, text[:, :SHORT], dtype)
             if isinstance(found, Passed) and text.shape[1] > SHORT:
                 found = _compare(model, text, dtype)
+            if isinstance(found, Passed) and dtype != "float32":
+                found = _measured(model, texts, found)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             if is_out_of_memory(error):
                 raise
@@ -129,6 +163,16 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
             return found
         faults.append(found)
     raise ModelError(f"model {name!r}: self-check failed: {faults[0]}; its figures would be wrong")
+
+
+def _measured(model: Any, texts: list[Tensor], passed: Passed) -> Passed:
+    """In 16 bits one text and one cut say little: the distances over all texts, and of a cell that prunes often too."""
+    tokens = torch.cat(texts)
+    cells = _cells(tokens.shape[1])
+    if not cells:
+        return passed
+    reference, company, count = distances(model, tokens, cells)
+    return Passed(passed.tokens, reference.nats, company.nats, reference.ppl, company.ppl, count)
 
 
 def _texts(model: Any, tokens: Tensor | None) -> list[Tensor]:
@@ -150,55 +194,56 @@ def _stock_attention(model: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _stock_nll(model: Any, tokens: Tensor) -> Tensor:
+def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
     """[1, length - 1] on the CPU, of tokens [1, length], from the model's own logits: for so many tokens at a time as memory may
-    hold of a large vocabulary, where the model's code can leave out the others."""
+    hold of a large vocabulary, where the model's code can leave out the others. And by how much rounding of the largest logit to
+    the model's dtype may have moved one."""
     steps, chooses = tokens.shape[1] - 1, "logits_to_keep" in inspect.signature(model.forward).parameters
     at_once = max(1, LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])) if chooses else steps
-    parts = []
+    parts, rounding = [], 0.0
     with _stock_attention(model):
         for places in torch.arange(steps, device=tokens.device).split(at_once):
             kept = {"logits_to_keep": places} if len(places) < steps else {}
-            logits = model(tokens[:, :-1], use_cache=False, **kept).logits[0].float()
-            parts.append(functional.cross_entropy(logits, tokens[0, places + 1], reduction="none").cpu())
-    return torch.cat(parts)[None]
+            own = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
+            if own.dtype.itemsize < 4:  # half a unit in the last place of the wanted logit, and as much of the largest
+                rounding = max(rounding, float(own.abs().max()) * torch.finfo(own.dtype).eps)
+            parts.append(functional.cross_entropy(own.float(), tokens[0, places + 1], reduction="none").cpu())
+    return torch.cat(parts)[None], rounding
 
 
 def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
     """What passed on one text, or what differs."""
-    length, stock = tokens.shape[1], _stock_nll(model, tokens)
+    length, (stock, rounding) = tokens.shape[1], _stock_nll(model, tokens)
+    tolerance = TOLERANCE[dtype] + rounding
     cells = _cells(length)
     dense, outcomes = evaluate(model, tokens, cells, [0])
     worst = float((dense.nll - stock).abs().max())
-    if not worst <= TOLERANCE[dtype]:
+    if not worst <= tolerance:
         return (
             f"NLLs of one dense pass over {length} tokens through our attention and cache differ from the stock model's by up "
-            f"to {worst:.3g} (at most {TOLERANCE[dtype]:g} is rounding in {dtype})"
+            f"to {worst:.3g} (at most {tolerance:.3g} is rounding in {dtype})"
         )
     if not cells:
-        return Passed(length, 0.0, 0.0)
+        return Passed(length, 0.0, 0.0, 0.0, 0.0)
     pruned = outcomes[0]
     if pruned is None or isinstance(pruned, Exception):
         return f"a pruned cell failed ({pruned})"
 
     reference = reference_nll(model, tokens, cells[0])
     before = cells[0].prune_after
-    away = _mean_difference(reference[:, :before], stock[:, :before])
-    if not away <= TOLERANCE[dtype]:
+    away = Distance.between(reference[:, :before], stock[:, :before]).nats
+    if not away <= tolerance:
         return (
             f"NLLs of {length} tokens, one per pass, through our attention and cache differ from the stock model's by {away:.3g} "
-            f"on average before anything is pruned ({TOLERANCE[dtype]:g} is rounding in {dtype})"
+            f"on average before anything is pruned ({tolerance:.3g} is rounding in {dtype})"
         )
-    away = _mean_difference(pruned.nll, reference)
-    if not away <= TOLERANCE[dtype]:
-        rounding = f"{TOLERANCE[dtype]:g} is rounding"
-        return f"a pruned cell of {length} tokens differs from one token per pass by {away:.3g} nats a token ({rounding})"
+    exact = Distance.between(pruned.nll, reference)
+    if not exact.nats <= TOLERANCE[dtype]:
+        allowed = f"{TOLERANCE[dtype]:g} is rounding"
+        return f"a pruned cell of {length} tokens differs from one token per pass by {exact.nats:.3g} nats a token ({allowed})"
     alone = evaluate(model, tokens, cells[:1], [0])[1][0]
-    return Passed(length, away, _mean_difference(pruned.nll, getattr(alone, "nll", reference)))
-
-
-def _mean_difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().mean())
+    company = Distance.between(pruned.nll, getattr(alone, "nll", reference))
+    return Passed(length, exact.nats, company.nats, exact.ppl, company.ppl)
 
 
 def _cells(length: int) -> list[PruneSettings]:

@@ -19,13 +19,17 @@ from workers.layer_choice import choose_layers
 from workers.memory import is_out_of_memory
 from workers.perplexity import evaluate, window_bytes
 from workers.rounds import Timed, timed_rounds
+from workers.self_check import Passed
 from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
 
-def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResult:
-    """All rows of a unit. A cell that fails is recorded; what fails for the whole unit is raised."""
+def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device, passed: Passed | None = None) -> UnitResult:
+    """All rows of a unit. A cell that fails is recorded; what fails for the whole unit is raised.
+
+    ``passed``: what the self-check found, for the columns that say how much is rounding.
+    """
     result = UnitResult(device_name=device_name(device))
     runners: dict[str, Callable[[WorkUnit, nn.Module, torch.device, UnitResult], None]] = {
         "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval, "tasks": _tasks,
@@ -36,6 +40,11 @@ def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device) -> UnitResu
         runners[unit.task](chosen.unit, model, device, result)
     for row in result.rows:
         row |= chosen.columns.get(row["cell_id"], {})
+
+    if unit.task == "perplexity":
+        rounding = (passed.rounding_nats, passed.rounding_ppl) if passed else (None, None)
+        for row in result.rows:
+            row["rounding_nats"], row["rounding_ppl"] = rounding
     return result
 
 

@@ -32,6 +32,9 @@ class PerplexityWork:
     tokens: np.ndarray
     documents: tuple[int | None, ...]
     stride: int
+    checked: np.ndarray | None = None
+    """[texts, window] ids of windows on which the model is checked, the same in all units about a text, so that what the check
+    finds of rounding does not depend on which unit came first; where left out the unit's own."""
 
 
 @dataclass(frozen=True)

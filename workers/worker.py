@@ -16,7 +16,7 @@ from workers.code_digest import check_same_code, code_digest
 from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
-from workers.self_check import check_once, rounding_note
+from workers.self_check import Passed, check_once, rounding_note
 from workers.unit import run_unit
 from workers.work import Failure, UnitResult, WorkUnit
 
@@ -41,10 +41,11 @@ class Worker:
             device = torch.device(unit.device)
             with whole_process_state():
                 model = self._loaded(unit, device)
-                warnings = self._checked(unit, model)
+                passed = self._checked(unit, model)
                 loaded = time.perf_counter()
-                result = run_unit(unit, model, device)
-            result.warnings = warnings + result.warnings
+                result = run_unit(unit, model, device, passed)
+            if passed is not None and unit.dtype != "float32":
+                result.warnings.insert(0, rounding_note(unit.model.name, unit.dtype, passed))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too, which code that comes with a model may raise
@@ -63,20 +64,20 @@ class Worker:
             self._model, self._key = load(unit.model, unit.dtype, device), key
         return self._model
 
-    def _checked(self, unit: WorkUnit, model: nn.Module) -> list[str]:
-        """Check the model on a text of the unit, and say what is to be said of the check. Raises ModelError."""
+    def _checked(self, unit: WorkUnit, model: nn.Module) -> Passed | None:
+        """Check the model on texts of the unit; None where only running it brings them. Raises ModelError."""
         text = check_text(unit)
         if text is None:
-            return []
+            return None
         place = (_key_of(unit), hashlib.sha256(text.tobytes()).digest())
         if place in self._refused:
             raise ModelError(self._refused[place])
         try:
-            passed = check_once(model, unit.model, unit.dtype, torch.from_numpy(text))
+            own = unit.task == "perplexity"  # whose rows say what was found
+            return check_once(model, unit.model, unit.dtype, torch.from_numpy(text), own_text=own)
         except ModelError as error:
             self._refused[place] = str(error)  # the error itself would hold the model
             raise
-        return [] if unit.dtype == "float32" else [rounding_note(unit.model.name, unit.dtype, passed)]
 
 
 def _key_of(unit: WorkUnit) -> tuple[str, str, str]:
