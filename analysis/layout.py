@@ -148,6 +148,8 @@ GENERATION = [
     Column("memory_bandwidth", "memory gives (GB/s)", "gigabytes"),
     Column("prune_seconds", "pruning (ms)", "milliseconds"), Column("kv_bytes_prompt", "KV after prompt (MiB)", "mebibytes"),
     Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"), Column("kv_bytes_final", "KV at end (MiB)", "mebibytes"),
+    Column("kv_bytes_allocated_peak", "allocated peak (MiB)", "mebibytes"),
+    Column("kv_bytes_allocated_final", "allocated at end (MiB)", "mebibytes"),
     Column("peak_memory_bytes", "peak memory (MiB)", "mebibytes"), _setting("peak_memory_method", "memory counter"),
     Column("note", "note", "text"),
 ]  # fmt: skip

@@ -14,7 +14,8 @@ MEASURES = {
     "TTFT": ("ttft_seconds", "ms", 1e3),
     "TPOT": ("tpot_seconds", "ms", 1e3),
     "throughput": ("tokens_per_second", "tokens per second", 1.0),
-    "KV at end": ("kv_bytes_final", "MiB", 2.0**-20),
+    "KV entries at end": ("kv_bytes_final", "MiB", 2.0**-20),
+    "KV allocated at end": ("kv_bytes_allocated_final", "MiB", 2.0**-20),
     "peak memory": ("peak_memory_bytes", "MiB", 2.0**-20),
 }
 """Name -> column, unit, factor from the column to the unit."""

@@ -16,7 +16,7 @@ from analysis.verdicts import IMPOSSIBLE
 MEASURES = [
     "ttft_seconds", "prompt_prune_seconds", "tpot_seconds", "prune_step_seconds", "plain_step_seconds", "total_seconds",
     "tokens_per_second", "prune_seconds", "memory_bandwidth", "kv_bytes_prompt", "kv_bytes_peak", "kv_bytes_final",
-    "peak_memory_bytes",
+    "kv_bytes_allocated_peak", "kv_bytes_allocated_final", "peak_memory_bytes",
 ]  # fmt: skip
 COMPARED = ["ttft_seconds", "tpot_seconds", "tokens_per_second"]
 """The measures of which a ratio to the dense twin is formed."""

@@ -53,7 +53,10 @@ def timed_groups(table: pl.DataFrame) -> list[Group]:
 
 
 def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
-    """TTFT, TPOT, throughput, change of each, PPL and KV bytes at the end, against keep_ratio."""
+    """TTFT, TPOT, throughput, change of each, PPL and KV memory at the end, against keep_ratio.
+
+    The memory is what was allocated, which may deny what the entries seem to save; the entries where a schema has no more.
+    """
     dense = group.cells.filter(pl.col("policy") == "dense")
     compared = group.cells.filter(pl.col("policy") != "dense")
     series = compared.select("policy", "settings").unique(maintain_order=True)
@@ -61,7 +64,9 @@ def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
     both = pl.concat([compared.with_columns(end=pl.lit(False)), ends.select(*compared.columns, "end")])
     points = Points(f"timed_{group.number}", looks.told_apart(both, "settings"))
     charts = []
-    for number, name in enumerate(["TTFT", "TPOT", "throughput", "change", "PPL", "KV at end"], start=1):
+    known = points.frame.filter(pl.col("measure") == "KV allocated at end")["value"].drop_nulls()
+    memory = "KV allocated at end" if len(known) else "KV entries at end"
+    for number, name in enumerate(["TTFT", "TPOT", "throughput", "change", "PPL", memory], start=1):
         chosen = pl.col("measure").is_in(TIMED) if name == "change" else pl.col("measure") == name
         frame = points.frame.filter(chosen, pl.col("share" if name == "change" else "value").is_not_null())
         if frame.filter(~pl.col("end")).is_empty():

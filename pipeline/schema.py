@@ -102,6 +102,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "kv_bytes_prompt": pl.Int64,
         "kv_bytes_peak": pl.Int64,
         "kv_bytes_final": pl.Int64,
+        "kv_bytes_allocated_peak": pl.Int64,
+        "kv_bytes_allocated_final": pl.Int64,
         "kv_bytes_step_mean": pl.Float64,
         "weight_bytes": pl.Int64,
         "memory_bandwidth": pl.Float64,
@@ -168,6 +170,12 @@ mean absolute difference of a token in nats, and relative difference of the perp
 rounding. Null on windows too short to prune, and in files of older schemas. ``text_...``: of the generated text, averaged over
 the batch: tokens before its end, share of the batch that ended by itself, share of its 4-grams that were there before, tokens
 before the first that differs from the dense twin's.
+
+``kv_bytes_peak``, in perplexity and generation alike: the most bytes of entries stored at once, just before a prune.
+``kv_bytes_prompt``, ``kv_bytes_final``: of the entries held after the prompt and at the end. ``kv_bytes_allocated_peak`` and
+``kv_bytes_allocated_final``: of the memory that the cache keeps between two passes, the most and at the end: its buffers with the
+room behind their entries, positions and what its policy observes; null in files of older schemas, whose ``kv_bytes_peak`` of
+generation was counted after each prune.
 
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own

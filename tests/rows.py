@@ -72,7 +72,8 @@ def generation_row(repeat: int = 0, **values: Any) -> dict[str, Any]:
         "round_order": 0, "control": False, "ttft_seconds": 0.010, "prompt_prune_seconds": 0.0005, "tpot_seconds": 0.002,
         "prune_steps": [0, 8], "kv_bytes_step_mean": 5000.0, "weight_bytes": 1_000_000, "memory_bandwidth": 1e10,
         "total_seconds": 0.04, "tokens_per_second": 400.0, "token_seconds": [0.002] * 15, "prune_seconds": 0.001,
-        "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096, "peak_memory_bytes": None,
+        "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096, "kv_bytes_allocated_peak": 9000,
+        "kv_bytes_allocated_final": 5000, "peak_memory_bytes": None,
         "peak_memory_method": None, "prune_events": 1, "output_tokens": [1, 2], "text_length": 16.0, "text_ended": 0.0,
         "text_repetition": 0.1, "text_agreement": 16.0, "threads": 1,
     }  # fmt: skip
@@ -290,5 +291,6 @@ def _timed(repeat: int, **setting: Any) -> dict[str, Any]:
     tpot = 0.002 * (0.6 + 0.4 * ratio) * noise
     return generation_row(
         repeat, ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)), tpot_seconds=tpot, tokens_per_second=1 / tpot,
-        kv_bytes_final=int(4096 * ratio), token_seconds=[tpot * (1 + 0.1 * _wobble(i, repeat)) for i in range(15)], **setting,
+        kv_bytes_final=int(4096 * ratio), kv_bytes_allocated_final=int(4400 * ratio),
+        token_seconds=[tpot * (1 + 0.1 * _wobble(i, repeat)) for i in range(15)], **setting,
     )  # fmt: skip

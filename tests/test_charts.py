@@ -109,13 +109,22 @@ def test_heatmap_needs_two_thresholds_and_two_ratios(charts_of):
 def test_times_are_shown_in_their_unit_and_as_per_cent_of_dense(charts_of):
     timed = [generation_row(i, policy="dense", tpot_seconds=0.002) for i in range(6)]
     timed += [generation_row(i, policy="dense", tpot_seconds=0.002, control=True) for i in range(6)]
-    timed += [generation_row(i, tpot_seconds=0.003, kv_bytes_final=2048) for i in range(6)]
-    frame = charts_of(generation=timed, perplexity=cells())["timed-1-1"].points.frame.filter(~pl.col("end"))
+    timed += [generation_row(i, tpot_seconds=0.003, kv_bytes_final=2048, kv_bytes_allocated_final=5500) for i in range(6)]
+    charts = charts_of(generation=timed, perplexity=cells())
+    assert "KV allocated at end" in charts["timed-1-6"].description
+    frame = charts["timed-1-1"].points.frame.filter(~pl.col("end"))
     by_measure = {row["measure"]: row for row in frame.iter_rows(named=True)}
     assert by_measure["TPOT"]["value"] == pytest.approx(3.0) and by_measure["TPOT"]["share"] == pytest.approx(150.0)
-    assert by_measure["KV at end"]["share"] == pytest.approx(50.0)
+    assert by_measure["KV entries at end"]["share"] == pytest.approx(50.0)
+    assert by_measure["KV allocated at end"]["share"] == pytest.approx(110.0)
     assert by_measure["PPL"]["share"] == pytest.approx(100.0)  # the perplexity cell of the same settings
     assert by_measure["peak memory"]["share"] is None
+
+
+def test_bytes_of_older_schemas_are_those_of_the_entries(charts_of):
+    older = {"kv_bytes_allocated_peak": None, "kv_bytes_allocated_final": None}
+    timed = [generation_row(i, policy=policy, **older) for i in range(6) for policy in ("dense", "knorm")]
+    assert "KV entries at end" in charts_of(generation=timed, perplexity=cells())["timed-1-6"].description
 
 
 def test_a_wrong_protocol_is_named_in_the_title_of_its_charts(charts_of):

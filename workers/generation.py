@@ -39,7 +39,11 @@ class GenerationRun:
     """Of all prunes, the prompt's included."""
     kv_bytes_prompt: int
     kv_bytes_peak: int
+    """The most keys and values stored at once: just before a prune, all layers counted as they stand then."""
     kv_bytes_final: int
+    kv_bytes_allocated_peak: int
+    """The most memory that the cache kept between two passes: buffers with their room, positions, what its policy observes."""
+    kv_bytes_allocated_final: int
     kv_bytes_step_mean: float
     """Bytes of keys and values that a decoding step read, on average."""
     peak_memory_bytes: int | None
@@ -80,7 +84,10 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
     cache = PrunedCache(
         model.config, settings, prompt_tokens=prompts.shape[1], row_ids=rows, stopwatch=watch  # pyright: ignore
     )  # fmt: skip
-    seconds, steps_that_pruned, kv, prompt_prune = [], [], [], 0.0
+    seconds, steps_that_pruned, prompt_prune = [], [], 0.0
+    kv: list[int] = []
+    met: list[int] = []
+    allocated: list[int] = []
     highest: list[Tensor] = []
     events = 0
     with no_garbage_collection():
@@ -94,6 +101,8 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
             highest.append(best)
             events_before, events = events, cache.events
             kv.append(cache.kv_bytes())
+            met.append(cache.kv_bytes_met())
+            allocated.append(cache.bytes_allocated())
             memory.sample()
             if step == 0:
                 prompt_prune = watch.seconds()
@@ -110,8 +119,10 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
         prune_steps=steps_that_pruned,
         prune_seconds=watch.seconds(),
         kv_bytes_prompt=kv[0],
-        kv_bytes_peak=max(kv),
+        kv_bytes_peak=max(met),
         kv_bytes_final=kv[-1],
+        kv_bytes_allocated_peak=max(allocated),
+        kv_bytes_allocated_final=allocated[-1],
         kv_bytes_step_mean=statistics.fmean(kv[:-1] or kv),
         peak_memory_bytes=peak,
         peak_memory_method=method,

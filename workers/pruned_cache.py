@@ -245,6 +245,18 @@ class PrunedCache(Cache):
         held = [tensor for layer in self.pruned_layers for tensor in (layer.keys, layer.values) if tensor is not None]
         return sum(tensor.nbytes for tensor in held)
 
+    def kv_bytes_met(self) -> int:
+        """Bytes of the keys and values that the last pass attended to: what was stored just before its prune, in all layers."""
+        return sum(layer.met * layer.entry_bytes() for layer in self.pruned_layers)
+
+    def bytes_allocated(self) -> int:
+        """Bytes of memory that the layers keep: buffers with the room behind their entries, positions, what policies observe.
+
+        Memory that several layers or tensors lie in counts once, and whole.
+        """
+        parts = [storage for layer in self.pruned_layers for storage in layer.storages()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in parts}.values())
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values held now, under the name that tensors have for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +18,24 @@ from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
 
-SLACK = 64
-"""Entries a buffer has room for beyond what it holds when it is made, so that appending copies nothing most of the time."""
+STEP, SHARE = 32, 16
+"""A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is made: appending copies
+what is held once in so many passes, and the room costs a sixteenth at most."""
 
 
 class PrunedLayer(AttendingLayer):
     """Keys and values of one layer in buffers with room to grow; prunes where a check follows the pass.
 
     ``update`` returns what the queries of this pass attend to: everything stored and the new entries. Our own attention then
-    calls ``attend``, which prunes after attending. Under stock attention ``update`` itself prunes: the kept entries are
-    copied into new buffers, so the returned tensors stay whole.
+    calls ``attend``, which prunes after attending, within its buffers where they have the room that is needed. Under
+    stock attention ``update`` itself prunes: the kept entries are copied into new buffers, so the returned tensors stay whole.
     """
 
     is_initialized = False
+    held: int
+    """Entries stored now."""
+    met: int
+    """Entries that the last pass attended to: those held before it and its own, before anything was dropped."""
 
     def __init__(self, index: int, state: SharedState) -> None:
         self.index, self.state = index, state
@@ -38,13 +43,14 @@ class PrunedLayer(AttendingLayer):
         self._forget()
 
     def _forget(self) -> None:
-        self.held = self.seen = 0
+        self.held = self.seen = self.met = 0
         self.waits = self._is_checked = self.is_initialized = False
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
         self._queries: Tensor | None = None
         self._mass: Tensor | None = None
+        self._is_shared = False
         self._scale = Scale(1.0, None)
         self.record = LayerRecord()
 
@@ -68,7 +74,7 @@ class PrunedLayer(AttendingLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty buffers of the shape, type and device of the first keys."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._reserve(key_states, value_states, key_states.shape[2] + SLACK)
+        self._reserve(key_states, value_states, self._room(key_states.shape[2]))
         self.is_initialized = True
 
     def go_on_from(self, prefix: PrefixLayer) -> None:
@@ -79,7 +85,8 @@ class PrunedLayer(AttendingLayer):
         assert prefix.keys is not None and prefix.values is not None
         self._keys, self._values = prefix.keys, prefix.values
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
-        self.held = self.seen = prefix.seen
+        self.held = self.seen = self.met = prefix.seen
+        self._is_shared = True
         if self.prunes:
             batch, heads = prefix.keys.shape[:2]
             self._positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(batch, heads, -1)
@@ -97,7 +104,7 @@ class PrunedLayer(AttendingLayer):
         self.record.take_rows(order)
 
         (keys, values), positions = self.stored(), None if self._positions is None else self.stored_positions()
-        self._reserve(keys[:1].expand(len(order), -1, -1, -1), values, self.held + SLACK)
+        self._reserve(keys[:1].expand(len(order), -1, -1, -1), values, self._room(self.held))
         for old, new in ((keys, self._keys), (values, self._values), (positions, self._positions)):
             if old is not None and new is not None:
                 for place, row in enumerate(order):  # one copy each, where indexing would make two
@@ -110,15 +117,45 @@ class PrunedLayer(AttendingLayer):
         if self.prunes:
             self._positions = torch.empty(batch, heads, room, dtype=torch.int32, device=key_like.device)
 
-    def _adopt(self, keys: Tensor, values: Tensor, positions: Tensor | None, new: int = 0) -> None:
-        """Copy entries into fresh buffers that have room for ``new`` more and some behind them."""
-        held = keys.shape[2]
-        self._reserve(keys, values, held + new + max(SLACK, held // 4))
+        self._is_shared = False
+
+    def _room(self, held: int) -> int:
+        """Entries to have room for where ``held`` are: a step further, and never further than to the next prune."""
+        grown = held + max(STEP, held // SHARE)
+        start, end = self.state.outside
+        if not self.prunes or not self.budget.checks_steps:
+            return grown
+        outside = end - start
+        event = self.budget.next_event(max(0, held - outside))
+        return grown if event is None else min(grown, event + outside)
+
+    def _fits(self, held: int) -> bool:
+        """Whether the buffers can go on with ``held`` entries: they are nobody else's, and have the room for them and no more.
+
+        Under stock attention they never can, because the queries of the pass are still to attend to what they hold.
+        """
+        if self._keys is None or self._is_shared or not self.state.own_attention:
+            return False
+        return self._keys.shape[2] == self._room(held)
+
+    def _fill(self, keys: Tensor, values: Tensor, positions: Tensor | None) -> None:
+        """Lay entries at the buffers' beginning; they are the entries held from now on."""
+        self.held = held = keys.shape[2]
         assert self._keys is not None and self._values is not None
         self._keys[:, :, :held], self._values[:, :, :held] = keys, values
         if self._positions is not None and positions is not None:
             self._positions[:, :, :held] = positions
-        self.held = held
+
+    def storages(self) -> Iterator[torch.UntypedStorage]:
+        """The memory that the layer keeps: its buffers with their room, positions, and what its policy observes."""
+        for tensor in (self._keys, self._values, self._positions, self._queries, self._mass):
+            if tensor is not None:
+                yield tensor.untyped_storage()
+
+    def entry_bytes(self) -> int:
+        """Bytes of one entry: keys and values of all rows and KV heads; 0 before the first."""
+        both = [tensor for tensor in (self._keys, self._values) if tensor is not None]
+        return sum(x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() for x in both)
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """Views of the entries held now, [batch, kv_heads, held, head_dim] each."""
@@ -164,15 +201,18 @@ class PrunedLayer(AttendingLayer):
                 f"the cache holds {self.batch_size} texts and {batch} came: it was used for another batch; call its reset() first"
             )
         assert self._keys is not None and self._values is not None
-        if self.held + new > self._keys.shape[2]:
-            self._adopt(*self.stored(), None if self._positions is None else self.stored_positions(), new)
+        if self._is_shared or self.held + new > self._keys.shape[2]:
+            entries = (*self.stored(), None if self._positions is None else self.stored_positions())
+            self._reserve(*entries[:2], self._room(self.held + new))
+            self._fill(*entries)
 
         assert self._keys is not None and self._values is not None
         end = self.held + new
         self._keys[:, :, self.held : end], self._values[:, :, self.held : end] = key_states, value_states
         if self._positions is not None:
             self._positions[:, :, self.held : end] = torch.arange(self.seen, self.seen + new, device=self.device)
-        self.held, self.seen = end, self.seen + new
+        self.held = self.met = end
+        self.seen += new
 
     def _check_stock_attention(self, new: int) -> None:
         """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises ValueError."""
@@ -233,7 +273,10 @@ class PrunedLayer(AttendingLayer):
         kept_keys = take_entries(keys, index)
         if self.state.rotary is not None:
             kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, self.held, keep))
-        self._adopt(kept_keys, take_entries(values, index), kept_positions)
+        kept = (kept_keys, take_entries(values, index), kept_positions)
+        if not self._fits(keep):
+            self._reserve(keys, values, self._room(keep))
+        self._fill(*kept)
         self.record.add(kept_positions, self.seen, tied)
 
     def _view(self, keep: int) -> CacheView:

@@ -174,6 +174,8 @@ def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
         "kv_bytes_prompt": run.kv_bytes_prompt,
         "kv_bytes_peak": run.kv_bytes_peak,
         "kv_bytes_final": run.kv_bytes_final,
+        "kv_bytes_allocated_peak": run.kv_bytes_allocated_peak,
+        "kv_bytes_allocated_final": run.kv_bytes_allocated_final,
         "kv_bytes_step_mean": run.kv_bytes_step_mean,
         "peak_memory_bytes": run.peak_memory_bytes,
         "peak_memory_method": run.peak_memory_method,
