@@ -22,7 +22,7 @@ from analysis.marks import (
 )
 from analysis.points import Group, with_words
 from analysis.policy_looks import PolicyLooks, look
-from analysis.retrieval_charts import FIGURES, asked_groups, length_choice, of_length, settings
+from analysis.retrieval_charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
 from analysis.retrieval_tables import kept_accuracy, shown_lower
 from analysis.uncertainty import holm
 from analysis.verdicts import valid
@@ -56,9 +56,7 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """PPL ratio against the accuracy lost, a chart per model, dataset and sort of question."""
-    both = beside(cells, answers).with_columns(
-        settings(), length=pl.col("context_tokens").cast(pl.String), retained="answer_retained"
-    )
+    both = beside(cells, answers).with_columns(settings(), length=pl.col("context_tokens").cast(pl.String), **RETAINED)
     return [_chart(group, looks) for group in asked_groups(both)]
 
 
@@ -66,7 +64,7 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("dense_accuracy")
     frame = group.cells.select(
         "policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high", "accuracy", "accuracy_low",
-        "accuracy_high", "dense_accuracy", "retained", "budget", "scored_budget", "questions",
+        "accuracy_high", "dense_accuracy", *RETAINED, "budget", "scored_budget", "questions",
         points=100 * pl.col("accuracy_difference"), low=100 * (pl.col("accuracy_low") - dense),
         high=100 * (pl.col("accuracy_high") - dense),
     )  # fmt: skip

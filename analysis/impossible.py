@@ -125,7 +125,8 @@ _CONDITIONS: dict[str, list[pl.Expr]] = {
         _not_positive("tokens_scored"), _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
         *[_no_part(name, "tokens_scored") for name in ("tokens_correct", "tokens_scored_pruned", "tokens_agreed")],
         _not_positive("cache_tokens_mean"), _no_part("cache_tokens_mean", "window"), _below("kv_bytes_mean"),
-        _below("kv_bytes_peak"), *[_no_share(name) for name in ("recent_retained", "sink_retained", "score_ties")],
+        *[_below(name) for name in ("kv_bytes_peak", "rounding_nats", "rounding_ppl")],
+        *[_no_share(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ],
     "generation": [
         *[_not_positive(name) for name in (
@@ -133,14 +134,15 @@ _CONDITIONS: dict[str, list[pl.Expr]] = {
         )],
         *[_below(name) for name in (
             "prompt_prune_seconds", "prune_seconds", "prune_step_seconds", "plain_step_seconds", "step_low", "kv_bytes_prompt",
-            "kv_bytes_peak", "kv_bytes_final", "kv_bytes_step_mean", "weight_bytes", "peak_memory_bytes", "text_length",
-            "text_agreement",
+            "kv_bytes_peak", "kv_bytes_final", "kv_bytes_allocated_peak", "kv_bytes_allocated_final", "kv_bytes_step_mean",
+            "weight_bytes", "peak_memory_bytes", "text_length", "text_agreement",
         )],
         _no_share("text_ended"), _no_share("text_repetition"),
     ],
     "retrieval": [
         _not_positive("answer_tokens"), _below("answer_nll", -ROUNDING * pl.max_horizontal("answer_tokens", 1)),
-        _no_share("answer_position_retained"), _not_positive("cache_tokens_mean"),
+        *[_no_share(f"answer_{name}") for name in ("position_retained", "retained_weighted", "retained_least")],
+        _not_positive("cache_tokens_mean"),
     ],
     "tasks": [
         _metric(), _below("stderr"), _below("documents"), _below("tokens_predicted"),

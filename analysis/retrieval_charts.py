@@ -47,9 +47,17 @@ ASIDE = 0.012
 OUTCOMES = {RIGHT: "recent", **dict(zip(LOST.values(), ("h2o", "snapkv", "tova", "random"), strict=True))}
 """What became of an answer, and whose colour it has."""
 
+RETAINED = {
+    "retained": pl.col("answer_retained_weighted"),
+    "retained_least": pl.col("answer_retained_least"),
+    "retained_alike": pl.col("answer_retained"),
+}
+"""What was held of the answers, as points name it."""
+
 FIGURES = [
     ("accuracy", "accuracy", ".1%"), bounds("95 % interval (Wilson)", "accuracy_low", "accuracy_high"),
-    ("dense accuracy", "dense_accuracy", ".1%"), ("answer still held", "retained", ".1%"),
+    ("dense accuracy", "dense_accuracy", ".1%"), ("answer still held, by attention", "retained", ".1%"),
+    ("in the reading head that holds least", "retained_least", ".1%"), ("in all heads alike", "retained_alike", ".1%"),
     ("realised budget", "budget", ".1%"), ("questions", "questions", ","),
 ]  # fmt: skip
 ABOUT = [
@@ -119,7 +127,7 @@ def _depth_chart(group: Group) -> Chart:
     ordered = group.cells.sort(whole, palette_rank(), "keep_ratio", descending=[False, False, True], maintain_order=True)
     frame = ordered.select(
         series.alias("series"), "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "budget", "depth", "questions",
-        kept=pl.col("keep_ratio").map_elements(labels.ratio_setting, pl.String), whole=whole, retained="answer_retained",
+        kept=pl.col("keep_ratio").map_elements(labels.ratio_setting, pl.String), whole=whole, **RETAINED,
         length=pl.col("context_tokens").cast(pl.String),
     )  # fmt: skip
     points = Points(f"depth_{group.number}", frame)
@@ -154,7 +162,7 @@ def cell_frame(answers: pl.DataFrame) -> pl.DataFrame:
     """The rows of ``retrieval_tables.retrieval`` as points: with words, and hollow where they say nothing of pruning."""
     hollow = pl.col("verdict").is_in(HOLLOW)
     length = pl.col("context_tokens").cast(pl.String)
-    return with_words(answers).with_columns(settings(), length=length, retained=pl.col("answer_retained"), hollow=hollow)
+    return with_words(answers).with_columns(settings(), length=length, **RETAINED, hollow=hollow)
 
 
 def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
@@ -168,7 +176,7 @@ def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
     kept = ["length", "settings", "keep_ratio", "budget", "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
     # The dense twin has no policy here: it stays where a policy is chosen.
     frame = group.cells.select(
-        *kept, "retained", "questions", "verdict", "hollow", end=dense, policy=pl.when(~dense).then(pl.col("policy"))
+        *kept, *RETAINED, "questions", "verdict", "hollow", end=dense, policy=pl.when(~dense).then(pl.col("policy"))
     )
     params, only = length_choice(frame)
     x = Axis("budget", HELD.title, HELD.form, log_span=8)
@@ -231,7 +239,7 @@ def _outcome_chart(group: Group) -> Chart:
     tint = alt.Color("outcome:N", scale=colours, legend=look)
     bars = own.mark_bar(opacity=0.9).encode(y=y, x=x, x2=alt.X2("finish"), color=tint)
     about = [("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length")]
-    about += [("what became of them", "outcome"), ("answers", "count", ","), ("of", "questions", ","), *FIGURES[3:5]]
+    about += [("what became of them", "outcome"), ("answers", "count", ","), ("of", "questions", ","), *FIGURES[3:7]]
     description = f"what became of the answers, {group.title}, {group.detail}: {rows.height} policies and keep_ratios"
     params, title, height = [*params, {"name": "rows", "value": names}], [group.title, group.detail, only], 15 * rows.height + 20
     spec = specification([tooltips(bars, about)], points, title, description, params=params, height=height)
@@ -244,7 +252,7 @@ def _stacks(cells: pl.DataFrame) -> Iterator[pl.DataFrame]:
     before = pl.lit(0, pl.Int64)
     for words, count in counts.items():
         yield cells.select(
-            "place", "policy", "keep_ratio", "settings", "length", "questions", "budget", "retained",
+            "place", "policy", "keep_ratio", "settings", "length", "questions", "budget", *RETAINED,
             outcome=pl.lit(words), count=count.cast(pl.Int64), begin=before / pl.col("questions"),
             finish=(before + count) / pl.col("questions"),
         ).filter(pl.col("count") > 0)  # fmt: skip

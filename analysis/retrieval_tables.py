@@ -24,11 +24,12 @@ SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
 
 DROPPED, HELD = 0.05, 0.95
-"""Shares of the answer's own tokens that are still held, over the layers that prune and their heads, when the first wrong
-token is predicted.
+"""Shares of the answer's own tokens that are still held when the first wrong token is predicted, each head weighed by the
+attention that the dense cell's gives to the answer.
 
-Five digits have some five tokens: below DROPPED, at most one head in four holds a single one, so the answer cannot be read off;
-from HELD on, at most that much is missing. Between them some heads hold all of it, some parts, some nothing: partly held.
+A head that nothing reads tells nothing: an answer that is erased from the one head that reads it is lost though all others hold
+it. Below DROPPED next to nothing is left of what the dense cell reads, from HELD on next to nothing is missing. Between them some
+of it can be read: partly held.
 """
 
 RIGHT = "right"
@@ -39,7 +40,7 @@ LOST = {
     "untold": "wrong, cause not to be told",
 }
 """What can become of an answer that is not right, by the column that counts it. The last: the dense twin was wrong too, has no
-row, or what was held was not recorded."""
+row, or what the heads that read the answer held was not recorded, as in older schemas."""
 
 KNOWS = 0.95
 """The share of questions that the dense cell must answer before one can say that a compressed one lost nothing."""
@@ -95,6 +96,8 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         answer_nll=pl.col("answer_nll").sum() / pl.col("answer_tokens").filter(pl.col("answer_nll").is_not_null()).sum(),
         nll_difference=pl.col("nll_difference").filter(known).sum() / pl.col("answer_tokens").filter(known).sum(),
         answer_retained=pl.col("answer_position_retained").mean(),
+        answer_retained_weighted=pl.col("answer_retained_weighted").mean(),
+        answer_retained_least=pl.col("answer_retained_least").mean(),
         budget=held.filter(both).sum() / dense_held.filter(both).sum(),
         prune_events=pl.col("prune_events").mean(),
         **{name: (pl.col("outcome") == words).sum() for name, words in LOST.items()},
@@ -119,8 +122,8 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def outcome() -> pl.Expr:
-    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it was still held."""
-    held = in_pruning_layers()
+    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it the heads that read it held."""
+    held = pl.col("answer_retained_weighted")
     lost = pl.col("correct").not_() & pl.col("dense_correct")
     return (
         pl.when(pl.col("correct")).then(pl.lit(RIGHT))
@@ -129,16 +132,6 @@ def outcome() -> pl.Expr:
         .when(lost & (held >= HELD)).then(pl.lit(LOST["lost_held"]))
         .otherwise(pl.lit(LOST["untold"])).alias("outcome")
     )  # fmt: skip
-
-
-def in_pruning_layers() -> pl.Expr:
-    """The share of the answer still held without the skipped layers, which hold all of it whatever happens.
-
-    Over all layers where run.json does not say how many the model has.
-    """
-    share, layers = pl.col("answer_position_retained"), pl.col("layers")
-    skipped = pl.col("skip_layers").list.len().cast(pl.Int64).fill_null(0)
-    return pl.when(layers > skipped).then(((share * layers - skipped) / (layers - skipped)).clip(0, 1)).otherwise(share)
 
 
 def shown_lower() -> pl.Expr:

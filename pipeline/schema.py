@@ -132,6 +132,8 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "answer_tokens": pl.Int32,
         "prune_events": pl.Int32,
         "answer_position_retained": pl.Float64,
+        "answer_retained_weighted": pl.Float64,
+        "answer_retained_least": pl.Float64,
         "cache_tokens_mean": pl.Float64,
     },
     "tasks": {
@@ -180,8 +182,10 @@ generation was counted after each prune.
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own
 tokens (of the copy held best) that are held, over layers and heads, when the first wrong token is predicted, or the last where
-none is wrong; in older schemas of the whole fact's, when the answer begins. ``cache_tokens_mean``: entries held while answering,
-over steps and layers.
+none is wrong; in older schemas of the whole fact's, when the answer begins. ``answer_retained_weighted``: the same, each layer's
+and KV head's share weighed by the attention that the dense cell gives there to the answer's positions, from the tokens that
+predict the answer; ``answer_retained_least``: the least share among the heads that have at least an equal part of that
+attention. Both are null in files of older schemas. ``cache_tokens_mean``: entries held while answering, over steps and layers.
 
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
 that has a value of its own; ``prune_events``, ``tokens_predicted``, ``tokens_predicted_pruned`` (with at least one entry already

@@ -90,6 +90,7 @@ def retrieval_row(question_index: int = 0, **values: Any) -> dict[str, Any]:
         "kind": "passkey", "context_tokens": 512, "digits": 5, "distractors": 0, "depth": 0.5, "question_index": question_index,
         "question_pruned": True, "expected": "12345", "answer": "12345", "correct": True, "answer_nll": 1.0, "answer_tokens": 5,
         "prune_events": 0 if dense else 4, "answer_position_retained": 1.0 if dense else 0.5,
+        "answer_retained_weighted": 1.0 if dense else 0.4, "answer_retained_least": 1.0 if dense else 0.3,
         "cache_tokens_mean": 500.0 if dense else 100.0,
     }  # fmt: skip
     return _row("retrieval", {**defaults, **_own_columns("retrieval", values), **own})
@@ -280,6 +281,7 @@ def _answered(model: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(retrieval_row(
                 i, model=model, kind=kind, context_tokens=length, depth=depth, question_pruned=before, correct=correct,
                 answer_nll=0.5 + 6 * lost, answer_position_retained=1.0 if dense or never else held,
+                answer_retained_weighted=1.0 if dense or never else held, answer_retained_least=1.0 if dense or never else held,
                 cache_tokens_mean=budget * length, prune_events=0 if dense or never else 9, **extra, **setting,
             ))  # fmt: skip
     return rows

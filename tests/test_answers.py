@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import answers as module
-from workers.answers import answers, batches
+from workers.answer_attention import answer_attention
+from workers.answers import RETAINED, answers, batches
 from workers.generation import forward
+from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
 from workers.settings import PruneSettings
@@ -171,3 +173,65 @@ def test_logits_that_are_no_numbers_fail_the_cell(monkeypatch):
     monkeypatch.setattr(module, "forward", lambda model, tokens, cache: torch.full((len(tokens), 64), torch.nan))
     (error,) = answers(model, CPU, CELLS[1:2], RetrievalWork(questions(), True), 16)
     assert isinstance(error, FloatingPointError)
+
+
+def stock_attention(model, question):
+    """[layers, kv_heads] by transformers' own eager attention over context, question and right answer, in plain Python."""
+    ids = question.prompt_ids + question.answer_ids[:-1]
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            layers = model(torch.tensor([ids]), output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation("kvsweep")
+    group = model.config.num_attention_heads // getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    places = [i for start, end in question.answer_spans for i in range(start, end)]
+    asking = range(len(question.prompt_ids) - 1, len(ids))
+    table = []
+    for chance in layers:
+        heads = [sum(float(head[q, p]) for q in asking for p in places) / len(asking) for head in chance[0]]
+        table.append([sum(heads[i : i + group]) for i in range(0, len(heads), group)])
+    return table
+
+
+@pytest.mark.parametrize("question_pruned", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "neox"])
+def test_attention_to_an_answer_is_the_stock_models(architecture, question_pruned):
+    model, asked = tiny_model(architecture), questions()
+    twice = dataclasses.replace(asked[0], answer_spans=((4, 9), (20, 22)))
+    for batch in batches([*asked, twice], question_pruned, 16):
+        prefill = Prefill(model, torch.tensor(batch.prompts), {"dense"})
+        found = answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
+        for i, question in enumerate(batch.questions):
+            assert torch.allclose(found[:, i], torch.tensor(stock_attention(model, question)), atol=1e-5)
+        assert found.std() > 0.01, "heads differ, so agreement says something"
+
+
+@pytest.mark.parametrize("question_pruned", [True, False])
+def test_an_answer_is_held_as_far_as_the_heads_that_read_it_hold_it(question_pruned):
+    """From the stock model's attention and the positions that a cache of its own holds when the first token goes wrong."""
+    model, cell = tiny_model("llama"), PruneSettings("knorm", 0.6, 8, (1,))
+    asked = dataclasses.replace(questions()[0], answer_ids=[96, 95, 94])  # never what the model says first
+    ((row,),) = answers(model, CPU, [cell], RetrievalWork((asked,), question_pruned), 4)
+    cache = PrunedCache(model.config, cell, row_ids=[0])
+    with torch.inference_mode():
+        forward(model, torch.tensor([asked.prompt_ids if question_pruned else asked.context_ids]), cache)
+    assert row["answer"][0] != 96
+
+    weights, (start, end) = stock_attention(model, asked), asked.answer_spans[0]
+    held = [[sum(start <= p < end for p in head) / (end - start) for head in layer.stored_positions()[0].tolist()]
+            for layer in cache.pruned_layers]  # fmt: skip
+    pairs = [(w, h) for layer in range(3) for w, h in zip(weights[layer], held[layer], strict=True)]
+    mean = sum(w for w, _ in pairs) / len(pairs)
+    assert row["answer_retained_weighted"] == pytest.approx(sum(w * h for w, h in pairs) / sum(w for w, _ in pairs), abs=1e-5)
+    assert row["answer_retained_least"] == pytest.approx(min(h for w, h in pairs if w >= mean))
+    assert row["answer_position_retained"] == pytest.approx(sum(h for _, h in pairs) / len(pairs))
+    assert len({round(row[name], 3) for name in RETAINED}) == 3
+
+
+def test_the_dense_cells_attention_is_looked_at_once_for_all_cells(monkeypatch):
+    calls, real = [], module.answer_attention
+    monkeypatch.setattr(module, "answer_attention", lambda *a: (calls.append(1), real(*a))[1])
+    found = answers(tiny_model("llama"), CPU, CELLS, RetrievalWork(questions()[:1], False), 16)
+    assert len(calls) == 1
+    assert (found[0][0]["answer_retained_weighted"], found[0][0]["answer_retained_least"]) == (1.0, 1.0), "dense holds all"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.answer_attention import answer_attention
 from workers.eviction import find_policy
 from workers.generation import forward
 from workers.memory import is_out_of_memory, without_frames
@@ -27,6 +28,9 @@ from workers.settings import PruneSettings
 from workers.work import RetrievalWork
 
 Rows = list[dict[str, Any]]
+
+RETAINED = ("answer_position_retained", "answer_retained_weighted", "answer_retained_least")
+"""The columns of what was held of an answer, in the order of ``_Answers._retained``."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def _answer(
     going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
     try:
         prefill = Prefill(model, torch.tensor(batch.prompts, device=device), {cells[i].policy for i in going})
+        weights = answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(batch.questions) == 1:
             raise
@@ -107,7 +112,7 @@ def _answer(
     for i in going:
         try:
             cache = prefill.cache(cells[i], batch.row_ids)
-            found = _Answers(model, cache, batch, question_pruned, prefill.logits).rows()
+            found = _Answers(model, cache, batch, question_pruned, prefill.logits, weights).rows()
         except Exception as error:
             results[i] = without_frames(error)
         else:
@@ -134,8 +139,10 @@ def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
 class _Answers:
     """One cell's answers to the questions of a batch."""
 
-    def __init__(self, model: nn.Module, cache: PrunedCache, batch: Batch, question_pruned: bool, logits: Tensor) -> None:
-        """logits: [prompts, vocabulary], after each prompt."""
+    def __init__(
+        self, model: nn.Module, cache: PrunedCache, batch: Batch, question_pruned: bool, logits: Tensor, weights: Tensor
+    ) -> None:  # fmt: skip
+        """logits: [prompts, vocabulary], after each prompt; weights: [layers, questions, kv_heads], of ``answer_attention``."""
         self.model, self.cache, self.questions, device = model, cache, batch.questions, logits.device
         rows = [*batch.prompt_of, *batch.prompt_of]
         cache.take_rows(rows)
@@ -145,6 +152,7 @@ class _Answers:
         copies = max(len(question.answer_spans) for question in self.questions)
         spans = [(question.answer_spans * copies)[:copies] for question in self.questions]
         self.spans = torch.tensor(spans).permute(2, 1, 0)[..., None, None]  # starts, ends; [copies, questions, 1, 1] each
+        self.weights = weights
         self.held: list[float] = []
         self.events: list[int] = []
         self.retained: list[Tensor] = []
@@ -154,18 +162,30 @@ class _Answers:
             cache.begin_outside(ids.shape[1])
             self.logits = forward(model, ids.repeat(2, 1), cache)
 
-    def _retained(self) -> Tensor:
-        """[questions], the share of each answer's positions that its row with the right tokens holds now, over layers and heads.
+    def _shares(self) -> Tensor:
+        """[layers, questions, kv_heads], the share of each answer's positions that a head holds in the row with the right tokens.
 
-        Where the document says the answer several times, a head's share is that of the copy which it holds best.
+        Where the document says the answer several times, it is that of the copy which the head holds best.
         """
         first, last = self.spans
-        shares = torch.zeros(len(self.questions))
+        shares = []
         for layer in self.cache.pruned_layers:
             positions = layer.stored_positions()[: len(self.questions)].cpu()
             counts = torch.stack([((positions >= a) & (positions < b)).sum(2) for a, b in zip(first, last, strict=True)])
-            shares += (counts / (last - first)[..., 0]).amax(0).mean(1)
-        return shares / len(self.cache.pruned_layers)
+            shares.append((counts / (last - first)[..., 0]).amax(0))
+        return torch.stack(shares)
+
+    def _retained(self) -> Tensor:
+        """[3, questions]: what is held of each answer now, over layers and heads alike; by the dense cell's attention to it; in
+        the head that holds least among those that have an equal part of that attention or more.
+        """
+        shares, weights = self._shares(), self.weights
+        alike = shares.mean((0, 2))
+        total = weights.sum((0, 2))
+        weighted = torch.where(total > 0, (weights * shares).sum((0, 2)) / total, alike)
+        reads = weights >= weights.mean((0, 2))[:, None]
+        least = shares.masked_fill(~reads, 1.0).amin((0, 2))
+        return torch.stack([alike, weighted, least])
 
     def rows(self) -> Rows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
@@ -197,7 +217,7 @@ class _Answers:
                 "correct": answer == question.answer_ids,
                 "answer_nll": loss,
                 "prune_events": self.events[length - 1],
-                "answer_position_retained": float(self.retained[[*wrong[i][: length - 1], True].index(True)][i]),
+                **dict(zip(RETAINED, self.retained[[*wrong[i][: length - 1], True].index(True)][:, i].tolist(), strict=True)),
                 "cache_tokens_mean": sum(self.held[:length]) / length,
             })  # fmt: skip
         return found
