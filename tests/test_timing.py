@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 
+from tests.architectures import ARCHITECTURES, make
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import rounds
 from workers.bandwidth import memory_bandwidth, weight_bytes
@@ -147,3 +148,38 @@ def test_a_figure_that_the_memory_cannot_give_is_warned_of():
     rows = [common | {"cell_id": "a", "tpot_seconds": 0.11}, common | {"cell_id": "b", "tpot_seconds": 0.09}]
     (warning,) = above_ceiling(unit, rows)
     assert "reference-neox knorm keep_ratio 0.5" in warning and "11.1 GB/s" in warning and "10.0 GB/s" in warning
+
+
+MIXTURES = {each.family: each for each in ARCHITECTURES if each.family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Llama4")}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
+def test_a_step_reads_the_experts_that_its_tokens_are_sent_to(family, batch):
+    """Counted while a step of the stock model goes through: each expert that a token was sent to, once, and all else."""
+    made = dataclasses.replace(MIXTURES[family], options={**MIXTURES[family].options, **dict.fromkeys(
+        ("num_local_experts",) if family == "Mixtral" else ("num_experts",), 8
+    )})  # fmt: skip
+    model, sent = make(made), {}
+    blocks = {name: module for name, module in model.named_modules() if name.endswith(".experts")}
+    for name, module in blocks.items():
+        module.register_forward_pre_hook(lambda _, given, name=name: sent.update({name: set(given[1].flatten().tolist())}))
+    with torch.no_grad():
+        model(repetitive_tokens(batch, 1))
+    read = sum(p.nbytes for name, p in model.named_parameters() if ".experts." not in name)
+    read -= model.get_input_embeddings().weight.nbytes
+    read += sum(p[sorted(sent[name])].nbytes for name, module in blocks.items() for p in module.parameters())
+    assert len(blocks) == 2 and all(len(found) < 8 for found in sent.values())
+    if batch == 1:
+        assert weight_bytes(model) == read
+    assert read <= weight_bytes(model, batch) < weight_bytes(model, 4) == weight_bytes(model, 400)
+
+
+def test_experts_that_are_all_multiplied_and_experts_in_a_list_are_told_apart():
+    llama = make(MIXTURES["Llama4"])
+    assert weight_bytes(llama) == sum(p.nbytes for p in llama.parameters()) - llama.get_input_embeddings().weight.nbytes
+    model = tiny_model("llama")
+    whole = weight_bytes(model)
+    model.experts = torch.nn.ModuleList(torch.nn.Linear(10, 10) for _ in range(5))
+    model.config.num_experts_per_tok = 2
+    assert [weight_bytes(model, batch) - whole for batch in (1, 2, 3)] == [2 * 440, 4 * 440, 5 * 440]

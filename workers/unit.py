@@ -123,7 +123,7 @@ def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     work = unit.work
     assert isinstance(work, GenerationWork)
     prompts = torch.tensor(work.prompts, device=device)
-    weights = weight_bytes(model)
+    weights = weight_bytes(model, len(work.prompts))
     ceiling = memory_bandwidth(device, weights)
     rounds = timed_rounds(model, prompts, [c.settings for c in unit.cells], work)
     result.failures += [Failure.of(unit.cells[cell].cell_id, error) for cell, error in rounds.failed.items()]
