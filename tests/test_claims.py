@@ -111,6 +111,7 @@ CASES = [
     (2, "confirmed", "at prune_after 32", {"perplexity": DENSE + scored(wobble=0.5) + scored(1.5, **LATE)}),
     (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, windows=1)}),
     (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, protect_sink=4) + scored(1.5, **ONCE)}),
+    (2, NT, "no plain knorm cells", {"perplexity": DENSE + scored(1.5, skip_layers_rule="auto:1")}),
     (3, "confirmed", "prune_after 512 0 of 1", {"perplexity": DENSE + scored(wobble=0.5, **LATE) + scored(2.0)}),
     (3, NT, "[0.834, 1.425]", {"perplexity": DENSE + scored(1.09, 30, **LATE) + scored(**NEVER)}),
     (3, UNREACHED, "7.389 to 7.389", {"perplexity": DENSE + scored(**NEVER) + scored(1.1, **LATE)}),

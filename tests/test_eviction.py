@@ -87,6 +87,11 @@ def test_snapkv_max7_lifts_three_neighbours_on_either_side_and_sees_the_prefix_a
     assert kept("snapkv_max7", view(keys), 10).flatten().tolist() == list(range(35, 45))
 
 
+def test_a_policy_that_rolls_keeps_temporal_order():
+    with pytest.raises(ValueError, match="must be temporal"):
+        Policy(lambda view: view.positions.float(), rolls=True, temporal=False)
+
+
 def test_observed_queries_do_not_see_what_came_after_them():
     chance = view(n=40).attention(32)
     assert chance.shape == (2, 3, 2, 32, 40)

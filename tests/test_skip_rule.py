@@ -183,6 +183,8 @@ def test_words_for_rules_and_for_models():
     assert labels.skipped([3, 4], "auto:2") == "skip auto:2 (3,4)"
     assert labels.skipped(None, "auto:2") == "skip auto:2"
     assert labels.skipped([3, 4]) == "layers 3, 4 skipped"
+    row = perplexity_row(policy="knorm", keep_ratio=0.9, skip_layers=[3, 4], skip_layers_rule="auto:2", protect_sink=1)
+    assert labels.cell(row) == "knorm, keep_ratio 0.9, skip auto:2 (3,4), first 1 protected"
     about = {"model": ["a", "b", "c"], "model_revision": ["r"] * 3, "device": ["cpu"] * 3, "dtype": ["float32"] * 3}
     said = in_words(pl.DataFrame({**about, "norm_attention": [[-0.1, -0.2], [-0.5, 0.25], None]}))
     assert "In no layer" in said[0]

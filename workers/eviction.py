@@ -108,6 +108,11 @@ class Policy:
     own: bool = False
     """Whether it is one of kvsweep's, which may see the entries themselves, in any order and among places that hold nothing."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a policy that rolls keys which lie in no temporal order: nothing says where they would go."""
+        if self.rolls and not self.temporal:
+            raise ValueError("a policy that rolls must be temporal")
+
 
 def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
     """Non-negative float32 scores rounded to ``bits`` significant bits.
