@@ -287,3 +287,18 @@ def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
         return False  # only its texts can tell
     decoded = 0 if cell.schedule == "prefill_once" else answer_room(settings["digits"]) - 2
     return first is None or first > max(settings["context_tokens"]) + decoded
+
+
+def prunes_while_decoding(cell: Cell) -> bool:
+    """Whether a timed cell that is checked at every step drops anything after its prompt, so that its time per token tells of it.
+
+    True of all other cells: what ``prefill_once`` and cells that never prune do while decoding is said elsewhere.
+    """
+    settings = settings_of(cell)
+    if cell.task != "generation" or cell.prune_after is None or never_prunes(cell, settings):
+        return True
+    if not cell.budget.checks_steps:
+        return True
+    held = cell.budget.kept(settings["prompt_tokens"])
+    event = cell.budget.next_event(held)
+    return event is not None and event - held <= settings["new_tokens"] - 1

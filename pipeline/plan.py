@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, retrieval_seconds, worker_bytes
-from pipeline.grid import Cell, Grid, make_grid, never_prunes, settings_of, tokens_read
+from pipeline.grid import Cell, Grid, make_grid, never_prunes, prunes_while_decoding, settings_of, tokens_read
 from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.sweep_keys import SweepSpec
@@ -180,6 +180,9 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
+    silent = [cell for cell in plan.grid.cells if not prunes_while_decoding(cell)]
+    if silent:
+        notes.append(_silent_note(silent))
     if plan.spec.generation and "report_2025" in plan.spec.generation.protocol:
         notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
     rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
@@ -214,6 +217,17 @@ def _notes(plan: Plan) -> list[str]:
                 f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
             )
     return list(dict.fromkeys(notes))
+
+
+def _silent_note(cells: Sequence[Cell]) -> str:
+    """Of timed cells that prune their prompt and nothing after it."""
+    first, settings = cells[0], settings_of(cells[0])
+    return (
+        f"{len(cells)} generation cells never prune while decoding: their time per token says what a smaller cache saves, and "
+        f"nothing of what pruning costs (keep_ratio {first.keep_ratio:g}, prune_after {first.prune_after}, prompt of "
+        f"{settings['prompt_tokens']}, {settings['new_tokens']} new tokens); ask for more new tokens, a higher keep_ratio or a "
+        "lower prune_after"
+    )
 
 
 def _bos_notes(plan: Plan, model: str) -> list[str]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import grid
-from pipeline.grid import CELL_FIELDS, Cell, Target, make_grid, never_prunes
+from pipeline.grid import CELL_FIELDS, Cell, Target, make_grid, never_prunes, prunes_while_decoding, settings_of
+from pipeline.spec import load_spec
 from pipeline.sweep_keys import FIELDS, SweepSpec
 from workers.budget import event_schedule
 
@@ -273,6 +274,34 @@ def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_prun
         if held >= threshold and kept < held and (step == 0 or schedule == "every_step"):
             held, pruned = kept, True
     assert never_prunes(cell, {"prompt_tokens": prompt, "new_tokens": new}) == (not from_pruned)
+
+
+@given(RATIOS, st.integers(1, 60), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["every_step", "prefill_once"]))
+def test_a_timed_cell_is_silent_exactly_where_it_prunes_its_prompt_and_nothing_after_it(ratio, threshold, prompt, new, schedule):
+    """Cells that never prune, and those that are checked once, are spoken of elsewhere."""
+    settings = {"prompt_tokens": prompt, "new_tokens": new}
+    cell = replace(
+        CELL, task="generation", keep_ratio=ratio, prune_after=threshold, schedule=schedule, settings=json.dumps(settings)
+    )
+    held, while_decoding = prompt, 0
+    for step in range(new):
+        held += step > 0
+        kept = -(-round(ratio * 100) * held // 100)
+        if held >= threshold and kept < held:
+            held, while_decoding = kept, while_decoding + (step > 0)
+    spoken_of = schedule == "prefill_once" or never_prunes(cell, settings)
+    assert prunes_while_decoding(cell) == (while_decoding > 0 or spoken_of)
+    assert prunes_while_decoding(cell.dense) and prunes_while_decoding(replace(CELL))
+
+
+@pytest.mark.parametrize("sweep", ["default", "seed_reports", "gpu", "pythia"])
+def test_the_timed_cells_of_embedded_sweeps_prune_while_decoding(sweep):
+    """At 0.9 a prompt of 512 keeps 461, and no 48 new tokens reach 512 again: such a time per token says nothing of pruning."""
+    cells = [cell for cell in make_grid(load_spec(sweep), [TARGET]).cells if cell.task == "generation"]
+    assert all(prunes_while_decoding(cell) for cell in cells)
+    never = [settings_of(cell)["prompt_tokens"] for cell in cells if never_prunes(cell, settings_of(cell))]
+    assert set(never) <= ({32} if sweep == "seed_reports" else set()), "as was reported"
+    assert cells or sweep == "pythia"
 
 
 def test_a_retrieval_cell_whose_prompt_reaches_the_threshold_is_not_flagged():

@@ -141,6 +141,9 @@ def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
     assert {(c.prune_after, c.keep_ratio) for c in plan.never_prune} == {(n, r) for n in (63, 64) for r in (0.9, 0.5)}
     assert any(note.startswith("4 cells can never prune") for note in plan.notes)
     assert any("1000 were asked for" in note for note in plan.notes)
+    timed = plan_of(perplexity=None, prune_after="[40]", generation="{prompt_tokens: [40], new_tokens: 16, repeats: 5}").notes
+    assert [note.split(":")[0] for note in timed] == ["1 generation cells never prune while decoding"]
+    assert "keep_ratio 0.5, prune_after 40, prompt of 40, 16 new tokens" in timed[0]
     (note,) = plan_of(perplexity="{window: 64, stride: 64, windows: 1}").notes
     assert "no interval can be given from 1 window" in note
 

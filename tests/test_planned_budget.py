@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.grid import make_grid
+from pipeline.grid import make_grid, never_prunes, prunes_while_decoding, settings_of
 from pipeline.plan import make_plan
 from pipeline.planned_budget import planned_budget
 from pipeline.spec import load_spec
@@ -45,6 +45,8 @@ def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule
     runs = [generate(model, repetitive_tokens(1, 40), each, 16, Clock(CPU)) for each in (prune_settings(cell), dense)]
     found = planned_budget(cell)
     assert found.events == runs[0].prune_events
+    silent = schedule == "every_step" and not runs[0].prune_steps and not never_prunes(cell, settings_of(cell))
+    assert prunes_while_decoding(cell) == (not silent)
     assert found.share == pytest.approx(runs[0].kv_bytes_step_mean / runs[1].kv_bytes_step_mean)
 
     cell = cells["retrieval", schedule, ratio, after]
