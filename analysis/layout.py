@@ -92,6 +92,7 @@ PERPLEXITY = [
     Column("share_pruned", "tokens scored pruned", "percent"), Column("recent_retained", "recent retained", "percent"),
     Column("sink_retained", "sink retained", "percent"), Column("score_ties", "score ties", "percent"),
     Column("kv_bytes_mean", "KV mean (MiB)", "mebibytes"), Column("kv_bytes_peak", "KV peak (MiB)", "mebibytes"),
+    Column("rounding_nats", "rounding (nats per token)"), Column("rounding_ppl", "rounding of PPL", "percent"),
     Column("n_windows", "windows", "count"), _setting("unit_kind", "independent units"), Column("n_units", "units", "count"),
     Column("tokens", "tokens", "count"), Column("note", "note", "text"),
 ]  # fmt: skip

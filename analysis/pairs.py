@@ -100,6 +100,7 @@ def _sums() -> list[pl.Expr]:
         pl.col("prune_events").mean(),
         pl.col("kv_bytes_mean").mean(),
         pl.col("kv_bytes_peak").max(),
+        pl.col("rounding_nats", "rounding_ppl").max(),
         pl.col("dense_kv_bytes").mean().alias("dense_kv_bytes_mean"),
         (pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()).alias("share_pruned"),
         per_token("kl_sum").alias("kl"),

@@ -116,8 +116,8 @@ def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
 def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """The cells with ``choosing_high`` and ``confirmed_high``: upper bounds (one-sided, 95 %) of their PPL ratio on either half.
 
-    Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned cache; in 16 bits the
-    bound is raised by what rounding alone does to PPL.
+    Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned cache, raised by what
+    rounding alone does to PPL (``rounding_ppl``, which matters in 16 bits).
     """
     sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
     sums = sums.with_columns(half=pl.int_range(pl.len()).over(POOL) % 2)
@@ -132,9 +132,11 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
             keys = own.unique(POOL, keep="first", maintain_order=True).select(POOL)
             found.append(keys.with_columns(half=pl.lit(number, pl.Int64), high=bound))
     bounds = pl.concat(found)
+    rounding = 1 + pl.col("rounding_ppl").fill_null(0.0)
     for number, name in enumerate(HALVES):
         own = bounds.filter(pl.col("half") == number).select(*POOL, pl.col("high").alias(name))
         cells = cells.join(own, on=POOL, how="left", nulls_equal=True, maintain_order="left")
+        cells = cells.with_columns(pl.col(name) * rounding)
     return cells
 
 

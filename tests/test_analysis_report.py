@@ -104,6 +104,20 @@ def test_a_change_of_speed_has_its_interval_and_says_whether_any_step_pruned(tmp
     assert words in page
 
 
+@pytest.mark.parametrize(
+    ("rounding", "words"),
+    [
+        ({"rounding_ppl": 0.0042, "rounding_nats": 0.031}, "up to 0.4 % of PPL and 0.031 nats a token on average"),
+        ({"rounding_ppl": None, "rounding_nats": None}, "by how much was not recorded"),
+    ],
+)
+def test_figures_in_16_bits_say_what_rounding_alone_does(tmp_path, rounding, words):
+    rows = [perplexity_row(i, policy=p, dtype="bfloat16", **rounding) for p in ("dense", "knorm") for i in range(3)]
+    assert words in page_of(tmp_path / "run", perplexity=rows)
+    exact = [row | {"dtype": "float32"} for row in rows]
+    assert "Measured in 16 bits" not in page_of(tmp_path / "exact", perplexity=exact)
+
+
 def test_a_lucky_round_is_no_change_of_speed(tmp_path):
     """The median is half of dense's, and six rounds of which one was slower show nothing."""
     rows = [generation_row(i, policy="dense", control=again) for i in range(6) for again in (False, True)]
@@ -272,7 +286,7 @@ def test_cells_differing_only_in_the_protocol_are_shown_apart(tmp_path):
 
 def test_the_page_says_which_figures_are_of_16_bits(tmp_path):
     rows = [perplexity_row(0, policy=policy, dtype=dtype) for policy in ("dense", "knorm") for dtype in ("float32", "bfloat16")]
-    words = "Measured in 16 bits, where only float32 is exact: figures move by rounding with what shares a pass: 1 of 2 cells."
+    words = "by how much was not recorded: 1 of 2 cells."
     assert words in page_of(tmp_path / "run", perplexity=rows)
     assert "16 bits" not in page_of(tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"])
 

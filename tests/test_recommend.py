@@ -98,6 +98,12 @@ def test_no_setting_is_recommended_without_an_interval(advised):
     assert "no cell that pruned, controls apart, has an interval" in advised(scored([0.1]))[1]
 
 
+def test_in_16_bits_rounding_counts_against_a_cell(advised):
+    """0.8 % where pruned, and 0.4 % that rounding alone may have taken away."""
+    assert advised(scored(0.4, rounding_ppl=1e-7))[0]["policy"] == "knorm"
+    assert advised(scored(0.4, rounding_ppl=0.004))[0]["policy"] is None
+
+
 def ask(right, dense=60, n=60, **settings):
     return asked(right, dense, n, **settings)
 
