@@ -286,7 +286,7 @@ def test_cells_differing_only_in_the_protocol_are_shown_apart(tmp_path):
 
 def test_the_page_says_which_figures_are_of_16_bits(tmp_path):
     rows = [perplexity_row(0, policy=policy, dtype=dtype) for policy in ("dense", "knorm") for dtype in ("float32", "bfloat16")]
-    words = "by how much was not recorded: 1 of 2 cells."
+    words = "so no smaller difference means anything: 1 of 2 cells."
     assert words in page_of(tmp_path / "run", perplexity=rows)
     assert "16 bits" not in page_of(tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"])
 
