@@ -70,6 +70,8 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
     """
     if scale.softcap is not None:
         return probe(query, keys, values, scale, mask)[0]
+    if mask is not None:
+        mask = mask.to(query.dtype)  # kernels on a GPU read the mask as what the queries are, or refuse another type
     queries, entries = query.shape[2], keys.shape[2]
     causal = mask is None and queries > 1 and queries == entries
     if mask is None and not causal and queries > 1:
@@ -80,7 +82,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
         rows = query.reshape(batch, kv_heads, group * queries, -1)
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
         out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale.scaling)
-        return out.view(*query.shape[:3], -1)
+        return out.reshape(*query.shape[:3], -1)  # kernels on a GPU lay their result out in another order
     return functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=causal, scale=scale.scaling, enable_gqa=grouped
     )

@@ -56,8 +56,9 @@ class SlotStore:
         )
         self.heads = torch.arange(self.positions.shape[2], device=self.device)
         self.room = self.positions.shape[3]
-        self.shown, self.hidden = torch.tensor([0.0, -torch.inf], device=self.device)
-        self.mask_room = torch.empty(0, device=self.device)
+        kind = self.keys.dtype
+        self.shown, self.hidden = torch.tensor([0.0, -torch.inf], dtype=kind, device=self.device)
+        self.mask_room = torch.empty(0, dtype=kind, device=self.device)
         held = held[:, None, None]
         self.positions.masked_fill_(torch.arange(self.room, device=self.device) >= held, FREE)
         free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(max=self.room - 1)
@@ -85,7 +86,7 @@ class SlotStore:
         shape = (*self.positions.shape[:3], plan.widest, self.room)
         size = math.prod(shape)
         if self.mask_room.numel() < size:
-            self.mask_room = torch.empty(size, device=self.device)
+            self.mask_room = torch.empty(size, dtype=self.keys.dtype, device=self.device)
         masks = self.mask_room[:size].view(shape)
         visible = self.positions[:, :, :, None] <= plan.query_positions[:, None, :, None]
         return torch.where(visible, self.shown, self.hidden, out=masks)
