@@ -32,6 +32,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.perplexity
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale
 

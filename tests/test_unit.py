@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.plan import make_plan
 from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
+from pipeline.spec import load_spec
+from pipeline.unit_inputs import work_unit
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import eviction
 from workers.eviction import Policy
 from workers.model_files import ModelFacts, Positions
+from workers.models import load
 from workers.perplexity import evaluate, window_bytes
 from workers.retrieval import Question
+from workers.self_check import check
 from workers.settings import PruneSettings
 from workers.unit import _batch_windows, run_unit
 from workers.windows import plan_windows
@@ -164,3 +169,19 @@ def test_the_batch_follows_from_the_windows_size_alone(monkeypatch):
     for allowed, expected in ((one * 100_000, 16), (one * 5 + 1, 5), (0, 1)):
         monkeypatch.setattr("workers.unit.BATCH_WINDOWS_BYTES", allowed)
         assert _batch_windows(model, 100) == expected
+
+
+def test_rows_say_how_much_is_rounding_as_the_check_found_it(sweep_file, tmp_path, monkeypatch):
+    """All units about a text say the same, whichever comes first; without a check nothing is known."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("pipeline.plan.WINDOWS_PER_UNIT", 2)
+    plan = make_plan(load_spec(str(sweep_file(perplexity="{window: 64, stride: 64, windows: 4}"))))
+    units = [work_unit(plan, unit) for unit in plan.units if unit.task == "perplexity"]
+    assert len(units) > 1
+    found = [[(row["rounding_nats"], row["rounding_ppl"]) for row in Worker(1).run(unit).rows] for unit in units[::-1]]
+    ((nats, ppl),) = {pair for rows in found for pair in rows}
+    model = load(units[0].model, "float32", CPU)
+    expected = check(model, "x", "float32", torch.from_numpy(units[0].work.tokens.astype(np.int64)))
+    assert (nats, ppl) == pytest.approx((expected.rounding_nats, expected.rounding_ppl)) and 0 < nats < 1e-4
+    unchecked = run_unit(units[0], model, CPU).rows[0]
+    assert (unchecked["rounding_nats"], unchecked["rounding_ppl"]) == (None, None)

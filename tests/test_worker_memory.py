@@ -78,7 +78,7 @@ def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_b
     monkeypatch.setattr("workers.self_check.check", watched)
     plan = make_plan(load_spec(str(sweep_file())))
     unit, worker = work_unit(plan, plan.units[0]), Worker(1)
-    other = dataclasses.replace(unit, work=dataclasses.replace(unit.work, tokens=unit.work.tokens[::-1]))
+    other = dataclasses.replace(unit, work=dataclasses.replace(unit.work, checked=unit.work.checked[::-1]))
     first = worker.run(unit)
     assert {failure.error_type for failure in first.failures} == {"ModelError"}
     assert worker.run(unit).failures and len(failing) == 1, "the same text is not tried again"
