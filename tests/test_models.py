@@ -154,9 +154,8 @@ def test_a_check_that_passed_is_remembered_until_something_changes(saved, monkey
     assert lengths == [("float32", 60), ("bfloat16", 30), ("float32", 61)]
 
     marks = {file for file in (tmp_path / "cache").rglob("*.json") if '"tokens": 61' in file.read_text()}
-    assert len(marks) == 2, "by model, and by text"
-    for mark in marks:
-        mark.write_text("{")
+    (mark,) = marks
+    mark.write_text("{")
     self_check.check_once(model, facts, "float32", repetitive_tokens(1, 20))
     assert lengths[-1] == ("float32", 20), "a mark that was cut off is none"
 
@@ -227,6 +226,8 @@ def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alon
     model.kvsweep_stock_attention = "sdpa"
     tokens = repetitive_tokens(3, 120)
     passed = check(model, "x", dtype, tokens)
+    if dtype == "bfloat16":
+        passed = self_check.over_texts(model, tokens, passed)
     texts, cells = (1, 1) if dtype == "float32" else (3, 2)
     nats, ppl = [], []
     for cell in self_check._cells(120)[:cells]:
@@ -239,6 +240,14 @@ def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alon
     assert passed.rounding_nats == pytest.approx(max(nats), rel=1e-4)
     assert passed.rounding_ppl == pytest.approx(max(ppl), rel=1e-2, abs=1e-7)
     assert check(model, "x", dtype, tokens[:, :4]).rounding_nats is None, "too short to prune"
+
+
+def test_in_16_bits_rounding_is_measured_over_texts_where_rows_tell_of_it(saved, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    facts, tokens = find_model(str(saved)), repetitive_tokens(3, 60)
+    model = load(facts, "bfloat16", torch.device("cpu"))
+    assert self_check.check_once(model, facts, "bfloat16", tokens).texts == 1
+    assert self_check.check_once(model, facts, "bfloat16", tokens, own_text=True).texts == 3
 
 
 def test_the_stock_models_own_rounding_of_its_logits_is_no_fault():
