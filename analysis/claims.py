@@ -148,7 +148,7 @@ def _retrieval(e: Evidence) -> Ruling:
     figures = [labels.percent(worst[name]) for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")]
     place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, "
     place += f"{labels.questions(worst)}, dense {figures[3]}"
-    held = f"answer still held {labels.percent(worst['answer_retained'])}"
+    held = f"answer still held, by attention, {labels.percent(worst['answer_retained_weighted'])}"
     honest = f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
     verdict = NOT_TESTABLE
     if cells.filter(shown_lower().fill_null(False)).height:

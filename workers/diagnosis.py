@@ -1,6 +1,6 @@
 """Whether key norm and attention go together in a model: what ``knorm`` presupposes of it, in one dense pass over a text.
 
-Devoto et al. 2024 (arXiv 2406.11430, sections 2 and 3) keep the keys of lowest norm, because in the models that they looked at
+Devoto et al. 2024 (arXiv 2406.11430) keep the keys of lowest norm, because in the models that they looked at
 those get most attention, and leave alone the layers in which that does not hold. Here this is a figure of every layer.
 """
 
@@ -150,7 +150,7 @@ def attention_received(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
 def attention_loss(norms: Tensor, received: Tensor) -> Tensor:
     """[heads] what dropping the highest norms first loses beyond dropping what gets least attention; norms, received [heads, n].
 
-    The ALR of Devoto et al. 2024 (arXiv 2406.11430, section 3, equations 1 to 3), there a sum over how many entries are dropped.
+    The ALR of Devoto et al. 2024 (arXiv 2406.11430), there a sum over how many entries are dropped.
     Here it is the mean over that number, and attention is a share of the head's whole: 0 where norms order entries as attention
     does, at most 1. Of equal norms the earlier entry is kept, as by ``knorm``.
     """
