@@ -11,6 +11,7 @@ import polars as pl
 from analysis import labels
 from analysis.contrast import SETTINGS
 from analysis.load import Results
+from analysis.pairs import FEW_WINDOWS
 from analysis.recommend import GROUP
 from analysis.speed import FEWEST_ROUNDS
 from analysis.tables import FAMILY
@@ -117,8 +118,8 @@ def plain(
 
 
 def sure(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells whose PPL speaks for pruning and whose ratio has an interval."""
-    return cells.filter(valid(), pl.col("ratio_low").is_not_null())
+    """The cells whose PPL speaks for pruning and whose ratio has an interval from units enough that it was measured to hold."""
+    return cells.filter(valid(), pl.col("ratio_low").is_not_null(), pl.col("n_units") >= FEW_WINDOWS)
 
 
 def lowest(cells: pl.DataFrame) -> pl.DataFrame:

@@ -91,7 +91,7 @@ def _first_token(e: Evidence) -> Ruling:
 def _throughput(e: Evidence) -> Ruling:
     """Stable cells: confirmed where most intervals lie wholly within -18 to -10 %, refuted where most lie wholly outside."""
     reproduced = _range(timed(e.speeds, "WRONG_ON_PURPOSE", "tokens"), "tokens", "throughput")
-    stable = timed(e.speeds, "STABLE", "tokens")
+    stable = timed(e.speeds, "STABLE", "tokens").filter(pl.col("prune_step_seconds").is_not_null())
     if stable.is_empty():
         return no_timing(e.speeds, reproduced)
     rows = stable.to_dicts()
@@ -153,7 +153,7 @@ def _retrieval(e: Evidence) -> Ruling:
     verdict = NOT_TESTABLE
     if cells.filter(shown_lower().fill_null(False)).height:
         verdict = REFUTED
-    elif cells.filter(kept_accuracy()).height == cells.height:
+    elif cells.filter(kept_accuracy()).height == cells.height and cells["keep_ratio"].min() == SOME_COMPRESSION:
         verdict = CONFIRMED
     sorts = [f"{words} {share_of(own, shown_lower().fill_null(False))}" for words, own in _by_sort(cells)]
     kept = f"{share_of(cells, kept_accuracy())} to lose at most {100 * ACCURACY_MARGIN:g} points"

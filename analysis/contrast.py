@@ -34,7 +34,7 @@ def contrast(measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, di
     documents, or windows). Pairs with fewer than two units in common have no interval and are left out.
     """
     same = [name for name in SETTINGS if name not in differs]
-    partner = under.select(*same, under_id="pool_id", under_budget="budget")
+    partner = under.select(*same, under_id="pool_id", under_budget="budget", under_rounding="rounding_log")
     pairs = over.join(partner, on=same, how="inner", nulls_equal=True, maintain_order="left")
     return _figures(measured, pairs, [("pool_id", 1.0), ("under_id", -1.0)])
 
@@ -46,7 +46,7 @@ def saved_share(measured: pl.DataFrame, better: pl.DataFrame, worse: pl.DataFram
     PPL is gone.
     """
     same = [name for name in SETTINGS if name not in differs]
-    partner = worse.select(*same, under_id="pool_id", under_budget="budget")
+    partner = worse.select(*same, under_id="pool_id", under_budget="budget", under_rounding="rounding_log")
     pairs = better.join(partner, on=same, how="inner", nulls_equal=True, maintain_order="left")
     return _figures(measured, pairs, [("pool_id", 2.0), ("under_id", -1.0)])
 
@@ -56,15 +56,20 @@ def _figures(measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[
     pairs = pairs.with_row_index("pair")
     weight = dict(enumerate(share for _, share in sides))
     sums = _common_units(measured, pairs, [name for name, _ in sides])
-    sums = sums.with_columns(nll=pl.col("nll") * pl.col("side").replace_strict(weight, return_dtype=pl.Float64))
+    first = pl.col("tokens").first().over("pair", "unit")  # a side of more seeds has more tokens of the same unit
+    share = pl.col("side").replace_strict(weight, return_dtype=pl.Float64)
+    sums = sums.with_columns(nll=pl.col("nll") * share * first / pl.col("tokens"))
     both = sums.group_by("pair", "unit", "n", maintain_order=True).agg(pl.col("nll").sum(), pl.col("tokens").first())
+    own, other = (abs(share) for _, share in sides)
+    rounding = pairs.select("pair", rounding=own * pl.col("rounding_log") + other * pl.col("under_rounding"))
+    both = both.join(rounding, on="pair", maintain_order="left")
 
     found = [pl.DataFrame(schema={"pair": pairs.schema["pair"], **FIGURES})]
     for (n,), group in both.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
         shape = (-1, int(str(n)))
         nll, tokens = (group[name].cast(pl.Float64).to_numpy().reshape(shape) for name in ("nll", "tokens"))
         mean, error = weighted_mean(nll, tokens)
-        half = t_quantile(1 - ALPHA / 2, shape[1]) * error
+        half = t_quantile(1 - ALPHA / 2, shape[1]) * error + group["rounding"].to_numpy()[:: shape[1]]  # in 16 bits
         figures = {"factor": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
         numbers = group.select(pl.col("pair").unique(maintain_order=True))
         found.append(numbers.with_columns(**{name: pl.Series(values) for name, values in figures.items()}, n=pl.lit(n, pl.Int64)))

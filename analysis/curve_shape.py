@@ -49,8 +49,10 @@ def _shapes(sound: pl.DataFrame, by_cell: dict[tuple[object, ...], pl.DataFrame]
         if curve.height < FEWEST or curve["keep_ratio"].n_unique() < curve.height:
             continue
         if all(cell["unit"].equals(own[0]["unit"]) for cell in own):
-            nll = np.stack([cell["nll"].to_numpy() for cell in own])
-            yield _shape(curve, nll, own[0]["tokens"].cast(pl.Float64).to_numpy())
+            tokens = own[0]["tokens"].cast(pl.Float64).to_numpy()
+            # A cell of more seeds has more tokens of the same unit.
+            nll = np.stack([cell["nll"].to_numpy() * tokens / cell["tokens"].to_numpy() for cell in own])
+            yield _shape(curve, nll, tokens)
 
 
 def _shape(curve: pl.DataFrame, nll: np.ndarray, tokens: np.ndarray) -> tuple[object, ...]:

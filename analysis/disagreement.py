@@ -23,35 +23,33 @@ from analysis.marks import (
 from analysis.points import Group, with_words
 from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
-from analysis.retrieval_tables import kept_accuracy, shown_lower
+from analysis.retrieval_tables import SAME_SETTING, kept_accuracy, scored_schedule, shown_lower
 from analysis.uncertainty import holm
 from analysis.verdicts import valid
-
-SAME = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "variant", "after",
-]  # fmt: skip
-"""What a scored cell and one that was asked must share to be one point."""
 
 CLOSE, LOST = 0.02, 0.10
 """A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense, lost."""
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
-    ("PPL ratio to dense", "ratio", ".4~r"), bounds("95 % interval of it", "ratio_low", "ratio_high"),
+    ("PPL ratio where pruned", "ratio", ".4~r"), bounds("95 % interval of it", "ratio_low", "ratio_high"),
     ("budget of perplexity", "scored_budget", ".1%"), ("accuracy minus dense, points", "points", "+.1f"), *FIGURES,
 ]  # fmt: skip
 
 
 def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell of equal settings.
+    """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell of equal settings,
+    but for the schedule: perplexity has a check at every step only, and a context is often pruned once.
 
     Of cells that scored other windows in the same settings, the one with most windows counts.
     """
-    scored = with_words(cells.filter(valid(), pl.col("ratio").is_not_null()))
-    scored = scored.sort("n_windows", descending=True, maintain_order=True).unique(SAME, keep="first", maintain_order=True)
-    asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null()))
-    figures = scored.select(*SAME, "ratio", "ratio_low", "ratio_high", scored_budget="budget")
-    return asked.join(figures, on=SAME, how="inner", nulls_equal=True, maintain_order="left")
+    scored = cells.filter(valid(), pl.col("ratio").is_not_null()).with_columns(scored_schedule())
+    scored = scored.sort("n_windows", descending=True, maintain_order=True)
+    scored = scored.unique(SAME_SETTING, keep="first", maintain_order=True)
+    asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null())).with_columns(scored_schedule())
+    where_pruned = {"ratio": "pruned_ratio", "ratio_low": "pruned_low", "ratio_high": "pruned_high"}
+    figures = scored.select(*SAME_SETTING, **where_pruned, scored_budget="budget")
+    return asked.join(figures, on=SAME_SETTING, how="inner", nulls_equal=True, maintain_order="left")
 
 
 def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
@@ -71,7 +69,7 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
     frame = looks.told_apart(frame, "settings")
     points, kind = Points(f"disagreement_{group.number}", frame), look(frame, "settings")
     params, only = length_choice(frame)
-    x = Axis("ratio", "PPL ratio to dense", log_span=2, reach=(1.0, 1.05), also=("ratio_low", "ratio_high"))
+    x = Axis("ratio", "PPL ratio to dense where pruned", log_span=2, reach=(1.0, 1.05), also=("ratio_low", "ratio_high"))
     y = Axis("points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * LOST), also=("low", "high"))
     place, tint = {"x": x.x(frame), "y": y.y(frame)}, looks.colour(frame)
     own = of_length(mark(), frame)
@@ -117,7 +115,7 @@ def in_words(both: pl.DataFrame) -> list[str]:
         count = f"{{}} of {group.height:,} pairs of figures"
         if blind.height:
             many = count.format(blind.height)
-            limit = f"PPL is shown to rise by at most {100 * CLOSE:g} %"
+            limit = f"PPL is shown to rise by at most {100 * CLOSE:g} % where pruned"
             found.append(f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}.")
         if harsh.height:
             many = count.format(harsh.height)
@@ -129,7 +127,7 @@ def in_words(both: pl.DataFrame) -> list[str]:
 
 def _pair(ranked: pl.DataFrame) -> str:
     row = ranked.row(0, named=True)
-    ratio = f"PPL ratio {labels.figure(row['ratio'])} {labels.interval(row['ratio_low'], row['ratio_high'])}"
+    ratio = f"PPL ratio where pruned {labels.figure(row['ratio'])} {labels.interval(row['ratio_low'], row['ratio_high'])}"
     ends = f"[{labels.percent(row['accuracy_low'])}, {labels.percent(row['accuracy_high'])}]"
     right = f"{labels.percent(row['accuracy'])} {ends} right against dense {labels.percent(row['dense_accuracy'])}"
     asked = f"{labels.questions(row)}, {row['context_tokens']} tokens"

@@ -8,12 +8,10 @@ import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS, Results
-from analysis.pairs import FEW_WINDOWS, finite
+from analysis.pairs import FEW_WINDOWS, SIXTEEN_BITS, finite
 from analysis.speed import NO_DIFFERENCE
 from analysis.uncertainty import widened
 from analysis.verdicts import IMPOSSIBLE, WARNED, valid
-
-SIXTEEN_BITS = ["bfloat16", "float16"]
 
 EARLIER_THAN_POSSIBLE = 0.9
 """Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
@@ -39,7 +37,7 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
         low, high = ranked[0], ranked[-1]
         place = f"{low['model']} on {low['dataset']}, prune_after {labels.text(low['prune_after'])}"
         if len(ranked) == 1:
-            found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that pruned.")
+            found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that counts.")
         else:
             words = f"lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}"
             found.append(f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells together.")
@@ -75,7 +73,8 @@ def _speed(speeds: pl.DataFrame) -> list[str]:
 
 def _changed_speed(row: labels.Row) -> str:
     bounds = labels.interval(row["tpot_low"], row["tpot_high"])
-    pruned = "" if row["prune_step_seconds"] is not None else "; no step pruned, so that this is of a smaller cache alone"
+    silent = row["prune_step_seconds"] is None and row["prune_events"] > 0
+    pruned = "; no step pruned, so that this is of a smaller cache alone" if silent else ""
     return f"{row['tpot_words']}, ratio {bounds} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}{pruned})"
 
 
@@ -122,6 +121,11 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
         ),
         (paired.is_between(1, pl.col("n_windows") - 1), "Some windows have no dense twin and are left out of the ratio"),
         (pl.col("dtype").is_in(SIXTEEN_BITS), _of_rounding(compared)),
+        (
+            (pl.col("skip_layers").n_unique() > 1).over("cell_id"),
+            "One cell skipped other layers on other machines, where its rule (auto:k) chose them by another text or rounding; "
+            "its rows are kept apart",
+        ),
         (pl.col("position_mode") == "cache_length", "Positions derived from the pruned length, a bug reproduced on purpose"),
     ]
     counted = [(compared.filter(check).height, words) for check, words in checks]
@@ -136,7 +140,8 @@ def _of_rounding(compared: pl.DataFrame) -> str:
     if ppl is None:
         return f"{words}: figures move by rounding with what shares a pass, by how much was not recorded"
     moved = f"{labels.percent(ppl)} of PPL and {labels.figure(nats)} nats a token on average"
-    return f"{words}: rounding alone moves figures by up to {moved}, so no smaller difference means anything"
+    measured = "measured for knorm on the first windows, where pruned"
+    return f"{words}: rounding alone moves figures by up to {moved} ({measured}); do not rely on smaller differences"
 
 
 def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:

@@ -25,6 +25,11 @@ def skipped(layers: list[int] | None, rule: str | None = None) -> str:
 
 def variant(row: Row) -> str:
     """The settings beside policy, keep_ratio and prune_after; the defaults of the protocol are not mentioned."""
+    return ", ".join(variant_parts(row))
+
+
+def variant_parts(row: Row) -> list[str]:
+    """``variant`` as a list, the skipped layers first."""
     parts = [skipped(row["skip_layers"], row.get("skip_layers_rule"))]
     if row["protect_sink"]:
         parts.append(f"first {row['protect_sink']} protected")
@@ -34,7 +39,7 @@ def variant(row: Row) -> str:
         parts.append(str(row["schedule"]))
     if row["position_mode"] == "cache_length":
         parts.append("cache_length positions (bug)")
-    return ", ".join(parts)
+    return parts
 
 
 def cell(row: Row) -> str:

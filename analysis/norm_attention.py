@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import polars as pl
 
 from analysis import labels
@@ -9,6 +11,9 @@ from analysis.load import Results
 
 BY_NORM = ["knorm", "knorm_high", "knorm_sorted"]
 """Policies whose cells carry the correlations."""
+
+CLEAR = 0.1
+"""A rank correlation over some thousand entries that is nearer to 0 says nothing either way."""
 
 MODEL = ["model", "model_revision", "device", "dtype"]
 """What correlations belong to."""
@@ -32,20 +37,24 @@ def in_words(found: pl.DataFrame) -> list[str]:
 def _line(row: labels.Row) -> str:
     about = f"{labels.text(row['model'])} ({labels.text(row['dtype'])}, {labels.text(row['device'])})"
     values: list[float] | None = row["norm_attention"]
-    if not values:
+    if not values or not all(map(math.isfinite, values)):
         return f"{about}: not recorded; `kvsweep diagnose` tells it."
 
     layers = ", ".join(f"{value:+.2f}" for value in values)
-    return f"{about}, layers 0 to {len(values) - 1}: {layers}. {_meaning(values)}"
+    return f"{about}, layers 0 to {len(values) - 1}: {layers}. {meaning(values)}"
 
 
-def _meaning(values: list[float]) -> str:
-    together = sum(value > 0 for value in values)
+def meaning(values: list[float]) -> str:
+    """What correlations [layers] say of ``knorm``, in words; a layer counts where its correlation is ``CLEAR`` of 0."""
+    together, apart = (sum(sign * value >= CLEAR for value in values) for sign in (1, -1))
+    neither = len(values) - together - apart
+    many = (
+        f"Of {len(values)} layers key norm and attention go together in {together}, and in {apart} low norms get more attention"
+    )
+    rest = f"; in {neither} neither is clear (below {CLEAR:g} either way)" if neither else ""
     if not together:
-        return "In no layer do they go together: low norms get more attention, as knorm presupposes."
+        return f"{many}, as knorm presupposes{rest}."
     worst = max(range(len(values)), key=lambda layer: values[layer])
-    where = f"In {together} of {len(values)} layers they go together, most in layer {worst}"
-    turned = "knorm drops there first what is attended to most, and knorm_high keeps it"
-    if together == len(values):
-        return f"{where}: {turned}. In this model knorm is turned round by construction."
-    return f"{where}: {turned}. In the others low norms get more attention, as knorm presupposes."
+    turned = f"Where they do, most in layer {worst}, knorm drops first what is attended to most, and knorm_high keeps it"
+    whole = " In this model knorm is turned round by construction." if together == len(values) else ""
+    return f"{many}, as knorm presupposes{rest}. {turned}.{whole}"

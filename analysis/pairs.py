@@ -17,6 +17,9 @@ POOL = ["pool_id", *VERSION_COLUMNS]
 FEW_WINDOWS = 8
 """From so many on, intervals were measured to hold what they say (``benchmarks/coverage.py``); cells of fewer are marked."""
 
+SIXTEEN_BITS = ["bfloat16", "float16"]
+"""Dtypes in which figures move by rounding."""
+
 SETTINGS = [
     "cell_id", "dense_cell_id", "model", "dataset", "device", "device_name", "dtype", "policy", "keep_ratio", "prune_after",
     "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode", "beyond_context",
@@ -62,7 +65,19 @@ def compare(rows: pl.DataFrame) -> pl.DataFrame:
     for value, name in (("kl", "kl"), ("agreed", "agreement")):
         near = mean_bounds(sums, POOL, value, "tokens", name)
         sure = sure.join(near, on=POOL, how="left", nulls_equal=True, maintain_order="left")
-    return finite(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
+    return finite(_with_rounding(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left")))
+
+
+def _with_rounding(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells with ``rounding_log``, what rounding does to the logarithm of a PPL in 16 bits, and intervals as much wider.
+
+    0 in float32. Where it was not recorded in 16 bits, it is taken as 0 and nothing is recommended (``recommend.usable``).
+    """
+    sixteen = pl.col("dtype").is_in(SIXTEEN_BITS)
+    known = pl.when(sixteen).then(pl.col("rounding_ppl").fill_null(0.0).log1p()).otherwise(0.0)
+    low, high = pl.col("ratio_low", "pruned_low"), pl.col("ratio_high", "pruned_high")
+    wider = cells.with_columns(rounding_log=known)
+    return wider.with_columns(low * (-pl.col("rounding_log")).exp(), high * pl.col("rounding_log").exp())
 
 
 def finite(frame: pl.DataFrame) -> pl.DataFrame:

@@ -45,6 +45,7 @@ SOME_COMPRESSION = (0.8, 0.7)
 RECOMMENDED = (0.9, 0.75, 0.8)
 THAT_PRUNES = "perplexity, policy knorm and a prune_after well below the window"
 MARGIN = labels.percent(PPL_MARGIN)
+EQUAL_WHERE_PRUNED = unchanged("pruned_low", "pruned_high")
 
 
 def equal_at_every_ratio(e: Evidence) -> Ruling:
@@ -56,6 +57,8 @@ def equal_at_every_ratio(e: Evidence) -> Ruling:
     cells = lowest(sure(plain(e.cells)))
     if cells.is_empty():
         return missing("plain knorm cells that pruned, with an interval", THAT_PRUNES)
+    if cells["keep_ratio"].n_unique() < 2:
+        return missing("plain knorm cells of two keep_ratios that pruned, with intervals", f"several keep_ratios, {THAT_PRUNES}")
     reproduced = (
         f"PPL {labels.figure(cells['dense_ppl'][0])} at each of {counted(cells, 'ratio')}: a dense pass knows no keep_ratio"
     )
@@ -64,25 +67,30 @@ def equal_at_every_ratio(e: Evidence) -> Ruling:
 
 def _equality(cells: pl.DataFrame, otherwise: str) -> str:
     """The verdict on "equal to dense": ``otherwise`` where some cell is shown to differ."""
-    if widened(cells, cells.height).filter(changed()).height:
+    if where_pruned(cells).filter(changed()).height:
         return otherwise
-    return CONFIRMED if cells.filter(unchanged()).height == cells.height else NOT_TESTABLE
+    return CONFIRMED if cells.filter(EQUAL_WHERE_PRUNED).height == cells.height else NOT_TESTABLE
 
 
 def _how_many(cells: pl.DataFrame) -> str:
     """How many intervals lie outside and inside the margin, where, and on how many units."""
     thresholds = labels.text(sorted(set(cells["prune_after"])))
     units = f"{cells['n_units'].min()} {cells['unit_kind'][0]}"
-    differ = share_of(widened(cells, cells.height), changed())
-    equal = share_of(cells, unchanged())
-    return f"at prune_after {thresholds} {differ} cells differ from dense by more than {MARGIN}, {equal} by less ({units})"
+    differ, equal = share_of(where_pruned(cells), changed()), share_of(cells, EQUAL_WHERE_PRUNED)
+    words = f"{differ} cells differ from dense by more than {MARGIN} where pruned, {equal} by less"
+    return f"at prune_after {thresholds} {words} ({units})"
 
 
 def _ends(cells: pl.DataFrame) -> str:
     """The cells of lowest and highest PPL ratio, with intervals that hold for all of the cells together."""
-    rows = widened(cells, cells.height).sort("ratio").to_dicts()
-    ends = [f"{with_interval(row['ratio'], row['wide_low'], row['wide_high'])} {_at(row)}" for row in rows[:1] + rows[1:][-1:]]
-    return "PPL ratio " + " to ".join(ends)
+    rows = where_pruned(cells).sort("pruned_ratio").to_dicts()
+    ends = [f"{with_interval(r['pruned_ratio'], r['wide_low'], r['wide_high'])} {_at(r)}" for r in rows[:1] + rows[1:][-1:]]
+    return "PPL ratio where pruned " + " to ".join(ends)
+
+
+def where_pruned(cells: pl.DataFrame) -> pl.DataFrame:
+    """Intervals of the ratios where pruned that hold for all cells together: the other tokens have dense's NLL and dilute it."""
+    return widened(cells, cells.height, "pruned_ratio", "pruned_error", "pruned_units")
 
 
 def _ratio(row: labels.Row) -> str:
@@ -147,7 +155,8 @@ def order(e: Evidence) -> Ruling:
         return Ruling(CONFIRMED, why, reproduced, honest)
     if pairs.filter(equal).height < pairs.height:
         return Ruling(NOT_TESTABLE, why, reproduced, honest)
-    sizes = {cause: found["factor"].sort()[-1] for cause, found in causes.items() if mostly(found, above())}
+    raises = pl.col("low") > 1 + PPL_MARGIN
+    sizes = {cause: found["factor"].sort()[-1] for cause, found in causes.items() if mostly(found, raises)}
     guilty = sorted(sizes, key=lambda cause: -sizes[cause])
     return Ruling(artefact(" and ".join(guilty)) if guilty else REFUTED, why, reproduced, honest)
 
@@ -177,12 +186,14 @@ def u_curve(e: Evidence) -> Ruling:
     )
     honest = f"PPL ratio {_at(top)}: {honest}"
     why = f"highest keep_ratio / lowest {_factor(top)}"
-    if top["high"] <= 1 + PPL_MARGIN:
+    over_least = contrast(e.measured, curve[:-1], curve[-1:], ["keep_ratio"])
+    if top["high"] <= 1 + PPL_MARGIN and over_least.filter(above()).is_empty():
         return Ruling(REFUTED, f"{why}: no rise of more than {MARGIN}", reproduced, honest)
     if rise.filter(above()).is_empty() or top["ratio_low"] <= 1:
         return Ruling(NOT_TESTABLE, f"{why}, PPL ratio to dense {_ratio(top)}: no rise shown", reproduced, honest)
 
-    guarded = sure(e.cells).filter(here, pl.col("protect_recent") > 0)
+    kinds = [n for n in e.cells["protect_recent"].drop_nulls().unique() if n]
+    guarded = pl.concat([sure(plain(e.cells, recent=n)).filter(here) for n in kinds] or [curve.clear()])
     most = guarded.filter(pl.col("protect_recent") == pl.col("protect_recent").max())
     halved = saved_share(e.measured, most, curve[:1], ["protect_recent"])
     if halved.is_empty():
@@ -212,14 +223,15 @@ def layer_0(e: Evidence) -> Ruling:
     if none.is_empty():
         return missing("knorm cells with layer 0 skipped beside the same without", "skip_layers: [[], [0], [3]]", reproduced)
     compared = {"no layer": none}
-    for layer in e.cells.filter(pl.col("skip_layers").list.len() == 1)["skip_layers"].list.first().unique().sort():
+    listed = e.cells.filter(pl.col("skip_layers").list.len() == 1, pl.col("skip_layers_rule").is_null())
+    for layer in listed["skip_layers"].list.first().unique().sort():
         pairs = contrast(e.measured, first, sure(plain(e.cells, skip=[layer])), ["skip_layers"]) if layer else none.clear()
         compared |= {f"layer {layer}": pairs} if pairs.height else {}
     honest = "; ".join(str(_skipping(pairs, name)) for name, pairs in compared.items())
     shown = "; ".join(f"better than with {name} in {share_of(pairs, below())} pairs" for name, pairs in compared.items())
     why = f"skipping layer 0 is shown {shown}" + (f"; with {PRUNED_LENGTH} in {share_of(bug, below())}" if bug.height else "")
 
-    not_better = pl.col("low") >= 1 - PPL_MARGIN
+    not_better = (pl.col("low") >= 1 - PPL_MARGIN) & ~below()
     if any(mostly(pairs, not_better) for pairs in compared.values()):
         verdict = artefact(PRUNED_LENGTH) if mostly(bug, below()) and mostly(none, not_better) else REFUTED
         return Ruling(verdict, why, reproduced, honest)
@@ -259,6 +271,8 @@ def four_policies(e: Evidence) -> Ruling:
     own = cells.filter(pl.col("policy") == "knorm")
     others = [name for name in INCREASES if name != "knorm"]
     compared = {name: contrast(e.measured, own, cells.filter(pl.col("policy") == name), ["policy"]) for name in others}
+    if any(pairs.is_empty() for pairs in compared.values()):
+        return missing("keep_ratio that knorm and the others share", "keep_ratios: [0.8, 0.7] for all four policies")
     figures = [f"knorm / {name} {'; '.join(_factor(row) for row in pairs.to_dicts())}" for name, pairs in compared.items()]
     held = " to ".join(labels.percent(cells["budget"].sort()[end]) for end in (0, -1))
     why = f"{', '.join(figures)}; at prune_after {cells['prune_after'][0]}, {held} of the dense cache"
@@ -289,5 +303,5 @@ def recommendation(e: Evidence) -> Ruling:
     why = f"knorm at 0.9, 0.8 and 0.75 is {shown}; {advice['advice']}"
     if asked.height and asked.filter(costs_more).height == asked.height:
         return Ruling(REFUTED, why, honest=honest)
-    right = advice["policy"] == "knorm" and any(abs(advice["keep_ratio"] - ratio) < EQUAL for ratio in RECOMMENDED)
+    right = asked.filter(pl.col("pool_id").eq_missing(advice["pool_id"])).height > 0
     return Ruling(CONFIRMED if right else NOT_TESTABLE, why, honest=honest)

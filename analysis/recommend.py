@@ -13,8 +13,8 @@ import polars as pl
 
 from analysis import labels
 from analysis.load import VERSION_COLUMNS
-from analysis.pairs import POOL
-from analysis.retrieval_tables import kept_accuracy, shown_lower
+from analysis.pairs import POOL, SIXTEEN_BITS
+from analysis.retrieval_tables import SAME_SETTING, kept_accuracy, knows_enough, scored_schedule, shown_lower
 from analysis.uncertainty import LEVEL, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
@@ -30,12 +30,6 @@ FEWEST_UNITS = 8
 HALVES = ("choosing_high", "confirmed_high")
 """The half that chooses and the one that confirms, as the columns of their upper bounds."""
 
-SETTING = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers",
-    "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
-]  # fmt: skip
-"""What a scored cell and one that was asked share."""
-
 
 def usable() -> pl.Expr:
     """Cells that a recommendation may rest on: valid, with an interval and a budget; no control, no bug reproduced on purpose."""
@@ -45,6 +39,7 @@ def usable() -> pl.Expr:
         & pl.col("budget").is_not_null()
         & pl.col("position_mode").ne_missing("cache_length")
         & ~pl.col("policy").is_in(CONTROLS)
+        & (pl.col("rounding_ppl").is_not_null() | ~pl.col("dtype").is_in(SIXTEEN_BITS))
     )
 
 
@@ -70,7 +65,7 @@ def recommended(
 
     ``measured``: ``pairs.with_dense``; ``cells``: ``tables.summary``; ``answers``: ``retrieval_tables.retrieval``. Adds
     ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio, over the tokens that saw a pruned cache, on the half that
-    confirmed. A cell whose retrieval was measured must also be shown to keep it.
+    confirmed. A cell whose retrieval was measured, under whatever schedule, must also be shown to keep it.
     """
     groups = cells.filter(pl.col("policy") != "dense").select(GROUP).unique(maintain_order=True)
     halved = with_halves(measured, cells.filter(usable()))
@@ -91,10 +86,10 @@ def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
     limit = f"{100 * tolerance:g} %"
     if cells.is_empty():
         return cells, "no recommendation: no cell that pruned, controls apart, has an interval"
-    enough = cells.filter(pl.col("n_units") >= FEWEST_UNITS)
+    enough = cells.filter(pl.col("pruned_units") >= FEWEST_UNITS)
     if enough.is_empty():
-        most, kind = cells["n_units"].max(), cells["unit_kind"][0]
-        return enough, f"no recommendation: {most} {kind} are too few to choose on one half and confirm on the other"
+        most, kind = labels.count(cells.select(pl.col("pruned_units").max()).item()), cells["unit_kind"][0]
+        return enough, f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on the other"
     cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
     if cheap.is_empty():
         least = labels.figure(100 * (enough.select(pl.col("choosing_high").min()).item() - 1))
@@ -120,6 +115,7 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     rounding alone does to PPL (``rounding_ppl``, which matters in 16 bits).
     """
     sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
+    sums = sums.filter(pl.col("tokens_pruned") > 0).sort(*POOL, "unit").with_columns(n=pl.len().over(POOL))
     sums = sums.with_columns(half=pl.int_range(pl.len()).over(POOL) % 2)
     found = [cells.select(POOL).clear().with_columns(half=pl.lit(None, pl.Int64), high=pl.lit(None, pl.Float64))]
     for (n,), group in sums.filter(pl.col("n") >= FEWEST_UNITS).sort(*POOL, "half", "unit").group_by("n"):
@@ -132,7 +128,7 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
             keys = own.unique(POOL, keep="first", maintain_order=True).select(POOL)
             found.append(keys.with_columns(half=pl.lit(number, pl.Int64), high=bound))
     bounds = pl.concat(found)
-    rounding = 1 + pl.col("rounding_ppl").fill_null(0.0)
+    rounding = pl.col("rounding_log").exp()
     for number, name in enumerate(HALVES):
         own = bounds.filter(pl.col("half") == number).select(*POOL, pl.col("high").alias(name))
         cells = cells.join(own, on=POOL, how="left", nulls_equal=True, maintain_order="left")
@@ -142,8 +138,9 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
 
 def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """The cells with ``asked``, what retrieval of the same setting says, and ``veto``, the same where it rules that out."""
-    numbered = cells.with_row_index("cell")
-    both = answers.join(numbered.select("cell", *SETTING), on=SETTING, how="inner", nulls_equal=True, maintain_order="left")
+    numbered = cells.with_columns(scored_schedule()).with_row_index("cell")
+    same = numbered.select("cell", *SAME_SETTING)
+    both = answers.with_columns(scored_schedule()).join(same, on=SAME_SETTING, how="inner", nulls_equal=True)
     words = [_told(both.filter(pl.col("cell") == number)) for number in range(cells.height)]
     asked = pl.Series([said for said, _ in words], dtype=pl.String)
     return cells.with_columns(asked=asked, veto=pl.Series([None if kept else said for said, kept in words], dtype=pl.String))
@@ -151,11 +148,15 @@ def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 def _told(asked: pl.DataFrame) -> tuple[str, bool]:
     """What retrieval of a setting says, and whether the setting may be recommended."""
-    known = asked.filter(pl.col("verdict").is_in(["VALID", "NEVER_PRUNED"]), pl.col("accuracy_difference").is_not_null())
+    known = asked.filter(valid(), pl.col("accuracy_difference").is_not_null())
     if known.is_empty():
         return "retrieval of this setting was not measured", True
-    for shown, words in ((shown_lower(), "retrieval is shown to lose"), (~kept_accuracy(), "retrieval may lose")):
-        bad = known.filter(shown.fill_null(True)).sort("accuracy_difference", maintain_order=True)
+    known = known.filter(knows_enough())
+    if known.is_empty():
+        return "retrieval cannot tell, for the dense cell does not know the answers", True
+    shown_to_lose = shown_lower().fill_null(False)
+    for shown, words in ((shown_to_lose, "retrieval is shown to lose"), (~kept_accuracy(), "retrieval may lose")):
+        bad = known.filter(shown).sort("accuracy_difference", maintain_order=True)
         if bad.height:
             row = bad.row(0, named=True)
             lost = f"{row['lost']} of {row['questions']} answers lost"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from analysis import labels
 from analysis.disagreement import beside, in_words
 from analysis.load import VERSION_COLUMNS
 from analysis.margins import ACCURACY_MARGIN
-from analysis.retrieval_tables import kept_accuracy, shown_lower
-from analysis.task_tables import METRIC
-from analysis.uncertainty import ALPHA, t_quantile
+from analysis.retrieval_tables import LEAST, kept_accuracy, shown_lower
+from analysis.task_tables import FEW_DOCUMENTS, METRIC
+from analysis.uncertainty import ALPHA, holm, t_quantile
 from analysis.verdicts import valid
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
@@ -19,8 +21,6 @@ CURVE = [
     "policy", "prune_after", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
 ]  # fmt: skip
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
-LEAST = 0.5
-"""A dense cell that answers fewer of the questions leaves nothing to lose."""
 
 
 def accuracy_findings(cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame) -> list[str]:
@@ -33,6 +33,7 @@ def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
     longest = pl.col("context_tokens") == pl.col("context_tokens").max().over([*GROUP, *ASKED])
     sound = valid() & pl.col("budget").is_not_null() & pl.col("dense_accuracy").is_not_null()
     usable = answers.filter(sound, pl.col("position_mode").ne_missing("cache_length")).filter(longest)
+    usable = usable.with_columns(p_value=holm(pl.col("p_value"), [*GROUP, *ASKED]))  # one loss of many is expected by chance
     found = []
     for _, group in usable.group_by([*GROUP, *ASKED], maintain_order=True):
         row = group.row(0, named=True)
@@ -50,8 +51,7 @@ def _kept(group: pl.DataFrame) -> str:
 
     They stand in the order of their names: which of two keeps more, only a paired test of the two could tell.
     """
-    several = group["prune_after"].n_unique() > 1
-    curves = {_curve_name(curve.row(0, named=True), several): curve for _, curve in group.group_by(CURVE)}
+    curves = _by_name([curve for _, curve in group.group_by(CURVE)])
     kept, lost, neither = [], [], []
     for name in sorted(curves):
         budget = least_budget(curves[name])
@@ -70,18 +70,25 @@ def _kept(group: pl.DataFrame) -> str:
         many = f"{', '.join(kept)} of the dense cache (least that was tried: {lowest})"
         words.append(f"shown to lose at most {MARGIN} points: {many}")
     if lost:
-        words.append(f"shown to lose answers, and to keep them at no budget: {', '.join(lost)}")
+        words.append(f"shown to lose answers, and at the largest budget not to keep them: {', '.join(lost)}")
     if neither:
         words.append(f"{asked} questions cannot tell: {', '.join(neither)}")
     return "; ".join(words)
 
 
-def _curve_name(row: labels.Row, several: bool) -> str:
-    """The policy, with the settings that are not the plain ones."""
-    variant = labels.variant(row)
-    others = [] if variant == labels.PLAIN else [variant]
-    others += [f"prune_after {labels.text(row['prune_after'])}"] if several else []
-    return labels.text(row["policy"]) + (f" ({', '.join(others)})" if others else "")
+def _by_name(curves: Sequence[pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Curves by policy, with the settings that are not the plain ones and not the same for all."""
+    told = [_told(curve.row(0, named=True)) for curve in curves]
+    same = set.intersection(*map(set, told))
+    named = {}
+    for curve, parts in zip(curves, told, strict=True):
+        own = ", ".join(part for part in parts if part not in same and part != labels.PLAIN)
+        named[labels.text(curve["policy"][0]) + (f" ({own})" if own else "")] = curve
+    return named
+
+
+def _told(row: labels.Row) -> list[str]:
+    return [*labels.variant_parts(row), f"prune_after {labels.text(row['prune_after'])}"]
 
 
 def least_budget(curve: pl.DataFrame) -> float | None:
@@ -97,6 +104,7 @@ def least_budget(curve: pl.DataFrame) -> float | None:
 def _tasks(scores: pl.DataFrame) -> list[str]:
     """A sentence per model: how many figures moved beyond their paired interval, and which most. Each task is its own dataset."""
     usable = scores.filter(valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length"))
+    usable = usable.filter(pl.col("paired_documents") >= FEW_DOCUMENTS)
     found = []
     for _, group in usable.group_by(["model", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
         place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"

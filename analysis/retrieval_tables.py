@@ -20,6 +20,12 @@ QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned
 ASKED_ORDER, ASKED_DOWN = [*QUESTIONS], [name == "question_pruned" for name in QUESTIONS]
 """The order of sets of questions: those asked before the prune first."""
 
+SAME_SETTING = [
+    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers",
+    "protect_sink", "protect_recent", "position_mode", "scored_schedule",
+]  # fmt: skip
+"""What a cell that was scored and one that was asked share; ``scored_schedule`` comes from ``scored_schedule()``."""
+
 SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
 
@@ -41,6 +47,9 @@ LOST = {
 }
 """What can become of an answer that is not right, by the column that counts it. The last: the dense twin was wrong too, has no
 row, or what the heads that read the answer held was not recorded, as in older schemas."""
+
+LEAST = 0.5
+"""A dense cell that answers fewer of the questions leaves nothing to lose."""
 
 KNOWS = 0.95
 """The share of questions that the dense cell must answer before one can say that a compressed one lost nothing."""
@@ -78,7 +87,7 @@ def _note() -> pl.Expr:
 
 
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
-    """The figures of ``retrieval`` but for the bootstrap, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
+    """The figures of ``retrieval`` but for intervals of NLL, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
     known = pl.col("nll_difference").is_not_null()
     held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
     both = held.is_not_null() & dense_held.is_not_null()
@@ -123,7 +132,7 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def outcome() -> pl.Expr:
     """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it the heads that read it held."""
-    held = pl.col("answer_retained_weighted")
+    held = pl.col("answer_retained_weighted").fill_nan(None)
     lost = pl.col("correct").not_() & pl.col("dense_correct")
     return (
         pl.when(pl.col("correct")).then(pl.lit(RIGHT))
@@ -139,13 +148,24 @@ def shown_lower() -> pl.Expr:
     return (pl.col("p_value") < SHOWN) & (pl.col("accuracy_difference") < 0)
 
 
+def scored_schedule() -> pl.Expr:
+    """The schedule under which perplexity of the same setting is scored: it has no prompt, hence no ``prefill_once``."""
+    once = pl.col("schedule") == "prefill_once"
+    return pl.when(once).then(pl.lit("every_step")).otherwise("schedule").alias("scored_schedule")
+
+
 def kept_accuracy() -> pl.Expr:
     """Cells that are shown to answer what the dense twin answers, but for ``ACCURACY_MARGIN`` at most.
 
     The share of questions that only the dense twin has right is at most that, with 95 % confidence: what a cell gains elsewhere
-    is not counted against what it lost.
+    is not counted against what it lost. Where the twin itself answers less than half of them, nothing is shown.
     """
-    return (pl.col("lost_at_most") <= ACCURACY_MARGIN).fill_null(False)
+    return ((pl.col("lost_at_most") <= ACCURACY_MARGIN) & knows_enough()).fill_null(False)
+
+
+def knows_enough() -> pl.Expr:
+    """Cells whose dense twin answers enough of the questions that there is something to lose."""
+    return pl.col("dense_accuracy") >= LEAST
 
 
 def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:

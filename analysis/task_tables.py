@@ -27,7 +27,7 @@ WHOLE = pl.col("doc_index").is_null()
 def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
     """Per pooled cell, task, metric and filter: the harness's value and standard error, the dense twin's, their difference.
 
-    The difference has a 95 % bootstrap interval over documents where the figure is their mean; one made in another
+    The difference has a 95 % interval over documents where the figure is their mean; one made in another
     way (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.
     ``suite`` is what was asked for, which may have several tasks.
     """

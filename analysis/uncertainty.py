@@ -24,14 +24,18 @@ POWER = 0.8
 """How often a test at the 5 % level sees an effect of the size that is called detectable."""
 CELLS_AT_ONCE = 500
 
-FIGURES = ("ratio_low", "ratio_high", "pruned_ratio", "pruned_low", "pruned_high", "log_error", "p_value", "detectable")
+FIGURES = (
+    "ratio_low", "ratio_high", "pruned_ratio", "pruned_low", "pruned_high", "log_error", "pruned_error", "pruned_units",
+    "p_value", "detectable",
+)  # fmt: skip
 
 
 def bounds(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
     """Per pooled cell with at least two paired units: the columns of ``FIGURES``, ``n_units`` and ``unit_kind``.
 
     ``ratio_low``, ``ratio_high``: 95 % interval of the PPL ratio to dense. ``pruned_...``: the ratio over the tokens alone that
-    saw a pruned cache, and its interval; the others have dense's NLL. ``log_error``: standard error of the ratio's logarithm.
+    saw a pruned cache, and its interval; the others have dense's NLL. ``log_error``, ``pruned_error``: standard errors of the
+    ratios' logarithms. ``pruned_units``: units that have such tokens.
     ``p_value``: ``sign_flip_p``. ``rows`` comes from ``pairs.with_dense``; ``pool`` are the columns that name a cell.
     """
     sums = units(rows, pool)
@@ -77,11 +81,12 @@ def _figures(differences: np.ndarray, tokens: np.ndarray, pruned: np.ndarray) ->
 
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         among_pruned, its_error = weighted_mean(differences, pruned)
-        its_half = t_quantile(1 - ALPHA / 2, n) * its_error
+        own = (pruned > 0).sum(axis=1)
+        its_half = t_quantile(1 - ALPHA / 2, own) * its_error
         detectable = np.exp((t_quantile(1 - ALPHA / 2, n) + t_quantile(POWER, n)) * error)
         columns = [
             np.exp(mean - half), np.exp(mean + half), np.exp(among_pruned), np.exp(among_pruned - its_half),
-            np.exp(among_pruned + its_half), error, sign_flip_p(differences), detectable,
+            np.exp(among_pruned + its_half), error, its_error, own, sign_flip_p(differences), detectable,
         ]  # fmt: skip
     return np.stack(columns, axis=1)
 
@@ -95,12 +100,14 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
     """Sum of values over sum of weights, and its standard error, [cells] each, of ``values`` and ``weights`` [cells, units].
 
     The error is that of a ratio of sums over independent units (Cochran 1977, Sampling Techniques, section 6.3): with weights
-    that are all equal, the usual one of a mean.
+    that are all equal, the usual one of a mean. A unit of weight 0 is no evidence and does not count; of one
+    unit the error is NaN.
     """
-    n, total = values.shape[1], weights.sum(axis=1)
-    mean = values.sum(axis=1) / total
-    residuals = values - mean[:, None] * weights
-    return mean, np.sqrt(n / (n - 1) * (residuals**2).sum(axis=1)) / total
+    n, total = (weights > 0).sum(axis=1), weights.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = values.sum(axis=1) / total
+        residuals = np.where(weights > 0, values - mean[:, None] * weights, 0.0)
+        return mean, np.sqrt(n / (n - 1) * (residuals**2).sum(axis=1)) / total
 
 
 def mean_bounds(units: pl.DataFrame, keys: Sequence[str], value: str, weight: str, name: str) -> pl.DataFrame:
@@ -158,12 +165,16 @@ def holm(p: pl.Expr, family: Sequence[str]) -> pl.Expr:
     return stepped.cum_max().over(family, order_by=p)
 
 
-def widened(cells: pl.DataFrame, comparisons: int) -> pl.DataFrame:
+def widened(
+    cells: pl.DataFrame, comparisons: int, ratio: str = "ratio", error: str = "log_error", n: str = "n_units"
+) -> pl.DataFrame:  # fmt: skip
     """The cells with ``wide_low`` and ``wide_high``: intervals of their PPL ratios that hold together for so many comparisons.
 
-    Bonferroni: each errs in 5 % divided by ``comparisons``. ``cells`` has ``ratio``, ``log_error`` and ``n_units``.
+    Bonferroni: each errs in 5 % divided by ``comparisons``. ``ratio``, ``error`` and ``n`` name the columns of the ratios, of the
+    errors of their logarithms and of the units. In 16 bits they are wider by what rounding does to PPL (``rounding_log``).
     """
-    quantiles = pl.Series(t_quantile(1 - ALPHA / (2 * comparisons), cells["n_units"].to_numpy()), dtype=pl.Float64)
-    half = pl.col("log_error") * quantiles
-    middle = pl.col("ratio").log()
+    quantiles = pl.Series(t_quantile(1 - ALPHA / (2 * comparisons), cells[n].cast(pl.Float64).to_numpy()), dtype=pl.Float64)
+    half = pl.col(error) * quantiles
+    half = half + pl.col("rounding_log") if "rounding_log" in cells.columns else half
+    middle = pl.col(ratio).log()
     return cells.with_columns(wide_low=(middle - half).exp(), wide_high=(middle + half).exp())

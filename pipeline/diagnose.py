@@ -14,6 +14,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from analysis.norm_attention import CLEAR, meaning
 from pipeline.resolve import find_device, resolve
 from pipeline.spec import SweepError, spec_of
 from workers.model_files import ModelError, ModelFacts
@@ -126,7 +127,7 @@ def _described(subject: Subject, diagnosis: Diagnosis, request: Request) -> dict
             {"layer": i, "correlation": rounded, "heads": list(layer.correlations), "alr": layer.loss, "rank": ranks[i]}
             for i, (layer, rounded) in enumerate(zip(diagnosis.layers, diagnosis.rounded, strict=True))
         ],
-        "layers_together": sum(rounded > 0 for rounded in diagnosis.rounded),
+        "layers_together": sum(rounded >= CLEAR for rounded in diagnosis.rounded),
         "skipped_first": _order(diagnosis),
         "sentence": sentence(diagnosis, request),
     }
@@ -159,18 +160,7 @@ def _print(subject: Subject, diagnosis: Diagnosis, request: Request) -> None:
 
 def sentence(diagnosis: Diagnosis, request: Request) -> str:
     """What the figures mean, in words."""
-    rounded = diagnosis.rounded
-    count, together = len(rounded), sum(value > 0 for value in rounded)
-    if together:
-        means = (
-            f"In {together} of {count} layers key norm and attention go together (correlation above 0): what is attended to most "
-            "has high norms there, knorm drops it first, and so is turned round in these layers."
-        )
-    else:
-        means = (
-            f"In none of {count} layers do key norm and attention go together: low norms get more attention, as knorm "
-            "presupposes."
-        )
+    count, means = len(diagnosis.rounded), meaning(diagnosis.rounded)
     if count < 2:
         return f"{means} A model of one layer has none to skip."
     order = ", ".join(map(str, _order(diagnosis)[:-1]))

@@ -167,17 +167,16 @@ of a pruning layer, ``event_kept``: entries that it left; for drawing the cache'
 cell, empty where nothing is ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's
 distribution of the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the scored
 tokens. ``rounding_nats``, ``rounding_ppl``: how far pruned cells of this model, dtype and device are from one token per pass, or
-from themselves without the cells that share their passes, whichever is more, as the self-check found it on the first windows:
-mean absolute difference of a token in nats, and relative difference of the perplexities. Smaller differences between cells are
-rounding. Null on windows too short to prune, and in files of older schemas. ``text_...``: of the generated text, averaged over
-the batch: tokens before its end, share of the batch that ended by itself, share of its 4-grams that were there before, tokens
-before the first that differs from the dense twin's.
-
+from themselves without the cells that share their passes, whichever is more, as the self-check found it on the first windows for
+``knorm``, over the tokens that saw a pruned cache: mean absolute difference of a token in nats, and relative difference of the
+perplexities. Smaller differences between cells are rounding. Null on windows too short to prune, and in files of older
+schemas. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by
+itself, share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
 ``kv_bytes_peak``, in perplexity and generation alike: the most bytes of entries stored at once, just before a prune.
 ``kv_bytes_prompt``, ``kv_bytes_final``: of the entries held after the prompt and at the end. ``kv_bytes_allocated_peak`` and
-``kv_bytes_allocated_final``: of the memory that the cache keeps between two passes, the most and at the end: its buffers with the
-room behind their entries, positions and what its policy observes; null in files of older schemas, whose ``kv_bytes_peak`` of
-generation was counted after each prune.
+``kv_bytes_allocated_final``: of the memory that the cache keeps between two passes, the most and at the end: its buffers with
+the room behind their entries, positions and what its policy observes; null in files of older schemas, whose ``kv_bytes_peak``
+of generation was counted after each prune.
 
 Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own

@@ -104,6 +104,13 @@ def test_a_change_of_speed_has_its_interval_and_says_whether_any_step_pruned(tmp
     assert words in page
 
 
+def test_of_a_cell_that_never_pruned_nothing_is_said_of_a_smaller_cache(tmp_path):
+    rows = [generation_row(i, policy="dense", control=again) for i in range(7) for again in (False, True)]
+    rows += [generation_row(i, tpot_seconds=0.001, prune_steps=[], prune_events=0) for i in range(7)]
+    page = page_of(tmp_path / "run", generation=rows)
+    assert "differs from dense in 1 of 1 cells" in page and "smaller cache" not in page.split("<script")[0]
+
+
 @pytest.mark.parametrize(
     ("rounding", "words"),
     [
@@ -209,7 +216,7 @@ def test_texts_that_were_read_in_two_ways_are_warned_of_and_stay_apart(tmp_path)
     words = "were read as letters and as tokens; such rows are kept apart"
     assert words in page and words not in page_of(tmp_path / "one", perplexity=rows)
     assert "special_tokens_in_text parse" in page, "a chart's title tells"
-    assert page.count("the only cell that pruned") >= 2
+    assert page.count("the only cell that counts") >= 2
 
 
 def test_rows_with_and_without_bos_stay_apart_and_the_page_says_so(tmp_path):
@@ -218,7 +225,7 @@ def test_rows_with_and_without_bos_stay_apart_and_the_page_says_so(tmp_path):
     older = [row | {"bos": None, "protocol_version": 0} for row in rows]
     page = page_of(tmp_path / "run", perplexity=[*rows, *other])
     words = "Texts of model toy began with BOS and without it; such rows are kept apart."
-    assert words in page and "bos True" in page and page.count("the only cell that pruned") >= 2
+    assert words in page and "bos True" in page and page.count("the only cell that counts") >= 2
     assert words not in page_of(tmp_path / "older", perplexity=[*rows, *older])
 
 
@@ -286,7 +293,7 @@ def test_cells_differing_only_in_the_protocol_are_shown_apart(tmp_path):
 
 def test_the_page_says_which_figures_are_of_16_bits(tmp_path):
     rows = [perplexity_row(0, policy=policy, dtype=dtype) for policy in ("dense", "knorm") for dtype in ("float32", "bfloat16")]
-    words = "so no smaller difference means anything: 1 of 2 cells."
+    words = "do not rely on smaller differences: 1 of 2 cells."
     assert words in page_of(tmp_path / "run", perplexity=rows)
     assert "16 bits" not in page_of(tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"])
 

@@ -125,7 +125,8 @@ def test_pairs_with_an_impossible_dense_cell_are_impossible_and_say_so(page_of):
 
 
 def test_no_claim_rests_on_it(tmp_path):
-    rows = scored() + [retrieval_row(i, policy=policy) for i in range(60) for policy in ("dense", "knorm")]
+    rows = [row | {"window_index": 3 * again + row["window_index"]} for again in range(3) for row in scored()]
+    rows += [retrieval_row(i, keep_ratio=0.7, policy=policy) for i in range(60) for policy in ("dense", "knorm")]
     tables = {"perplexity": rows, "retrieval": [row for row in rows if "answer_nll" in row]}
     tables["perplexity"] = [row for row in rows if "nll_sum" in row]
     sound = audited(str(tmp_path / "sound"), tables)

@@ -29,12 +29,12 @@ def scored(nats, budget=0.5, **settings):
 def advised(tmp_path_factory):
     """``advised(rows, tolerance, answers)``: the recommendation for toy, and the sentence."""
 
-    def advise(rows, tolerance=0.01, answers=()):
+    def advise(rows, tolerance=0.01, answers=(), which=None):
         directory = write_run(str(tmp_path_factory.mktemp("run")), {"perplexity": [*DENSE, *rows], "retrieval": [*answers]})
         results = load([directory])
         measured = with_dense(results.rows("perplexity"))
         table = recommended(measured, summary(measured), retrieval(results.rows("retrieval")), tolerance)
-        return one(table, model="toy"), advice_in_words(table)[0]
+        return one(table, **(which or {"model": "toy"})), advice_in_words(table)[0]
 
     return advise
 
@@ -89,9 +89,33 @@ def test_behind_a_cell_that_is_not_confirmed_none_is_tried(advised):
     assert advised(scored(0.05, 0.9) + scored(least, 0.3, keep_ratio=0.3))[0]["keep_ratio"] == 0.3
 
 
+def test_a_veto_says_that_a_loss_is_shown_only_where_it_is(advised):
+    assert "retrieval may lose (2 of 5 answers lost" in advised(scored(0.1), answers=ask(3, 5, 5))[1]
+    assert "retrieval is shown to lose (15 of 60 answers lost" in advised(scored(0.1), answers=ask(45))[1]
+
+
+def test_the_same_layers_are_the_same_setting_however_they_were_chosen(advised):
+    rows = scored(0.1, skip_layers=[1], skip_layers_rule="auto:1")
+    assert "retrieval rules out" in advised(rows, answers=ask(45, skip_layers=[1]))[1]
+
+
+def test_documents_that_never_pruned_are_no_evidence(tmp_path):
+    """Two of sixteen documents pruned, and cost nothing; by the others nothing is shown."""
+    rows = [perplexity_row(i, policy="dense", document=i) for i in range(16)]
+    rows += [perplexity_row(i, nll_sum=200.0, document=i, tokens_scored_pruned=50 if i < 2 else 0) for i in range(16)]
+    results = load([write_run(str(tmp_path), {"perplexity": rows})])
+    measured = with_dense(results.rows("perplexity"))
+    cells = summary(measured)
+    row = one(recommended(measured, cells, retrieval(results.rows("retrieval"))), model="toy")
+    assert row["policy"] is None and "2 documents that pruned are too few" in row["advice"]
+    assert one(cells, policy="knorm")["pruned_units"] == 2
+
+
 def test_windows_too_few_for_two_halves_recommend_nothing(advised):
     row, sentence = advised(scored([0.1] * 7))
-    assert row["policy"] is None and "7 windows are too few to choose on one half and confirm on the other" in sentence
+    assert (
+        row["policy"] is None and "7 windows that pruned are too few to choose on one half and confirm on the other" in sentence
+    )
 
 
 def test_no_setting_is_recommended_without_an_interval(advised):
@@ -101,7 +125,13 @@ def test_no_setting_is_recommended_without_an_interval(advised):
 def test_in_16_bits_rounding_counts_against_a_cell(advised):
     """0.8 % where pruned, and 0.4 % that rounding alone may have taken away."""
     assert advised(scored(0.4, rounding_ppl=1e-7))[0]["policy"] == "knorm"
-    assert advised(scored(0.4, rounding_ppl=0.004))[0]["policy"] is None
+    assert advised(scored(0.4, rounding_ppl=0.004))[0]["policy"] == "knorm", "float32 is exact"
+    half = {"dtype": "bfloat16"}
+    dense = [perplexity_row(i, policy="dense", **half) for i in range(8)]
+    for rounding, policy in ((1e-7, "knorm"), (0.004, None), (None, None)):
+        rows = dense + scored(0.4, rounding_ppl=rounding, **half)
+        found = advised(rows, which={"dtype": "bfloat16"})[0]
+        assert found["policy"] == policy, rounding
 
 
 def ask(right, dense=60, n=60, **settings):
@@ -114,9 +144,15 @@ def ask(right, dense=60, n=60, **settings):
         (ask(60, keep_ratio=0.5), 0.5, "retrieval is kept in 1 of 1 sorts of questions"),
         (ask(45, keep_ratio=0.5), 0.9, "retrieval of this setting was not measured"),  # the larger cache is not asked
         (ask(45, keep_ratio=0.5) + ask(20, keep_ratio=0.9), None, "retrieval rules out each cell"),
+        (ask(45, keep_ratio=0.5, schedule="prefill_once", cell_id="once"), 0.9, "not measured"),  # a context pruned once
+        (ask(45, keep_ratio=0.5, schedule="constant", cell_id="constant"), 0.5, "not measured"),  # another budget
         # Twenty questions, none lost: no sign of a loss, and not enough of them to show that there is none.
         (ask(20, 20, 20, keep_ratio=0.5), 0.9, "not measured"),
         (ask(60, keep_ratio=0.5) + ask(45, keep_ratio=0.5, kind="needle"), 0.9, "not measured"),
+        # The dense cell knows no answer, or nothing of the context was ever dropped: that shows nothing either way.
+        (ask(0, 0, keep_ratio=0.5), 0.5, "the dense cell does not know the answers"),
+        (ask(60, keep_ratio=0.5, prune_events=0), 0.5, "not measured"),
+        (ask(3, 5, 5, keep_ratio=0.5), 0.9, "not measured"),  # two of five lost: no loss is shown, and no keeping
         (ask(45, keep_ratio=0.5, policy="random") + ask(45, keep_ratio=0.5, prune_after=64), 0.5, "not measured"),
     ],
 )

@@ -1,6 +1,7 @@
 """``skip_layers: auto:k`` from the sweep file to the report."""
 
 import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -173,7 +174,7 @@ def test_the_report_names_the_rule_and_says_how_norm_and_attention_go_together(r
     page = Path(write_report([str(rules_run[1])])).read_text(encoding="utf-8")
     assert "skip auto:1 (4)" in page  # of reference-neox
     assert page.count("<h4>Key norm and attention</h4>") == 2  # beside perplexity and beside retrieval
-    assert "In 6 of 6 layers they go together, most in layer 4" in page
+    assert "Of 6 layers key norm and attention go together in 6" in page and "most in layer 4" in page
     found = norm_attention(load_run([str(rules_run[1])]), "perplexity")
     assert found["model"].to_list() == sorted(MODELS)
     assert "turned round by construction" in in_words(found)[0]
@@ -187,9 +188,17 @@ def test_words_for_rules_and_for_models():
     assert labels.cell(row) == "knorm, keep_ratio 0.9, skip auto:2 (3,4), first 1 protected"
     about = {"model": ["a", "b", "c"], "model_revision": ["r"] * 3, "device": ["cpu"] * 3, "dtype": ["float32"] * 3}
     said = in_words(pl.DataFrame({**about, "norm_attention": [[-0.1, -0.2], [-0.5, 0.25], None]}))
-    assert "In no layer" in said[0]
-    assert "In 1 of 2 layers they go together, most in layer 1" in said[1] and "-0.50, +0.25" in said[1]
+    assert "go together in 0, and in 2 low norms get more attention, as knorm presupposes." in said[0]
+    assert "go together in 1, and in 1 low norms get more attention" in said[1] and "-0.50, +0.25" in said[1]
     assert "not recorded" in said[2]
+
+
+def test_a_correlation_near_0_or_none_at_all_says_nothing_either_way():
+    about = {"model": ["a", "b", "c"], "model_revision": ["r"] * 3, "device": ["cpu"] * 3, "dtype": ["float32"] * 3}
+    near, tiny, none = in_words(pl.DataFrame({**about, "norm_attention": [[-0.01, -0.02], [0.001, 0.3], [math.nan, math.nan]]}))
+    assert "together in 0, and in 0 low norms" in near and "in 2 neither is clear" in near and "turned round" not in near
+    assert "together in 1, and in 0 low norms" in tiny and "by construction" not in tiny
+    assert "not recorded" in none
 
 
 def test_a_file_without_the_columns_is_read(tmp_path):

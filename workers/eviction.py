@@ -187,7 +187,7 @@ def snapkv_max7(view: CacheView) -> Tensor:
     in_window = age <= OBSERVED_QUERIES
     mass = view.attention(OBSERVED_QUERIES).mean((2, 3)).masked_fill(in_window, 0.0)
     pooled = functional.max_pool1d(mass, MAX_POOLING, stride=1, padding=MAX_POOLING // 2)
-    return torch.where(in_window, 2.0 + OBSERVED_QUERIES - age, round_significant(pooled))
+    return torch.where(in_window, 2.0 + OBSERVED_QUERIES - age, view.rounded(pooled))
 
 
 def tova(view: CacheView) -> Tensor:

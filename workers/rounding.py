@@ -44,6 +44,8 @@ class Distance:
 def distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> tuple[Distance, Distance, int]:
     """(from one token per pass, from the cell alone, texts compared): the largest of the first ``MEASURED`` cells.
 
+    Over the tokens that saw a pruned cache; the others would dilute them.
+
     tokens: [texts, length] on the model's device, of which so many are taken as a unit would take together. Raises what makes a
     cell fail.
     """
@@ -66,4 +68,6 @@ def _distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> It
         assert found is not None and not isinstance(found, Exception)
         assert alone is not None and not isinstance(alone, Exception)
         exact = reference_nll(model, tokens, cell)
-        yield Distance.between(found.nll, exact), Distance.between(found.nll, alone.nll)
+        pruned = slice(cell.prune_after, None)  # the tokens before saw all that was there
+        own = found.nll[:, pruned]
+        yield Distance.between(own, exact[:, pruned]), Distance.between(own, alone.nll[:, pruned])

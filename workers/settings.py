@@ -58,6 +58,8 @@ class PruneSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
+        if self.policy == "streaming_rolled" and self.position_mode == "cache_length":
+            raise ValueError("policy streaming_rolled places its keys itself; position_mode must be absolute")
 
     @property
     def budget(self) -> Budget:
