@@ -173,4 +173,7 @@ def wilson(right: pl.Expr, questions: pl.Expr) -> dict[str, pl.Expr]:
     share, spread = right / questions, Z95**2 / questions
     middle = (share + spread / 2) / (1 + spread)
     half = Z95 / (1 + spread) * (share * (1 - share) / questions + spread / (4 * questions)).sqrt()
-    return {"accuracy_low": middle - half, "accuracy_high": middle + half}
+    # Its ends at none and at all are 0 and 1, which floats miss by a little.
+    low = pl.when(right == 0).then(0.0).otherwise(middle - half)
+    high = pl.when(right == questions).then(1.0).otherwise(middle + half)
+    return {"accuracy_low": low, "accuracy_high": high}

@@ -100,7 +100,7 @@ DENSE = [perplexity_row(i, policy="dense") for i in range(4)]
     [
         (1.005, 0, 6, "at most 2 % where pruned where retrieval is shown to lose in 1 of 1 pairs of figures; most: PPL ratio"),
         (1.005, 5, 6, "to disagree in none of 1 pairs"),  # PPL may have risen by far more
-        (1.5, 0, 60, "to rise where retrieval is shown to be kept in 1 of 1 pairs of figures; most: PPL ratio where pruned 2.250"),
+        (1.5, 0, 60, "rise where retrieval is shown to be kept in 1 of 1 pairs of figures; most: PPL ratio where pruned 2.250"),
         (1.5, 0, 57, "to disagree in none of 1 pairs"),  # accuracy may have fallen
         (1.005, 0, 57, "to disagree in none of 1 pairs"),  # five points are within the interval
         (1.5, 0, 6, "to disagree in none of 1 pairs"),

@@ -236,7 +236,7 @@ def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alon
         exact = evaluate_reference(model, tokens[:texts], cell, range(texts)).nll
         own = slice(cell.prune_after, None)  # tokens before it saw all that was there
         nats += [float((company - other)[:, own].abs().mean()) for other in (exact, alone)]
-        ppl += [abs(math.exp(float(company[:, own].mean() - other[:, own].mean())) - 1) for other in (exact, alone)]
+        ppl += [abs(math.exp(float((company - other)[:, own].double().mean())) - 1) for other in (exact, alone)]
     assert (passed.texts, passed.tokens) == (texts, 120)
     assert passed.rounding_nats == pytest.approx(max(nats), rel=1e-4)
     assert passed.rounding_ppl == pytest.approx(max(ppl), rel=1e-2, abs=1e-7)

@@ -45,6 +45,13 @@ def test_the_nll_of_the_answer_is_compared_question_by_question(run_of):
     assert (row["nll_difference_low"], row["nll_difference_high"]) == pytest.approx(ratio_interval(own - twin, tokens))
 
 
+@pytest.mark.parametrize(("right", "end", "value"), [(0, "accuracy_low", 0.0), (48, "accuracy_high", 1.0)])
+def test_wilsons_interval_of_none_and_of_all_ends_at_the_very_end(run_of, right, end, value):
+    """Floats miss it by 1e-16, and then an interval of all right answers does not hold the truth."""
+    row = one(retrieval(run_of(retrieval=asked(right, 48, 48)).rows("retrieval")), policy="knorm")
+    assert str(row[end]) == str(value)
+
+
 def test_of_questions_too_few_to_show_anything_no_p_is_printed(run_of):
     """Five questions, all lost, have a p of 2 / 2**5: above 0.05 whatever is measured."""
     found = {n: one(retrieval(run_of(retrieval=asked(0, n, n)).rows("retrieval")), policy="knorm")["p_value"] for n in (5, 6)}
