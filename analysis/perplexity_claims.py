@@ -300,7 +300,7 @@ def recommendation(e: Evidence) -> Ruling:
     asked = sure(plain(e.cells)).filter(recommended_ratio)
     costs_more = pl.col("pruned_low") > 1 + MAX_PPL_INCREASE
     shown = f"shown to cost over {labels.percent(MAX_PPL_INCREASE)} of PPL in {share_of(asked, costs_more)} cells"
-    why = f"knorm at 0.9, 0.8 and 0.75 is {shown}; {advice['advice']}"
+    why = f"knorm at 0.9, 0.8 and 0.75 is {shown}; the advice here: {advice['advice']}"
     if asked.height and asked.filter(costs_more).height == asked.height:
         return Ruling(REFUTED, why, honest=honest)
     right = asked.filter(pl.col("pool_id").eq_missing(advice["pool_id"])).height > 0
