@@ -166,7 +166,6 @@ RETRIEVAL = [
     Column("accuracy_difference", "accuracy minus dense (points)", "points"), Column("p_value", "p (McNemar)"),
     Column("lost_at_most", "lost at most (95 %)", "percent"),
     Column("answer_nll", "NLL of the right answer (nats per token)"), Column("nll_difference", "minus dense"),
-    Column("nll_difference_low", "95 % interval", "interval", "nll_difference_high"),
     Column("budget", "realised budget", "percent"),
     Column("answer_retained_weighted", "answer still held, by attention", "percent"),
     Column("answer_retained_least", "in the reading head that holds least", "percent"),

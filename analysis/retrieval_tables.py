@@ -11,7 +11,7 @@ from analysis.load import VERSION_COLUMNS
 from analysis.margins import ACCURACY_MARGIN
 from analysis.pairs import POOL, SETTINGS, finite
 from analysis.tables import beyond, in_order
-from analysis.uncertainty import mcnemar_p, mean_bounds, share_at_most
+from analysis.uncertainty import mcnemar_p, share_at_most
 from analysis.verdicts import plain_verdict
 
 QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned"]
@@ -61,17 +61,13 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     """Per pooled cell and set of questions: accuracy with Wilson's 95 % interval, the twin's, NLL of the right answer, outcomes.
 
     ``accuracy_difference`` (with McNemar's ``p_value``, null where so few questions cannot reach 0.05) and ``nll_difference``
-    (per answer token, with an interval over questions) are to the dense twin on the same questions; ``lost_at_most``: upper bound
-    (one-sided, 95 %) of the share of questions that only the twin has right; ``budget``: the cache held while answering as a
-    share of the twin's. Null where there is no twin, or a schema lacks it.
+    (per answer token; a few questions carry most of it, so that it has no interval) are to the dense twin on the same questions;
+    ``lost_at_most``: upper bound (one-sided, 95 %) of the share of questions that only the twin has right; ``budget``: the cache
+    held while answering as a share of the twin's. Null where there is no twin, or a schema lacks it.
     """
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
     cells = figures(answers.lazy(), QUESTIONS).collect()
-    sound = answers.filter(pl.col("policy") != "dense", pl.col("impossible").is_null().all().over(keys))
-    pruned = sound.sort([*keys, "seed", "depth", "question_index"])
-    nll = mean_bounds(pruned, keys, "nll_difference", "answer_tokens", "nll_difference")
-    cells = cells.join(nll, on=keys, how="left", nulls_equal=True, maintain_order="left")
     pairs = list(cells.select("lost", "gained", "paired").iter_rows())
     p = [mcnemar_p(lost, gained) if paired and 2.0 ** (1 - paired) < SHOWN else None for lost, gained, paired in pairs]
     most = [share_at_most(lost, paired) if paired else None for lost, _, paired in pairs]
@@ -87,7 +83,7 @@ def _note() -> pl.Expr:
 
 
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
-    """The figures of ``retrieval`` but for intervals of NLL, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
+    """The figures of ``retrieval`` but for tests and bounds, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
     known = pl.col("nll_difference").is_not_null()
     held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
     both = held.is_not_null() & dense_held.is_not_null()

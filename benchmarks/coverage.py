@@ -1,10 +1,10 @@
 """How often what a report says is wrong: ``python -m benchmarks.coverage [--rows DIR] [--trials N] [--out DIR]``.
 
 The rows of a large run are taken for the whole truth: every window of a text, and hundreds of questions, of both embedded models.
-From them experiments of the embedded sweeps' sizes are drawn, windows (or documents that questions are about) at random with
-replacement, and each goes through the code that makes a report. Printed is how often an interval misses the truth, and how often
-a finding, a p, a recommendation or a check of timing is wrong, beside how often it may be by what is said. Where an error needs a
-truth that the rows do not hold (no difference, a loss just above what is tolerated), the rows are moved so that it holds.
+From them experiments of the embedded sweeps' sizes are drawn, windows or questions at random with replacement, and each goes
+through the code that makes a report. Printed is how often an interval misses the truth, and how often a finding, a p, a
+recommendation or a check of timing is wrong, beside how often it may be by what is said. Where an error needs a truth that the
+rows do not hold (no difference, a loss just above what is tolerated), the rows are moved so that it holds.
 
 Without ``--rows`` the run is made first (some 20 minutes on 2 cores) and kept in ``--out``.
 """
@@ -159,7 +159,7 @@ def of_equal_cells(measured: pl.DataFrame, trials: int, count: int, rng: np.rand
         for ratio, frame in off.items():
             whole = summary(drawn(frame, "window_index", count, rng)).filter(valid())
             words = f"any cell shown to differ (audit), all off by {100 * (ratio - 1):+g} %"
-            tally.add_any(words, widened(whole, whole.height).select(changed()), ALPHA / 2)
+            tally.add_any(words, widened(whole, whole.height).select(changed()))
         curves = shapes(rows, cells)
         tally.add("a flat curve said to rise or fall", curves.select(*CURVE_NAME, pl.col("phases").str.contains("rises|falls")))
     yield from tally.measured()
@@ -184,22 +184,19 @@ def of_costly_cells(measured: pl.DataFrame, trials: int, count: int, rng: np.ran
 
 
 def of_answers(rows: pl.DataFrame, trials: int, rng: np.random.Generator) -> Iterator[Measured]:
-    """What is said of answers; documents are drawn, each with all questions about it."""
+    """What is said of answers; as many questions of each depth are drawn, each of which has a document of its own."""
     keys, tally = ["cell_id", "kind", "context_tokens"], Tally()
     whole = retrieval(rows.lazy()).filter(valid())
     lost = pl.col("lost") / pl.col("paired")
-    truth = whole.select(*keys, true="accuracy", true_nll="nll_difference", true_lost=lost)
+    truth = whole.select(*keys, true="accuracy", true_lost=lost)
     shares = truth.select(*keys, share=(ACCURACY_MARGIN + 1e-3) / pl.col("true_lost"))
     for _ in range(trials):
-        own = drawn(rows, "question_index", DOCUMENTS, rng)
+        own = pl.concat(
+            [drawn(part, "question_index", DOCUMENTS, rng) for _, part in rows.group_by("depth", maintain_order=True)]
+        )
         cells = retrieval(own.lazy()).filter(valid()).join(truth, on=keys)
         about = pl.format("{} {}", "cell_id", "kind")
         tally.add("95 % interval of an accuracy", cells.select(about, outside("accuracy_low", "accuracy_high")))
-        nll = cells.filter(pl.col("nll_difference_low").is_not_null())
-        tally.add(
-            "95 % interval of the answer's NLL",
-            nll.select(about, outside("nll_difference_low", "nll_difference_high", "true_nll")),
-        )
         lossy = retrieval(_thinned(own, shares, rng).lazy()).filter(valid()).join(truth, on=keys)
         words = f"said to keep, of those that lose just over {100 * ACCURACY_MARGIN:g} points"
         tally.add(words, lossy.filter(pl.col("true_lost") > ACCURACY_MARGIN).select(about, kept_accuracy()))
@@ -221,12 +218,12 @@ def _thinned(rows: pl.DataFrame, shares: pl.DataFrame, rng: np.random.Generator)
 
 
 def _exchanged(rows: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """Each cell with a dense twin of its own; per document the two change places at random, so that neither is better."""
+    """Each cell with a dense twin of its own; per question the two change places at random, so that neither is better."""
     question = ["kind", "context_tokens", "depth", "question_index"]
     dense = rows.filter(pl.col("policy") == "dense").select(*question, "dense_cell_id", twin="correct")
-    turns = pl.Series(rng.random(DOCUMENTS) < 0.5)
     pairs = rows.filter(pl.col("policy") != "dense").join(dense, on=[*question, "dense_cell_id"])
-    pairs = pairs.with_columns(turn=turns.gather(pairs["question_index"]), dense_cell_id=pl.format("{}/dense", "cell_id"))
+    turns = pl.Series(rng.random(pairs.height) < 0.5)
+    pairs = pairs.with_columns(turn=turns, dense_cell_id=pl.format("{}/dense", "cell_id"))
     first = pl.when("turn").then("twin").otherwise("correct")
     second = pl.when("turn").then("correct").otherwise("twin")
     twins = pairs.with_columns(correct=second, policy=pl.lit("dense"), cell_id="dense_cell_id", pool_id="dense_cell_id")
