@@ -31,11 +31,11 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
     # A reproduced bug is shown in charts and tables, but is no finding about a policy.
     sound = pl.col("position_mode").ne_missing("cache_length")
     usable = cells.filter(valid(), pl.col("ratio").is_not_null(), sound)
-    found = []
+    found, several = [], [name for name in GROUP if usable[name].n_unique() > 1]
     for _, group in usable.group_by(GROUP, maintain_order=True):
         ranked = finite(widened(group.sort("ratio"), group.height)).to_dicts()
         low, high = ranked[0], ranked[-1]
-        place = f"{low['model']} on {low['dataset']}, prune_after {labels.text(low['prune_after'])}"
+        place = f"{labels.place(low, several)}, prune_after {labels.text(low['prune_after'])}"
         if len(ranked) == 1:
             found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that counts.")
         else:

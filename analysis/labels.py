@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 NONE = "–"
@@ -47,6 +47,13 @@ def cell(row: Row) -> str:
     if row["policy"] == "dense":
         return "dense"
     return f"{row['policy']}, keep_ratio {ratio_setting(row['keep_ratio'])}, {variant(row)}"
+
+
+def place(row: Row, several: Collection[str] = ()) -> str:
+    """Model and dataset, and what else tells a group from the page's others: ``several`` names columns of many values."""
+    named = {"dtype": "{}", "device": "{}", "window": "windows of {}", "stride": "stride {}", "bos": "BOS first: {}"}
+    others = [form.format(text(row[name])) for name, form in named.items() if name in several]
+    return ", ".join([f"{row['model']} on {row['dataset']}", *others])
 
 
 def questions(row: Row) -> str:

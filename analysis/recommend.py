@@ -170,8 +170,9 @@ def advice_in_words(advised: pl.DataFrame) -> list[str]:
 
 
 def _sentences(advised: pl.DataFrame) -> Iterator[str]:
+    several = [name for name in GROUP if advised[name].n_unique() > 1]
     for row in advised.iter_rows(named=True):
-        place, advice = f"{row['model']} on {row['dataset']}", row["advice"]
+        place, advice = labels.place(row, several), row["advice"]
         if row["budget"] is not None:
             cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
             advice = f"least cache for a PPL {advice}: {labels.percent(row['budget'])} of the dense one ({cell})"

@@ -8,10 +8,12 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from analysis.findings import findings
 from analysis.load import load
 from analysis.pairs import with_dense
 from analysis.recommend import advice_in_words, front, recommended
 from analysis.retrieval_tables import retrieval
+from analysis.speed import checks, generation
 from analysis.tables import summary
 from tests.rows import asked, one, perplexity_row, write_run
 
@@ -169,6 +171,18 @@ def test_each_dataset_has_an_advice_of_its_own(advised, tmp_path):
     table = recommended(measured, summary(measured), retrieval(results.rows("retrieval")))
     assert table.select("dataset", "policy").rows() == [("other", None), ("text", "knorm")]
     assert [sentence.split(":")[0] for sentence in advice_in_words(table)] == ["toy on other", "toy on text"]
+
+
+def test_sentences_on_one_model_and_text_say_what_tells_them_apart(tmp_path):
+    half = {"dtype": "bfloat16"}
+    rows = DENSE + scored(0.1) + [perplexity_row(i, policy="dense", **half) for i in range(8)] + scored(3.0, **half)
+    results = load([write_run(str(tmp_path), {"perplexity": rows})])
+    measured = with_dense(results.rows("perplexity"))
+    cells, timed = summary(measured), results.rows("generation")
+    speeds = generation(timed, checks(timed))
+    said = advice_in_words(recommended(measured, cells, retrieval(results.rows("retrieval"))))
+    assert sorted(line.split(":")[0] for line in said) == ["toy on text, bfloat16", "toy on text, float32"]
+    assert sorted(line.split(",")[1].strip() for line in findings(cells, speeds)) == ["bfloat16", "float32"]
 
 
 def test_halves_alternate_and_documents_are_not_split(tmp_path):

@@ -2,19 +2,23 @@
 
 import dataclasses
 import gc
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 
+from analysis.speed import median_interval
 from tests.architectures import ARCHITECTURES, make
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import rounds
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.clock import Clock
-from workers.generation import generate
+from workers.generation import GenerationRun, generate
 from workers.model_files import find_model
 from workers.peak_memory import PeakMemory
-from workers.rounds import round_orders, timed_rounds
+from workers.rounds import Timed, round_orders, timed_rounds, widest_interval
 from workers.settings import PruneSettings
 from workers.unit import above_ceiling
 from workers.work import GenerationWork, UnitCell, WorkUnit
@@ -67,6 +71,21 @@ def test_rounds_go_on_until_the_ratios_are_known_and_not_for_ever(fake_runs):
     assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8
     fake_runs(lambda number, settings: 1.0 + (number // 3) % 5)
     assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8 - 3
+
+
+@pytest.mark.parametrize("rounds", [6, 9, 15])
+def test_rounds_stop_by_the_interval_that_the_report_forms(rounds):
+    """One rule, kept in two places, because a report runs without torch."""
+    times = np.random.default_rng(rounds).uniform(1, 2, (2, rounds))
+    runs = [
+        Timed(cell, i, 0, False, cast(GenerationRun, SimpleNamespace(tpot_seconds=times[cell, i])))
+        for cell in (0, 1)
+        for i in range(rounds)
+    ]
+    low, high = median_interval(times[1] / times[0])
+    assert low is not None and high is not None
+    assert widest_interval(runs, 0) == pytest.approx(high - low)
+    assert widest_interval(runs[:5] + runs[rounds : rounds + 5], 0) == float("inf"), "five rounds have no interval"
 
 
 def test_the_reports_protocol_is_wrong_in_each_of_its_ways(fake_runs):
