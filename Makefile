@@ -33,6 +33,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale

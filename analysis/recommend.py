@@ -159,7 +159,7 @@ def _told(asked: pl.DataFrame) -> tuple[str, bool]:
         bad = known.filter(shown).sort("accuracy_difference", maintain_order=True)
         if bad.height:
             row = bad.row(0, named=True)
-            lost = f"{row['lost']} of {row['questions']} answers lost"
+            lost = f"{row['lost']} of {row['paired']} answers lost"
             return f"{words} ({lost}: {labels.questions(row)}, {row['context_tokens']} tokens)", False
     return f"retrieval is kept in {known.height} of {known.height} sorts of questions", True
 

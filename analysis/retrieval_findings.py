@@ -63,7 +63,7 @@ def _kept(group: pl.DataFrame) -> str:
             neither.append(name)
 
     row = group.row(0, named=True)
-    asked, dense = group["questions"].max(), labels.percent(row["dense_accuracy"])
+    asked, dense = group["paired"].max(), labels.percent(row["dense_accuracy"])
     words = [f"dense answers {dense} of {asked} questions"]
     if kept:
         lowest = labels.percent(group.select(pl.col("budget").min()).item())

@@ -86,6 +86,7 @@ OUTCOMES = [
     (False, True, 0.04, [], "lost_dropped"), (False, True, 0.05, [], "lost_partly"),
     (False, True, 0.94, [], "lost_partly"), (False, True, 0.95, [], "lost_held"),
     (False, False, 0.0, [], "untold"), (False, None, 0.9, [], "untold"), (False, True, None, [], "untold"),
+    (False, True, float("nan"), [], "untold"),
     (False, True, 0.51, [0], "lost_partly"),  # what a skipped layer holds can be read
 ]  # fmt: skip
 
