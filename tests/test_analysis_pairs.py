@@ -10,7 +10,6 @@ from scipy import stats
 
 from analysis import (
     curve_shape,
-    disagreement,
     findings,
     measures,
     points,
@@ -23,7 +22,7 @@ from analysis import (
 )
 from analysis.load import VERSION_COLUMNS, RunUnreadableError, load
 from analysis.pairs import with_dense
-from analysis.retrieval_tables import retrieval
+from analysis.retrieval_tables import SAME_SETTING, retrieval
 from analysis.speed import checks, generation
 from analysis.tables import by_ratio, summary
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
@@ -157,7 +156,7 @@ GROUPS = {
     "one grid": tables.FAMILY, "findings": findings.GROUP, "curves": curve_shape.CURVE, "advice": recommend.GROUP,
     "charts": points.GROUP, "timed and scored": measures.SAME, "timed": measures.TURNS, "turns": speed.TURNS,
     "asked": retrieval_charts.GROUP, "answers": retrieval_findings.GROUP, "tasks": task_charts.GROUP,
-    "asked and scored": disagreement.SAME,
+    "asked and scored": SAME_SETTING,
 }  # fmt: skip
 
 

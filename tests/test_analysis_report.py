@@ -263,6 +263,7 @@ def test_more_points_than_altairs_limit(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_script_runs_from_anywhere_and_refuses_what_is_no_run(tmp_path):
     directory = write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

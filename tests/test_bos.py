@@ -242,6 +242,7 @@ def stock(with_bos):
     return AutoModelForCausalLM.from_pretrained(with_bos, dtype=torch.float32).eval()
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_stock_model_with_bos_prepended_by_hand(rows, stock, text_file):
     _, scan = rows
     ids = byte_style().encode(text_file.read_text(), add_special_tokens=False).ids
@@ -255,6 +256,7 @@ def test_rows_are_those_of_the_stock_model_with_bos_prepended_by_hand(rows, stoc
             assert (row["tokens_scored"], row["nll_sum"]) == (len(nll), pytest.approx(sum(nll), abs=2e-3))
 
 
+@pytest.mark.slow
 def test_generated_tokens_are_those_of_the_stock_model_behind_bos(rows, stock, text_file):
     _, scan = rows
     ids = byte_style().encode(text_file.read_text(), add_special_tokens=False).ids
@@ -267,6 +269,7 @@ def test_generated_tokens_are_those_of_the_stock_model_behind_bos(rows, stock, t
     assert dense["output_tokens"] == told[:, 32:].flatten().tolist() and dense["prompt_tokens"] == 32
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_stock_model_behind_bos(rows, stock):
     plan, scan = rows
     for unit in (unit for unit in plan.units if unit.task == "retrieval"):

@@ -153,6 +153,7 @@ def test_charts_of_one_group_share_their_data_and_no_specification_holds_rows(sh
     assert {"ucurve-1-1", "budget-1-1", "tradeoff-1", "heatmap-1"} <= set(by_points["cells_1"])
 
 
+@pytest.mark.slow
 def test_every_specification_is_valid_vega_lite(shown):
     def refused(spec: dict) -> str | None:
         try:

@@ -243,7 +243,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [name if name == "empty" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES])
 def test_a_part_that_cannot_be_read_is_set_aside_and_its_cells_run_again(damage, sweep_file, out, tmp_path, capsys):
     sweep = sweep_file(datasets=None)
     (tmp_path / "second.txt").write_text(" ".join(str(n) for n in range(2000)))

@@ -40,6 +40,7 @@ def test_end_tokens_are_the_models_own(ids, expected):
     assert end_tokens(SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=ids))) == expected
 
 
+@pytest.mark.slow
 def test_the_dense_cells_text_agrees_with_itself_in_every_round_and_a_pruned_one_need_not():
     cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("recent", 0.1, 8)))
     work = GenerationWork((tuple(repetitive_tokens(1, 30)[0].tolist()),), 12, 3, 3, 0.05, 0, 0)

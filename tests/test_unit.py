@@ -95,6 +95,7 @@ def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
     assert "Traceback" in failure.traceback
 
 
+@pytest.mark.slow
 def test_generation_rows_have_the_declared_columns_and_the_same_rounds_for_all():
     cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("knorm", 0.5, 8)))
     prompts = tuple(map(tuple, repetitive_tokens(2, 20).tolist()))

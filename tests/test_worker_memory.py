@@ -50,6 +50,7 @@ def question():
     return Question("passkey", 50, 3, 0, 0.1, 0, prompt, prompt[-10:], [1, 2, 3], "123", ((4, 9),))
 
 
+@pytest.mark.slow
 def test_a_failed_cell_holds_no_cache(alive):
     model = tiny_model("llama")
     work = GenerationWork((tuple(PROMPT[0].tolist()),), 4, repeats=2, max_repeats=2, interval_width=0.5, warmup=0, seed=0)

@@ -95,6 +95,7 @@ def test_a_task_whose_data_is_gone_fails_its_cells_with_the_reason(task_sweep, o
         ("kv_group", "'kv_group' is a group of tasks; name the tasks themselves: kv_choice, kv_rolling"),
     ],
 )
+@pytest.mark.slow
 def test_tasks_that_cannot_be_measured_are_refused_before_anything_is_written(task_sweep, tasks, words):
     with pytest.raises(SweepError, match=r"lm_eval\.tasks: ") as refusal:
         make_plan(load_spec(str(task_sweep(tasks))))
