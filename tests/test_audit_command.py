@@ -14,8 +14,9 @@ SMALLER = [
     "policies=[knorm, knorm_sorted]",
     "keep_ratios=[0.9, 0.6, 0.3]",
     "prune_after=[16, 64]",
+    "skip_layers=[[], [0], [1]]",  # the model has two layers
     "protect_recent=[0, 2]",
-    "perplexity={window: 64, windows: 3}",
+    "perplexity={window: 64, windows: 8}",
     f"generation={{{TIMING}, policies: [knorm], keep_ratios: [0.6], prune_after: [16], skip_layers: [[]], protect_recent: [0]}}",
     "retrieval=null",
 ]
