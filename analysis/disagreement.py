@@ -24,11 +24,13 @@ from analysis.points import Group, with_words
 from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
 from analysis.retrieval_tables import SAME_SETTING, kept_accuracy, scored_schedule, shown_lower
-from analysis.uncertainty import holm
+from analysis.uncertainty import holm, widened
 from analysis.verdicts import valid
 
 CLOSE, LOST = 0.02, 0.10
 """A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense, lost."""
+
+GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
@@ -39,7 +41,8 @@ ABOUT = [
 
 def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell of equal settings,
-    but for the schedule: perplexity has a check at every step only, and a context is often pruned once.
+    but for the schedule: perplexity has a check at every step only, and a context is often pruned once. ``ratio`` is that where
+    pruned; ``wide_low`` and ``wide_high`` hold for all scored cells of a model and dataset together.
 
     Of cells that scored other windows in the same settings, the one with most windows counts.
     """
@@ -48,7 +51,9 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     scored = scored.unique(SAME_SETTING, keep="first", maintain_order=True)
     asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null())).with_columns(scored_schedule())
     where_pruned = {"ratio": "pruned_ratio", "ratio_low": "pruned_low", "ratio_high": "pruned_high"}
-    figures = scored.select(*SAME_SETTING, **where_pruned, scored_budget="budget")
+    together = scored.select(pl.len().over(GROUP)).to_series().to_numpy()
+    scored = widened(scored, together, "pruned_ratio", "pruned_error", "pruned_units")
+    figures = scored.select(*SAME_SETTING, "wide_low", "wide_high", **where_pruned, scored_budget="budget")
     return asked.join(figures, on=SAME_SETTING, how="inner", nulls_equal=True, maintain_order="left")
 
 
@@ -101,16 +106,16 @@ def in_words(both: pl.DataFrame) -> list[str]:
     """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from ``beside``.
 
     Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower (Holm over the pairs), and kept where it
-    is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE`` above dense, and not where none of it does.
+    is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE`` above dense, and not where none of it does:
+    the interval that holds for all cells together, because the pair that is named is picked among many.
     """
     sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
-    keys = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
-    sound = sound.with_columns(p_value=holm(pl.col("p_value"), keys))
+    sound = sound.with_columns(p_value=holm(pl.col("p_value"), GROUP))
     lost = (pl.col("accuracy_difference") < -LOST) & shown_lower()
     found = []
-    for _, group in sound.group_by(keys, maintain_order=True):
-        blind = group.filter(pl.col("ratio_high") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
-        harsh = group.filter(pl.col("ratio_low") > 1 + CLOSE, kept_accuracy()).sort("ratio", descending=True, maintain_order=True)
+    for _, group in sound.group_by(GROUP, maintain_order=True):
+        blind = group.filter(pl.col("wide_high") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
+        harsh = group.filter(pl.col("wide_low") > 1 + CLOSE, kept_accuracy()).sort("ratio", descending=True, maintain_order=True)
         place = "{model} on {dataset}".format(**group.row(0, named=True))
         count = f"{{}} of {group.height:,} pairs of figures"
         if blind.height:
@@ -119,7 +124,8 @@ def in_words(both: pl.DataFrame) -> list[str]:
             found.append(f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}.")
         if harsh.height:
             many = count.format(harsh.height)
-            found.append(f"{place}: PPL is shown to rise where retrieval is shown to be kept in {many}; most: {_pair(harsh)}.")
+            words = f"PPL is shown to rise where retrieval is shown to be kept in {many}, each at the 95 % level"
+            found.append(f"{place}: {words}; most: {_pair(harsh)}.")
         if not blind.height and not harsh.height:
             found.append(f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of figures.")
     return found
@@ -127,9 +133,8 @@ def in_words(both: pl.DataFrame) -> list[str]:
 
 def _pair(ranked: pl.DataFrame) -> str:
     row = ranked.row(0, named=True)
-    ratio = f"PPL ratio where pruned {labels.figure(row['ratio'])} {labels.interval(row['ratio_low'], row['ratio_high'])}"
-    ends = f"[{labels.percent(row['accuracy_low'])}, {labels.percent(row['accuracy_high'])}]"
-    right = f"{labels.percent(row['accuracy'])} {ends} right against dense {labels.percent(row['dense_accuracy'])}"
+    ratio = f"PPL ratio where pruned {labels.figure(row['ratio'])} {labels.interval(row['wide_low'], row['wide_high'])}"
+    right = f"{labels.percent(row['accuracy'])} right against dense {labels.percent(row['dense_accuracy'])}"
     asked = f"{labels.questions(row)}, {row['context_tokens']} tokens"
     held = f"held {labels.percent(row['scored_budget'])} and {labels.percent(row['budget'])} of the cache"
     return f"{ratio}, {right} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}; {asked}; {held})"

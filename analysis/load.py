@@ -83,8 +83,8 @@ class Results:
     def rows(self, task: str) -> pl.LazyFrame:
         """The rows of a table, each once (units are delivered at least once, and runs may share cells).
 
-        Adds ``pool_id``, ``impossible`` (a figure that cannot be, in words) and, but for tasks and failures, ``layers`` of the
-        model and ``beyond_context``: more tokens than it was trained on (null where run.json does not say).
+        Adds ``pool_id``, ``impossible`` (a figure that cannot be, in words) and, but for tasks and failures, ``beyond_context``:
+        more tokens than the model was trained on (null where run.json does not say).
         """
         judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
         once = judged.unique(ROW_KEYS[task], keep="first", maintain_order=True)
@@ -113,10 +113,10 @@ class Results:
         return pl.concat(scans).collect().unique(keys, keep="first", maintain_order=True)
 
     def _contexts(self) -> pl.LazyFrame:
-        """Trained context in tokens and layers of every model of the runs."""
+        """Trained context in tokens of every model of the runs."""
         listed = [model for run in self.runs for model in run.info.get("models", []) if isinstance(model, dict)]
-        rows = [tuple(model.get(key) for key in ("name", "revision", "context", "layers")) for model in listed]
-        schema = {"model": pl.String, "model_revision": pl.String, "context": pl.Int64, "layers": pl.Int64}
+        rows = [tuple(model.get(key) for key in ("name", "revision", "context")) for model in listed]
+        schema = {"model": pl.String, "model_revision": pl.String, "context": pl.Int64}
         return pl.LazyFrame(rows, schema=schema, orient="row").unique(["model", "model_revision"], keep="first")
 
 

@@ -68,16 +68,12 @@ def recommended(
     confirmed. A cell whose retrieval was measured, under whatever schedule, must also be shown to keep it.
     """
     groups = cells.filter(pl.col("policy") != "dense").select(GROUP).unique(maintain_order=True)
-    halved = with_halves(measured, cells.filter(usable()))
-    found = []
+    candidates = with_retrieval(with_halves(measured, cells.filter(usable())), answers)
+    found = [groups.clear().join(candidates, on=GROUP, how="left").with_columns(advice=pl.lit(None, pl.String))]
     for group in groups.iter_slices(1):
-        own = halved.join(group, on=GROUP, how="semi", nulls_equal=True, maintain_order="left")
-        asked = with_retrieval(own, answers)
-        chosen, advice = _choice(asked, tolerance)
+        own = candidates.join(group, on=GROUP, how="semi", nulls_equal=True, maintain_order="left")
+        chosen, advice = _choice(own, tolerance)
         found.append(group.join(chosen, on=GROUP, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice)))
-    if not found:
-        empty = with_retrieval(halved, answers)
-        return groups.join(empty, on=GROUP, how="left", nulls_equal=True).with_columns(advice=pl.lit(None, pl.String))
     return pl.concat(found).sort(GROUP, nulls_last=False, maintain_order=True)
 
 
@@ -141,7 +137,8 @@ def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     numbered = cells.with_columns(scored_schedule()).with_row_index("cell")
     same = numbered.select("cell", *SAME_SETTING)
     both = answers.with_columns(scored_schedule()).join(same, on=SAME_SETTING, how="inner", nulls_equal=True)
-    words = [_told(both.filter(pl.col("cell") == number)) for number in range(cells.height)]
+    by_cell = both.partition_by("cell", as_dict=True)
+    words = [_told(by_cell.get((number,), both.clear())) for number in range(cells.height)]
     asked = pl.Series([said for said, _ in words], dtype=pl.String)
     return cells.with_columns(asked=asked, veto=pl.Series([None if kept else said for said, kept in words], dtype=pl.String))
 

@@ -68,7 +68,7 @@ def _kept(group: pl.DataFrame) -> str:
     if kept:
         lowest = labels.percent(group.select(pl.col("budget").min()).item())
         many = f"{', '.join(kept)} of the dense cache (least that was tried: {lowest})"
-        words.append(f"shown to lose at most {MARGIN} points: {many}")
+        words.append(f"shown to lose at most {MARGIN} points, each at the 95 % level: {many}")
     if lost:
         words.append(f"shown to lose answers, and at the largest budget not to keep them: {', '.join(lost)}")
     if neither:

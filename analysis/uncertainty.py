@@ -91,7 +91,7 @@ def _figures(differences: np.ndarray, tokens: np.ndarray, pruned: np.ndarray) ->
     return np.stack(columns, axis=1)
 
 
-def t_quantile(probability: float, n: int | np.ndarray) -> np.ndarray:
+def t_quantile(probability: float | np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """The quantile of Student's t distribution for ``n`` units (n - 1 degrees of freedom)."""
     return special.stdtrit(np.asarray(n) - 1, probability)
 
@@ -166,12 +166,13 @@ def holm(p: pl.Expr, family: Sequence[str]) -> pl.Expr:
 
 
 def widened(
-    cells: pl.DataFrame, comparisons: int, ratio: str = "ratio", error: str = "log_error", n: str = "n_units"
+    cells: pl.DataFrame, comparisons: int | np.ndarray, ratio: str = "ratio", error: str = "log_error", n: str = "n_units"
 ) -> pl.DataFrame:  # fmt: skip
     """The cells with ``wide_low`` and ``wide_high``: intervals of their PPL ratios that hold together for so many comparisons.
 
-    Bonferroni: each errs in 5 % divided by ``comparisons``. ``ratio``, ``error`` and ``n`` name the columns of the ratios, of the
-    errors of their logarithms and of the units. In 16 bits they are wider by what rounding does to PPL (``rounding_log``).
+    Bonferroni: each errs in 5 % divided by ``comparisons``, one number for all cells or one for each. ``ratio``, ``error`` and
+    ``n`` name the columns of the ratios, of the errors of their logarithms and of the units. In 16 bits they are wider by what
+    rounding does to PPL (``rounding_log``).
     """
     quantiles = pl.Series(t_quantile(1 - ALPHA / (2 * comparisons), cells[n].cast(pl.Float64).to_numpy()), dtype=pl.Float64)
     half = pl.col(error) * quantiles

@@ -47,7 +47,6 @@ WIDTH = 0.05
 
 RETRIEVAL = {
     **schema("retrieval"),
-    "layers": pl.Int64,
     "beyond_context": pl.Boolean,
     "impossible": pl.String,
     "pool_id": pl.String,
