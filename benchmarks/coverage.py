@@ -27,10 +27,13 @@ from analysis.load import VERSION_COLUMNS, load
 from analysis.margins import ACCURACY_MARGIN, PPL_MARGIN, changed, unchanged
 from analysis.pairs import with_dense
 from analysis.recommend import MAX_PPL_INCREASE, recommended
+from analysis.retrieval_findings import ASKED, least_budget
+from analysis.retrieval_findings import CURVE as ASKED_CURVE
+from analysis.retrieval_findings import GROUP as FINDING
 from analysis.retrieval_tables import kept_accuracy, retrieval, shown_lower
 from analysis.speed import median_interval
 from analysis.tables import summary
-from analysis.uncertainty import ALPHA, widened
+from analysis.uncertainty import ALPHA, holm, widened
 from analysis.verdicts import valid
 from pipeline.results import schema
 
@@ -77,7 +80,7 @@ class Tally:
 
     def add_any(self, statement: str, wrong: pl.DataFrame, said: float = ALPHA) -> None:
         """The same for a statement that speaks of all rows together."""
-        self.add(statement, pl.DataFrame({"about": ["all"], "wrong": [bool(wrong.to_series().fill_null(False).any())]}), said)
+        self.add(statement, one("all", bool(wrong.to_series().fill_null(False).any())), said)
 
     def measured(self) -> Iterator[Measured]:
         """Each statement with the share that was wrong, and that of the worst cell."""
@@ -93,6 +96,11 @@ def drawn(rows: pl.DataFrame, key: str, count: int, rng: np.random.Generator) ->
     numbers = pl.DataFrame({key: values.gather(rng.integers(0, len(values), count)), "number": range(count)})
     joined = numbers.join(rows, on=key, how="left", maintain_order="left").drop(key)
     return joined.rename({"number": key}).cast({key: values.dtype})
+
+
+def one(about: str, wrong: bool) -> pl.DataFrame:
+    """One statement and whether it was wrong."""
+    return pl.DataFrame({"about": [about], "wrong": [wrong]})
 
 
 def outside(low: str, high: str, true: str = "true") -> pl.Expr:
@@ -126,7 +134,7 @@ def of_intervals(measured: pl.DataFrame, trials: int, count: int, rng: np.random
         for (after,), group in cells.group_by("prune_after"):
             together = widened(group, group.height).join(truth.select("pool_id", true="ratio"), on="pool_id")
             missed = bool(together.select(outside("wide_low", "wide_high").any()).item())
-            tally.add("a finding's intervals, all cells together", pl.DataFrame({"about": [after], "wrong": [missed]}))
+            tally.add("a finding's intervals, all cells together", one(str(after), missed))
         pairs = _knorm_to_random(rows, cells).join(quotients, on=SETTINGS, nulls_equal=True)
         tally.add("95 % interval of a cell against another", pairs.select("pool_id", outside("low", "high")))
         curves = shapes(rows, cells).join(lowest, on=CURVE, nulls_equal=True)
@@ -198,9 +206,18 @@ def of_answers(rows: pl.DataFrame, trials: int, rng: np.random.Generator) -> Ite
         tally.add("95 % interval of an accuracy", cells.select(about, outside("accuracy_low", "accuracy_high")))
         lossy = retrieval(_thinned(own, shares, rng).lazy()).filter(valid()).join(truth, on=keys)
         words = f"said to keep, of those that lose just over {100 * ACCURACY_MARGIN:g} points"
-        tally.add(words, lossy.filter(pl.col("true_lost") > ACCURACY_MARGIN).select(about, kept_accuracy()))
+        lossy = lossy.filter(pl.col("true_lost") > ACCURACY_MARGIN)
+        tally.add(words, lossy.select(about, kept_accuracy()))
+        for setting, curve in lossy.group_by([*ASKED_CURVE, *ASKED]):
+            wrong = least_budget(curve) is not None
+            tally.add("a finding that a policy keeps, all its cells lose more", one(f"{setting}", wrong))
+
         null = retrieval(_exchanged(own, rng).lazy()).filter(valid())
         tally.add("said to lose, of those that lose as many as they gain", null.select(about, shown_lower()), ALPHA / 2)
+        together = null.with_columns(p_value=holm(pl.col("p_value"), [*FINDING, *ASKED]))
+        for asked, group in together.group_by([*FINDING, *ASKED]):
+            wrong = bool(group.select(shown_lower().fill_null(False).any()).item())
+            tally.add("a finding that any policy loses, of equal ones", one(f"{asked}", wrong))
     yield from tally.measured()
 
 
