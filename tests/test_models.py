@@ -243,6 +243,25 @@ def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alon
     assert check(model, "x", dtype, tokens[:, :4]).rounding_nats is None, "too short to prune"
 
 
+class OnAnotherDevice(torch.Tensor):
+    """A tensor as a GPU's: numpy cannot read it before it was moved."""
+
+    def numpy(self, **_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
+
+    def cpu(self, **_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.as_subclass(torch.Tensor)
+
+
+def test_the_check_of_a_text_on_a_gpu_is_remembered_by_the_same_name(saved, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    facts, tokens = find_model(str(saved)), repetitive_tokens(1, 40)
+    model = load(facts, "float32", torch.device("cpu"))
+    passed = self_check.check_once(model, facts, "float32", tokens.as_subclass(OnAnotherDevice), own_text=True)
+    monkeypatch.setattr(self_check, "check", None)
+    assert self_check.check_once(model, facts, "float32", tokens, own_text=True) == passed
+
+
 def test_in_16_bits_rounding_is_measured_over_texts_where_rows_tell_of_it(saved, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     facts, tokens = find_model(str(saved)), repetitive_tokens(3, 60)
