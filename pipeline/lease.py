@@ -1,7 +1,9 @@
 """``driver.json``: who drives a run directory now. One driver at a time, so that no cell is computed or stored twice.
 
-Made by a put that only the first writer wins, so it holds on local disks and object stores alike. A driver that is dead leaves
-its lease behind; the next one takes it over.
+Made by a put that only the first writer wins, which the store is asked to show first (``pipeline/exclusion.py``), so it holds on
+local disks and object stores alike. A driver that is dead leaves its lease behind; the next one takes it over. The clocks of two
+machines may differ, and one may be set back, so a lease that another machine wrote is only taken for a dead driver's after it was
+watched for longer than a heartbeat and stayed as it was.
 """
 
 from __future__ import annotations
@@ -19,15 +21,24 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
 
 import psutil
+from pydantic import Field, TypeAdapter
 
+from pipeline.exclusion import require_exclusion
 from pipeline.results import STORE_ERRORS, RunStore
 from pipeline.spec import SweepError
 
 NAME = "driver.json"
 BEAT_SECONDS, STALE_SECONDS = 20.0, 90.0
 """A driver says this often that it lives, and counts as dead after a silence of this length."""
+
+WATCH_SECONDS = 1.5 * BEAT_SECONDS
+"""How long a lease is watched for a heartbeat where clocks cannot tell whether its driver lives."""
+
+MOST_BYTES = 100_000
+"""Of a driver.json; real ones have some hundred."""
 
 
 class LeaseLostError(RuntimeError):
@@ -42,7 +53,7 @@ class Holder:
     host: str
     machine: str
     """Host, boot and process namespace: only within one do process ids mean the same processes."""
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     process_started: float
     started_at: str
     heartbeat_at: str
@@ -56,10 +67,12 @@ class Holder:
     @classmethod
     def read(cls, content: bytes) -> Holder | None:
         """From a stored lease; None where it is none."""
+        if len(content) > MOST_BYTES:
+            return None
         try:
-            holder = cls(**json.loads(content))
-            holder.silence()
-        except (ValueError, TypeError):
+            holder = TypeAdapter(cls).validate_json(content, strict=True)
+            datetime.datetime.fromisoformat(holder.heartbeat_at)
+        except ValueError:  # which what pydantic raises is too
             return None
         return holder
 
@@ -67,14 +80,22 @@ class Holder:
         """As it is stored."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
-    def silence(self) -> float:
-        """Seconds since its last heartbeat."""
+    def silence(self) -> float | None:
+        """Seconds since its last heartbeat; None where that cannot be told: no time zone, or a time that has not come yet."""
         then = datetime.datetime.fromisoformat(self.heartbeat_at)
-        return max(0.0, (datetime.datetime.now(datetime.UTC) - then).total_seconds())
+        if then.tzinfo is None:
+            return None
+        seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+        return None if seconds < -STALE_SECONDS else max(0.0, seconds)
 
-    def is_alive(self) -> bool:
-        """Whether it was heard of lately and, where that can be looked up, its process is still there."""
-        return self.silence() <= STALE_SECONDS and not (self.machine == _machine() and self._is_gone())
+    def is_alive(self) -> bool | None:
+        """Whether its process is there and was heard of lately; None where its own machine would have to be asked."""
+        if self.machine == _machine() and self._is_gone():
+            return False
+        silence = self.silence()
+        if silence is not None and silence <= STALE_SECONDS:
+            return True
+        return None
 
     def _is_gone(self) -> bool:
         try:
@@ -84,21 +105,26 @@ class Holder:
             return True
 
     def __str__(self) -> str:
-        return f"host {self.host}, pid {self.pid}, since {self.started_at}, last heard of {self.silence():.0f} s ago"
+        silence = self.silence()
+        heard = f"{silence:.0f} s ago" if silence is not None else f"at {self.heartbeat_at}, which says nothing here"
+        return f"host {self.host}, pid {self.pid}, since {self.started_at}, last heard of {heard}"
 
 
 class Lease:
     """``with Lease(store) as lease``: this process drives the run. Raises SweepError where another one does."""
 
-    def __init__(self, store: RunStore, beat_seconds: float = BEAT_SECONDS) -> None:
-        self._store, self._beat_seconds = store, beat_seconds
+    def __init__(
+        self, store: RunStore, beat_seconds: float = BEAT_SECONDS, watch_seconds: float = WATCH_SECONDS
+    ) -> None:  # fmt: skip
+        self._store, self._beat_seconds, self._watch_seconds = store, beat_seconds, watch_seconds
         self._me = Holder.here()
-        self._renewed, self._lost = time.time(), False
+        self._renewed, self._lost = _clocks(), False
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="driver lease", daemon=True)
 
     def __enter__(self) -> Lease:
         """Take the lease and keep it alive."""
+        require_exclusion(self._store)
         self._acquire()
         self._thread.start()
         return self
@@ -112,7 +138,7 @@ class Lease:
 
     def hold(self) -> None:
         """Raises LeaseLostError where another driver has taken over, as after a machine that slept."""
-        if time.time() - self._renewed > STALE_SECONDS / 2:
+        if any(abs(now - then) > STALE_SECONDS / 2 for now, then in zip(_clocks(), self._renewed, strict=True)):
             self._renew()
         if self._lost:
             raise LeaseLostError(f"another driver has taken over {self._store.directory}; this one stops")
@@ -127,10 +153,10 @@ class Lease:
             if found is None:
                 continue
             holder = Holder.read(found)
-            if holder and holder.is_alive():
+            if self._lives(found):
                 raise SweepError([
-                    f"{self._store.directory}: another driver is running this sweep ({holder}); wait for it, end it, or give "
-                    f"another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
+                    f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); wait for it, end it, or "
+                    f"give another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
                 ])  # fmt: skip
             if self._take_over(found):
                 who = f"the driver before ({holder})" if holder else f"an unreadable {NAME}"
@@ -138,6 +164,25 @@ class Lease:
                 return
             time.sleep(0.2)
         raise SweepError([f"{self._store.directory}: another driver is taking over this sweep now; look with `kvsweep status`"])
+
+    def _lives(self, content: bytes) -> bool:
+        """Whether the driver of a lease, or of a claim on one, lives. Where clocks cannot tell, the lease is watched."""
+        holder = Holder.read(content)
+        alive = holder.is_alive() if holder else None
+        return self._changes() if alive is None else alive
+
+    def _changes(self) -> bool:
+        """Whether the lease gets another content while it is watched. One that goes away is nobody's."""
+        seen, until = self._store.get(NAME), time.monotonic() + self._watch_seconds
+        where, seconds = self._store.directory, self._watch_seconds
+        print(f"note: {where} has a driver that may be dead; watching it for {seconds:.0f} s", file=sys.stderr)
+        while seen is not None and time.monotonic() < until:
+            time.sleep(min(1.0, self._watch_seconds / 10))
+            found = self._store.get(NAME)
+            if found is not None and found != seen:
+                return True
+            seen = found
+        return False
 
     def _take_over(self, found: bytes) -> bool:
         """Replace a dead lease; False where another driver is about to or the lease has changed.
@@ -152,8 +197,7 @@ class Lease:
             if self._store.put(claims[-1], self._me.content()):
                 break
             other = self._store.get(claims[-1])
-            holder = Holder.read(other) if other else None
-            if other is None or (holder and holder.is_alive()):
+            if other is None or self._lives(other):
                 return False
             content = other
         stands = self._store.get(NAME) == found
@@ -177,7 +221,7 @@ class Lease:
                 self._lost = True
                 return
             self._store.put(NAME, replace(self._me, heartbeat_at=_now()).content(), overwrite=True)
-            self._renewed = time.time()
+            self._renewed = _clocks()
 
     def _is_mine(self, content: bytes | None) -> bool:
         holder = Holder.read(content) if content else None
@@ -190,10 +234,18 @@ def describe_driver(store: RunStore) -> str:
     if content is None:
         return "not running"
     holder = Holder.read(content)
-    if holder and holder.is_alive():
+    alive = holder.is_alive() if holder else None
+    if alive:
         return f"running ({holder})"
     who = str(holder) if holder else f"{NAME} is unreadable"
+    if alive is None and holder and (holder.silence() or 0) <= STALE_SECONDS:
+        return f"perhaps running ({who}): the same command watches it for {WATCH_SECONDS:.0f} s and goes on if it is dead"
     return f"not running; its driver left no end ({who}): the same command goes on"
+
+
+def _clocks() -> tuple[float, float]:
+    """Two clocks: one stands still while a machine sleeps, the other may be set back."""
+    return time.time(), time.monotonic()
 
 
 def _now() -> str:

@@ -73,7 +73,7 @@ class Proxied(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_PUT = do_DELETE = do_GET  # noqa: N815
+    do_PUT = do_DELETE = do_POST = do_GET  # noqa: N815
 
     def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """Ask the server behind."""

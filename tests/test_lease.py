@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from pipeline.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError
+from pipeline.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
 from pipeline.results import RunStore
 from pipeline.spec import SweepError
 from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED
@@ -138,22 +139,74 @@ def test_a_killed_driver_is_replaced_at_once_with_a_note(store, sweep_file, caps
     assert not (Path(store.directory) / NAME).exists()
 
 
-def test_a_driver_elsewhere_is_replaced_after_its_silence_and_not_before(store):
+def test_a_driver_elsewhere_is_refused_while_it_was_heard_of(store):
     leave_lease(store, host="far", machine="far", pid=1, heartbeat_at=ago(STALE_SECONDS - 5))
     with pytest.raises(SweepError, match=r"host far, pid 1, .*last heard of 8\d s ago"), Lease(store):
         pass
-    leave_lease(store, host="far", machine="far", pid=1, heartbeat_at=ago(STALE_SECONDS + 5))
-    with Lease(store):
+
+
+UNTOLD = {
+    "long silent": lambda: ago(STALE_SECONDS + 5),
+    "dated in the future": lambda: "2100-01-01T00:00:00+00:00",
+    "without a time zone": lambda: ago(0).removesuffix("+00:00"),
+}
+"""Heartbeats by which nobody can tell whether a driver on another machine, with another clock, lives."""
+
+
+@pytest.mark.parametrize("heartbeat", UNTOLD.values(), ids=UNTOLD)
+def test_a_driver_elsewhere_is_watched_and_replaced_where_it_says_nothing(heartbeat, store, capsys):
+    leave_lease(store, host="far", machine="far", pid=1, heartbeat_at=heartbeat())
+    with Lease(store, watch_seconds=0.3):
         assert holder(store).pid == os.getpid()
     assert files(store.directory) == {}
+    assert "may be dead; watching it for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"pid": 1}', b"\xff"])
-def test_an_unreadable_lease_is_replaced_with_a_note(store, content, capsys):
-    store.put(NAME, content)
+@pytest.mark.parametrize("heartbeat", UNTOLD.values(), ids=UNTOLD)
+def test_a_driver_elsewhere_that_beats_is_never_replaced_whatever_its_clock_says(heartbeat, store):
+    beat, ended = heartbeat(), threading.Event()
+
+    def live() -> None:
+        number = 0
+        while not ended.wait(0.1):
+            number += 1
+            leave_lease(store, host="far", machine="far", pid=number, heartbeat_at=beat)
+
+    leave_lease(store, host="far", machine="far", pid=1, heartbeat_at=beat)
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(SweepError, match="another driver is running this sweep"), Lease(store, watch_seconds=5):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+    assert holder(store).host == "far"
+
+
+@pytest.mark.parametrize("heartbeat", list(UNTOLD.values())[1:], ids=list(UNTOLD)[1:])
+def test_a_dead_driver_of_this_machine_is_replaced_at_once_whatever_its_clock_says(heartbeat, store, capsys):
+    leave_lease(store, process_started=1.0, heartbeat_at=heartbeat())
     with Lease(store):
+        assert holder(store).token != "another"
+    assert "watching" not in capsys.readouterr().err
+
+
+BROKEN = [b"", b"{}", b"[1]", b"null", b'{"pid": 1}', b"\xff", b"[" * 50_000, b"1" * 200_000]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
+def test_an_unreadable_lease_is_watched_and_replaced_with_a_note(store, content, capsys):
+    store.put(NAME, content)
+    assert "unreadable" in describe_driver(store)
+    with Lease(store, watch_seconds=0.2):
         assert holder(store).pid == os.getpid()
     assert f"took over from an unreadable {NAME}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"pid": 10**30}, {"pid": -1}, {"pid": True}, {"host": 3}, {"heartbeat_at": "noon"}], ids=str)
+def test_a_lease_with_values_that_cannot_be_is_unreadable(change):
+    assert Holder.read(json.dumps(json.loads(Holder.here().content()) | change).encode()) is None
 
 
 def test_a_process_that_got_the_number_of_a_dead_driver_is_not_taken_for_it(store):
@@ -185,11 +238,12 @@ def test_a_driver_whose_lease_was_taken_stops_before_it_stores_and_leaves_the_ne
     assert store.get(NAME) == content
 
 
-def test_a_machine_that_slept_looks_before_it_stores(store, monkeypatch):
+@pytest.mark.parametrize("change", [STALE_SECONDS, -STALE_SECONDS], ids=["slept", "clock set back"])
+def test_a_machine_that_slept_or_whose_clock_was_set_back_looks_before_it_stores(change, store, monkeypatch):
     with Lease(store) as lease:
         store.put(NAME, Holder.here().content(), overwrite=True)
         lease.hold()
-        awake = time.time() + STALE_SECONDS
+        awake = time.time() + change
         monkeypatch.setattr("pipeline.lease.time.time", lambda: awake)
         with pytest.raises(LeaseLostError):
             lease.hold()
