@@ -122,7 +122,7 @@ _PER_TOKEN = -ROUNDING * pl.max_horizontal(pl.col("tokens_scored").cast(pl.Float
 
 _CONDITIONS: dict[str, list[pl.Expr]] = {
     "perplexity": [
-        _not_positive("tokens_scored"), _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
+        _below("window_index"), _not_positive("tokens_scored"), _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
         *[_no_part(name, "tokens_scored") for name in ("tokens_correct", "tokens_scored_pruned", "tokens_agreed")],
         _not_positive("cache_tokens_mean"), _no_part("cache_tokens_mean", "window"), _below("kv_bytes_mean"),
         *[_below(name) for name in ("kv_bytes_peak", "rounding_nats", "rounding_ppl")],

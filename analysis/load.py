@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
-from obstore.exceptions import BaseError
 
 from analysis.impossible import OF_LISTS, reason
-from pipeline.results import ANSWER_TOKENS, RunStore, is_remote
+from pipeline.results import ANSWER_TOKENS, STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, placed, required_run
 
 VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "bos", "special_tokens_in_text"]
 """What makes numbers incomparable: another method, weights, text, or way to read it. Part of every group key, beside the
@@ -55,10 +52,6 @@ LONG_COLUMNS = [
 
 QUANTILES = {"step_low": 0.1, "step_middle": 0.5, "step_high": 0.9}
 """Of the times per token of one run of a cell."""
-
-
-class RunUnreadableError(ValueError):
-    """A directory is not a readable run directory. The message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -121,40 +114,16 @@ class Results:
 
 
 def load(directories: Sequence[str]) -> Results:
-    """Open run directories (local paths or s3:// URLs). Raises RunUnreadableError; no row is read yet."""
-    unique = list(dict.fromkeys(d if is_remote(d) else str(Path(d).resolve()) for d in directories))
-    stores = [_open(directory) for directory in unique]
-    runs = [Run(store.directory, _run_info(store)) for store in stores]
-    return Results(runs, stores, {task: _scan(stores, task) for task in ROW_KEYS})
-
-
-def _open(directory: str) -> RunStore:
-    if not is_remote(directory) and not Path(directory).is_dir():
-        raise RunUnreadableError(f"{directory}: no such directory. Give the directory that `kvsweep run --out DIR` wrote.")
+    """Open run directories, local paths or URLs. No row is read yet, but every part is looked at. Raises RunUnreadableError."""
     try:
-        return RunStore(directory)
-    except (BaseError, ValueError) as error:
-        raise RunUnreadableError(f"{directory}: cannot be opened ({error}). Check the address and the credentials.") from error
-
-
-def _run_info(store: RunStore) -> dict[str, Any]:
-    try:
-        content = store.get("run.json")
-    except BaseError as error:
-        raise RunUnreadableError(
-            f"{store.directory}: cannot be read ({error}). Check the address and the credentials."
-        ) from error
-    if content is None:
-        raise RunUnreadableError(f"{store.directory}: has no run.json. Give the directory that `kvsweep run --out DIR` wrote.")
-    try:
-        info = json.loads(content)
-    except ValueError as error:
-        raise RunUnreadableError(
-            f"{store.directory}/run.json: is not JSON ({error}). Run the sweep into a new directory."
-        ) from error
-    if not isinstance(info, dict):
-        raise RunUnreadableError(f"{store.directory}/run.json: is not a JSON object. Run the sweep into a new directory.")
-    return info
+        stores = [RunStore(directory) for directory in dict.fromkeys(placed(directory) for directory in directories)]
+        runs = [Run(store.directory, required_run(store)) for store in stores]
+        for store in stores:
+            for task in ROW_KEYS:
+                store.check_parts(task)
+        return Results(runs, stores, {task: _scan(stores, task) for task in ROW_KEYS})
+    except (PlaceError, *STORE_ERRORS) as error:
+        raise RunUnreadableError(str(error).splitlines()[0]) from error
 
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:

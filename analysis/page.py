@@ -16,7 +16,7 @@ from analysis.charts import charts, not_drawn
 from analysis.claims import Evidence, audit, control_experiment, evidences
 from analysis.curve_shape import shapes
 from analysis.findings import findings, warnings
-from analysis.load import Results, RunUnreadableError
+from analysis.load import Results
 from analysis.margins import ACCURACY_MARGIN
 from analysis.marks import Chart
 from analysis.norm_attention import in_words, norm_attention
@@ -30,6 +30,7 @@ from analysis.speed import DRIFT, checks, generation
 from analysis.task_tables import tasks
 from analysis.uncertainty import LEVEL
 from analysis.verdicts import BARELY
+from pipeline.results import RunUnreadableError
 
 HERE = Path(__file__).resolve().parent
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

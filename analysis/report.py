@@ -11,10 +11,10 @@ if not __package__:  # run as a script: the packages lie beside this directory
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.export import write_charts, write_tables
-from analysis.load import RunUnreadableError, load
+from analysis.load import load
 from analysis.page import contents, render
 from analysis.recommend import MAX_PPL_INCREASE
-from pipeline.results import RunStore
+from pipeline.results import PlaceError, RunStore, RunUnreadableError, is_remote, placed
 
 FORMS = ("png", "svg", "csv")
 """What can be written beside the page: every chart as a picture, every table whole."""
@@ -30,20 +30,30 @@ def write_report(
     form. ``audit``: judge the reports' claims by these rows. Default place: ``report.html`` in the first directory, which may be
     an s3:// URL. Raises RunUnreadableError where a directory is not a run, and OSError where a file cannot be written.
     """
+    place = None if output is None else local_file(output)
+    places = {form: local_file(folder) for form, folder in (folders or {}).items()}
     results = load(directories)
     shown = contents(results, tolerance, judged=audit)
     page = render(shown).encode()
-    for form, folder in (folders or {}).items():
+    for form, folder in places.items():
         if form == "csv":
             write_tables(shown.tables, folder)
         else:
             write_charts((chart for panels in shown.charts.values() for chart in panels), folder, form)
-    if output is not None:
-        Path(output).write_bytes(page)
-        return output
+    if place is not None:
+        Path(place).write_bytes(page)
+        return place
     store = RunStore(results.runs[0].directory)
     store.put("report.html", page, overwrite=True)
     return f"{store.directory}/report.html"
+
+
+def local_file(text: str) -> str:
+    """A path of this machine to write to, with ``~`` as the home directory. Raises PlaceError for a URL of an object store."""
+    place = placed(text)
+    if is_remote(place):
+        raise PlaceError(f"{text}: what is asked for here is written to this machine; give a path, and copy it there")
+    return place
 
 
 def _share(text: str) -> float:
@@ -76,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folders = {form: folder for form in FORMS if (folder := getattr(arguments, form))}
         print(write_report(arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit))
-    except (RunUnreadableError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+    except (RunUnreadableError, PlaceError, OSError) as error:
+        print(f"report: {next(iter(str(error).splitlines()), '')}", file=sys.stderr)
         return 2
     return 0
 

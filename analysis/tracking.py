@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis import coverage, labels, layout, tables
-from analysis.load import OLDER, Results, RunUnreadableError, load
+from analysis.load import OLDER, Results, load
 from analysis.pairs import with_dense
 from analysis.retrieval_tables import retrieval
 from analysis.speed import COMPARED, TEXT, checks, generation, short
 from analysis.task_tables import tasks
 from analysis.tracking_stores import TRACKERS, Record, Tracker
+from pipeline.results import RunUnreadableError
 
 Row = labels.Row
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.results import is_remote
+from pipeline.results import is_remote, placed
 
 ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID", "TRACKIO_WEBHOOK_URL")
 """Settings of the environment by which trackio would read or write over the network."""
@@ -73,6 +73,7 @@ class TrackioStore:
 
     def __init__(self, project: str, store: str | None) -> None:
         _need("trackio", project)
+        store = None if store is None else placed(store)
         if store is not None and is_remote(store):
             raise TrackingError(f"--store {store}: trackio keeps runs in a local directory; give a path")
         for name in ELSEWHERE:

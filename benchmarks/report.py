@@ -50,7 +50,7 @@ def write_rows(folder: str, rows: int) -> int:
 
 def _write(store: RunStore, unit: list[pl.DataFrame], number: int) -> int:
     frame = pl.concat(unit)
-    store.write_part("perplexity", f"unit-{number:08}", frame.to_arrow())
+    store.add_part("perplexity", f"unit-{number:08}", frame.to_arrow())
     return frame.height
 
 

@@ -39,7 +39,7 @@ def plan(
 def run(
     sweep: Sweep = None,
     set_: Set = None,
-    out: Annotated[str | None, typer.Option(help="Run directory or s3://, gs:// URL; an existing run is resumed.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory or s3://, gs://, az:// URL; an existing run is resumed.")] = None,
     address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")] = None,
@@ -72,13 +72,13 @@ def run(
 @app.command()
 def status(directory: str) -> None:
     """Whether a run directory is being driven now, and its cells done, failed and missing."""
-    from pipeline.results import STORE_ERRORS, RunStore
-    from pipeline.run_status import NotARunError, describe
+    from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError
+    from pipeline.run_status import describe, first_line
 
     try:
         lines = describe(RunStore(directory))
-    except (*STORE_ERRORS, NotARunError) as error:
-        _refuse([str(error).splitlines()[0]])
+    except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
+        _refuse([first_line(error)])
     print("\n".join(lines))
 
 
@@ -110,19 +110,19 @@ def compact(directory: str) -> None:
     """Put the many small files of a run together, which nothing that reads it notices but by its speed."""
     from pipeline.compaction import compact as compact_parts
     from pipeline.lease import Lease
-    from pipeline.results import STORE_ERRORS, RunStore
+    from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, required_run
+    from pipeline.run_status import first_line
     from pipeline.spec import SweepError
 
     try:
         store = RunStore(directory)
-        if store.get("run.json") is None:
-            _refuse([f"{directory}: holds no run.json, so it is no kvsweep run directory"])
+        required_run(store)
         with Lease(store):
             replaced = compact_parts(store)
     except SweepError as error:
         _refuse(error.faults)
-    except STORE_ERRORS as error:
-        _refuse([str(error).splitlines()[0]])
+    except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
+        _refuse([first_line(error)])
     print(f"{replaced} files put together")
 
 
@@ -191,14 +191,15 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")] = False,
 ) -> None:
     """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is there is skipped."""
-    from analysis.load import RunUnreadableError
     from analysis.tracking import export as export_runs
     from analysis.tracking_stores import TrackingError
+    from pipeline.results import PlaceError, RunUnreadableError
+    from pipeline.run_status import first_line
 
     try:
         done = export_runs(directories, to, project, store, replace=replace)
-    except (RunUnreadableError, TrackingError, OSError) as error:
-        _refuse([str(error).splitlines()[0]])
+    except (RunUnreadableError, PlaceError, TrackingError, OSError) as error:
+        _refuse([first_line(error)])
     print(f"{done.place}: {done.written} tracked runs written, {done.skipped} skipped (there already)")
     if done.changed and replace:
         print(f"{done.changed} had changed since they were exported and were written anew")

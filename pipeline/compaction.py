@@ -23,9 +23,13 @@ PREFIX, REPLACES = "compact-", "kvsweep_replaces"
 
 
 def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> int:
-    """Put small parts together; returns how many were replaced. The caller is the only writer of the run."""
+    """Put small parts together; returns how many were replaced. The caller is the only writer of the run.
+
+    Raises RunUnreadableError where a part cannot be read or was written by a newer kvsweep: nothing is replaced then.
+    """
     replaced = 0
     for task in tasks:
+        store.check_parts(task)
         finish(store, task)
         for names in _groups(store, task):
             with ThreadPoolExecutor(READERS) as pool:
@@ -33,7 +37,7 @@ def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> in
             digests = {name: _digest(content) for name, content in contents.items() if content is not None}
             table = scan_files(task, [io.BytesIO(content) for content in contents.values() if content is not None]).collect()
             digest = _digest(json.dumps(digests).encode())
-            store.put(f"{task}/{PREFIX}{digest[:20]}.parquet", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
+            store.add_file(f"{task}/{PREFIX}{digest[:8]}", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
             store.delete_all(names)
             replaced += len(names)
     return replaced
@@ -45,12 +49,21 @@ def finish(store: RunStore, task: str) -> None:
     for name in sorted(names):
         if not name.startswith(f"{task}/{PREFIX}"):
             continue
-        metadata = pq.read_metadata(io.BytesIO(store.get(name) or b"")).metadata or {}
-        replaces: dict[str, str] = json.loads(metadata.get(REPLACES.encode(), b"{}"))
+        replaces = _replaced(store.get(name) or b"")
         left = [part for part in replaces.keys() & names if _digest(store.get(part) or b"") == replaces[part]]
         if left:
             store.delete_all(sorted(left))
             names -= set(left)
+
+
+def _replaced(part: bytes) -> dict[str, str]:
+    """Digests of the parts that a compacted one took the place of, by name, as it says itself."""
+    metadata = pq.read_metadata(io.BytesIO(part)).metadata or {}
+    try:
+        said = json.loads(metadata.get(REPLACES.encode(), b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _groups(store: RunStore, task: str) -> Iterator[list[str]]:

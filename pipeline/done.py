@@ -11,21 +11,18 @@ import polars as pl
 from pipeline.grid import Cell
 from pipeline.plan import Plan, PlannedUnit
 from pipeline.results import TASKS, RunStore
+from pipeline.schema import ROW_KEYS
 from workers.windows import Window
-
-ROW_KEYS = {
-    "perplexity": ["window_index"],
-    "generation": ["repeat"],
-    "retrieval": ["kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
-    "tasks": ["metric", "filter", "doc_index"],
-}
-"""What tells the rows of one cell apart."""
 
 
 def rows_per_cell(store: RunStore, task: str) -> pl.LazyFrame:
     """``cell_id`` and ``rows``, how many different ones each has."""
     keys = store.scan(task).select("cell_id", *ROW_KEYS[task]).unique()
     return keys.group_by("cell_id").agg(rows=pl.len().cast(pl.Int64))
+
+
+MOST_WINDOWS = 2**24
+"""The largest number of a window that is believed: a row with a larger one, or none, is nobody's, and would fill the memory."""
 
 
 @lru_cache(maxsize=4096)
@@ -39,7 +36,8 @@ class DoneIndex:
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
         self._plan = plan
-        stored = store.scan("perplexity").select("cell_id", "window_index").unique()
+        index = pl.col("window_index")
+        stored = store.scan("perplexity").filter(index.is_between(0, MOST_WINDOWS)).select("cell_id", "window_index").unique()
         self._windows: dict[str, int] = {}
         for cell, indices in stored.group_by("cell_id").agg("window_index").collect().iter_rows():
             self._windows[cell] = sum(1 << index for index in indices)

@@ -15,14 +15,11 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.results import answer_room
+from pipeline.schema import PROTOCOL_VERSION
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, matches
 from workers.budget import Budget
 from workers.retrieval import QUESTION_TOKENS
 from workers.skip_rule import Skip, skipped_count
-
-PROTOCOL_VERSION = 3
-"""Raised whenever the method changes so that numbers of before and after must not be mixed."""
-
 
 Named = Mapping[str, Collection[Any]]
 """The axes that a filter names, and their values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -16,17 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import psutil
 
-from pipeline.grid import PROTOCOL_VERSION
 from pipeline.plan import Plan
-from pipeline.results import SCHEMA_VERSION
+from pipeline.schema import PROTOCOL_VERSION, SCHEMA_VERSION
 from workers.code_digest import code_digest
 from workers.model_files import ModelFacts
 
 TRUST = ("trust_remote_code", "allow_pickle")
-CELLS_FILE = "cells.parquet"
 PACKAGES = ("torch", "transformers", "tokenizers", "ray", "polars", "numpy")
 
 
@@ -64,22 +60,6 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "dropped": [{"reason": reason, "count": count} for reason, count in plan.grid.dropped.items()],
         "notes": plan.notes,
     }
-
-
-def planned_cells(plan: Plan) -> bytes:
-    """``cells.parquet``: each planned cell, the rows that make it complete, and whether it can ever prune."""
-    never = {cell.cell_id for cell in plan.never_prune}
-    columns = {
-        "task": [cell.task for cell in plan.grid.cells],
-        "cell_id": [cell.cell_id for cell in plan.grid.cells],
-        "rows": [plan.rows_expected(cell) for cell in plan.grid.cells],
-        "never_prunes": [cell.cell_id in never for cell in plan.grid.cells],
-    }
-    buffer = io.BytesIO()
-    pl.DataFrame(
-        columns, schema={"task": pl.String, "cell_id": pl.String, "rows": pl.Int64, "never_prunes": pl.Boolean}
-    ).write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def _model(facts: ModelFacts, bos: int | None) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """The tables: their schema, atomic Parquet parts on local disk or an object store, one scan function.
 
-A part is serialised in memory and put whole, first writer wins, so a reader never sees half of one. Every part is named by
-the work unit that made it; the driver is the only writer. All reading goes through ``scan``.
+A part is serialised in memory and put whole, so a reader never sees half of one. Its name holds the work unit that made it and a
+digest of its content, so no part can take the place of one with other rows. The driver is the only writer; what it has put it
+reads back. All reading goes through ``scan``, after ``check_parts`` has looked at every footer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import io
-import itertools
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import obstore
 import polars as pl
@@ -21,12 +23,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
+from pipeline import part_files
+from pipeline.part_files import LEAST_BYTES, SCHEMA_KEY, TAIL_BYTES, NewerSchemaError
+from pipeline.place import PlaceError, is_remote, local, placed
+from pipeline.run_json import required_run
 from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, answer_room, schema, to_arrow
-from pipeline.store_errors import explained, repeats
+from pipeline.store_access import Access, access
+from pipeline.store_errors import RunUnreadableError, StoreError, explained, repeats
 
 __all__ = [
-    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "RunStore", "answer_room",
-    "is_remote", "schema", "to_arrow",
+    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "PlaceError", "RunStore",
+    "RunUnreadableError", "answer_room", "is_remote", "local", "placed", "required_run", "schema", "to_arrow",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -39,8 +46,8 @@ RETRIES: RetryConfig = {
 }
 """How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost by stopping."""
 
-LEAST_BYTES = 12
-"""A Parquet file has at least its two marks and the length of its footer."""
+READERS = 16
+"""Requests to a store at once."""
 
 CREATE_ATTEMPTS = 5
 """Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have worked."""
@@ -52,32 +59,29 @@ STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 def as_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     """A whole file, with the schema's version and ``metadata`` in it."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"kvsweep_schema": str(SCHEMA_VERSION), **metadata}), buffer, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA_VERSION), **metadata}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def is_remote(directory: str) -> bool:
-    """Whether a run directory is a URL of an object store."""
-    return "://" in directory and not directory.startswith("file://")
-
-
 class RunStore:
-    """One run directory: local path or object-store URL (s3://, gs://).
+    """One run directory: a local path or a URL of an object store (``pipeline/place.py`` says which).
 
-    Raises FileNotFoundError for a local directory that is not there, and STORE_ERRORS where the store cannot be reached or
-    refuses: StoreError, in words, for an object store.
+    Raises PlaceError for a place where no run can lie, FileNotFoundError for a local directory that is not there, and
+    STORE_ERRORS where the store cannot be reached or refuses: StoreError, in words, for an object store.
     """
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
-        self.directory = directory.rstrip("/") if is_remote(directory) else str(Path(directory).resolve())
-        if is_remote(directory):
+        self.directory = placed(directory)
+        if is_remote(self.directory):
             with explained(self.directory):
-                self.store: ObjectStore = from_url(self.directory, retry_config=RETRIES)
+                self._access = access(self.directory)
+                self.store: ObjectStore = from_url(self.directory, retry_config=RETRIES, **self._access.settings)
         else:
             if create:
                 Path(self.directory).mkdir(parents=True, exist_ok=True)
             elif not Path(self.directory).is_dir():
                 raise FileNotFoundError(f"{directory}: there is no such directory")
+            self._access = Access()
             self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
@@ -106,11 +110,15 @@ class RunStore:
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def get(self, name: str) -> bytes | None:
-        """The object's content, or None where there is none."""
+    def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
+        """The object's content, or None where there is none. Raises RunUnreadableError for one of more than ``most_bytes``."""
         with self._explained():
             try:
-                return bytes(obstore.get(self.store, name).bytes())
+                found = obstore.get(self.store, name)
+                if most_bytes is not None and found.meta["size"] > most_bytes:
+                    most = f"{most_bytes / 2**20:.3g} MiB"
+                    raise RunUnreadableError(f"{self.directory}/{name}: is larger than {most}, so it is none of kvsweep's")
+                return bytes(found.bytes())
             except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
                 if "NoSuchBucket" in str(error):
                     raise
@@ -135,7 +143,7 @@ class RunStore:
         """Names of a table's parts, sorted, and their bytes."""
         with self._explained():
             found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch}
-        return {name: found[name] for name in sorted(found) if name.endswith(".parquet")}
+        return {name: found[name] for name in sorted(found) if name.count("/") == 1 and name.endswith(".parquet")}
 
     def parts(self, task: str) -> list[str]:
         """Names of a table's parts, sorted."""
@@ -144,35 +152,84 @@ class RunStore:
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self.directory) if is_remote(self.directory) else contextlib.nullcontext()
 
-    def write_part(self, task: str, unit_id: str, table: pa.Table) -> bool:
-        """Put one unit's rows as ``task/unit_id.parquet``; False where another writer was first."""
-        return self.put(f"{task}/{unit_id}.parquet", as_parquet(table, {"unit_id": unit_id}))
-
     def add_part(self, task: str, unit_id: str, table: pa.Table) -> str:
-        """Put one unit's rows beside those that it has given before; returns the part's name.
+        """Put one unit's rows as a part of their own, which replaces none; returns its name. Raises as ``add_file``."""
+        content = as_parquet(table, {"unit_id": unit_id})
+        return self.add_file(f"{task}/{unit_id}", content)
 
-        The first part has the unit's name, further ones a number: no part is ever replaced or dropped because its name is taken.
+    def add_file(self, name: str, content: bytes) -> str:
+        """Put a part as ``NAME-DIGEST.parquet`` and read it back, so that whatever is done upon its being there is done safely.
+
+        Returns the whole name. Raises StoreError where the store does not give back what was put.
         """
-        names = itertools.chain([unit_id], (f"{unit_id}-{number}" for number in itertools.count(1)))
-        return next(f"{task}/{name}.parquet" for name in names if self.write_part(task, name, table))
+        whole = f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.parquet"
+        if not self.put(whole, content) and self.get(whole) != content:  # what a writer that died, or a bad copy, left there
+            self.put(whole, content, overwrite=True)
+        if self.get(whole) != content:
+            raise StoreError(
+                f"{self.directory}/{whole}: was stored, and is not there or has other content; the store is at fault"
+            )
+        return whole
 
-    def set_aside_unreadable(self, task: str, *, thorough: bool = False) -> list[str]:
-        """Rename parts that are not whole Parquet files to ``*.unreadable``; returns their names.
+    def check_parts(self, task: str) -> None:
+        """Look at the footer of every part of a table. Raises RunUnreadableError for the first that is at fault."""
+        for name, words in self._part_faults(task).items():
+            raise RunUnreadableError(
+                f"{self.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does its cells again"
+            )
 
-        Looks at sizes alone, which finds what a scan takes for an empty table, unless ``thorough``: then at every footer.
+    def set_aside_unreadable(self, task: str, *, thorough: bool = False) -> dict[str, str]:
+        """Rename parts of a table that cannot be read to ``*.unreadable``; returns their names, and why.
+
+        Looks at footers alone, unless ``thorough``: then at every value. Raises RunUnreadableError for a part of a newer kvsweep,
+        which is left as it is.
         """
-        broken = []
-        for name, size in self.sizes(task).items():
-            if size >= LEAST_BYTES and not thorough:
-                continue
+        faults = self._part_faults(task)
+        if thorough:
+            for name in self.sizes(task).keys() - faults.keys():
+                words = part_files.unreadable(task, self.get(name) or b"")
+                faults |= {name: words} if words else {}
+        for name in faults:
             content = self.get(name) or b""
-            try:
-                pq.read_metadata(io.BytesIO(content))
-            except (pa.ArrowException, OSError):
-                self.put(f"{name}.unreadable", content, overwrite=True)
+            self.put(f"{name}.unreadable", content, overwrite=True)
+            if self.get(f"{name}.unreadable") == content:
                 self.delete(name)
-                broken.append(name)
-        return broken
+        return faults
+
+    def _part_faults(self, task: str) -> dict[str, str]:
+        """What is wrong with parts by their footers, by name. Raises RunUnreadableError for a newer kvsweep's part."""
+        sizes = self.sizes(task)
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda name: self._footer_fault(task, name, sizes[name]), sizes)
+            return {name: words for name, words in zip(sizes, found, strict=True) if words}
+
+    def _footer_fault(self, task: str, name: str, size: int) -> str | None:
+        if size < LEAST_BYTES:
+            return "is no Parquet file: it is cut off"
+        try:
+            footer = part_files.footer_of(self._tail(name, size, TAIL_BYTES))
+            footer = footer or part_files.footer_of(self._tail(name, size, size))
+            return "is no readable Parquet file: it is cut off" if footer is None else part_files.fault(task, footer)
+        except FileNotFoundError:  # its driver has just put parts together
+            return None
+        except NewerSchemaError as error:
+            raise RunUnreadableError(
+                f"{self.directory}/{name}: {error}; use that version, which nothing here was changed for"
+            ) from error
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
+            return f"is no readable Parquet file ({' '.join(str(error).split())[:80]})"
+
+    def _tail(self, name: str, size: int, most: int) -> bytes:
+        """The last bytes of an object. Raises FileNotFoundError where it is gone."""
+        start = max(0, size - most)
+        with self._explained():
+            try:
+                return bytes(obstore.get_range(self.store, name, start=start, end=size))
+            except (obstore.exceptions.NotFoundError, FileNotFoundError):
+                gone = True
+        raise FileNotFoundError(name) if gone else AssertionError
 
     def parts_with(self, task: str, cell_ids: Collection[str]) -> list[str]:
         """Names of the parts that hold rows of these cells."""
@@ -188,17 +245,20 @@ class RunStore:
         names = self.parts(task) if parts is None else parts
         if not names:
             return pl.LazyFrame(schema=schema(task) | ({part_column: pl.String} if part_column else {}))
-        return scan_files(task, [f"{self.directory}/{name}" for name in names], part_column)
+        return scan_files(task, [f"{self.directory}/{name}" for name in names], part_column, **self._access.scanning)
 
 
-def scan_files(task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None) -> pl.LazyFrame:
-    """Parquet files of a table, of this schema or an older one."""
+def scan_files(
+    task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None, **access: Any
+) -> pl.LazyFrame:  # fmt: skip
+    """Parquet files of a table, of this schema or an older one; ``access`` is how polars asks their store."""
     return pl.scan_parquet(
         sources,
         schema=schema(task),
         missing_columns="insert",
         extra_columns="ignore",
-        cast_options=pl.ScanCastOptions(integer_cast="upcast"),
+        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
         glob=False,
         include_file_paths=part_column,
+        **access,
     )

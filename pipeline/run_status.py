@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
 from typing import Any
 
 import polars as pl
 
 from pipeline.done import rows_per_cell
 from pipeline.lease import describe_driver
-from pipeline.provenance import CELLS_FILE
-from pipeline.results import TASKS, RunStore
-
-
-class NotARunError(ValueError):
-    """The directory holds no run, or one that cannot be read."""
+from pipeline.planned_cells import read_planned_cells
+from pipeline.results import TASKS, RunStore, RunUnreadableError, required_run
 
 
 def describe(store: RunStore) -> list[str]:
     """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is not done.
 
-    Raises NotARunError, and what the store raises.
+    Raises RunUnreadableError, and what the store raises.
     """
-    content, cells = store.get("run.json"), store.get(CELLS_FILE)
-    if content is None:
-        raise NotARunError(f"{store.directory}: holds no run.json, so it is no kvsweep run directory")
-    if cells is None:
-        raise NotARunError(f"{store.directory}: holds no {CELLS_FILE}; `kvsweep run` with the same sweep writes it")
-    run = json.loads(content)
-    planned = pl.read_parquet(io.BytesIO(cells))
+    run = required_run(store)
+    planned = read_planned_cells(store)
     lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
     try:
         lines += _describe_tasks(store, run, planned)
@@ -37,8 +26,8 @@ def describe(store: RunStore) -> list[str]:
         try:
             lines += _describe_tasks(store, run, planned)
         except pl.exceptions.PolarsError as error:
-            raise NotARunError(
-                f"{store.directory}: holds a file that is no whole Parquet file ({str(error).splitlines()[0]}); "
+            raise RunUnreadableError(
+                f"{store.directory}: holds a part that cannot be read ({str(error).splitlines()[0]}); "
                 "`kvsweep run` with the same sweep sets it aside and does its cells again"
             ) from error
     return [plain(line) for line in lines]
@@ -49,8 +38,16 @@ def plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
+def first_line(text: Any) -> str:
+    """Of a stored message, which may be missing or empty."""
+    return next(iter(str(text or "no message").splitlines()), "no message")
+
+
 def _describe_tasks(store: RunStore, run: dict[str, Any], planned: pl.DataFrame) -> list[str]:
-    return [line for task in TASKS if run["planned"].get(task) for line in _describe_task(store, run, planned, task)]
+    asked = [task for task in TASKS if run["planned"].get(task)]
+    for task in [*asked, "failures"] if asked else []:
+        store.check_parts(task)
+    return [line for task in asked for line in _describe_task(store, run, planned, task)]
 
 
 def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, task: str) -> list[str]:
@@ -63,10 +60,11 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
     bad, count = failed["cell_id"].n_unique(), run["planned"][task]
     missing, fewest = max(0, count - len(done) - bad), "at least " if task in ("generation", "tasks") else ""
+    wanted = run.get("planned_rows", {}).get(task, cells["wanted"].sum())
     lines = [
         f"{task}: {count} cells planned, {len(done)} done, {bad} failed, {missing} missing",
-        f"  {known['rows'].sum()} of {fewest}{run['planned_rows'][task]} rows",
+        f"  {known['rows'].sum()} of {fewest}{wanted} rows",
     ]
     for (kind, message), group in failed.group_by("error_type", "message", maintain_order=True):
-        lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {str(message).splitlines()[0][:200]}")
+        lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {first_line(message)[:200]}")
     return lines

@@ -9,6 +9,10 @@ import polars as pl
 import pyarrow as pa
 
 SCHEMA_VERSION = 6
+"""Raised whenever a table gets another column."""
+
+PROTOCOL_VERSION = 3
+"""Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
 ANSWER_TOKENS = 8
 """Room for the answer to a retrieval question of five digits: with a space they are six tokens even where each byte is one."""
@@ -189,6 +193,15 @@ attention. Both are null in files of older schemas. ``cache_tokens_mean``: entri
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
 that has a value of its own; ``prune_events``, ``tokens_predicted``, ``tokens_predicted_pruned`` (with at least one entry already
 dropped: only those can tell anything of pruning) and ``cache_tokens_mean`` are of all requests of the task."""
+
+ROW_KEYS = {
+    "perplexity": ["window_index"],
+    "generation": ["repeat"],
+    "retrieval": ["kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
+    "tasks": ["metric", "filter", "doc_index"],
+    "failures": ["task"],
+}
+"""What tells the rows of one cell apart."""
 
 TASKS = ("perplexity", "generation", "retrieval", "tasks")
 

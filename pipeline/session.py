@@ -15,11 +15,17 @@ import polars as pl
 from pipeline.done import DoneIndex
 from pipeline.lease import NAME as LEASE_NAME
 from pipeline.lease import Lease
+from pipeline.place import PlaceError
 from pipeline.plan import Plan, PlannedUnit
-from pipeline.provenance import CELLS_FILE, as_json, describe_run, planned_cells
-from pipeline.results import STORE_ERRORS, TASK_COLUMNS, RunStore, is_remote
+from pipeline.planned_cells import NAME as CELLS_NAME
+from pipeline.planned_cells import planned_cells
+from pipeline.provenance import as_json, describe_run
+from pipeline.results import STORE_ERRORS, TASK_COLUMNS, RunStore, is_remote, placed
+from pipeline.run_json import NAME as RUN_NAME
+from pipeline.run_json import read_run
+from pipeline.run_status import first_line
 from pipeline.spec import SweepError
-from pipeline.store_errors import StoreError
+from pipeline.store_errors import RunUnreadableError, StoreError
 
 
 @dataclass(frozen=True)
@@ -40,40 +46,53 @@ class Session:
 
 @contextlib.contextmanager
 def refusing(out: str) -> Iterator[None]:
-    """What a store refuses, or holds that cannot be read, is bad input."""
+    """What a store refuses, or holds that cannot be read, is bad input; it leaves no folder that was made for it."""
+    made: list[Path] = []
     try:
+        made += _folders_to_make(out)
         yield
-    except SweepError:
-        raise
-    except (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError) as error:
-        told = f"{out}: {type(error).__name__}: {str(error).splitlines()[0]}"  # a StoreError names its place itself
-        raise SweepError([f"--out {error if isinstance(error, StoreError) else told}"]) from error
+    except BaseException as error:
+        for folder in made:
+            with contextlib.suppress(OSError):  # one that is not empty is somebody's by now
+                folder.rmdir()
+        if not isinstance(error, (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError)) or isinstance(error, SweepError):
+            raise
+        named = isinstance(error, StoreError | RunUnreadableError | PlaceError)  # such a message names its place itself
+        told = error if named else f"{out}: {type(error).__name__}: {first_line(error)}"
+        raise SweepError([f"--out {told}"]) from error
+
+
+def _folders_to_make(out: str) -> list[Path]:
+    """The folders of a local run directory that are not there yet, innermost first. Raises PlaceError."""
+    place = placed(out)
+    folder = Path(place)
+    return [] if is_remote(place) else [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _is_thrown_away(path: Path) -> bool:
     """Whether the current directory is one that Ray made for `ray job submit --working-dir`, and ``path`` is in it."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return bool(job.get("runtime_env", {}).get("working_dir")) and path.resolve().is_relative_to(Path.cwd())
+    return bool(job.get("runtime_env", {}).get("working_dir")) and path.is_relative_to(Path.cwd())
 
 
 def open_store(out: str) -> RunStore:
-    """The run directory. Raises SweepError for a file or a directory of others."""
-    if not is_remote(out):
-        path = Path(out)
+    """The run directory. Raises SweepError for a file or a directory of others, and PlaceError."""
+    place = placed(out)
+    if not is_remote(place):
+        path = Path(place)
         if _is_thrown_away(path):
             why = "lies in the job's working directory, which is thrown away; give an absolute path or a URL"
             raise SweepError([f"--out {out}: {why}"])
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
-        if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in ("run.json", LEASE_NAME)):
+        if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in (RUN_NAME, LEASE_NAME)):
             raise SweepError([f"--out {out}: is not empty and holds no kvsweep run; name a new directory"])
-    return RunStore(out, create=True)
+    return RunStore(place, create=True)
 
 
 def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> Session:
-    """Look over what is stored, and write run.json."""
-    content = store.get("run.json")
-    previous = json.loads(content) if content else None
+    """Look over what is stored, and write run.json. Raises RunUnreadableError where it is not one that may be written anew."""
+    previous = read_run(store)
     done = _look_over(plan, store)
     pending, missing, before = [], {}, {}
     for unit in plan.units:
@@ -84,18 +103,29 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
         else:
             before |= {cell: done.errors[cell] for cell in lacking}
     run = describe_run(plan, previous)
-    store.put(CELLS_FILE, planned_cells(plan), overwrite=True)
-    store.put("run.json", as_json(run), overwrite=True)
+    _write(store, {CELLS_NAME: planned_cells(plan), RUN_NAME: as_json(run)}, fresh=previous is None)
     return Session(plan, store, lease, done, run["run_id"], pending, missing, before)
 
 
+def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:
+    """Put them all, or, in a ``fresh`` directory, none: half of a start would be taken for somebody else's files."""
+    try:
+        for name, content in files.items():
+            store.put(name, content, overwrite=True)
+    except BaseException:
+        for name in files if fresh else ():
+            with contextlib.suppress(*STORE_ERRORS):
+                store.delete(name)
+        raise
+
+
 def _look_over(plan: Plan, store: RunStore) -> DoneIndex:
-    """What is stored. Parts that are no whole Parquet files are set aside: every footer is read only after a scan has failed."""
+    """What is stored. Parts that cannot be read are set aside: by their footers, and by their values after a scan has failed."""
 
     def set_aside(*, thorough: bool) -> None:
         for task in TASK_COLUMNS:
-            for name in store.set_aside_unreadable(task, thorough=thorough):
-                print(f"warning: {name} is no readable Parquet file; set aside, its cells run again", file=sys.stderr)
+            for name, words in store.set_aside_unreadable(task, thorough=thorough).items():
+                print(f"warning: {name} {words}; set aside, its cells run again", file=sys.stderr)
 
     set_aside(thorough=False)
     try:

@@ -1,4 +1,4 @@
-"""What an object store answered, as one line for a person: its own errors are pages of XML and of library internals."""
+"""What a store answered or holds, as one line for a person: its own errors are pages of XML and of library internals."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import obstore
 
 class StoreError(OSError):
     """An object store cannot be used. The message says where, why, and what to look at."""
+
+
+class RunUnreadableError(ValueError):
+    """A directory is not a readable run directory. The message says which, why, and what to do."""
 
 
 @contextlib.contextmanager

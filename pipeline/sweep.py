@@ -25,10 +25,10 @@ from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
 from pipeline.results import STORE_ERRORS
-from pipeline.run_status import plain
+from pipeline.run_status import first_line, plain
 from pipeline.session import Session, begin, open_store, refusing
 from pipeline.spec import SweepError, load_spec
-from pipeline.store_errors import StoreError
+from pipeline.store_errors import RunUnreadableError, StoreError
 from pipeline.waiting import Patience
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -70,12 +70,13 @@ def _plan_and_run(path: str | None, overrides: Sequence[str], options: RunOption
     plan = make_plan(load_spec(path, overrides))
     if not options.inline and options.address != "local":
         join_cluster(options.address)
-    out = options.out or f"results/{plan.spec.name}"
-    with contextlib.ExitStack() as stack:
-        with refusing(out):
+    out = f"results/{plan.spec.name}" if options.out is None else options.out
+    with contextlib.ExitStack() as driving:
+        with refusing(out), contextlib.ExitStack() as starting:
             store = open_store(out)
-            lease = stack.enter_context(Lease(store))
+            lease = starting.enter_context(Lease(store))
             session = begin(plan, store, lease, retry_failed=options.retry_failed)
+            driving.enter_context(starting.pop_all())
         return _run(session, options)
 
 
@@ -103,16 +104,15 @@ def _run(session: Session, options: RunOptions) -> int:
         print(f"error: {error}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     except STORE_ERRORS as error:
-        what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {str(error).splitlines()[0]}"
+        what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {first_line(error)}"
         print(f"error: {what}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
-    from analysis.load import RunUnreadableError
     from analysis.report import write_report
 
     try:
         report = write_report([store.directory], audit=options.audit)
     except (RunUnreadableError, *STORE_ERRORS) as error:
-        print(f"error: no report: {error}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
+        print(f"error: no report: {first_line(error)}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
         return SOME_FAILED
     for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
         print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipeline/sweep.py", description="Run a kvsweep sweep on this or another Ray cluster.")
     parser.add_argument("sweep", nargs="?", help="sweep file (default: the embedded one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    parser.add_argument("--out", help="run directory: absolute path or s3://, gs:// (a job's working directory is thrown away)")
+    parser.add_argument("--out", help="run directory: absolute path or s3://, gs://, az:// (a job's working directory is thrown away)")
     parser.add_argument("--address", default="auto", help="Ray to join; 'local' starts one here (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads per worker")
     parser.add_argument("--retry-failed", action="store_true", help="also run cells again that failed in an earlier run")

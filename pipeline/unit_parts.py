@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.done import DoneIndex
-from pipeline.grid import PROTOCOL_VERSION, Cell
+from pipeline.grid import Cell
 from pipeline.plan import Plan, PlannedUnit
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
+from pipeline.schema import PROTOCOL_VERSION
 from workers.text_tokens import open_tokenizer
 from workers.work import Failure, UnitResult
 

@@ -182,7 +182,7 @@ def write_run(directory: str, tables: dict[str, list[dict[str, Any]]] | None = N
     store.put("run.json", json.dumps(run_info(**info)).encode(), overwrite=True)
     for task, rows in (tables or {}).items():
         if rows:
-            store.write_part(task, "unit-0", to_arrow(task, rows))
+            store.add_part(task, "unit-0", to_arrow(task, rows))
     return directory
 
 

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import obstore
@@ -191,31 +192,38 @@ class StoreRuns:
         assert done.exit_code == 0, done.output
         assert "3 tracked runs written, 0 skipped" in done.stdout
 
-    def test_of_many_writers_of_a_part_one_wins_and_knows_it(self):
-        tables = [table(number) for number in range(4)]
+    def test_of_many_writers_of_a_name_one_wins_and_knows_it(self):
+        contents = [bytes([number]) * 100_000 for number in range(4)]
         for unit in range(10):
             won: list[int] = []
-            gate = threading.Barrier(len(tables))
+            gate = threading.Barrier(len(contents))
 
             def write(number: int, unit: int = unit, gate: threading.Barrier = gate, won: list[int] = won) -> None:
                 store = RunStore("s3://bucket/race")
                 gate.wait()
-                if store.write_part("perplexity", f"u{unit}", tables[number]):
+                if store.put(f"u{unit}", contents[number]):
                     won.append(number)
 
-            threads = [threading.Thread(target=write, args=(number,)) for number in range(len(tables))]
+            threads = [threading.Thread(target=write, args=(number,)) for number in range(len(contents))]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
             (winner,) = won
-            content = RunStore("s3://bucket/race").get(f"perplexity/u{unit}.parquet") or b""
-            assert pq.read_table(io.BytesIO(content)).equals(tables[winner])
+            assert RunStore("s3://bucket/race").get(f"u{unit}") == contents[winner]
+
+    def test_many_writers_of_one_unit_lose_no_row(self):
+        tables = [table(number) for number in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            names = list(pool.map(lambda rows: RunStore("s3://bucket/many").add_part("perplexity", "u", rows), tables))
+        store = RunStore("s3://bucket/many")
+        assert store.parts("perplexity") == sorted(names)
+        assert sorted(store.scan("perplexity").collect()["window_index"]) == [0, 1, 2, 3]
 
     def test_a_reader_beside_a_writer_never_sees_half_a_part(self):
         store, reader = RunStore("s3://bucket/half"), RunStore("s3://bucket/half")
         content = to_arrow("perplexity", [perplexity_row(nll=np.random.default_rng(0).random(2_000_000, np.float32))])
-        writer = threading.Thread(target=lambda: [store.write_part("perplexity", f"u{n}", content) for n in range(4)])
+        writer = threading.Thread(target=lambda: [store.add_part("perplexity", f"u{n}", content) for n in range(4)])
         writer.start()
         seen = looks = 0
         while writer.is_alive() or not looks:

@@ -20,11 +20,12 @@ from analysis import (
     tables,
     task_charts,
 )
-from analysis.load import VERSION_COLUMNS, RunUnreadableError, load
+from analysis.load import VERSION_COLUMNS, load
 from analysis.pairs import with_dense
 from analysis.retrieval_tables import SAME_SETTING, retrieval
 from analysis.speed import checks, generation
 from analysis.tables import by_ratio, summary
+from pipeline.results import RunUnreadableError
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
 
 
@@ -192,9 +193,9 @@ def test_retrieval_accuracy_has_wilsons_interval(tmp_path):
 
 
 def test_a_directory_that_is_no_run_says_what_to_do(tmp_path):
-    with pytest.raises(RunUnreadableError, match=r"no such directory.*kvsweep run"):
+    with pytest.raises(RunUnreadableError, match="there is no such directory"):
         load([str(tmp_path / "absent")])
-    with pytest.raises(RunUnreadableError, match=r"has no run\.json"):
+    with pytest.raises(RunUnreadableError, match=r"holds no run\.json.*kvsweep run"):
         load([str(tmp_path)])
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunUnreadableError, match="is not JSON"):

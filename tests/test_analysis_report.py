@@ -111,7 +111,8 @@ def test_a_poor_run_gives_a_page_that_says_what_it_can(tmp_path, tables, said):
 
 
 def test_an_old_directory_without_facts_says_so(tmp_path):
-    (tmp_path / "run.json").write_text('{"git": 3, "planned": [], "models": "x", "hardware": null, "dropped": {}}')
+    bare = {"run_id": "r", "name": "old", "started_at": "then", "schema_version": 1, "protocol_version": 0, "planned": {}}
+    (tmp_path / "run.json").write_text(json.dumps(bare))
     page = Path(write_report([str(tmp_path)])).read_text()
     assert page.count("not recorded") >= 6
 

@@ -22,7 +22,7 @@ def filled(directory: Path, parts: int, rows: int = 2) -> RunStore:
     store = RunStore(str(directory), create=True)
     for part in range(parts):
         made = [perplexity_row(row, cell_id=f"cell{part}") for row in range(rows)]
-        store.write_part("perplexity", f"unit{part}", to_arrow("perplexity", made))
+        store.add_part("perplexity", f"unit{part}", to_arrow("perplexity", made))
     return store
 
 
@@ -48,7 +48,7 @@ def test_whatever_the_sizes_and_limits_each_row_is_there_once(tmp_path_factory, 
         patch.setattr(compaction, "MOST_PARTS", most)
         for part, count in enumerate(sizes):
             made = [perplexity_row(row, cell_id=f"cell{part}") for row in range(count)]
-            store.write_part("perplexity", f"unit{part}", to_arrow("perplexity", made))
+            store.add_part("perplexity", f"unit{part}", to_arrow("perplexity", made))
         before = rows(store)
         compact(store)
         assert rows(store) == before
@@ -76,7 +76,7 @@ def test_a_compaction_that_was_cut_off_is_finished_by_the_next(tmp_path, monkeyp
 def test_a_part_that_was_written_anew_under_an_old_name_is_not_taken_for_what_was_replaced(tmp_path):
     store = filled(tmp_path / "run", 3)
     compact(store)
-    store.write_part("perplexity", "unit0", to_arrow("perplexity", [perplexity_row(9, cell_id="cell0")]))
+    store.add_part("perplexity", "unit0", to_arrow("perplexity", [perplexity_row(9, cell_id="cell0")]))
     finish(store, "perplexity")
     assert {(row["cell_id"], row["window_index"]) for row in rows(store)} >= {("cell0", 9), ("cell0", 0)}
 
@@ -84,7 +84,7 @@ def test_a_part_that_was_written_anew_under_an_old_name_is_not_taken_for_what_wa
 def test_parts_of_older_schemas_are_read_as_always(tmp_path):
     store = filled(tmp_path / "run", 1)
     old = to_arrow("perplexity", [perplexity_row(0, cell_id="old")]).drop_columns(["event_steps"])
-    store.write_part("perplexity", "old", old)
+    store.add_part("perplexity", "old", old)
     before = rows(store)
     compact(store)
     assert rows(store) == before and pl.Series(before)[0] is not None

@@ -206,7 +206,7 @@ def test_a_cell_whose_run_went_on_is_written_anew_only_where_asked(tracker, stor
     rows = [perplexity_row(i, policy=policy) for policy in ("dense", "knorm") for i in range(2)]
     run = write_run(str(tmp_path / "run"), {"perplexity": rows})
     assert export([run], tracker, project, stores[tracker]).written == 2
-    RunStore(run).write_part("perplexity", "unit-1", to_arrow("perplexity", [perplexity_row(2, nll_sum=300.0)]))
+    RunStore(run).add_part("perplexity", "unit-1", to_arrow("perplexity", [perplexity_row(2, nll_sum=300.0)]))
     for replace, windows in ((False, 2), (True, 3)):
         done = export([run], tracker, project, stores[tracker], replace=replace)
         assert (done.written, done.skipped, done.changed) == (0, 1, 1)
