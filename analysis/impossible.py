@@ -6,7 +6,7 @@ lacks a column, or a value is missing, infinite or not a number, nothing is told
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
@@ -22,6 +22,9 @@ FAR = 1e-3
 
 LARGEST = {"acc": 1.0, "acc_norm": 1.0, "exact_match": 1.0, "f1": 100.0}
 """Metrics of lm-evaluation-harness that are shares, and the largest value. Some of its tasks (squadv2) give F1 in per cent."""
+
+TWICE = 0.01
+"""The share by which two rows of one window of one cell may differ in their NLL: more than any hardware's rounding."""
 
 OF_LISTS = {
     "nll_tokens": pl.col("nll").list.len().cast(pl.Int64),
@@ -40,6 +43,20 @@ def reason(task: str) -> pl.Expr:
     """
     told = pl.concat_str(_SETTINGS + _CONDITIONS.get(task, []), separator=", ", ignore_nulls=True)
     return told.replace("", None).alias("impossible")
+
+
+def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
+    """Each row once, by what names it. Windows that are there again with another ``nll_sum`` get a reason: one is wrong."""
+    kept = rows.unique(keys, keep="first", maintain_order=True)
+    if "nll_sum" not in rows.collect_schema():
+        return kept
+    low, high = pl.col("nll_sum").min(), pl.col("nll_sum").max()
+    low, high = low.alias("low"), high.alias("high")
+    spread, finite = pl.col("high") - pl.col("low"), pl.col("low").is_finite() & pl.col("high").is_finite()
+    apart = rows.group_by(keys).agg(low, high).filter(finite & (spread > TWICE * pl.col("low").abs()))
+    words = pl.format("nll_sum {} and {} of one window", "low", "high")
+    told = kept.join(apart, on=list(keys), how="left", nulls_equal=True, maintain_order="left")
+    return told.with_columns(impossible=pl.coalesce("impossible", words)).drop("low", "high")
 
 
 def beside_twin() -> pl.Expr:

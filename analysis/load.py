@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.impossible import OF_LISTS, reason
+from analysis.impossible import OF_LISTS, once, reason
 from pipeline.results import ANSWER_TOKENS, STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, placed, required_run
 
 VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "bos", "special_tokens_in_text"]
@@ -80,11 +80,11 @@ class Results:
         more tokens than the model was trained on (null where run.json does not say).
         """
         judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
-        once = judged.unique(ROW_KEYS[task], keep="first", maintain_order=True)
+        rows = once(judged, ROW_KEYS[task])
         if task in TOKENS_READ:
-            once = once.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
-            once = once.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
-        return once.with_columns(pool_id=_pool_id(task))
+            rows = rows.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
+            rows = rows.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
+        return rows.with_columns(pool_id=_pool_id(task))
 
     def _short(self, task: str) -> pl.LazyFrame:
         """The rows without their lists. Those of perplexity are read here: as a stream, of which no more than figures is kept."""

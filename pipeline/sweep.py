@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pipeline/sweep.py", description="Run a kvsweep sweep on this or another Ray cluster.")
     parser.add_argument("sweep", nargs="?", help="sweep file (default: the embedded one)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    parser.add_argument("--out", help="run directory: absolute path or s3://, gs://, az:// (a job's working directory is thrown away)")
+    parser.add_argument(
+        "--out", help="run directory: absolute path or s3://, gs://, az:// (a job's working directory is thrown away)"
+    )
     parser.add_argument("--address", default="auto", help="Ray to join; 'local' starts one here (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads per worker")
     parser.add_argument("--retry-failed", action="store_true", help="also run cells again that failed in an earlier run")

@@ -91,6 +91,19 @@ def test_a_cell_that_scored_nothing_at_all_divides_nothing(page_of):
     assert set(shown.cells["verdict"]) == {"DENSE", IMPOSSIBLE} and set(shown.tables["retrieval"][0]["verdict"]) == {IMPOSSIBLE}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_window_that_is_stored_twice_with_other_figures_is_not_picked_by_chance(page_of, order):
+    """A copy that differs by rounding is the same window."""
+    rows = scored()
+    again = [row | {"nll_sum": 300.0, "nll": None} for row in rows if row["policy"] == "knorm"][:1]
+    close = [row | {"nll_sum": 200.1, "nll": None} for row in rows if row["policy"] == "dense"][:1]
+    cells = page_of(perplexity=[*rows, *again, *close][::order]).cells
+    spoilt = one(cells, verdict=IMPOSSIBLE)
+    assert "and 300.0 of one window" in spoilt["note"] and spoilt["ppl"] is None
+    assert cells.sort("keep_ratio")["verdict"].to_list()[-1] == "DENSE"
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 50.0])
 def test_a_keep_ratio_that_cannot_be(page_of, ratio):
     rows = scored() + [perplexity_row(i, keep_ratio=ratio) for i in range(3)]
