@@ -130,7 +130,13 @@ def _metric() -> pl.Expr:
     return pl.when(pl.col("value").is_finite() & largest.is_not_null() & outside).then(pl.format("{} {}", "metric", "value"))
 
 
+def _absent(*names: str) -> list[pl.Expr]:
+    """Columns without which nobody knows what a row is of, and that every schema has had."""
+    return [pl.when(pl.col(name).is_null()).then(pl.lit(f"no {name}")) for name in names]
+
+
 _SETTINGS = [
+    *_absent("model", "policy", "keep_ratio"),
     _told((pl.col("keep_ratio") <= 0) | (pl.col("keep_ratio") > 1), "keep_ratio {}", "keep_ratio"),
     _below("prune_after"), _below("protect_sink"), _below("protect_recent"), _below("prune_events"),
 ]  # fmt: skip
@@ -139,13 +145,15 @@ _PER_TOKEN = -ROUNDING * pl.max_horizontal(pl.col("tokens_scored").cast(pl.Float
 
 _CONDITIONS: dict[str, list[pl.Expr]] = {
     "perplexity": [
-        _below("window_index"), _not_positive("tokens_scored"), _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
+        *_absent("window_index", "window"), _below("window_index"), _not_positive("tokens_scored"),
+        _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
         *[_no_part(name, "tokens_scored") for name in ("tokens_correct", "tokens_scored_pruned", "tokens_agreed")],
         _not_positive("cache_tokens_mean"), _no_part("cache_tokens_mean", "window"), _below("kv_bytes_mean"),
         *[_below(name) for name in ("kv_bytes_peak", "rounding_nats", "rounding_ppl")],
         *[_no_share(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ],
     "generation": [
+        *_absent("prompt_tokens", "repeat"),
         *[_not_positive(name) for name in (
             "ttft_seconds", "tpot_seconds", "total_seconds", "tokens_per_second", "memory_bandwidth", "new_tokens", "batch_size",
         )],
@@ -157,11 +165,13 @@ _CONDITIONS: dict[str, list[pl.Expr]] = {
         _no_share("text_ended"), _no_share("text_repetition"),
     ],
     "retrieval": [
+        *_absent("kind", "context_tokens", "depth", "question_index", "correct"),
         _not_positive("answer_tokens"), _below("answer_nll", -ROUNDING * pl.max_horizontal("answer_tokens", 1)),
         *[_no_share(f"answer_{name}") for name in ("position_retained", "retained_weighted", "retained_least")],
         _not_positive("cache_tokens_mean"),
     ],
     "tasks": [
+        *_absent("task_name", "metric"),
         _metric(), _below("stderr"), _below("documents"), _below("tokens_predicted"),
         _no_part("tokens_predicted_pruned", "tokens_predicted"), _below("cache_tokens_mean"),
     ],

@@ -135,7 +135,7 @@ def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
 
 def _step_times() -> list[pl.Expr]:
     """Mean time of the decoding steps that pruned, and of the others; null where there are none."""
-    steps, pruned = pl.col("token_seconds"), pl.col("token_seconds").list.gather(pl.col("prune_steps"))
+    steps, pruned = pl.col("token_seconds"), pl.col("token_seconds").list.gather(pl.col("prune_steps"), null_on_oob=True)
     others = steps.list.len() - pruned.list.len()
     return [
         pruned.list.mean().alias("prune_step_seconds"),

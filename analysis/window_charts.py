@@ -181,7 +181,9 @@ def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     own = rows.filter(pl.col("cell_id") == cell["cell_id"])
     if own.is_empty():
         return None
-    steps, kept = own["event_steps"][0].to_list(), own["event_kept"][0].to_list()
+    steps, kept = (list(own[name][0]) if own[name][0] is not None else [] for name in ("event_steps", "event_kept"))
+    if len(steps) != len(kept):
+        return None
     places, held, seen, now = [0], [0], 0, 0
     for step, left in zip(steps, kept, strict=True):
         places += [step, step]

@@ -71,7 +71,7 @@ def required_run(store: RunStore) -> dict[str, Any]:
 def parsed(content: bytes, place: str) -> dict[str, Any]:
     """The settings of a run.json by name. Raises RunUnreadableError; ``place`` is how its message names the file."""
     try:
-        run = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        run = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
         json.dumps(run, ensure_ascii=False).encode("utf-8")  # an escape can spell half of a character, which nothing can print
     except UnicodeError:
         raise RunUnreadableError(f"{place}: is not UTF-8 text. {_REMEDY}") from None
@@ -100,6 +100,12 @@ _REMEDY = "Put a copy back, or run the sweep into a new directory"
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 19:
+        raise ValueError(f"{digits[:20]}... is larger than any number of a run")
+    return int(digits)
 
 
 def _kind(value: Any) -> str:

@@ -37,6 +37,7 @@ BROKEN = {
     b"[" * 100_000: "is nested too deeply",
     b'{"run_id": ' + b"9" * 10_000 + b"}": "is not JSON",
     with_(run_id=""): "run_id: ",
+    with_(seed=10**30): "is not JSON (10000000000000000000... is larger than any number of a run)",
     with_(run_id=7): "run_id: should be a valid string (got 7)",
     with_(planned=[]): "planned: should be a valid dictionary (got [])",
     with_(planned={"perplexity": -1}): "planned.perplexity: should be greater than or equal to 0",
