@@ -127,9 +127,10 @@ def trade_off(group: Group, points: Points, looks: PolicyLooks, best: pl.DataFra
     bars = bars.encode(x=x.x(cells), y=y.y(cells, "pruned_low"), y2=alt.Y2("pruned_high"), color=colour)
     dots = drawn.mark_point(filled=True, size=60, opacity=1)
     dots = dots.encode(**channels, color=colour, shape=shape(thresholds, kind, "prune_after"))
-    ideal = alt.Chart(alt.Data(values=[{"budget": 0, "pruned_ratio": 1, "label": "★ ideal: no cache, no loss"}]))
-    ideal = ideal.mark_text(align="left", dx=-5, dy=11, fontSize=11, fill="var(--fg)").encode(**channels, text="label:N")
-    layers = [*rule(1.0, "", y, cells), ideal, *_front(best, x, y, cells), bars, tooltips(dots, ABOUT)]
+    ideal = alt.Chart(alt.Data(values=[{"budget": 0, "pruned_ratio": 1, "label": "ideal: no cache, no loss"}]))
+    corner = ideal.mark_point(shape="triangle-up", filled=True, size=50, fill="var(--fg)").encode(**channels)
+    ideal = ideal.mark_text(align="left", dx=-5, dy=13, fontSize=11, fill="var(--fg)").encode(**channels, text="label:N")
+    layers = [*rule(1.0, "", y, cells), corner, ideal, *_front(best, x, y, cells), bars, tooltips(dots, ABOUT)]
     layers += holes(cells, kind, thresholds, channels)
     description = (
         f"PPL ratio where pruned against {x.title}, {_joined(group.title, group.detail)}: {cells.height} cells, "
@@ -180,7 +181,8 @@ def heatmap(group: Group, points: Points) -> Chart | None:
         .mark_text(fontSize=10)
         .encode(**place, text="text:N", fill=light)
     )
-    hollow = own.transform_filter("datum.verdict !== 'VALID'").mark_text(text="○", fontSize=13, fill="var(--fg)").encode(**place)
+    ring = {"shape": "circle", "size": 60, "fill": None, "stroke": "var(--fg)", "strokeWidth": 1.5}
+    hollow = own.transform_filter("datum.verdict !== 'VALID'").mark_point(**ring).encode(**place)
     description = f"PPL ratio by keep_ratio and prune_after, {_joined(group.title, group.detail)}: {_span(sound, 'ratio')}"
     layers = [tooltips(squares, ABOUT), text, tooltips(hollow, ABOUT)]
     height = 34 * len(thresholds) + 20

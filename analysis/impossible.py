@@ -135,8 +135,13 @@ def _absent(*names: str) -> list[pl.Expr]:
     return [pl.when(pl.col(name).is_null()).then(pl.lit(f"no {name}")) for name in names]
 
 
+def _no_number(name: str) -> pl.Expr:
+    """A setting that is infinite or not a number, which no sweep file can ask for."""
+    return pl.when(~pl.col(name).is_finite()).then(pl.format(f"{name} {{}}", name))
+
+
 _SETTINGS = [
-    *_absent("model", "policy", "keep_ratio"),
+    *_absent("model", "policy", "keep_ratio"), _no_number("keep_ratio"),
     _told((pl.col("keep_ratio") <= 0) | (pl.col("keep_ratio") > 1), "keep_ratio {}", "keep_ratio"),
     _below("prune_after"), _below("protect_sink"), _below("protect_recent"), _below("prune_events"),
 ]  # fmt: skip
@@ -153,7 +158,7 @@ _CONDITIONS: dict[str, list[pl.Expr]] = {
         *[_no_share(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ],
     "generation": [
-        *_absent("prompt_tokens", "repeat"),
+        *_absent("prompt_tokens", "repeat"), _not_positive("prompt_tokens"), _below("repeat"),
         *[_not_positive(name) for name in (
             "ttft_seconds", "tpot_seconds", "total_seconds", "tokens_per_second", "memory_bandwidth", "new_tokens", "batch_size",
         )],
@@ -166,6 +171,7 @@ _CONDITIONS: dict[str, list[pl.Expr]] = {
     ],
     "retrieval": [
         *_absent("kind", "context_tokens", "depth", "question_index", "correct"),
+        _not_positive("context_tokens"), _no_number("depth"), _no_share("depth"), _below("question_index"),
         _not_positive("answer_tokens"), _below("answer_nll", -ROUNDING * pl.max_horizontal("answer_tokens", 1)),
         *[_no_share(f"answer_{name}") for name in ("position_retained", "retained_weighted", "retained_least")],
         _not_positive("cache_tokens_mean"),

@@ -118,7 +118,7 @@ def checks(rows: pl.LazyFrame) -> pl.DataFrame:
             first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
             second=pl.col("tpot_seconds").filter("control").first(),
         ).sort("repeat")  # fmt: skip
-        known = by_round["both"].drop_nulls()
+        known = by_round["both"].drop_nulls().filter(by_round["both"].drop_nulls() > 0)
         drift = known[-1] / known[0] if len(known) else None
         null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
         low, high = median_interval(null)

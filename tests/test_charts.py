@@ -93,6 +93,15 @@ def test_the_trade_off_draws_the_front_and_names_the_ideal_corner(shown):
     assert [point["pruned_high"] for point in steps["data"]["values"]] == front.sort("budget")["pruned_high"].to_list()
 
 
+def test_charts_write_with_letters_that_the_renderer_s_own_font_has(charts_of):
+    """A picture is drawn on machines without any font too: there a sign that vl-convert's own font lacks is an empty box."""
+    grid = [cells(prune_after=after, keep_ratio=ratio) for after in (32, 64) for ratio in (0.9, 0.5)]
+    charts = charts_of(perplexity=[row for rows in grid for row in rows])
+    assert {"tradeoff-1", "heatmap-1"} <= charts.keys()
+    written = "".join(json.dumps(chart.spec, ensure_ascii=False) for chart in charts.values())
+    assert {sign for sign in written if not sign.isascii()} <= set("·–…±×")
+
+
 def test_policies_stand_side_by_side_only_where_they_share_settings(charts_of):
     assert "beside-1-1" not in charts_of(perplexity=cells())
     two = cells() + [perplexity_row(i, policy="random") for i in range(3)]
