@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -12,8 +13,13 @@ from transformers.utils import logging as transformers_logging
 
 from workers.model_files import ModelError, ModelFacts
 from workers.self_check import use_own_attention
+from workers.work import FromOutside
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HubError(ModelError, FromOutside):
+    """The model hub did not give this machine a model's files: too many requests, no connection, a fault of its own."""
 
 
 def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
@@ -35,12 +41,29 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"model {facts.name!r} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+        words = f"model {facts.name!r} cannot be loaded: {str(error).splitlines()[0][:300]}"
+        asked = _hub_answer(error)
+        if asked:
+            raise HubError(f"{words} (the model hub {asked}); download it before, or run again later") from error
+        raise ModelError(words) from error
     _check_complete(facts.name, found)
     model.eval().requires_grad_(False)
     nn.Module.to(model, device)
     use_own_attention(model, facts.name)
     return model
+
+
+def _hub_answer(error: BaseException | None) -> str | None:
+    """What the hub did where it is what failed and may work another time; None for whatever else went wrong."""
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            return f"answered {status}" if status in (408, 429) or status >= 500 else None
+        transport = type(error).__module__.split(".")[0].startswith("httpx")  # which of its clients the hub's library has differs
+        if transport or isinstance(error, LocalEntryNotFoundError):
+            return "cannot be reached"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:

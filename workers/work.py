@@ -97,6 +97,10 @@ class WorkUnit:
     """Where that code lies."""
 
 
+class FromOutside(Exception):  # noqa: N818 - a mark beside an error's own type
+    """What is no fault of a cell, its model or this code, such as a hub that does not answer: the same command tries again."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """One cell that failed, with its reason."""
@@ -108,8 +112,9 @@ class Failure:
 
     @classmethod
     def of(cls, cell_id: str, error: BaseException) -> Failure:
-        """From an exception."""
+        """From an exception. One that came from outside leaves no traceback, which is how everybody tells it from the others."""
         trace = getattr(error, TRACE, None) or "".join(traceback.format_exception(error))
+        trace = "" if isinstance(error, FromOutside) else trace
         return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)
 
 
