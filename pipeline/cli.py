@@ -73,12 +73,13 @@ def run(
 def status(directory: str) -> None:
     """Whether a run directory is being driven now, and its cells done, failed and missing."""
     from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError
-    from pipeline.run_status import describe, first_line
+    from pipeline.run_status import describe
+    from pipeline.store_errors import first_line_of
 
     try:
         lines = describe(RunStore(directory))
     except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
-        _refuse([first_line(error)])
+        _refuse([first_line_of(error)])
     print("\n".join(lines))
 
 
@@ -111,8 +112,8 @@ def compact(directory: str) -> None:
     from pipeline.compaction import compact as compact_parts
     from pipeline.lease import Lease
     from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, required_run
-    from pipeline.run_status import first_line
     from pipeline.spec import SweepError
+    from pipeline.store_errors import first_line_of
 
     try:
         store = RunStore(directory)
@@ -122,7 +123,7 @@ def compact(directory: str) -> None:
     except SweepError as error:
         _refuse(error.faults)
     except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
-        _refuse([first_line(error)])
+        _refuse([first_line_of(error)])
     print(f"{replaced} files put together")
 
 
@@ -194,12 +195,12 @@ def export(
     from analysis.tracking import export as export_runs
     from analysis.tracking_stores import TrackingError
     from pipeline.results import PlaceError, RunUnreadableError
-    from pipeline.run_status import first_line
+    from pipeline.store_errors import first_line_of
 
     try:
         done = export_runs(directories, to, project, store, replace=replace)
     except (RunUnreadableError, PlaceError, TrackingError, OSError) as error:
-        _refuse([first_line(error)])
+        _refuse([first_line_of(error)])
     print(f"{done.place}: {done.written} tracked runs written, {done.skipped} skipped (there already)")
     if done.changed and replace:
         print(f"{done.changed} had changed since they were exported and were written anew")

@@ -10,6 +10,7 @@ from pipeline.done import rows_per_cell
 from pipeline.lease import describe_driver
 from pipeline.planned_cells import read_planned_cells
 from pipeline.results import TASKS, RunStore, RunUnreadableError, required_run
+from pipeline.store_errors import first_line_of
 
 
 def describe(store: RunStore) -> list[str]:
@@ -38,11 +39,6 @@ def plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
-def first_line(text: Any) -> str:
-    """Of a stored message, which may be missing or empty."""
-    return next(iter(str(text or "no message").splitlines()), "no message")
-
-
 def _describe_tasks(store: RunStore, run: dict[str, Any], planned: pl.DataFrame) -> list[str]:
     asked = [task for task in TASKS if run["planned"].get(task)]
     for task in [*asked, "failures"] if asked else []:
@@ -66,5 +62,5 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
         f"  {known['rows'].sum()} of {fewest}{wanted} rows",
     ]
     for (kind, message), group in failed.group_by("error_type", "message", maintain_order=True):
-        lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {first_line(message)[:200]}")
+        lines.append(f"  {group['cell_id'].n_unique()} failed: {kind}: {first_line_of(message)[:200]}")
     return lines

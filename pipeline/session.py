@@ -23,9 +23,8 @@ from pipeline.provenance import as_json, describe_run
 from pipeline.results import STORE_ERRORS, TASK_COLUMNS, RunStore, is_remote, placed
 from pipeline.run_json import NAME as RUN_NAME
 from pipeline.run_json import read_run
-from pipeline.run_status import first_line
 from pipeline.spec import SweepError
-from pipeline.store_errors import RunUnreadableError, StoreError
+from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def refusing(out: str) -> Iterator[None]:
         if not isinstance(error, (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError)) or isinstance(error, SweepError):
             raise
         named = isinstance(error, StoreError | RunUnreadableError | PlaceError)  # such a message names its place itself
-        told = error if named else f"{out}: {type(error).__name__}: {first_line(error)}"
+        told = error if named else f"{out}: {first_line_of(error)}"
         raise SweepError([f"--out {told}"]) from error
 
 

@@ -49,6 +49,12 @@ def _reason(text: str) -> str:
     return next(iter(text.splitlines()), "unknown error")
 
 
+def first_line_of(error: object) -> str:
+    """The first line of a message, without the name that a library gives to local disks; of a stored one that may be missing."""
+    line = next(iter(str(error or "").splitlines()), "") or "no message"
+    return line.removeprefix("Generic LocalFileSystem error: ")
+
+
 def _tries(text: str) -> str:
     return f", asked {repeats(text) + 1} times" if repeats(text) else ""
 

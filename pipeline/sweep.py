@@ -25,10 +25,10 @@ from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
 from pipeline.results import STORE_ERRORS
-from pipeline.run_status import first_line, plain
+from pipeline.run_status import plain
 from pipeline.session import Session, begin, open_store, refusing
 from pipeline.spec import SweepError, load_spec
-from pipeline.store_errors import RunUnreadableError, StoreError
+from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
 from pipeline.waiting import Patience
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -104,7 +104,7 @@ def _run(session: Session, options: RunOptions) -> int:
         print(f"error: {error}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     except STORE_ERRORS as error:
-        what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {first_line(error)}"
+        what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {first_line_of(error)}"
         print(f"error: {what}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     from analysis.report import write_report
@@ -112,7 +112,7 @@ def _run(session: Session, options: RunOptions) -> int:
     try:
         report = write_report([store.directory], audit=options.audit)
     except (RunUnreadableError, *STORE_ERRORS) as error:
-        print(f"error: no report: {first_line(error)}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
+        print(f"error: no report: {first_line_of(error)}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
         return SOME_FAILED
     for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
         print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
