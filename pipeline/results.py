@@ -29,7 +29,7 @@ from pipeline.place import PlaceError, is_remote, local, placed
 from pipeline.run_json import required_run
 from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, answer_room, schema, to_arrow
 from pipeline.store_access import Access, access
-from pipeline.store_errors import RunUnreadableError, StoreError, explained, repeats
+from pipeline.store_errors import NO_BUCKET, RunUnreadableError, StoreError, explained, repeats
 
 __all__ = [
     "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "PlaceError", "RunStore",
@@ -120,7 +120,7 @@ class RunStore:
                     raise RunUnreadableError(f"{self.directory}/{name}: is larger than {most}, so it is none of kvsweep's")
                 return bytes(found.bytes())
             except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
-                if "NoSuchBucket" in str(error):
+                if any(code in str(error) for code in NO_BUCKET):
                     raise
                 return None
 

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 import obstore
 
 
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""Codes by which stores say that the bucket itself is not there."""
+
+
 class StoreError(OSError):
     """An object store cannot be used. The message says where, why, and what to look at."""
 
@@ -30,9 +34,11 @@ def explained(directory: str) -> Iterator[None]:
 
 def _reason(text: str) -> str:
     """Only the code and message of the answer are repeated: the rest of it can hold a key's name or what was signed."""
-    said = " ".join(match[1] for name in ("Code", "Message") if (match := re.search(rf"<{name}>([^<]{{1,200}})", text)))
+    said = " ".join(
+        match[1].splitlines()[0] for name in ("Code", "Message") if (match := re.search(rf"<{name}>([^<]{{1,200}})", text))
+    )
     status = re.search(r"status code: (\d{3})", text)
-    if "NoSuchBucket" in said:
+    if any(code in said for code in NO_BUCKET):
         return "there is no such bucket; create it or correct the address"
     if status and status[1] in ("401", "403"):
         hint = "check the credentials (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and what they may do"
