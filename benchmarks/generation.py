@@ -28,7 +28,7 @@ from analysis.speed import median_interval
 from benchmarks.perplexity import pythia_70m_shape
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.clock import Clock, no_garbage_collection
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.generation import generate
 from workers.model_files import find_model
 from workers.models import load
@@ -162,7 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     facts = find_model("reference-neox")
-    ids = torch.from_numpy(tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids).long()
+    ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
     prompt, new = ids[None, : args.prompt_tokens], args.new_tokens
     print(
         f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, {new} new tokens, {args.rounds} rounds"

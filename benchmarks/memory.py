@@ -12,7 +12,7 @@ import argparse
 import torch
 
 from workers.clock import Clock
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.generation import GenerationRun, generate
 from workers.model_files import find_model
 from workers.models import DTYPES, load
@@ -45,7 +45,7 @@ def main() -> None:
     print(f"{args.policy}, {args.device} {args.dtype}, prompt {args.prompt_tokens}, {args.new_tokens} new tokens; over dense")
     for name in args.models:
         facts = find_model(name)
-        ids = torch.from_numpy(tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids).long()
+        ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
         prompt, model = ids[None, : args.prompt_tokens].to(device), load(facts, args.dtype, device)
         dense = generate(model, prompt, PruneSettings("dense"), args.new_tokens, clock)
         slack = dense.kv_bytes_allocated_final / dense.kv_bytes_final

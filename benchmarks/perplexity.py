@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from benchmarks.cuts import Cuts
 from workers.cell_scores import CellScores
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.eviction import _OWN
 from workers.model_files import find_model
 from workers.models import load
@@ -56,7 +56,7 @@ def pythia_70m_shape() -> torch.nn.Module:
 def load_models(names: list[str]) -> dict[str, tuple[Any, torch.Tensor]]:
     """Models with the ids of pydocs in their vocabulary."""
     facts = find_model("reference-neox")
-    ids = torch.from_numpy(tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids).long()
+    ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
     cpu = torch.device("cpu")
     return {n: (pythia_70m_shape() if n == "pythia-70m-shape" else load(find_model(n), "float32", cpu), ids) for n in names}
 

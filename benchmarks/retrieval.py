@@ -20,7 +20,7 @@ from torch import nn
 
 from analysis.speed import median_interval
 from workers.answers import answers
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.generation import forward
 from workers.model_files import find_model
 from workers.models import load
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     facts = find_model(args.model)
     model, encode = load(facts, "float32", CPU), open_tokenizer(facts.tokenizer_file).inside
-    filler = tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids.tolist()
+    filler = tokenize(read_text("pydocs"), facts.tokenizer_file).ids.tolist()
 
     asked = tuple(build_questions(encode, "needle", LENGTH, DEPTHS, (5,), (4,), args.questions, 0, filler))
     print(

@@ -27,7 +27,7 @@ from benchmarks.cuts import Cuts
 from workers import scoring
 from workers.budget import kept_count
 from workers.cell_scores import CellScores
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.eviction import _OWN, SIGNIFICANT_BITS, round_significant, select
 from workers.model_files import find_model
 from workers.models import DTYPES, load
@@ -77,7 +77,7 @@ class Windows:
 
 
 def windows_of(model_name: str, count: int, length: int, device: torch.device) -> Windows:
-    ids = torch.from_numpy(tokenize(read_corpus("pydocs"), find_model(model_name).tokenizer_file).ids).long()
+    ids = torch.from_numpy(tokenize(read_text("pydocs"), find_model(model_name).tokenizer_file).ids).long()
     planned = plan_windows(len(ids), length, length, count)
     return Windows(torch.stack([ids[w.start : w.start + w.length] for w in planned]).to(device), [w.start for w in planned])
 

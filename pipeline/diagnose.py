@@ -68,7 +68,7 @@ def subjects(models: Sequence[str], request: Request) -> list[Subject]:
         bos = resolved.bos[name]
         length = request.tokens or min(DEFAULT_TOKENS, facts.longest(DEFAULT_TOKENS))
         start = np.array([] if bos is None else [bos], dtype=np.int64)
-        ids = resolved.tokens[name, request.dataset].ids[: length - len(start)]
+        ids = resolved.tokens[name, request.dataset].beginning(length - len(start))
         found.append(Subject(facts, np.concatenate([start, ids.astype(np.int64)])))
     return found
 

@@ -12,14 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, retrieval_seconds, worker_bytes
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, prunes_while_decoding, settings_of, tokens_read
 from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
 from pipeline.sweep_keys import SweepSpec
-from workers.windows import Window, plan_windows
+from workers.windows import Window
 
 CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 32
 SCOUTED_FROM = 5
@@ -87,13 +87,8 @@ class Plan:
     def windows(self, cell: Cell) -> tuple[Window, ...]:
         """The windows of a perplexity cell."""
         settings = settings_of(cell)
-        tokens = len(self.resolved.tokens[cell.model, cell.dataset].ids)
-        return _windows(tokens, settings["window"], settings["stride"], settings["windows"], cell.bos is not None)
-
-
-@lru_cache(maxsize=256)
-def _windows(tokens: int, window: int, stride: int, limit: int, bos: bool) -> tuple[Window, ...]:
-    return tuple(plan_windows(tokens, window, stride, limit, bos=bos))
+        tokens = self.resolved.tokens[cell.model, cell.dataset]
+        return tokens.windows(settings["window"], settings["stride"], settings["windows"], bos=cell.bos is not None)
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
@@ -209,7 +204,10 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for")
         if count < 2:
             notes.append(f"{dense.dataset}: no interval can be given from {count} window")
+    for corpus in plan.resolved.corpora.values():
+        notes += corpus.notes()
     for (model, dataset), tokens in plan.resolved.tokens.items():
+        notes += tokens.notes(dataset, model)
         if tokens.special_spelled:
             read = {"literal": "letters", "parse": "the tokens of that name"}[plan.spec.special_tokens_in_text]
             notes.append(

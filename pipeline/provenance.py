@@ -47,8 +47,9 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "seed": plan.spec.seed,
         "models": [_model(facts, plan.resolved.bos[name]) for name, facts in plan.resolved.models.items()],
         "datasets": [
-            {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": len(tokens.ids)}
+            {"name": corpus.name, "fingerprint": corpus.fingerprint, "model": model, "tokens": tokens.tokens}
             | {"special_tokens_spelled": tokens.special_spelled}
+            | corpus.facts()
             for (model, dataset), tokens in plan.resolved.tokens.items()
             for corpus in [plan.resolved.corpora[dataset]]
         ],

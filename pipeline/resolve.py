@@ -16,10 +16,11 @@ from pipeline.results import answer_room
 from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.bos import begins_by_itself, bos_token
-from workers.corpora import Corpus, CorpusError, TokenizedCorpus, read_corpus, tokenize
+from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
 from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
 from workers.policy_files import PolicyError
 from workers.policy_files import resolved as resolved_policy
+from workers.retrieval import filler_tokens
 from workers.skip_rule import check_count
 
 
@@ -28,8 +29,9 @@ class Resolved:
     """Everything that a plan needs of the outside world."""
 
     models: dict[str, ModelFacts]
-    corpora: dict[str, Corpus]
-    tokens: dict[tuple[str, str], TokenizedCorpus]
+    corpora: dict[str, Corpus | Collection]
+    """By the name that rows have of a dataset."""
+    tokens: dict[tuple[str, str], Tokens]
     """By (model, dataset)."""
     targets: list[Target]
     """One without a dataset per model, device and type where the harness's tasks are asked for."""
@@ -46,7 +48,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     names = [ref.name for ref in spec.models]
     faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if names.count(name) > 1][:1]
     models: dict[str, ModelFacts] = {}
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus | Collection] = {}
     for ref in spec.models:
         try:
             models[ref.name] = find_model(
@@ -54,12 +56,12 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
             )
         except ModelError as error:
             faults.append(f"models: {error}")
-    for name in spec.datasets:
+    for dataset_ref in spec.datasets:
         try:
-            corpora[name] = read_corpus(name)
+            corpora[dataset_ref.entry.label] = read_corpus(dataset_ref.entry, spec.seed)
         except CorpusError as error:
             faults.append(f"datasets: {error}")
-    tokens: dict[tuple[str, str], TokenizedCorpus] = {}
+    tokens: dict[tuple[str, str], Tokens] = {}
     bos: dict[str, int | None] = {}
     own_bos: dict[str, bool] = {}
     for name, facts in models.items():
@@ -69,15 +71,14 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
             own_bos[name] = begins_by_itself(facts)
             faults += questions.faults(spec.retrieval, facts, bos[name]) if spec.retrieval else []
             for dataset, corpus in corpora.items():
-                tokens[name, dataset] = tokenize(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+                tokens[name, dataset] = tokens_of(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+                faults += _text_faults(spec, name, dataset, tokens[name, dataset], bos[name] is not None)
         except ModelError as error:
             faults.append(f"models: {error}")
         except CorpusError as error:
             faults.append(f"datasets: {error} (model {name})")
         except Exception as error:  # the tokenizers library knows no narrower type
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
-    for (model, dataset), tokenized in tokens.items():
-        faults += _text_faults(spec, model, dataset, len(tokenized.ids), bos[model] is not None)
     texts = _harness_texts(spec, faults)
     if faults:
         raise SweepError(faults)
@@ -209,16 +210,26 @@ def _limit_exceeded(spec: SweepSpec, facts: ModelFacts, length: int) -> str:
     return "" if spec.allow_beyond_context else f"{context} (allow_beyond_context: true runs it, marked)"
 
 
-def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: int, bos: bool) -> list[str]:
-    """What needs more tokens than the text has; with ``bos`` a window or prompt takes one token less of it."""
-    needs = []
+def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: Tokens, bos: bool) -> list[str]:
+    """What needs more tokens than the dataset gives; with ``bos`` a window or prompt takes one token less of it.
+
+    Reads as far as the sweep needs it. Raises CorpusError where it cannot be read.
+    """
+    needs: list[tuple[str, int, int, bool]] = []
     if spec.perplexity:
-        needs.append(("one perplexity window", spec.perplexity.window - bos))
+        needs.append(("one perplexity window", spec.perplexity.window - bos, spec.perplexity.windows, False))
     if spec.generation:
         task = spec.generation
-        needs.append(("the largest batch of the longest prompts", (max(task.prompt_tokens) - bos) * max(task.batch_sizes)))
-    return [
-        f"datasets: {dataset!r} has only {tokens} tokens under the tokenizer of {model}, {what} needs {length}"
-        for what, length in needs
-        if tokens < length
-    ]
+        longest, batch = max(task.prompt_tokens) - bos, max(task.batch_sizes)
+        needs.append(("the largest batch of the longest prompts", longest, batch, True))
+    if spec.retrieval:
+        tokens.filler(filler_tokens(spec.retrieval.context_tokens))
+
+    faults = []
+    for what, length, count, apart in needs:
+        lack = tokens.lacking(length, count, apart=apart)
+        if lack is not None:
+            needed = length * count if apart else length
+            has = f"datasets: {dataset!r} has {lack.has} under the tokenizer of {model}"
+            faults.append(f"{has}, {what} needs {needed}{lack.way}")
+    return faults

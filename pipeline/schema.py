@@ -63,7 +63,7 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "window_start": pl.Int64,
         "window": pl.Int32,
         "stride": pl.Int32,
-        "document": pl.Int32,
+        "document": pl.Int64,
         "tokens_scored": pl.Int32,
         "nll_sum": pl.Float64,
         "nll": pl.List(pl.Float32),

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from workers.bos import Bos
+from workers.corpora.entry import DatasetEntry, Documents
 from workers.policy_files import PATTERN
+from workers.sampling import Sample
 from workers.settings import POLICY_NAMES
 from workers.skip_rule import checked_rule
 from workers.text_tokens import SpecialTokens
@@ -125,6 +127,29 @@ class ModelRef(_Strict):
 
 
 ModelEntry = Annotated[ModelRef, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+
+
+class DatasetRef(_Strict):
+    """A dataset by name or path, and how it is read."""
+
+    name: Annotated[str, Field(min_length=1)]
+    column: Annotated[str, Field(min_length=1)] | None = None
+    """The column of text, where rows have several."""
+    sample: Sample = "spread"
+    """Whether windows and prompts are spread evenly over the texts, are their first, or are drawn by chance (``seed``)."""
+    documents: Documents = "separate"
+    """Whether rows and files are documents that no window crosses, or one text with blank lines between them."""
+
+    @property
+    def entry(self) -> DatasetEntry:
+        """As it is asked for where it is read."""
+        return DatasetEntry(self.name, self.column, self.sample, self.documents)
+
+
+DatasetList = Annotated[
+    list[Annotated[DatasetRef, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]],
+    AfterValidator(_no_duplicates),
+]
 Protocols = Annotated[Axis[Literal["interleaved", "report_2025"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 """One name, or a list of them."""
 
@@ -209,7 +234,7 @@ class SweepSpec(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     models: Axis[ModelEntry]
-    datasets: Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_no_duplicates)] = []
+    datasets: DatasetList = []
     devices: Axis[Literal["auto", "cpu", "cuda", "mps"]] = ["auto"]
     dtypes: Axis[Literal["float32", "bfloat16", "float16"]] = ["float32"]
     policies: Axis[Policy] = ["knorm"]
@@ -236,7 +261,7 @@ class SweepSpec(_Strict):
 
 
 BLOCKS: dict[str, type[BaseModel]] = {
-    "models": ModelRef, "exclude": Exclusion, "perplexity": PerplexityTask, "generation": GenerationTask,
-    "retrieval": RetrievalTask, "lm_eval": HarnessTask,
+    "models": ModelRef, "datasets": DatasetRef, "exclude": Exclusion, "perplexity": PerplexityTask,
+    "generation": GenerationTask, "retrieval": RetrievalTask, "lm_eval": HarnessTask,
 }  # fmt: skip
 """The keys whose values have keys of their own, or are lists of such."""

@@ -9,10 +9,9 @@ import numpy as np
 from pipeline.grid import Cell, settings_of
 from pipeline.plan import Plan, PlannedUnit
 from workers.check_text import TEXTS
-from workers.retrieval import Question, build_questions
+from workers.retrieval import Question, build_questions, filler_tokens
 from workers.settings import PruneSettings
 from workers.text_tokens import open_tokenizer
-from workers.windows import spread
 from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
@@ -43,16 +42,16 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":
         ids, checked = (
-            np.stack([beginning(first, tokens.ids[w.start :], w.length) for w in windows])
+            np.stack([beginning(first, tokens.held(w, w.length), w.length) for w in windows])
             for windows in (unit.windows, plan.windows(first)[:TEXTS])
         )
-        documents = tuple(tokens.document_at(w.start) for w in unit.windows)
+        documents = tuple(tokens.document_of(w) for w in unit.windows)
         return PerplexityWork(unit.windows, ids, documents, settings["stride"], checked)
     if unit.task == "generation":
         length, batch = settings["prompt_tokens"], settings["batch_size"]
         own_tokens = length - len(_start(first))
-        starts = [number * own_tokens for number in spread(len(tokens.ids) // max(1, own_tokens), batch)]
-        prompts = tuple(tuple(beginning(first, tokens.ids[start:], length).tolist()) for start in starts)
+        texts = tokens.prompts(own_tokens, batch)
+        prompts = tuple(tuple(beginning(first, text, length).tolist()) for text in texts)
         names = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
         return GenerationWork(prompts, **{name: settings[name] for name in names}, seed=first.seed)
     return RetrievalWork(questions_of(plan, unit), settings["question_pruned"])
@@ -72,7 +71,8 @@ def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
     """What every cell of a retrieval unit is asked, in its model's tokens."""
     first = unit.cells[0]
     settings, (kind, length) = settings_of(first), unit.asked
-    filler = plan.resolved.tokens[first.model, first.dataset].ids  # a corpus may have a hundred million; a question needs few
+    tokens = plan.resolved.tokens[first.model, first.dataset]
+    filler = tokens.filler(filler_tokens(settings["context_tokens"]))
     encode = open_tokenizer(plan.resolved.models[first.model].tokenizer_file).inside
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
     return tuple(build_questions(encode, kind, length, *axes, first.seed, filler, _start(first)))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from workers import corpora
-from workers.corpora import Corpus, CorpusError, read_corpus, tokenize
+from workers.corpora import Corpus, CorpusError, DatasetEntry, read_corpus, tokenize
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_text_file_is_read_whole_with_its_newlines(tmp_path):
     ("name", "words"),
     [
         ("pydoc", ["unknown", "pydocs", "text:PATH"]), ("text:nowhere.txt", ["no file", "nowhere.txt"]),
-        ("hf:", ["hf:NAME"]), ("hf:a/b/c/d", ["hf:NAME"]), ("", ["unknown"]),
+        ("hf:", ["names nothing", "hf:NAME"]), ("hf:a/b/c/d", ["hf:NAME"]), ("", ["unknown"]),
     ],
 )  # fmt: skip
 def test_a_dataset_that_cannot_be_had_is_refused_with_what_is_allowed(name, words):
@@ -60,34 +59,41 @@ def test_tokens_are_the_whole_text_without_special_ones(tokenizer_file):
     tokens = tokenize(Corpus("x", "hello world"), tokenizer_file)
     assert tokens.ids.dtype == np.int32
     assert len(tokens.ids) == 11
-    assert tokens.document_at(5) is None
 
 
-def test_a_token_knows_its_document(tokenizer_file):
-    corpus = Corpus("x", "aaa\n\nbbbb\n\ncc", (0, 5, 11))
-    tokens = tokenize(corpus, tokenizer_file)
-    assert [tokens.document_at(i) for i in (0, 4, 5, 10, 11, 12)] == [0, 0, 1, 1, 2, 2]
+@pytest.mark.parametrize("how", [{"column": "text"}, {"documents": "joined"}])
+@pytest.mark.parametrize("name", ["pydocs", "wikitext-2"])
+def test_a_dataset_of_one_text_has_no_columns_or_documents(name, how):
+    with pytest.raises(CorpusError, match="is one text"):
+        read_corpus(DatasetEntry(name, **how))
 
 
-@pytest.mark.slow
-def test_a_local_dataset_folder_loads_like_a_hub_name(tmp_path, monkeypatch):
-    """The real loader of the datasets library, offline."""
-    import polars as pl
+def test_the_name_in_rows_says_what_is_not_as_it_is_by_default():
+    assert DatasetEntry("pydocs").label == "pydocs"
+    entry = DatasetEntry("text:x.csv", column="article", sample="first", documents="joined")
+    assert entry.label == "text:x.csv[column=article,sample=first,documents=joined]"
 
-    folder = tmp_path / "wiki"
-    (folder / "data").mkdir(parents=True)
-    pl.DataFrame({"text": ["first", "second"]}).write_parquet(folder / "data" / "test.parquet")
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test.parquet\n---\n"
-    )
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    assert read_corpus(f"hf:{folder}:test").text == "first\n\nsecond"
-    with pytest.raises(CorpusError, match="cannot be loaded"):
-        read_corpus(f"hf:{folder}:nosuchsplit")
-    books = corpora._from_hub("pg19", str(folder), None, "test", books=1)  # the streaming way of pg19
-    assert (books.text, books.document_starts) == ("first", (0,))
-    other = tmp_path / "other"
-    other.mkdir()
-    pl.DataFrame({"label": [1]}).write_parquet(other / "test.parquet")
-    with pytest.raises(CorpusError, match=r"no text column among \['label'\]"):
-        corpora._from_hub("x", str(other), None, "test", books=1)
+
+@pytest.mark.parametrize(("sample", "starts"), [("spread", [8, 28]), ("first", [0, 4])])
+def test_windows_of_one_text_are_those_of_a_plain_slice(tokenizer_file, sample, starts):
+    text = "The tokens of this text are its very letters."[:40]
+    tokens = tokenize(Corpus("x", text, sample), tokenizer_file)
+    windows = tokens.windows(4, 4, 2, bos=False)
+    assert [w.start for w in windows] == starts
+    assert ["".join(map(chr, _bytes(tokens.held(w, 4)))) for w in windows] == [text[w.start : w.start + 4] for w in windows]
+    assert [w.document for w in windows] == [tokens.document_of(w) for w in windows] == [None, None]
+
+
+def _bytes(ids) -> list[int]:
+    from tests.tokenizers_made import byte_style
+
+    return list(byte_style().decode(ids.tolist()).encode())
+
+
+def test_drawn_windows_are_the_same_for_a_seed_and_others_for_another(tokenizer_file):
+    def starts(seed: int) -> list[int]:
+        tokens = tokenize(Corpus("x", "abcd" * 200, "random", seed), tokenizer_file)
+        return [w.start for w in tokens.windows(8, 8, 5, bos=False)]
+
+    assert starts(1) == starts(1) == sorted(set(starts(1)))
+    assert len({tuple(starts(seed)) for seed in range(5)}) == 5

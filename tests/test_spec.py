@@ -166,7 +166,7 @@ def test_what_is_no_sweep_file_is_one_fault_with_its_place(sweep, text, place, p
 def test_values_are_those_of_yaml_1_2(sweep):
     spec = load_spec(sweep(VALID.replace("name: x", "name: no").replace("[pydocs]", "[on, yes, 2024-01-01]") + "seed: 010\n"))
     assert spec.name == "no"
-    assert spec.datasets == ["on", "yes", "2024-01-01"]
+    assert [each.name for each in spec.datasets] == ["on", "yes", "2024-01-01"]
     assert spec.seed == 10  # octal in YAML 1.1
     (message,) = faults(sweep(VALID + "seed: 1:30\n"))  # 90 in YAML 1.1
     assert '(got "1:30")' in message

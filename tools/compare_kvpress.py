@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.budget import kept_count
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.eviction import CacheView, knorm
 from workers.generation import forward
 from workers.model_files import find_model
@@ -80,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     facts = find_model("reference-llama")
     model = load(facts, "float32", torch.device("cpu"))
-    text = tokenize(read_corpus("pydocs"), facts.tokenizer_file).ids.tolist()
+    text = tokenize(read_text("pydocs"), facts.tokenizer_file).ids.tolist()
     grid = [(text[:length], ratio) for length in args.prompt_tokens for ratio in args.keep_ratios]
     prompts = [{"ids": ids, "keep": kept_count(ratio, len(ids))} for ids, ratio in grid]
     answer = subprocess.run(

@@ -18,7 +18,7 @@ import torch
 
 from tools.train_reference import Settings
 from workers.answers import answers
-from workers.corpora import read_corpus, tokenize
+from workers.corpora import read_text, tokenize
 from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate
@@ -98,7 +98,7 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
     found["parameters"] = sum(p.numel() for p in model.parameters())
     filler: list[int] = []
     for label, name in names.items():
-        ids = torch.from_numpy(tokenize(read_corpus(name), facts.tokenizer_file).ids).long()
+        ids = torch.from_numpy(tokenize(read_text(name), facts.tokenizer_file).ids).long()
         nll = token_losses(model, ids, 1024, windows)
         found["perplexity"][label] = (math.exp(nll.double().mean()), nll.shape[0])
         found["positions"][label] = by_position(model, ids)

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from workers.attention import Scale, probabilities
 from workers.bos import bos_token
-from workers.corpora import Corpus, read_corpus, tokenize
+from workers.corpora import Corpus, read_text, tokenize
 from workers.eviction import round_significant
 from workers.model_files import ModelFacts
 from workers.scoring import NOT_FINITE, body_of
@@ -199,7 +199,7 @@ def fixed_text(facts: ModelFacts) -> np.ndarray:
     cannot be used.
     """
     start = bos_token(facts, "auto")
-    text = Corpus(FIXED_TEXT, read_corpus(FIXED_TEXT).text[:FIXED_CHARACTERS])
+    text = Corpus(FIXED_TEXT, read_text(FIXED_TEXT).text[:FIXED_CHARACTERS])
     ids = tokenize(text, facts.tokenizer_file).ids
     return opening(ids, start, min(FIXED_TOKENS, facts.longest(FIXED_TOKENS)))
 

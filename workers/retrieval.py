@@ -33,6 +33,8 @@ PASSKEY_QUESTION = "\nWhat is the pass key? The pass key is"
 NEEDLE_FACT = "\nThe secret number of {name} is {value}.\n"
 NEEDLE_QUESTION = "\nWhat is the secret number of {name}? The secret number of {name} is"
 
+FILLERS = 16
+"""Longest contexts whose tokens are read of a dataset that is not read whole."""
 QUESTION_TOKENS = 96
 """Room for a question in any tokenizer: the longest has fewer bytes."""
 
@@ -210,6 +212,11 @@ def build_questions(
         arguments = (index, seed, filler, number, others, start)
         shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None
         yield from shared or (build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths)
+
+
+def filler_tokens(context_tokens: Sequence[int]) -> int:
+    """How much of a dataset that is not read whole is the text around needles: most questions stand in text of their own."""
+    return FILLERS * max(context_tokens)
 
 
 def least_context(encode: Encode, kind: str, digits: int, distractors: int, start: Sequence[int] = ()) -> int:

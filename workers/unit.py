@@ -59,7 +59,7 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
         tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
         cells = [cell for cell in unit.cells if cell.cell_id not in failed]
         try:
-            dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.start for w in windows])
+            dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.text_id for w in windows])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(windows) == 1:
                 raise

@@ -1,0 +1,304 @@
+"""Every form of a local dataset, and what is said of one that cannot be read."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.datasets_made import FORMS, as_csv, as_json_lines, as_parquet, words, write
+from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus
+from workers.corpora import compressed as compressed_files
+
+TEXTS = [words(i) for i in range(12)]
+
+
+def texts_of(collection) -> dict[int, str]:
+    """All documents by number."""
+    return dict(pair for block in range(len(collection.blocks)) for pair in collection.texts(block))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("scheme", ["text:{}", "hf:{}", "hf:{}:train"])
+def test_every_form_holds_the_same_documents(tmp_path, name, scheme):
+    corpus = read_corpus(scheme.format(write(tmp_path, name, FORMS[name](TEXTS))))
+    assert isinstance(corpus, Collection)
+    assert texts_of(corpus) == dict(enumerate(TEXTS))
+    assert (corpus.column, corpus.count, corpus.has_documents) == ("text", 12, True)
+
+
+def test_a_folder_of_shards_is_one_dataset_in_the_order_of_names(tmp_path):
+    for shard in (2, 0, 1):
+        write(tmp_path, f"data/train-{shard:05d}-of-00003.parquet", as_parquet(TEXTS[shard * 4 : shard * 4 + 4]))
+    for name in ("README.md", ".gitattributes", "dataset_infos.json", "data/picture.png"):
+        write(tmp_path, name, "{}")
+    for name in (f"text:{tmp_path}", f"text:{tmp_path}/data/*.parquet", f"text:{tmp_path}/**/train-*", f"hf:{tmp_path}:train"):
+        assert texts_of(read_corpus(name)) == dict(enumerate(TEXTS)), name
+
+
+@pytest.mark.parametrize("block", [150, 1000, 10**6])
+def test_lines_are_found_wherever_a_block_begins(tmp_path, monkeypatch, block):
+    """Blank lines keep their numbers."""
+    monkeypatch.setattr(line_rows, "BLOCK", block)
+    lines = as_json_lines(TEXTS).splitlines()
+    for content in (b"\n".join(lines), b"\n".join([*lines, b"", b""]), b"\n\n".join(lines)):
+        step = 2 if b"\n\n{" in content else 1
+        corpus = read_corpus(f"text:{write(tmp_path, 'x.jsonl', content)}")
+        assert texts_of(corpus) == {i * step: text for i, text in enumerate(TEXTS)}
+        assert len(corpus.blocks) == -(-len(content) // block)
+
+
+def test_a_row_group_of_long_texts_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_rows, "BLOCK", 1500)
+    monkeypatch.setattr(parquet_rows, "BATCH", 3)
+    texts = [words(i, 200) for i in range(40)]
+    corpus = read_corpus(f"text:{write(tmp_path, 'x.parquet', as_parquet(texts, rows_per_group=20))}")
+    assert len(corpus.blocks) > 10 and texts_of(corpus) == dict(enumerate(texts))
+    assert texts_of(Collection("x", "", corpus.blocks[7:8], "rows")).keys() == set(texts_of_block(corpus.blocks[7]))
+
+
+def texts_of_block(block) -> range:
+    return range(block.first_number, block.first_number + block.count)
+
+
+def test_rows_of_a_set_too_large_to_be_counted_are_known_by_file_and_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(line_rows, "HASHED", 10)
+    for part in range(2):
+        write(tmp_path, f"{part}.jsonl", as_json_lines(TEXTS[part * 6 : part * 6 + 6]))
+    found = texts_of(read_corpus(f"text:{tmp_path}"))
+    assert list(found.values()) == TEXTS and len(found) == 12
+    second = (tmp_path / "1.jsonl").read_bytes()
+    assert [number - (1 << 40) for number in list(found)[6:8]] == [0, second.index(b"\n") + 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "chosen"),
+    [
+        (["id", "text", "content"], None, "text"), (["content", "document"], None, "content"),
+        (["id", "article"], None, "article"), (["text", "article"], "article", "article"),
+    ],
+)  # fmt: skip
+def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(tmp_path, columns, asked, chosen):
+    row = {name: 7 if name == "id" else f"the {name}" for name in columns}
+    file = write(tmp_path, "x.jsonl", json.dumps(row) + "\n")
+    corpus = read_corpus(DatasetEntry(f"text:{file}", column=asked))
+    assert corpus.column == chosen == corpus.facts()["column"]
+    assert texts_of(corpus) == {0: f"the {chosen}"}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "said"),
+    [
+        ({"a": "x", "b": "y"}, None, r"several columns of text .*: a \(text\), b \(text\); name one: \{name: .*, column: NAME\}"),
+        ({"id": 1}, None, r"no text column, none is called text, content, document: id \(numbers\)"),
+        ({"text": "x"}, "body", r"no column 'body'; it has text \(text\)"),
+        ({"text": ["x"], "a": "x"}, None, r"column 'text' holds lists, no text; it has text \(lists\), a \(text\); name one"),
+        ({"text": {"t": "x"}}, None, "column 'text' holds objects, no text"),
+        ({"text": 1}, None, "column 'text' holds numbers, no text"),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_column_that_cannot_be_told_or_holds_no_text_is_refused_with_those_there_are(tmp_path, form, row, asked, said):
+    import polars as pl
+
+    file = tmp_path / f"x.{form}"
+    frame = pl.DataFrame([row])
+    frame.write_ndjson(file) if form == "jsonl" else frame.write_parquet(file)
+    with pytest.raises(CorpusError, match=said):
+        read_corpus(DatasetEntry(f"text:{file}", column=asked))
+
+
+def test_rows_without_text_are_skipped_and_counted_by_kind(tmp_path):
+    rows = [None, TEXTS[0], "", " \n", ["x"], {"a": 1}, 3, True, TEXTS[1]]
+    corpus = read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(rows))}")
+    assert texts_of(corpus) == {1: TEXTS[0], 8: TEXTS[1]}
+    assert corpus.facts()["skipped"] == {"null": 1, "empty": 2, "list": 1, "object": 1, "number": 1, "boolean": 1}
+    said = (
+        "7 of 9 rows looked at hold no text and are skipped (1 null, 2 empty, 1 a list, 1 an object, 1 a number, 1 true or false)"
+    )
+    assert any(note.endswith(said) for note in corpus.notes())
+
+
+@pytest.mark.parametrize("rows", [[None, None], ["", None], [None, " "]])
+def test_a_column_of_nothing_is_refused(tmp_path, rows):
+    with pytest.raises(CorpusError, match=r"holds no text: its column 'text' is .* in the 2 rows that were looked at"):
+        read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(rows))}")
+
+
+RULE = "one\ntwo\nthree\n\nfour " * 5
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_breaks_and_a_byte_order_mark_make_no_difference(tmp_path, break_, mark):
+    text = RULE.replace("\n", break_)
+    corpus = read_corpus(f"text:{write(tmp_path, 'x.txt', mark + text.encode())}")
+    assert isinstance(corpus, Corpus) and corpus.text == RULE
+    for name, content in (("x.jsonl", as_json_lines([text])), ("x.csv", as_csv([text])), ("x.parquet", as_parquet([text]))):
+        content = content if name == "x.parquet" else mark + content
+        assert texts_of(read_corpus(f"text:{write(tmp_path, name, content)}")) == {0: RULE}
+
+
+def test_halves_of_surrogate_pairs_are_replaced_and_counted_and_whole_pairs_are_characters(tmp_path):
+    file = write(tmp_path, "x.jsonl", '{"text": "a\\ud800b\\udc00 \\ud83d\\ude00"}\n{"text": "c"}\n')
+    corpus = read_corpus(f"text:{file}")
+    assert texts_of(corpus)[0] == "a\ufffdb\ufffd 😀"
+    assert corpus.facts()["surrogates_replaced"] == 2
+    assert any("2 halves of surrogate pairs" in note for note in corpus.notes())
+
+
+def test_only_the_beginning_of_a_compressed_file_is_expanded(tmp_path, monkeypatch):
+    """What a bomb would expand to is never held."""
+    monkeypatch.setattr(compressed_files, "PIECE", 1000)
+    monkeypatch.setattr(compressed_files.expanded, "__defaults__", (10_000,))
+    file = write(tmp_path, "x.jsonl.gz", gzip.compress(as_json_lines([words(i) for i in range(10_000)])))
+    corpus = read_corpus(f"text:{file}")
+    assert 10 < len(texts_of(corpus)) < 40
+    assert any("at most the first" in note for note in corpus.notes())
+    with pytest.raises(CorpusError, match="a line is longer than"):
+        read_corpus(f"text:{write(tmp_path, 'b.jsonl.gz', gzip.compress(b'a' * 10**6))}")
+
+
+REFUSED = {
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl, line 2: is no JSON \(.*\); each line is one object"),
+    "list.jsonl": (b"[1]\n", "list.jsonl, line 1: is no object but a list"),
+    "deep.jsonl": (b"[" * 100_000, "deep.jsonl, line 1: is no JSON"),
+    "bad.json": (b'[{"text": "a"', "bad.json: is no JSON"),
+    "items.json": (b"[1]", "items.json: item 0 of its list is no object"),
+    "empty.jsonl": (b"", "holds no rows"), "empty.csv": (b"", "holds no rows"), "header.csv": (b"id,text\n", "holds no rows"),
+    "empty.json": (b"[]", "holds no rows"), "none.parquet": (as_parquet([]), "holds no rows|no text"),
+    "double.csv": (b"text,text\na,b\n", "header names 'text' more than once"),
+    "semicolon.csv": (b"id;text\n1;a\n", "separated by semicolons, and only commas are read"),
+    "ragged.csv": (b"id,text\n1,a\n2,a,b\n", 'line 3: has 3 fields and the header has 2; .* in "quotes"'),
+    "quote.csv": (b'id,text\n1,"a\n', "line 3: is no CSV|line 2: is no CSV"),
+    "no.parquet": (b"hello", "cannot be read as Parquet"), "cut.parquet": (as_parquet(TEXTS)[:-9], "cannot be read as Parquet"),
+    "utf16.txt": (words(1).encode("utf-16"), "is UTF-16, and only UTF-8 is read; convert it: iconv"),
+    "unmarked.txt": (words(1).encode("utf-16-le"), r"holds a NUL \(byte 1\): it is UTF-16 without a mark, or no text"),
+    "latin.txt": (b"caf\xe9 au lait", r"latin.txt is not UTF-8 text \(byte 3\)"),
+    "latin.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"latin.jsonl, line 2 is not UTF-8 text \(byte 27\)"),
+    "latin.csv": (b"text\ncaf\xe9\n", r"latin.csv is not UTF-8 text \(byte 8\)"),
+    "damaged.jsonl.gz": (gzip.compress(as_json_lines(TEXTS))[:-9], "cannot be expanded .*: damaged, or no .gz file"),
+    "no.txt.zst": (b"hello", "cannot be expanded .*: damaged, or no .zst file"),
+    "data.parquet.gz": (gzip.compress(as_parquet(TEXTS)), "compressed inside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(tmp_path, name):
+    content, said = REFUSED[name]
+    with pytest.raises(CorpusError, match=said) as caught:
+        read_corpus(f"text:{write(tmp_path, name, content)}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path, "mixed/a.jsonl", "{}")
+    write(tmp_path, "mixed/b.csv", "text\n")
+    wanted = {
+        "fifo.txt": "no regular file but a device, pipe or socket", "zero.txt": "no regular file",
+        "loop": "links lead in a circle",
+        "empty": "holds no file of .txt, .md", "*.nothing": "no file matches", "nowhere": "there is no file", "a\0b": "null",
+        "mixed": r"several kinds \(1 of json lines, 1 of csv\); name those of one",
+    }  # fmt: skip
+    for name, said in wanted.items():
+        with pytest.raises(CorpusError, match=said) as caught:
+            read_corpus(f"text:{tmp_path}/{name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path):
+    """Ten gigabytes that take no place."""
+    wanted = {"txt": "holds a NUL", "jsonl": "a line is longer than", "csv": "holds more than 64 MB", "parquet": "as Parquet"}
+    for ending, said in wanted.items():
+        with (tmp_path / f"x.{ending}").open("wb") as file:
+            file.truncate(10**10)
+        with pytest.raises(CorpusError, match=said):
+            read_text_of(read_corpus(f"text:{file.name}"))
+
+
+def read_text_of(corpus) -> str:
+    from workers.corpora.passages import _said
+
+    (text,) = texts_of(corpus).values()
+    return _said(text, 5 * 10**9, 1000)[1]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_what_may_not_be_read_is_refused():
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    write(folder, "closed/a.txt", "a").parent.chmod(0)
+    write(folder, "b.txt", "a").chmod(0)
+    code = (
+        "import os, sys; from workers.corpora import *\nos.setuid(65534)\n"
+        "for name in sys.argv[1:]:\n  try: print(read_corpus('text:' + name))\n  except CorpusError as error: print(error)"
+    )
+    names = [str(folder / name) for name in ("closed", "b.txt")]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    shutil.rmtree(folder)
+    assert [line.endswith("Permission denied") for line in done.stdout.splitlines()] == [True, True], done.stdout
+
+
+SPLITS = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "val.jsonl", "test/a.jsonl", "shard_extra.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("split", "wanted"),
+    [(":train", [0, 1]), (":validation", [2]), (":test", [3]), ("", [3]), (":extra", [4])],
+)
+def test_a_split_is_found_by_names_of_files_and_folders(tmp_path, split, wanted):
+    for i, name in enumerate(SPLITS):
+        write(tmp_path, name, as_json_lines([words(i)]))
+    assert set(texts_of(read_corpus(f"hf:{tmp_path}{split}")).values()) == {words(i) for i in wanted}
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "said"),
+    [
+        (["train.jsonl"], ":test", "no split 'test': its files say train"),
+        (["a.jsonl"], ":test", "no split 'test': no file or folder says a split, so that all are 'train'"),
+        (["train.jsonl"], ":train[:1%]", r"'train\[:1%\]' is no split's name; .* only as much is read as windows need"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused(tmp_path, files, split, said):
+    for name in files:
+        write(tmp_path, name, as_json_lines(TEXTS))
+    with pytest.raises(CorpusError, match=said):
+        read_corpus(f"hf:{tmp_path}{split}")
+
+
+def test_joined_rows_are_one_text_with_blank_lines_between_them(tmp_path):
+    file = write(tmp_path, "x.jsonl", as_json_lines([TEXTS[0], None, TEXTS[1]]))
+    corpus = read_corpus(DatasetEntry(f"text:{file}", documents="joined"))
+    assert isinstance(corpus, Corpus) and corpus.text == f"{TEXTS[0]}\n\n{TEXTS[1]}"
+    assert corpus.facts()["documents"] == "joined" and corpus.facts()["skipped"] == {"null": 1}
+    assert corpus.name == f"text:{file}[documents=joined]"
+
+
+def test_the_fingerprint_is_of_what_the_files_hold(tmp_path, monkeypatch):
+    def fingerprints() -> list[str]:
+        return [read_corpus(f"text:{tmp_path}/{name}").fingerprint for name in ("a", "b", "a/*.jsonl")]
+
+    for folder in "ab":
+        for shard in range(3):
+            write(tmp_path, f"{folder}/{shard}.jsonl", as_json_lines(TEXTS[shard : shard + 3]))
+    assert len(set(fingerprints())) == 1, "the same bytes elsewhere"
+    write(tmp_path, "b/1.jsonl", as_json_lines(TEXTS[2:5]))
+    assert fingerprints()[0] != fingerprints()[1]
+
+    monkeypatch.setattr("workers.corpora.files.HASHED", 10)
+    monkeypatch.setattr("workers.corpora.files.EDGE", 10)
+    before = fingerprints()[0]
+    write(tmp_path, "a/2.jsonl", as_json_lines([TEXTS[2], TEXTS[2], TEXTS[4]]))
+    assert fingerprints()[0] == before, "of a large set both ends of each file"
+    write(tmp_path, "a/2.jsonl", as_json_lines(TEXTS[2:5]) + b"\n")
+    assert fingerprints()[0] != before

@@ -1,0 +1,284 @@
+"""The tokens of a collection: documents are looked at until as many are long enough as are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from workers.corpora.collection import BETWEEN, Collection
+from workers.corpora.passages import MARGIN, MOST_BYTES, passages
+from workers.corpora.prose import LongText
+from workers.corpora.tokens import Lack, special_tokens_spelled
+from workers.sampling import even_shares, in_order
+from workers.text_tokens import SpecialTokens, TextTokens, open_tokenizer
+from workers.windows import Window, plan_windows
+
+SHORT_CHARACTERS = 16_000_000
+"""Characters of documents that turn out to be too short, after which no more are looked at."""
+LOOKED_CHARACTERS = 256_000_000
+"""Characters of all documents that are looked at, after which no more are."""
+FILLER_BLOCKS = 8
+"""Blocks whose documents make the text around needles, where those are enough."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that is long enough for something: its tokens, or where it lies."""
+
+    number: int
+    ids: np.ndarray | None
+    """[tokens] int32; None for a long one, of which only passages are read."""
+    long: LongText | None = None
+
+
+@dataclass
+class Search:
+    """What was found of documents of so many tokens, in the order in which they were looked at."""
+
+    length: int
+    found: list[Document] = field(default_factory=list)
+    short: dict[int, int] = field(default_factory=dict)
+    """Tokens of those that are too short; characters where these alone tell that."""
+    exhausted: bool = False
+    """Whether all there are were looked at."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest one that is too short."""
+        return max(self.short.values(), default=0)
+
+
+class CollectionTokens:
+    """A collection under one tokenizer, read as far as windows and prompts need it."""
+
+    def __init__(self, corpus: Collection, tokenizer_file: str, special: SpecialTokens = "literal") -> None:
+        self._corpus = corpus
+        self._file = tokenizer_file
+        self._special: SpecialTokens = special
+        self._searches: dict[tuple[int, int], Search] = {}
+        self._windows: dict[tuple[int, int, int, bool], tuple[Window, ...]] = {}
+        self._parts: dict[tuple[int | None, int], np.ndarray] = {}
+        self._fillers: dict[int, np.ndarray] = {}
+        self._counted: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @cached_property
+    def _tokenizer(self) -> TextTokens:
+        return open_tokenizer(self._file, self._special)
+
+    @property
+    def tokens(self) -> int:
+        """How many were read."""
+        return sum(tokens for tokens, _ in self._counted.values())
+
+    @property
+    def special_spelled(self) -> int:
+        """Special tokens that what was read spells."""
+        return sum(spelled for _, spelled in self._counted.values())
+
+    def windows(self, window: int, stride: int, limit: int, *, bos: bool) -> tuple[Window, ...]:
+        """At most ``limit`` windows, none of which crosses a document: of as many documents as can be, as many of each as can be.
+
+        In the order of the documents, and numbered so. Raises CorpusError where documents cannot be read.
+        """
+        asked = (window, stride, limit, bos)
+        if asked not in self._windows:
+            search = self._search(window - bos, limit)
+            room = [self._room(document, window, stride, bos=bos) for document in search.found]
+            found: list[Window] = []
+            for document, share in zip(search.found, even_shares(room, limit), strict=True):
+                found += self._windows_of(document, share, window, stride, bos=bos)
+            found.sort(key=lambda w: (w.document or 0, w.start))
+            numbered = (Window(i, w.start, w.length, w.first_scored, w.document) for i, w in enumerate(found))
+            self._windows[asked] = tuple(numbered)
+        return self._windows[asked]
+
+    def held(self, window: Window, length: int) -> np.ndarray:
+        """The first ``length`` tokens of a window that ``windows`` gave."""
+        return self._parts[window.document, window.start][:length]
+
+    def document_of(self, window: Window) -> int | None:
+        """The number that rows give of a window's document; None where documents are joined, and of one long text."""
+        return window.document if self._corpus.has_documents else None
+
+    def prompts(self, length: int, count: int) -> list[np.ndarray]:
+        """At most ``count`` stretches of ``length`` tokens, of as many documents as can be, that cross none."""
+        search = self._search(length, count)
+        room = [self._room(document, length, length, bos=False) for document in search.found]
+        found: list[np.ndarray] = []
+        for document, share in zip(search.found, even_shares(room, count), strict=True):
+            windows = self._windows_of(document, share, length, length, bos=False)
+            found += [self._parts[w.document, w.start][:length] for w in windows]
+        return found
+
+    def filler(self, length: int) -> np.ndarray:
+        """At least ``length`` tokens, where there are as many, of documents one after the other: text for haystacks."""
+        if length not in self._fillers:
+            self._fillers[length] = self._filler(length)
+        return self._fillers[length]
+
+    def beginning(self, length: int) -> np.ndarray:
+        """At most ``length`` tokens of its documents."""
+        return self.filler(length)[:length]
+
+    def lacking(self, length: int, count: int, *, apart: bool) -> Lack | None:
+        """Why it cannot give one stretch of ``length`` tokens, or ``count`` of them that lie ``apart``; None where it can."""
+        needed = count if apart else 1
+        given = len(self.prompts(length, count))
+        if given >= needed:
+            return None
+
+        self._corpus.check_some_text()
+        search = self._search(length, count)
+        if given:
+            return Lack(f"room for {given} texts of {length} tokens")
+        if self._corpus.what == "text":
+            return Lack(f"no passage of {length} tokens between its line breaks or spaces")
+        if not self._corpus.has_documents:
+            return Lack(f"no {length} tokens in any block of joined {self._corpus.what}")
+        looked = f"the longest of the {len(search.short):,} documents looked at has {search.longest:,}"
+        return Lack(f"no document of {length} tokens ({looked})", "; ask for shorter texts, or join them: documents: joined")
+
+    def notes(self, name: str, model: str) -> list[str]:
+        """How many of the documents that were looked at are long enough."""
+        if not self._corpus.has_documents:
+            return []
+        notes = []
+        for (length, count), search in self._searches.items():
+            found, looked = len(search.found), len(search.found) + len(search.short)
+            more = "" if search.exhausted or found == count else "; no more were looked at"
+            notes.append(
+                f"{name}: {found:,} of {looked:,} documents looked at hold {length:,} tokens under the tokenizer of {model}{more}"
+            )
+        return notes
+
+    def _filler(self, length: int) -> np.ndarray:
+        between = np.asarray(self._tokenizer.inside(BETWEEN), dtype=np.int32)
+        parts: list[np.ndarray] = []
+        have = 0
+        for block in self._corpus.block_order(FILLER_BLOCKS):
+            texts = self._corpus.texts(block)
+            for i in in_order(len(texts), len(texts), self._corpus.sample, self._corpus.seed):
+                for part in self._stretches(*texts[i], length - have):
+                    parts += [part, between]
+                    have += len(part)
+                if have >= length:
+                    return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+
+    def _search(self, length: int, count: int) -> Search:
+        """Documents of at least ``length`` tokens, at most ``count``."""
+        if (length, count) not in self._searches:
+            search = Search(length)
+            self._look(search, count)
+            self._searches[length, count] = search
+        return self._searches[length, count]
+
+    def _look(self, search: Search, count: int) -> None:
+        """Look at blocks in the sample's order, at the rows of each in the same, until enough are found or all were seen.
+
+        Each block gives an equal share; where some give less, they are gone through again for more.
+        """
+        corpus = self._corpus
+        taken_from = {document.number for document in search.found}
+        looked = too_short = 0
+        while len(search.found) < count:
+            before = len(search.found)
+            quota = count if corpus.sample == "first" else -(-(count - before) // max(1, len(corpus.blocks)))
+            left_out = False
+
+            for block in corpus.block_order(count):
+                texts = corpus.texts(block)
+                room = quota
+                for i in in_order(len(texts), quota, corpus.sample, corpus.seed):
+                    if room == 0 or len(search.found) == count:
+                        left_out = True
+                        break
+                    number, text = texts[i]
+                    if number in taken_from or number in search.short:
+                        continue
+                    taken_from.add(number)
+                    document = self._document(number, text, search)
+                    size = 0 if isinstance(text, LongText) else len(text)
+                    looked += size
+                    if document is None:
+                        too_short += size
+                    else:
+                        search.found.append(document)
+                        room -= 1
+                if len(search.found) == count or looked > LOOKED_CHARACTERS or too_short > SHORT_CHARACTERS:
+                    return
+            if not left_out or len(search.found) == before:
+                search.exhausted = not left_out
+                return
+
+    def _document(self, number: int, text: str | LongText, search: Search) -> Document | None:
+        """None where it is too short: a token is a byte at least, so few bytes tell that without a tokenizer."""
+        if isinstance(text, LongText):
+            return Document(number, None, text)
+        size = len(text.encode()) if len(text) < search.length else search.length
+        if size < search.length:
+            search.short[number] = size
+            return None
+        ids = self._ids(number, 0, text)
+        if len(ids) < search.length:
+            search.short[number] = len(ids)
+            return None
+        return Document(number, ids)
+
+    def _ids(self, number: int, start: int, text: str) -> np.ndarray:
+        ids = self._tokenizer.encode(text).ids
+        self._count(number, start, text, ids)
+        return ids
+
+    def _count(self, number: int, start: int, text: str, ids: np.ndarray) -> None:
+        """Note what was read. Raises CorpusError where it spells special tokens that cannot be read as letters."""
+        if (number, start) not in self._counted:
+            spelled = special_tokens_spelled(self._tokenizer, text, ids, self._corpus.name, self._special)
+            self._counted[number, start] = (len(ids), spelled)
+
+    def _room(self, document: Document, window: int, stride: int, *, bos: bool) -> int:
+        """How many windows a document has."""
+        if document.ids is not None:
+            return (len(document.ids) + bos - window) // stride + 1
+        assert document.long is not None
+        return max(1, document.long.source.size // (MOST_BYTES * window + MARGIN))
+
+    def _windows_of(self, document: Document, share: int, window: int, stride: int, *, bos: bool) -> list[Window]:
+        """So many windows of one document, whose tokens are kept."""
+        sample, seed, number = self._corpus.sample, self._corpus.seed, document.number
+        if document.ids is not None:
+            options = {"bos": bos, "sample": sample, "seed": seed + number}
+            planned = plan_windows(len(document.ids), window, stride, share, **options)
+            found = [Window(w.index, w.start, w.length, w.first_scored, number) for w in planned]
+            for w in found:
+                self._keep(number, w.start, document.ids[w.start : w.start + window])
+            return found
+
+        assert document.long is not None
+        found = []
+        for start, ids in self._passages(number, document.long, window - bos, share):
+            self._keep(number, start, ids)
+            found.append(Window(0, start, window, 1 if start == 0 else max(1, window - stride), number))
+        return found
+
+    def _keep(self, number: int, start: int, ids: np.ndarray) -> None:
+        """The longest stretch that was asked for from a place on."""
+        held = self._parts.get((number, start))
+        if held is None or len(held) < len(ids):
+            self._parts[number, start] = ids.copy()
+
+    def _passages(self, number: int, text: LongText, length: int, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        sample, seed = self._corpus.sample, self._corpus.seed + number
+        for passage, said in passages(text, self._tokenizer, length, count, sample, seed):
+            self._count(number, passage.first_byte, said, passage.ids)
+            yield passage.first_byte, passage.ids
+
+    def _stretches(self, number: int, text: str | LongText, wanted: int) -> Sequence[np.ndarray]:
+        """A document's tokens, of a long one about as many as are wanted."""
+        if isinstance(text, str):
+            return [self._ids(number, 0, text)]
+        each = min(wanted, 4096)
+        return [ids for _, ids in self._passages(number, text, each, -(-wanted // each))]

@@ -1,0 +1,109 @@
+"""Rows of CSV and of JSON lists, files that can only be read from their start: each is read whole, when its turn comes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workers.corpora.columns import Column
+from workers.corpora.compressed import EXPANDED, expanded
+from workers.corpora.entry import CorpusError
+from workers.corpora.files import SourceFile
+from workers.corpora.line_rows import LOOKED, described
+from workers.corpora.rows import COUNTED, Block, Row, RowSource, first_numbers
+from workers.corpora.text_rule import decoded, without_mark
+from workers.corpora.values import kind_of
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """All rows of one file."""
+
+    file: SourceFile
+    column: str
+    first_number: int
+
+    def rows(self) -> Sequence[Row]:
+        """The column of each; None where a row lacks it."""
+        return [Row(self.first_number + i, row.get(self.column)) for i, row in enumerate(records(self.file))]
+
+
+def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
+    """Rows of CSV files or JSON lists. Raises CorpusError where one is too large, damaged, or holds no rows."""
+    first = records(files[0])
+    if not first:
+        raise CorpusError(f"dataset {dataset!r} holds no rows")
+    counted = sum(file.size for file in files) <= COUNTED
+    counts = [len(first), *(len(records(file)) for file in files[1:])] if counted or len(files) == 1 else None
+    numbers = first_numbers(counts, len(files))
+
+    def blocks_of(column: str) -> list[Block]:
+        return [WholeFile(file, column, number) for file, number in zip(files, numbers, strict=True)]
+
+    kinds: dict[str, set[str]] = {}
+    for row in first[:LOOKED]:
+        for key, value in row.items():
+            kinds.setdefault(key, set()).add(kind_of(value))
+    columns = [Column(key, described(own)) for key, own in kinds.items()]
+    return RowSource(columns, blocks_of, None if counts is None else sum(counts))
+
+
+def records(file: SourceFile) -> Sequence[dict[str, Any]]:
+    """The rows of one file by column."""
+    if file.size > EXPANDED:
+        raise _too_large(file)
+    data, whole = expanded(file.path) if file.compressed else (file.path.read_bytes(), True)
+    if not whole:
+        raise _too_large(file)
+    text = decoded(without_mark(data, str(file.path)), str(file.path))
+    return _csv(text, file) if file.kind == "csv" else _json(text, file)
+
+
+def _too_large(file: SourceFile) -> CorpusError:
+    return CorpusError(
+        f"{file.path} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole files can be read; "
+        "make it Parquet or JSON lines, of which rows are read where they are needed"
+    )
+
+
+def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
+    csv.field_size_limit(EXPANDED)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: list[dict[str, Any]] = []
+    try:
+        header = next(reader, [])
+        _check_header(header, file)
+        for row in reader:
+            if row and len(row) != len(header):
+                raise CorpusError(
+                    f"{file.path}, line {reader.line_num}: has {len(row)} fields and the header has {len(header)}; texts with "
+                    'commas or line breaks stand in "quotes"'
+                )
+            found += [dict(zip(header, row, strict=True))] if row else []
+    except csv.Error as error:
+        raise CorpusError(f"{file.path}, line {reader.line_num}: is no CSV ({error})") from None
+    return found
+
+
+def _check_header(header: Sequence[str], file: SourceFile) -> None:
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise CorpusError(f"{file.path}: its header names {', '.join(map(repr, twice))} more than once; rename one of them")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise CorpusError(f"{file.path}: its columns are separated by {name}, and only commas are read; write it with commas")
+
+
+def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else str(error)
+        raise CorpusError(f"{file.path}: is no JSON ({reason})") from None
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise CorpusError(f'{file.path}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}')
+    return rows
