@@ -36,6 +36,8 @@ class Collection:
     """How many rows or files there are, where that is known."""
     compressed: bool = False
     """Whether files are, of whose content only the first 64 MB are read."""
+    in_turn: int | None = None
+    """How many blocks are looked at before any behind them: the beginnings of files that are read from their start."""
     small: bool = False
     """Whether its rows are held: they are read once, and counted whether they are needed or not."""
     census: Census = field(default_factory=Census)
@@ -48,7 +50,14 @@ class Collection:
 
     def block_order(self, wanted: int) -> Iterator[int]:
         """The blocks in the order in which the sample looks at them for so many documents."""
-        return in_order(len(self.blocks), wanted, self.sample, self.seed)
+        for first in range(0, len(self.blocks), self.width):
+            count = min(self.width, len(self.blocks) - first)
+            yield from (first + number for number in in_order(count, wanted, self.sample, self.seed))
+
+    @property
+    def width(self) -> int:
+        """Among how many blocks a sample chooses first."""
+        return self.in_turn or max(1, len(self.blocks))
 
     def look_through(self) -> None:
         """Read and count all rows. Raises CorpusError where none holds text."""

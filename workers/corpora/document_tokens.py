@@ -186,7 +186,7 @@ class CollectionTokens:
         looked = too_short = 0
         while len(search.found) < count:
             before = len(search.found)
-            quota = count if corpus.sample == "first" else -(-(count - before) // max(1, len(corpus.blocks)))
+            quota = count if corpus.sample == "first" else -(-(count - before) // corpus.width)
             left_out = False
 
             for block in corpus.block_order(count):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workers.corpora.collection import Collection
 from workers.corpora.columns import Column, text_column
 from workers.corpora.entry import CorpusError, DatasetEntry
-from workers.corpora.rows import Row
+from workers.corpora.rows import UNCOUNTED, Row
 
-ROWS = 64
+ROWS = 16
 """Rows of a block."""
-BLOCKS = 16
+BLOCKS = 64
 """Blocks of each file of a streamed set: it can only be read from its start, and this is how far it is."""
 SPLIT = re.compile(r"\w+(\.\w+)*")
 
@@ -30,24 +31,38 @@ class HubName:
     split: str
 
 
+class FileStream:
+    """The text of one file of a streamed set, fetched in order and kept, as far as anybody asked."""
+
+    def __init__(self, stream: Any, file: int, column: str, dataset: str) -> None:
+        self._rows = iter(stream.shard(stream.num_shards, file))
+        weakref.finalize(self, self._rows.close)  # at the interpreter's end it would complain of what is gone already
+        self._column = column
+        self._dataset = dataset
+        self._values: list[object] = []
+
+    def values(self, first: int, count: int) -> list[object]:
+        """Fewer where the file ends. Raises CorpusError where it cannot be fetched."""
+        lacking = max(0, first + count - len(self._values))
+        try:
+            self._values += [row.get(self._column) for row in itertools.islice(self._rows, lacking)]
+        except Exception as error:
+            raise unreachable(self._dataset, error) from error
+        return self._values[first : first + count]
+
+
 @dataclass(frozen=True)
 class StreamBlock:
-    """Rows of one file of a streamed set."""
+    """Rows of one file of a streamed set, numbered by file times 2^40 and row."""
 
-    stream: Any
-    column: str
+    stream: FileStream
     file: int
     first: int
-    dataset: str
 
     def rows(self) -> Sequence[Row]:
-        """None where the file has fewer rows. Numbered by file times 2^40 and row. Raises CorpusError where it cannot be read."""
-        try:
-            shard = self.stream.shard(self.stream.num_shards, self.file)
-            found = list(itertools.islice(shard.skip(self.first), ROWS))
-        except Exception as error:
-            raise unreachable(self.dataset, error) from error
-        return [Row((self.file << 40) + self.first + i, row.get(self.column)) for i, row in enumerate(found)]
+        """None where the file has fewer rows. Raises CorpusError where it cannot be fetched."""
+        values = self.stream.values(self.first, ROWS)
+        return [Row((self.file << UNCOUNTED) + self.first + i, value) for i, value in enumerate(values)]
 
 
 @dataclass(frozen=True)
@@ -104,12 +119,14 @@ def read_hub(entry: DatasetEntry, source: HubName, seed: int) -> Collection:
 
     columns = [Column(name, _kind(feature)) for name, feature in features.items()]
     column = text_column(entry.column, columns, entry.name)
-    way = "cached" if offline else "streamed"
-    identity = " ".join([str(builder.hash), source.config or "", source.split, way])
-    return Collection(
-        entry.label, hashlib.sha256(identity.encode()).hexdigest()[:16], _blocks(table, column, entry.name, offline=offline),
-        "rows", column, entry.sample, seed, entry.documents == "joined", len(table) if offline else None,
-    )  # fmt: skip
+    identity = " ".join(
+        [str(builder.hash), source.config or "", source.split, "cached" if offline else f"{table.num_shards} files"]
+    )
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    blocks = _blocks(table, column, entry.name, offline=offline)
+    joined = entry.documents == "joined"
+    count, in_turn = (len(table), None) if offline else (None, table.num_shards)
+    return Collection(entry.label, fingerprint, blocks, "rows", column, entry.sample, seed, joined, count, in_turn=in_turn)
 
 
 def load_rows(name: str, source: HubName) -> list[dict[str, Any]]:
@@ -123,25 +140,45 @@ def load_rows(name: str, source: HubName) -> list[dict[str, Any]]:
 
 
 def unreachable(name: str, error: Exception) -> CorpusError:
-    """What went wrong with the hub, in one sentence."""
-    cause: BaseException = error
-    while cause.__cause__ is not None or cause.__context__ is not None:
-        cause = cause.__cause__ or cause.__context__ or cause
-        if type(cause).__name__ == "HfHubHTTPError":
-            break
-    lines = str(error).strip().splitlines() or str(cause).strip().splitlines()
-    reason = " ".join(lines[0].split())[:200] if lines else ""
+    """What went wrong with the hub, in one sentence: what it answered, where it did, else the library's own words."""
+    answers = [answer for cause in _causes(error) if (answer := _answer(cause))]
+    if answers:
+        reason = f"the hub answered {answers[-1]}"
+    else:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
     return CorpusError(
-        f"dataset {name!r}: cannot be loaded ({type(error).__name__}: {reason}); is the hub reachable? "
-        "Local files work as text:PATH, or as hf:./FOLDER:SPLIT"
+        f"dataset {name!r}: cannot be loaded ({reason}); is the name right, and can the hub be reached? Local files work as "
+        "text:PATH, or as hf:./FOLDER:SPLIT"
     )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _answer(error: BaseException) -> str:
+    """The status of an HTTP answer, and what to do about it; empty for other errors."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if not isinstance(status, int):
+        return ""
+    ways = {
+        401: "log in (hf auth login)", 403: "log in (hf auth login), and accept its terms on the hub", 404: "it is not there",
+        429: "too many requests: wait, or log in (hf auth login)",
+    }  # fmt: skip
+    words = ways.get(status, "it is out of order: try again later" if status >= 500 else "")
+    return f"{status}: {words}" if words else str(status)
 
 
 def _blocks(table: Any, column: str, dataset: str, *, offline: bool) -> Sequence[StreamBlock | CachedBlock]:
     if offline:
         return [CachedBlock(table, column, first) for first in range(0, len(table), ROWS)]
-    places = itertools.product(range(BLOCKS), range(table.num_shards))
-    return [StreamBlock(table, column, file, block * ROWS, dataset) for block, file in places]
+    streams = [FileStream(table, file, column, dataset) for file in range(table.num_shards)]
+    places = itertools.product(range(BLOCKS), enumerate(streams))
+    return [StreamBlock(stream, file, block * ROWS) for block, (file, stream) in places]
 
 
 def _kind(feature: Any) -> str:

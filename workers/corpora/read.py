@@ -114,7 +114,7 @@ def _rows(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Collec
     joined = entry.documents == "joined"
     compressed = any(file.compressed for file in files)
     return Collection(
-        entry.label, fingerprint(files), blocks, "rows", column, entry.sample, seed, joined, count, compressed, small
+        entry.label, fingerprint(files), blocks, "rows", column, entry.sample, seed, joined, count, compressed, small=small
     )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
     joined = entry.documents == "joined"
     compressed = any(file.compressed for file in files)
     return Collection(
-        entry.label, fingerprint(files), blocks, "files", None, entry.sample, seed, joined, len(files), compressed, small
+        entry.label, fingerprint(files), blocks, "files", None, entry.sample, seed, joined, len(files), compressed, small=small
     )  # fmt: skip
 
 
