@@ -19,7 +19,8 @@ LISTED = 400
 
 def print_plan(plan: Plan, every: bool = False) -> None:
     """Cells with their realised budget, then units, dropped combinations, notes and estimates."""
-    console = Console() if sys.stdout.isatty() else Console(width=160)  # a pipe has no width of its own
+    width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own
+    console = Console(width=width, emoji=False)  # "text:notes:" means none
     never = {cell.cell_id for cell in plan.never_prune}
     cells = plan.grid.cells if every else plan.grid.cells[:LISTED]
     for _, group in groupby(cells, key=lambda cell: cell.group):

@@ -77,6 +77,15 @@ def test_the_printed_plan_counts_what_the_sweep_file_excludes(plan_of, capsys):
     assert "1 combinations dropped: excluded by the sweep file" in printed
 
 
+def test_names_are_printed_as_they_are(plan_of, tmp_path, text_file, capsys):
+    """:notes: between colons is no picture of notes."""
+    folder = tmp_path / ":notes:"
+    folder.mkdir()
+    shutil.copy(text_file, folder / "a.txt")
+    print_plan(plan_of(datasets=f'["text:{folder}"]'))
+    assert capsys.readouterr().out.count(":notes:: ") == 2
+
+
 def test_rows_expected_are_those_of_each_task(plan_of):
     retrieval = "{kinds: [passkey, needle], context_tokens: [240], depths: [0.1, 0.5], questions: 3}"
     plan = plan_of(generation="{prompt_tokens: [32], new_tokens: 8, repeats: 5}", retrieval=retrieval)
