@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.rounding
+	$(BIN)/python -m benchmarks.datasets
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale
 

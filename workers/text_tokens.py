@@ -53,6 +53,8 @@ class TextTokens:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text that stands alone."""
+        if len(text) > CUT_EVERY:
+            return self.encode(text).ids.tolist()
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def inside(self, text: str) -> list[int]:

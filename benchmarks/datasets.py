@@ -1,0 +1,105 @@
+"""What it takes to plan on a large dataset, beside reading and tokenizing all of it.
+
+    python -m benchmarks.datasets
+
+Two datasets are made: 2,000 Parquet shards (20,000 rows, 70 MB of text), and one text file of 50 MB. Each is planned in a
+process of its own (`kvsweep plan`, reference-neox, 8 windows of 1,024 tokens), in every order. All: every row, or every piece of
+a megabyte, goes through the same tokenizer once. The aim: seconds, and less than a gigabyte, whatever the order.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SHARDS, ROWS, WORDS = 2000, 10, 700
+FILE_BYTES, PIECE = 50_000_000, 1_000_000
+VOCABULARY = [f"w{i}" for i in range(3000)]
+SWEEP = """
+name: datasets
+models: [reference-neox]
+datasets: [{{name: "{name}", sample: {sample}}}]
+keep_ratios: [0.5]
+perplexity: {{window: 1024, windows: 8}}
+"""
+
+
+def make_shards(folder: Path) -> Path:
+    """Shards of ten rows each."""
+    rng = random.Random(0)
+    folder.mkdir()
+    for shard in range(SHARDS):
+        texts = [" ".join(rng.choices(VOCABULARY, k=WORDS)) for _ in range(ROWS)]
+        pq.write_table(pa.table({"text": texts}), folder / f"train-{shard:05d}-of-{SHARDS:05d}.parquet")
+    return folder
+
+
+def make_file(file: Path) -> Path:
+    """Lines of some sixty characters."""
+    rng = random.Random(0)
+    with file.open("w", encoding="utf-8") as stream:
+        while stream.tell() < FILE_BYTES:
+            stream.writelines(" ".join(rng.choices(VOCABULARY, k=12)) + "\n" for _ in range(10_000))
+    return file
+
+
+def texts(name: str) -> Iterator[str]:
+    """All of a dataset, a row or a piece at a time."""
+    if name.endswith(".txt"):
+        with Path(name).open(encoding="utf-8") as stream:
+            while piece := stream.read(PIECE):
+                yield piece
+        return
+    for shard in sorted(Path(name).iterdir()):
+        yield from pq.read_table(shard)["text"].to_pylist()
+
+
+def tokenize_all(name: str) -> None:
+    """Every token of a dataset, none of which is kept."""
+    from workers.model_files import find_model
+    from workers.text_tokens import open_tokenizer
+
+    tokenizer = open_tokenizer(find_model("reference-neox").tokenizer_file)
+    for text in texts(name):
+        tokenizer.encode(text)
+
+
+def measured(*command: str) -> tuple[float, float]:
+    """Seconds and peak GiB of a process."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 2**20
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = {"2,000 shards": make_shards(Path(folder) / "shards"), "a file of 50 MB": make_file(Path(folder) / "long.txt")}
+        for title, path in made.items():
+            code = f"from benchmarks.datasets import tokenize_all; tokenize_all({str(path)!r})"
+            whole, whole_memory = measured("-c", code)
+            print(f"{title}: all tokenized in {whole:.1f} s, {whole_memory:.2f} GiB")
+            for sample in ("spread", "first", "random"):
+                sweep = Path(folder) / "sweep.yaml"
+                sweep.write_text(SWEEP.format(name=f"text:{path}", sample=sample), encoding="utf-8")
+                seconds, memory = measured("-m", "pipeline.cli", "plan", str(sweep))
+                print(
+                    f"  planned, sample: {sample:6} {seconds:5.1f} s, {memory:.2f} GiB: {whole / seconds:.0f} times faster",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
