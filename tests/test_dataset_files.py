@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.datasets_made import FORMS, as_csv, as_json_lines, as_parquet, words, write
 from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus
@@ -302,3 +304,21 @@ def test_the_fingerprint_is_of_what_the_files_hold(tmp_path, monkeypatch):
     assert fingerprints()[0] == before, "of a large set both ends of each file"
     write(tmp_path, "a/2.jsonl", as_json_lines(TEXTS[2:5]) + b"\n")
     assert fingerprints()[0] != before
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(FORMS)), st.data())
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path, name, data):
+    """Bytes of a good file changed, taken out or put in, and bytes at random."""
+    good = FORMS[name](TEXTS[:3])
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(good)))
+        content = good[:at] + data.draw(st.binary(max_size=9)) + good[at + data.draw(st.integers(0, 20)) :]
+    else:
+        content = data.draw(st.binary(max_size=60))
+    said, corpus = "", None
+    try:
+        corpus = read_corpus(f"text:{write(tmp_path, name, content)}")
+    except CorpusError as error:
+        said = str(error)
+    assert bool(said) != bool(corpus and texts_of(corpus)) and "\n" not in said

@@ -22,7 +22,7 @@ from tests.command import run_inline
 from tests.datasets_made import as_json_lines, as_parquet, words, write
 from tests.rows import one, ratio_interval
 from tests.tokenizers_made import byte_style, llama2_style, metaspace_style, saved
-from workers.corpora import CorpusError, DatasetEntry, parquet_rows, read, read_corpus, tokens_of
+from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, tokens_of
 from workers.corpora.passages import passages
 from workers.corpora.prose import FileBytes, HeldBytes, LongText
 from workers.text_tokens import open_tokenizer
@@ -287,6 +287,22 @@ def test_a_folder_of_prose_is_a_document_per_file(tmp_path, tokenizer, monkeypat
     made = byte_style()
     for w in windows:
         assert made.decode(tokens.held(w, 64).tolist()) == texts[w.document or 0][w.start : w.start + 64]
+
+
+def test_joined_files_are_one_text_and_long_ones_of_a_large_set_are_not_lost(tmp_path, tokenizer, monkeypatch):
+    for i in range(2):
+        write(tmp_path, f"books/{i}.txt", LONG)
+    monkeypatch.setattr("workers.corpora.read.WHOLE_DOCUMENT", 50_000)
+    entry = DatasetEntry(f"text:{tmp_path}/books", documents="joined")
+    corpus = read_corpus(entry)
+    assert isinstance(corpus, Corpus) and corpus.text == f"{LONG}\n\n{LONG}"
+
+    monkeypatch.setattr(read, "SMALL", 1000)
+    monkeypatch.setattr(read, "WHOLE_TEXT", 50_000)
+    tokens = tokens_of(read_corpus(entry), tokenizer)
+    windows = tokens.windows(64, 64, 4, bos=False)
+    assert [w.document for w in windows] == [0, 0, 1, 1] and {tokens.document_of(w) for w in windows} == {None}
+    assert all(byte_style().decode(tokens.held(w, 64).tolist()) in LONG for w in windows)
 
 
 def test_joined_rows_of_a_large_set_are_joined_block_by_block(tmp_path, tokenizer, monkeypatch):

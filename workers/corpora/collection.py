@@ -79,9 +79,9 @@ class Collection:
         if block in self._held:
             return self._held[block]
         texts: list[tuple[int, str | LongText]] = list(self._texts(self.blocks[block].rows()))
-        if self.joined and texts:
-            joined = BETWEEN.join(text for _, text in texts if isinstance(text, str))
-            texts = [(texts[0][0], joined)]
+        parts = [text for _, text in texts if isinstance(text, str)]
+        if self.joined and parts:  # a long text is a block of its own
+            texts = [(texts[0][0], BETWEEN.join(parts) if self.small else self._bounded(BETWEEN.join(parts), texts[0][0]))]
         if self.small:
             self._held[block] = texts
         return texts

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from workers.corpora.entry import CorpusError
+from workers.corpora.entry import CorpusError, shown
 
 EXPANDED = 64_000_000
 """Bytes of a compressed file's content that are read at most. Whatever lies behind them is not looked at."""
@@ -38,8 +39,8 @@ def expanded(path: Path, limit: int = EXPANDED) -> tuple[bytes, bool]:
             while left > 0 and (part := stream.read(min(PIECE, left))):
                 parts.append(part)
                 left -= len(part)
-    except (EOFError, OSError, ValueError, lzma.LZMAError, pa.ArrowException) as error:
+    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
-        raise CorpusError(f"{path} cannot be expanded ({reason}): damaged, or no {path.suffix} file") from None
+        raise CorpusError(f"{shown(path)} cannot be expanded ({reason}): damaged, or no {path.suffix} file") from None
     data = b"".join(parts)
     return data[:limit], len(data) <= limit

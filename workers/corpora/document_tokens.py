@@ -166,6 +166,7 @@ class CollectionTokens:
                     have += len(part)
                 if have >= length:
                     return np.concatenate(parts)
+        self._corpus.check_some_text()
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
     def _search(self, length: int, count: int) -> Search:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from workers.sampling import Sample
@@ -15,6 +16,11 @@ Documents = Literal["separate", "joined"]
 
 class CorpusError(ValueError):
     """A dataset that cannot be found, read or used, with what to do."""
+
+
+def shown(path: Path | str) -> str:
+    """A path for a message of one line."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from workers.corpora.compressed import OPENERS
-from workers.corpora.entry import CorpusError
+from workers.corpora.entry import CorpusError, shown
 
 Kind = Literal["prose", "json lines", "json", "csv", "parquet"]
 KINDS: dict[str, Kind] = {
@@ -52,16 +52,16 @@ def find_files(path: str, dataset: str) -> list[SourceFile]:
     try:
         mode = _mode(root)
         if mode is None and glob.has_magic(path):
-            return _of_one_kind(_matching(root), f"dataset {dataset!r}: no file matches {root}", dataset)
+            return _of_one_kind(_matching(root), f"dataset {dataset!r}: no file matches {shown(root)}", dataset)
         if mode is None:
             raise CorpusError(f"dataset {dataset!r}: there is no file {shown(root)} (relative paths start at {Path.cwd()})")
         if stat.S_ISDIR(mode):
-            empty = f"dataset {dataset!r}: the folder {root} holds no file of {', '.join(KINDS)}"
+            empty = f"dataset {dataset!r}: the folder {shown(root)} holds no file of {', '.join(KINDS)}"
             return _of_one_kind(_inside(root), empty, dataset)
         return [_file(root, root.name, mode, dataset)]
     except OSError as error:
         reason = "its links lead in a circle" if error.errno == errno.ELOOP else error.strerror
-        raise CorpusError(f"dataset {dataset!r}: cannot read {error.filename or root}: {reason}") from None
+        raise CorpusError(f"dataset {dataset!r}: cannot read {shown(error.filename or root)}: {reason}") from None
     except ValueError as error:  # a NUL in a path
         raise error if isinstance(error, CorpusError) else CorpusError(f"dataset {dataset!r}: is no path ({error})") from None
 
@@ -71,7 +71,8 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
     whole = sum(file.size for file in files) <= HASHED
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.size} {'' if whole else file.name}\n".encode())
+        name = "" if whole else file.name
+        digest.update(f"{file.size} {name}\n".encode("utf-8", "surrogateescape"))
         with file.path.open("rb") as stream:
             if whole:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -80,11 +81,6 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
                 stream.seek(max(0, file.size - EDGE))
                 digest.update(stream.read(EDGE))
     return digest.hexdigest()[:16]
-
-
-def shown(path: Path) -> str:
-    """A path for a message of one line."""
-    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def kind_of(path: Path) -> tuple[Kind | None, bool]:
@@ -105,9 +101,10 @@ def _mode(path: Path) -> int | None:
 
 def _file(path: Path, name: str, mode: int, dataset: str) -> SourceFile:
     if not stat.S_ISREG(mode):
-        raise CorpusError(f"dataset {dataset!r}: {path} is no regular file but a device, pipe or socket, which is not read")
+        what = "no regular file but a device, pipe or socket, which is not read"
+        raise CorpusError(f"dataset {dataset!r}: {shown(path)} is {what}")
     if not os.access(path, os.R_OK):
-        raise CorpusError(f"dataset {dataset!r}: cannot read {path}: Permission denied")
+        raise CorpusError(f"dataset {dataset!r}: cannot read {shown(path)}: Permission denied")
     kind, compressed = kind_of(path)
     return SourceFile(path, name, path.stat().st_size, kind or "prose", compressed)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from workers.corpora.columns import Column
 from workers.corpora.compressed import expanded
-from workers.corpora.entry import CorpusError
+from workers.corpora.entry import CorpusError, shown
 from workers.corpora.files import HASHED, SourceFile
 from workers.corpora.rows import BLOCK, COUNTED, Block, Row, RowSource, first_numbers
 from workers.corpora.text_rule import decoded, without_mark
@@ -42,14 +42,14 @@ class LineBlock:
         """Rows' numbers and rows. Raises CorpusError for a line that is no JSON object, with the file and the line."""
         data, at = _lines(self.file, self.start, self.end)
         if at == 0:
-            data, whole = without_mark(data, str(self.file.path)), len(data)
+            data, whole = without_mark(data, shown(self.file.path)), len(data)
             at = whole - len(data)
         line_number = self.lines_before
         for line in data.split(b"\n"):
             number = at if line_number is None else line_number
             if line.strip():
-                place = f"{self.file.path}, " + (f"line {number + 1}" if line_number is not None else f"the line at byte {at}")
-                yield self.first_number + number, _parsed(line, place, at)
+                line_name = f"the line at byte {at}" if line_number is None else f"line {number + 1}"
+                yield self.first_number + number, _parsed(line, f"{shown(self.file.path)}, {line_name}", at)
             at += len(line) + 1
             line_number = None if line_number is None else line_number + 1
 
@@ -100,7 +100,7 @@ def _line(stream: object, file: SourceFile) -> bytes:
 
 
 def _too_long(file: SourceFile) -> CorpusError:
-    return CorpusError(f"{file.path}: a line is longer than {LINE:,} bytes; it does not look like JSON lines")
+    return CorpusError(f"{shown(file.path)}: a line is longer than {LINE:,} bytes; it does not look like JSON lines")
 
 
 def _parsed(line: bytes, place: str, at: int) -> dict[str, object]:

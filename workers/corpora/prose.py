@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.corpora.compressed import expanded
+from workers.corpora.entry import shown
 from workers.corpora.files import SourceFile
 from workers.corpora.rows import Row
 from workers.corpora.text_rule import MARK, prose, without_mark
@@ -76,7 +77,8 @@ class ProseFile:
 
     file: SourceFile
     number: int
-    longest: int = WHOLE_DOCUMENT
+    longest: int
+    """Bytes of a text that is read whole."""
 
     def rows(self) -> Sequence[Row]:
         """The one row."""
@@ -88,7 +90,7 @@ def file_text(file: SourceFile, longest: int) -> str | LongText:
 
     Raises CorpusError where it is no UTF-8, or damaged.
     """
-    place = str(file.path)
+    place = shown(file.path)
     if file.compressed:
         data, whole = expanded(file.path)
         data = data if whole else whole_characters(data)

@@ -11,7 +11,7 @@ from workers.corpora.entry import NAMES, CorpusError, DatasetEntry
 from workers.corpora.files import SourceFile, find_files, fingerprint
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
-from workers.corpora.prose import WHOLE_TEXT, LongText, ProseFile, file_text
+from workers.corpora.prose import WHOLE_DOCUMENT, WHOLE_TEXT, LongText, ProseFile, file_text
 from workers.corpora.rows import row_blocks
 from workers.corpora.tokens import Corpus
 
@@ -132,9 +132,10 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
             compressed=files[0].compressed,
         )  # fmt: skip
 
-    blocks = [ProseFile(file, number) for number, file in enumerate(files)]
-    small = sum(file.size for file in files) <= SMALL
     joined = entry.documents == "joined"
+    longest = WHOLE_TEXT if joined else WHOLE_DOCUMENT
+    blocks = [ProseFile(file, number, longest) for number, file in enumerate(files)]
+    small = sum(file.size for file in files) <= SMALL
     compressed = any(file.compressed for file in files)
     return Collection(
         entry.label, fingerprint(files), blocks, "files", None, entry.sample, seed, joined, len(files), compressed, small=small

@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.corpora.columns import Column
 from workers.corpora.compressed import EXPANDED, expanded
-from workers.corpora.entry import CorpusError
+from workers.corpora.entry import CorpusError, shown
 from workers.corpora.files import SourceFile
 from workers.corpora.line_rows import LOOKED, described
 from workers.corpora.rows import COUNTED, Block, Row, RowSource, first_numbers
@@ -59,13 +59,13 @@ def records(file: SourceFile) -> Sequence[dict[str, Any]]:
     data, whole = expanded(file.path) if file.compressed else (file.path.read_bytes(), True)
     if not whole:
         raise _too_large(file)
-    text = decoded(without_mark(data, str(file.path)), str(file.path))
+    text = decoded(without_mark(data, shown(file.path)), shown(file.path))
     return _csv(text, file) if file.kind == "csv" else _json(text, file)
 
 
 def _too_large(file: SourceFile) -> CorpusError:
     return CorpusError(
-        f"{file.path} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole files can be read; "
+        f"{shown(file.path)} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole files can be read; "
         "make it Parquet or JSON lines, of which rows are read where they are needed"
     )
 
@@ -79,22 +79,24 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
         _check_header(header, file)
         for row in reader:
             if row and len(row) != len(header):
+                place = f"{shown(file.path)}, line {reader.line_num}"
                 raise CorpusError(
-                    f"{file.path}, line {reader.line_num}: has {len(row)} fields and the header has {len(header)}; texts with "
-                    'commas or line breaks stand in "quotes"'
+                    f"{place}: has {len(row)} fields and the header has {len(header)}; texts with commas or line breaks stand "
+                    'in "quotes"'
                 )
             found += [dict(zip(header, row, strict=True))] if row else []
     except csv.Error as error:
-        raise CorpusError(f"{file.path}, line {reader.line_num}: is no CSV ({error})") from None
+        raise CorpusError(f"{shown(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
     return found
 
 
 def _check_header(header: Sequence[str], file: SourceFile) -> None:
+    place = shown(file.path)
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise CorpusError(f"{file.path}: its header names {', '.join(map(repr, twice))} more than once; rename one of them")
+        raise CorpusError(f"{place}: its header names {', '.join(map(repr, twice))} more than once; rename one of them")
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and separator in header[0]:
-            raise CorpusError(f"{file.path}: its columns are separated by {name}, and only commas are read; write it with commas")
+            raise CorpusError(f"{place}: its columns are separated by {name}, and only commas are read; write it with commas")
 
 
 def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
@@ -102,8 +104,8 @@ def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else str(error)
-        raise CorpusError(f"{file.path}: is no JSON ({reason})") from None
+        raise CorpusError(f"{shown(file.path)}: is no JSON ({reason})") from None
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise CorpusError(f'{file.path}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}')
+            raise CorpusError(f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}')
     return rows
