@@ -166,6 +166,26 @@ def test_only_the_beginning_of_a_compressed_file_is_expanded(tmp_path, monkeypat
         read_corpus(f"text:{write(tmp_path, 'b.jsonl.gz', gzip.compress(b'a' * 10**6))}")
 
 
+def test_no_more_of_a_compressed_file_is_expanded_than_is_read(monkeypatch):
+    class Endless:
+        given = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read(self, size):
+            self.given += size
+            return b"a" * size
+
+    endless = Endless()
+    monkeypatch.setitem(compressed_files.OPENERS, ".gz", lambda path: endless)
+    data, whole = compressed_files.expanded(Path("x.gz"), 2_500_000)
+    assert (len(data), whole, endless.given) == (2_500_000, False, 2_500_001)
+
+
 REFUSED = {
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl, line 2: is no JSON \(.*\); each line is one object"),
     "list.jsonl": (b"[1]\n", "list.jsonl, line 1: is no object but a list"),

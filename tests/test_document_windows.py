@@ -6,9 +6,12 @@ The judge is the tokenizers library on each document for itself, and plain Pytho
 from __future__ import annotations
 
 import math
+import os
+import random
 from collections import Counter, defaultdict
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 import pytest
 from tokenizers import Tokenizer
@@ -21,10 +24,11 @@ from pipeline.unit_inputs import work_unit
 from tests.command import run_inline
 from tests.datasets_made import as_json_lines, as_parquet, words, write
 from tests.rows import one, ratio_interval
-from tests.tokenizers_made import byte_style, llama2_style, metaspace_style, saved
-from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, tokens_of
+from tests.tokenizers_made import TRAINING, byte_style, llama2_style, metaspace_style, saved
+from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, read_text, tokens_of
 from workers.corpora.passages import passages
 from workers.corpora.prose import FileBytes, HeldBytes, LongText
+from workers.model_files import find_model
 from workers.text_tokens import open_tokenizer
 
 LENGTHS = [40, 3, 12, 90, 0, 33, 7, 60, 5, 25]
@@ -205,14 +209,30 @@ def test_only_the_shards_that_are_needed_are_read(tmp_path, tokenizer, monkeypat
             assert [w.document // 100 for w in windows] == [0, 1, 2, 3], "one in each quarter"
 
 
-def test_no_more_is_looked_at_where_many_documents_are_too_short(tmp_path, tokenizer, monkeypatch):
+def test_no_more_is_looked_at_where_many_documents_are_too_short(tmp_path, monkeypatch):
+    """Each has 300 bytes, and only a tokenizer tells that these are no 290 tokens."""
     monkeypatch.setattr("workers.corpora.document_tokens.SHORT_CHARACTERS", 5000)
-    texts = ["ä" * 70] * 1000  # 140 bytes, of which only a tokenizer knows the tokens
     monkeypatch.setattr(read, "SMALL", 0)
-    tokens = tokens_of(read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(texts))}"), tokenizer)
-    lack = tokens.lacking(200, 4, apart=False)
-    assert lack is not None and "no document of 200 tokens" in lack.has
-    assert tokens.tokens < 20_000
+    file = write(tmp_path, "x.jsonl", as_json_lines(["the rain fell " * 22] * 1000))
+    tokens = tokens_of(read_corpus(f"text:{file}"), saved(llama2_style(), tmp_path))
+    lack = tokens.lacking(290, 4, apart=False)
+    assert lack is not None and "no document of 290 tokens (the longest of the 17 documents looked at" in lack.has
+    assert "; no more were looked at" in tokens.notes("x", "y")[0]
+
+
+def test_rows_are_counted_once_however_many_models_look_at_them(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(read, "SMALL", 0)
+    corpus = read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(TEXTS))}")
+    for _ in range(2):
+        assert tokens_of(corpus, tokenizer).windows(64, 64, 50, bos=False)
+    assert (corpus.census.looked_at, corpus.census.skipped) == (10, {"null": 1})
+
+
+def test_a_document_of_a_set_that_is_not_counted_fits_its_column():
+    from pipeline.results import to_arrow
+    from tests.rows import perplexity_row
+
+    assert to_arrow("perplexity", [perplexity_row(0, document=(3 << 40) + 7)])["document"].to_pylist() == [(3 << 40) + 7]
 
 
 LONG = "".join(f"Line {i} says {' '.join(f'w{i * j % 977}' for j in range(1, 9))}.\n" for i in range(4000))
@@ -243,6 +263,46 @@ def test_windows_of_a_long_text_are_stretches_of_its_tokens(tmp_path, long_file,
     if sample == "spread":
         assert places == pytest.approx([(i + 0.5) / 6 for i in range(6)], abs=0.02)
     assert (max(places) < 0.1) == (sample == "first")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["SMOLLM2", "GEMMA3", "reference-neox"])
+def test_passages_of_real_documentation_have_the_ids_of_the_whole(model):
+    """The path of a model's folder comes from the environment variable of this name."""
+    if model.isupper() and model not in os.environ:
+        pytest.skip(f"needs {model}=FOLDER, a model with its tokenizer.json")
+    file = find_model(os.environ.get(model, model)).tokenizer_file
+    text = read_text("pydocs").text
+    whole = Tokenizer.from_file(file).encode(text, add_special_tokens=False)
+    first_byte = np.cumsum([0, *(len(character.encode()) for character in text)])
+    first_token = {int(first_byte[start]): i for i, (start, _) in reversed(list(enumerate(whole.offsets)))}
+    found = list(passages(LongText(HeldBytes(text.encode()), "x"), open_tokenizer(file), 256, 40, "spread", 0))
+    assert len(found) == 40
+    for passage, _ in found:
+        at = first_token[passage.first_byte]
+        assert passage.ids.tolist() == whole.ids[at : at + 256]
+
+
+@pytest.mark.parametrize("style", ["llama 2", "metaspace"])
+def test_the_end_of_a_passage_that_is_cut_off_is_not_used(tmp_path, monkeypatch, style):
+    """Slots of hardly more bytes than their tokens take, so that many a window would reach to where its slot cuts a word."""
+    monkeypatch.setattr("workers.corpora.passages.MARGIN", 90)
+    monkeypatch.setattr("workers.corpora.passages.LEAST_BYTES", 1)
+    monkeypatch.setattr("workers.corpora.passages.MOST_BYTES", 1)
+    rng = random.Random(0)
+    text = "".join(" ".join(rng.choices(TRAINING.split(), k=8)) + "\n" for _ in range(1000))
+    made = STYLES[style]()
+    whole = made.encode(text, add_special_tokens=False)
+    first_token = {start: i for i, (start, _) in reversed(list(enumerate(whole.offsets)))}
+
+    tokenizer = open_tokenizer(saved(made, tmp_path))
+    held = 0
+    for length in range(10, 40):
+        for passage, _ in passages(LongText(HeldBytes(text.encode()), "x"), tokenizer, length, 40, "spread", 0):
+            at = first_token[passage.first_byte]
+            assert passage.ids.tolist() == whole.ids[at : at + length]
+            held += 1
+    assert held > 100
 
 
 def test_as_many_windows_as_a_long_text_can_give(long_file, tokenizer):

@@ -42,8 +42,18 @@ class Search:
     found: list[Document] = field(default_factory=list)
     short: dict[int, int] = field(default_factory=dict)
     """Tokens of those that are too short; characters where these alone tell that."""
+    seen: set[int] = field(default_factory=set)
+    characters: int = 0
+    """Of all that were looked at."""
+    short_characters: int = 0
+    """Of those that are too short."""
     exhausted: bool = False
     """Whether all there are were looked at."""
+
+    @property
+    def spent(self) -> bool:
+        """Whether so much was looked at that no more is."""
+        return self.characters > LOOKED_CHARACTERS or self.short_characters > SHORT_CHARACTERS
 
     @property
     def longest(self) -> int:
@@ -178,42 +188,45 @@ class CollectionTokens:
         return self._searches[length, count]
 
     def _look(self, search: Search, count: int) -> None:
-        """Look at blocks in the sample's order, at the rows of each in the same, until enough are found or all were seen.
+        """Look at blocks in the sample's order until enough documents are found, all were seen, or too many are too short.
 
         Each block gives an equal share; where some give less, they are gone through again for more.
         """
         corpus = self._corpus
-        taken_from = {document.number for document in search.found}
-        looked = too_short = 0
-        while len(search.found) < count:
-            before = len(search.found)
-            quota = count if corpus.sample == "first" else -(-(count - before) // corpus.width)
-            left_out = False
-
+        while not search.exhausted:
+            left = count - len(search.found)
+            quota = count if corpus.sample == "first" else -(-left // corpus.width)
+            seen_whole = True
             for block in corpus.block_order(count):
-                texts = corpus.texts(block)
-                room = quota
-                for i in in_order(len(texts), quota, corpus.sample, corpus.seed):
-                    if room == 0 or len(search.found) == count:
-                        left_out = True
-                        break
-                    number, text = texts[i]
-                    if number in taken_from or number in search.short:
-                        continue
-                    taken_from.add(number)
-                    document = self._document(number, text, search)
-                    size = 0 if isinstance(text, LongText) else len(text)
-                    looked += size
-                    if document is None:
-                        too_short += size
-                    else:
-                        search.found.append(document)
-                        room -= 1
-                if len(search.found) == count or looked > LOOKED_CHARACTERS or too_short > SHORT_CHARACTERS:
+                wanted = min(quota, count - len(search.found))
+                seen_whole &= self._look_at_block(search, block, wanted)
+                if len(search.found) == count or search.spent:
                     return
-            if not left_out or len(search.found) == before:
-                search.exhausted = not left_out
-                return
+            search.exhausted = seen_whole
+
+    def _look_at_block(self, search: Search, block: int, wanted: int) -> bool:
+        """Find at most so many documents more, in the sample's order. Whether all of the block was looked at."""
+        texts = self._corpus.texts(block)
+        for i in in_order(len(texts), wanted, self._corpus.sample, self._corpus.seed):
+            number, text = texts[i]
+            if number in search.seen:
+                continue
+            if wanted == 0 or search.spent:
+                return False
+            wanted -= self._try(search, number, text)
+        return True
+
+    def _try(self, search: Search, number: int, text: str | LongText) -> bool:
+        """Whether a document is long enough."""
+        search.seen.add(number)
+        size = 0 if isinstance(text, LongText) else len(text)
+        search.characters += size
+        document = self._document(number, text, search)
+        if document is None:
+            search.short_characters += size
+            return False
+        search.found.append(document)
+        return True
 
     def _document(self, number: int, text: str | LongText, search: Search) -> Document | None:
         """None where it is too short: a token is a byte at least, so few bytes tell that without a tokenizer."""

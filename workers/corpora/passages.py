@@ -1,12 +1,13 @@
 """Where a long text is read: in so many passages, each of which holds one window or prompt and is tokenized for itself.
 
 The text is divided into slots of equal length, about as many as there could be windows, and a sample takes some of them. In a
-slot the passage begins behind the first line break, else at the first space, else at the first character: a tokenizer that
-splits at those gives it the tokens that it has in the whole text.
+slot the passage begins where the first line does that does not begin with white space, else at the first single space between
+words, which it includes, else at the first character: a tokenizer that splits there gives it the tokens of the whole text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ MARGIN = 1024
 """Bytes of a slot in which its passage may begin and end."""
 SEARCHED = 512
 """Bytes that are looked through for a line break, and for a space."""
+LINE, WORD = re.compile(rb"\n(?=\S)"), re.compile(rb"(?<=\S) (?=\S)")
+"""A line that does not begin with white space, and a single space between words: tokens may join more of it."""
 UNSURE = 8
 """Last tokens of a passage that are not used: they might go on behind it."""
 SPARE_TRIES = 16
@@ -72,12 +75,12 @@ def _said(text: LongText, start: int, length: int) -> tuple[int, str]:
 
 
 def _beginning(data: bytes) -> int:
-    line_break = data.find(b"\n", 0, SEARCHED)
-    if line_break >= 0:
-        return line_break + 1
-    space = data.find(b" ", 0, SEARCHED)
-    if space >= 0:
-        return space
+    line = LINE.search(data, 0, SEARCHED)
+    if line is not None:
+        return line.end()
+    word = WORD.search(data, 0, SEARCHED)
+    if word is not None:
+        return word.start()
     return next((i for i, byte in enumerate(data[:4]) if not 0x80 <= byte < 0xC0), 0)
 
 
