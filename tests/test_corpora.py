@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from workers.corpora import Corpus, CorpusError, DatasetEntry, read_corpus, tokenize
+from workers.corpora import Corpus, CorpusError, DatasetEntry, read_corpus, tokenize, tokens_of
+from workers.model_files import find_model
 
 
 @pytest.fixture
@@ -97,3 +98,22 @@ def test_drawn_windows_are_the_same_for_a_seed_and_others_for_another(tokenizer_
 
     assert starts(1) == starts(1) == sorted(set(starts(1)))
     assert len({tuple(starts(seed)) for seed in range(5)}) == 5
+
+
+def test_windows_of_pydocs_are_what_they_always_were():
+    """The default dataset: spread evenly over the whole text's ids, to the bit."""
+    file = find_model("reference-neox").tokenizer_file
+    corpus = read_corpus("pydocs")
+    tokens = tokens_of(corpus, file)
+    ids = Tokenizer.from_file(file).encode(corpus.text, add_special_tokens=False).ids
+    windows = tokens.windows(1024, 1024, 8, bos=False)
+    whole = (len(ids) - 1024) // 1024 + 1
+    assert [w.index for w in windows] == [(2 * part + 1) * whole // 16 for part in range(8)]
+    for w in windows:
+        assert (w.start, w.document, w.text_id) == (w.index * 1024, None, w.index * 1024)
+        assert tokens.held(w, 1024).tolist() == ids[w.start : w.start + 1024]
+    length = len(ids) // 300
+    assert [prompt.tolist() for prompt in tokens.prompts(300, 2)] == [
+        ids[number * 300 : number * 300 + 300] for number in (length // 4, 3 * length // 4)
+    ]
+    assert tokens.filler(100).tolist() == ids

@@ -313,7 +313,7 @@ def test_as_many_windows_as_a_long_text_can_give(long_file, tokenizer):
 
 
 def test_a_passage_begins_at_a_line_a_space_or_a_character_and_never_inside_one(tmp_path):
-    for text in (LONG, LONG.replace("\n", " "), "ä€😀" * 40_000):
+    for text in (LONG, LONG.replace("\n", " "), "ä€😀" * 40_000, "a" * 300_000):
         source = HeldBytes(text.encode())
         tokenizer = open_tokenizer(saved(byte_style(), tmp_path))
         found = list(passages(LongText(source, "x"), tokenizer, 40, 5, "spread", 0))
