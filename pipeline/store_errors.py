@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import obstore
 
-
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 """Codes by which stores say that the bucket itself is not there."""
 
