@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.sweep import RunOptions, run_sweep
@@ -10,9 +11,11 @@ from pipeline.sweep import RunOptions, run_sweep
 ROOT = Path(__file__).parent.parent
 
 
-def kvsweep(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def kvsweep(
+    *arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """The command in a process of its own, started in ``folder``."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {**(os.environ if environment is None else environment), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
 

@@ -1,4 +1,4 @@
-"""A hub of one set on this machine, which speaks as much of the Hugging Face hub's protocol as the datasets library asks for."""
+"""A hub of one data set, or one model, on this machine: as much of the Hugging Face hub's protocol as its libraries ask for."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """``files`` by path of the set ``org/set``; the next ``busy`` answers are 429; ``requests`` are what was asked."""
+    """``files`` by path of the set, or model, ``org/set``; the next ``busy`` answers are 429; ``requests`` are what was asked."""
 
-    def __init__(self, files: dict[str, bytes], status: int = 200) -> None:
+    def __init__(self, files: dict[str, bytes], status: int = 200, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = files
+        self.files, self.kind = files, kind
         self.status = status
         """What all requests are answered where it is not 200."""
         self.busy = 0
+        self.refused: tuple[str, ...] = ()
+        """Files that are answered 429 for as long as they are named here."""
         self.commit = COMMIT
         self.requests: list[str] = []
         self.sent = 0
@@ -36,9 +38,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def hub(files: dict[str, bytes], status: int = 200) -> Iterator[Hub]:
-    """A hub that runs as long as the block."""
-    server = Hub(files, status)
+def hub(files: dict[str, bytes], status: int = 200, kind: str = "datasets") -> Iterator[Hub]:
+    """A hub that runs as long as the block; ``kind`` is ``datasets`` or ``models``."""
+    server = Hub(files, status, kind)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -60,9 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.status != 200 or self.server.busy > 0:
             self.server.busy -= 1
             return self._answer(self.server.status if self.server.status != 200 else 429, b"{}", **{"Retry-After": "0"})
-        if path.startswith("/api/datasets/org/set"):
-            return self._api(path.removeprefix("/api/datasets/org/set"), body)
-        if match := re.fullmatch(r"/datasets/org/set/resolve/[^/]+/(.*)", path):
+        kind = self.server.kind
+        if path.startswith(f"/api/{kind}/org/set"):
+            return self._api(path.removeprefix(f"/api/{kind}/org/set"), body)
+        if match := re.fullmatch(rf"{'' if kind == 'models' else f'/{kind}'}/org/set/resolve/[^/]+/(.*)", path):
             return self._file(match[1])
         return self._answer(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
 
@@ -107,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
     def _file(self, name: str) -> None:
+        if name in self.server.refused:
+            return self._answer(429, b"{}", **{"Retry-After": "0"})
         data = self.server.files.get(name)
         if data is None:
             return self._answer(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.server.commit})

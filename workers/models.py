@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -42,7 +43,7 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
         )  # fmt: skip
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         words = f"model {facts.name!r} cannot be loaded: {str(error).splitlines()[0][:300]}"
-        asked = _hub_answer(error)
+        asked = _hub_answer(error) or (facts.commit and _weights_answer(facts.source, facts.commit))
         if asked:
             raise HubError(f"{words} (the model hub {asked}); download it before, or run again later") from error
         raise ModelError(words) from error
@@ -63,6 +64,17 @@ def _hub_answer(error: BaseException | None) -> str | None:
         if transport or isinstance(error, LocalEntryNotFoundError):
             return "cannot be reached"
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _weights_answer(repository: str, commit: str) -> str | None:
+    """As ``_hub_answer``, by asking again for the weights: transformers takes a hub that is too busy for one that has none."""
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=commit))
+        except Exception as error:
+            if answer := _hub_answer(error):
+                return answer
     return None
 
 
