@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline.grid import Cell, settings_of
 from workers.budget import Schedule
@@ -28,13 +29,24 @@ def schedule_of(cell: Cell, steps: int) -> Schedule:
     return cell.budget.event_schedule(steps)
 
 
-def perplexity_seconds(facts: ModelFacts, cells: Sequence[Cell], windows: int) -> float:
-    """Estimated seconds of a unit: one dense pass, each cell's tokens behind its first event, passes shared by the cells."""
-    steps = settings_of(cells[0])["window"] - 1
-    schedules = [schedule_of(cell, steps) for cell in cells]
-    tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
-    passes = 1 + max(len(schedule.events) for schedule in schedules)
-    return windows * tokens * _seconds_per_token(facts, cells[0].device) + passes * _seconds_per_pass(facts, cells[0].device)
+@dataclass(frozen=True)
+class Passes:
+    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of windows."""
+
+    tokens: int
+    passes: int
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Passes:
+        """One dense pass, each cell's tokens behind its first event, passes shared by the cells."""
+        steps = settings_of(cells[0])["window"] - 1
+        schedules = [schedule_of(cell, steps) for cell in cells]
+        tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
+        return cls(tokens, 1 + max(schedule.count for schedule in schedules))
+
+    def seconds(self, facts: ModelFacts, device: str, windows: int) -> float:
+        """Estimated seconds of a unit of so many windows."""
+        return windows * self.tokens * _seconds_per_token(facts, device) + self.passes * _seconds_per_pass(facts, device)
 
 
 def cell_seconds(facts: ModelFacts, cell: Cell) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from pipeline.results import answer_room
 from pipeline.schema import PROTOCOL_VERSION
-from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec, cell_value, matches
+from pipeline.sweep_keys import BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value, matches
 from workers.budget import Budget
 from workers.retrieval import QUESTION_TOKENS
 from workers.skip_rule import Skip, skipped_count
@@ -24,7 +25,8 @@ from workers.skip_rule import Skip, skipped_count
 Named = Mapping[str, Collection[Any]]
 """The axes that a filter names, and their values."""
 
-_canonical = json.JSONEncoder(sort_keys=True).encode
+_json = lru_cache(maxsize=2**16, typed=True)(json.JSONEncoder().encode)
+"""Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,22 @@ class Cell:
     def cell_id(self) -> str:
         """16 hex digits of everything above and the protocol version."""
         if not self._id:
-            content = _canonical({"protocol_version": PROTOCOL_VERSION} | self.values())
-            object.__setattr__(self, "_id", hashlib.sha256(content.encode()).hexdigest()[:16])
+            object.__setattr__(self, "_id", hashlib.sha256(self._canonical().encode()).hexdigest()[:16])
         return self._id
+
+    def _canonical(self) -> str:
+        """Every field and the protocol version as JSON with sorted keys, written out: an encoder takes four times as long."""
+        return (
+            f'{{"bos": {_json(self.bos)}, "dataset": {_json(self.dataset)}, '
+            f'"dataset_fingerprint": {_json(self.dataset_fingerprint)}, "device": {_json(self.device)}, '
+            f'"dtype": {_json(self.dtype)}, "keep_ratio": {self.keep_ratio!r}, "model": {_json(self.model)}, '
+            f'"model_revision": {_json(self.model_revision)}, "policy": {_json(self.policy)}, '
+            f'"position_mode": {_json(self.position_mode)}, "protect_recent": {self.protect_recent}, '
+            f'"protect_sink": {self.protect_sink}, "protocol_version": {PROTOCOL_VERSION}, '
+            f'"prune_after": {_json(self.prune_after)}, "schedule": {_json(self.schedule)}, "seed": {self.seed}, '
+            f'"settings": {_json(self.settings)}, "skip_layers": {_json(self.skip_layers)}, '
+            f'"special_tokens_in_text": {_json(self.special_tokens_in_text)}, "task": {_json(self.task)}}}'
+        )
 
     def values(self) -> dict[str, Any]:
         """Everything above by name."""
@@ -141,8 +156,7 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
     ``targets`` without a dataset are those of the harness's tasks.
     """
     grid = Grid()
-    seen: set[str] = set()
-    excluded: list[Named] = [block.named() for block in spec.exclude]
+    excluded = Exclusions(spec.exclude)
     for target, task, settings in _asked(spec, targets, texts):
         special = "parse" if task == "tasks" else spec.special_tokens_in_text
         template = Cell(
@@ -150,19 +164,19 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
             "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, target.bos, special,
             json.dumps(settings, sort_keys=True),
         )  # fmt: skip
-        grid.cells.append(template)
+        cells, seen = [template], set[str]()
         block = getattr(spec, BLOCK_OF[task])
-        chosen = block.named() if isinstance(block, CellFilter) else {}
+        chosen = {axis: frozenset(of) for axis, of in block.named().items()} if isinstance(block, CellFilter) else {}
         for cell in _product(spec, template):
             reason = _reason_to_drop(cell, target.layers, chosen, excluded)
             if reason is None and cell.cell_id in seen:
                 reason = "listed twice"
             if reason is None:
                 seen.add(cell.cell_id)
-                grid.cells.append(cell)
+                cells.append(cell)
             elif reason:
                 grid.dropped[reason] += 1
-    grid.cells = _with_partners(grid.cells)
+        grid.cells += _with_partners(cells) if task == "generation" else cells
     return grid
 
 
@@ -181,20 +195,13 @@ def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText])
 
 
 def _with_partners(cells: list[Cell]) -> list[Cell]:
-    """Timed cells with the digest of what they take turns with: partners change a timing, so they are in its id."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        if cell.task == "generation":
-            groups.setdefault(cell.group, []).append(cell)
-    digests = {
-        key: hashlib.sha256(" ".join(cell.cell_id for cell in group).encode()).hexdigest()[:16] for key, group in groups.items()
-    }
-    return [
-        replace(cell, settings=json.dumps({**settings_of(cell), "compared": digests[cell.group]}, sort_keys=True))
-        if cell.task == "generation"
-        else cell
-        for cell in cells
-    ]
+    """A group of timed cells with the digest of what they take turns with: partners change a timing, so they are in its id."""
+    digest = hashlib.sha256(" ".join(cell.cell_id for cell in cells).encode()).hexdigest()[:16]
+    settings = json.dumps({**settings_of(cells[0]), "compared": digest}, sort_keys=True)
+    for at, cell in enumerate(cells):  # one after the other, or a large grid would be held twice
+        cells[at] = _copy(cell, cell.policy, cell.keep_ratio, cell.prune_after, cell.skip_layers, cell.protect_sink,
+                          cell.protect_recent, cell.schedule, cell.position_mode, settings)
+    return cells
 
 
 def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -222,18 +229,52 @@ def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
         spec.policies, spec.prune_after, [cell_value("skip_layers", layers) for layers in spec.skip_layers], spec.protect_sink,
         spec.protect_recent, spec.schedules, spec.position_modes, spec.keep_ratios,
     ):  # fmt: skip
-        yield Cell(
-            template.task, template.model, template.model_revision, template.dataset, template.dataset_fingerprint,
-            template.device, template.dtype, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.seed,
-            template.bos, template.special_tokens_in_text, template.settings,
-        )  # fmt: skip
+        yield _copy(template, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.settings)
 
 
-def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named]) -> str | None:
+def _copy(
+    of: Cell, policy: str, ratio: float, threshold: int | None, skipped: Skip, sink: int, recent: int, schedule: str, mode: str,
+    settings: str,
+) -> Cell:  # fmt: skip
+    """Another cell of the same target; ``dataclasses.replace`` takes four times as long, and there are millions."""
+    return Cell(
+        of.task, of.model, of.model_revision, of.dataset, of.dataset_fingerprint, of.device, of.dtype, policy, ratio, threshold,
+        skipped, sink, recent, schedule, mode, of.seed, of.bos, of.special_tokens_in_text, settings,
+    )  # fmt: skip
+
+
+class Exclusions:
+    """Which cells the blocks of ``exclude`` leave out: a look at each axis, however many blocks there are."""
+
+    def __init__(self, blocks: Sequence[CellFilter]) -> None:
+        self._axes: list[tuple[str, dict[Any, int], int]] = []
+        """Field of a cell; for each value that is named, the blocks that it suits, a bit for each; those that suit all others."""
+        named = [block.named() for block in blocks]
+        for axis, name in FIELDS.items():
+            others = sum(1 << i for i, each in enumerate(named) if axis not in each)
+            by_value: dict[Any, int] = {}
+            for i, each in enumerate(named):
+                for value in each.get(axis, ()):
+                    by_value[value] = by_value.get(value, others) | 1 << i
+            if by_value:
+                self._axes.append((name, by_value, others))
+        self._all = (1 << len(named)) - 1
+
+    def __contains__(self, cell: Cell) -> bool:
+        """Whether any block matches the cell on every axis that it names."""
+        left = self._all
+        for name, by_value, others in self._axes:
+            left &= by_value.get(getattr(cell, name), others)
+            if not left:
+                return False
+        return left != 0
+
+
+def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: Exclusions) -> str | None:
     """Why a combination is no cell of its own; None where it is one, an empty string where its task's filter leaves it out."""
     if not matches(chosen, cell):
         return ""
-    if any(matches(named, cell) for named in excluded):
+    if cell in excluded:
         return "excluded by the sweep file"
     if cell.policy == "dense" or cell.keep_ratio == 1.0:
         return "keep_ratio 1.0 or policy dense: is the dense cell"
@@ -243,10 +284,15 @@ def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: list[Named
         return "prefill_once prunes after a prompt, and perplexity has none"
     if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
         return "streaming_rolled gives its keys positions of their own, which position_mode cache_length contradicts"
-    kept = cell.budget.first_kept(_prompt_tokens(cell))
-    if kept is not None and cell.protect_sink + cell.protect_recent > kept:
+    if (protected := cell.protect_sink + cell.protect_recent) and protected > _first_kept(cell):
         return "protect_sink + protect_recent exceed the entries kept at the first prune"
     return None
+
+
+def _first_kept(cell: Cell) -> float:
+    """Entries that the first prune keeps; infinity where there is none."""
+    kept = cell.budget.first_kept(_prompt_tokens(cell))
+    return math.inf if kept is None else kept
 
 
 def _prompt_tokens(cell: Cell) -> int:
@@ -273,9 +319,9 @@ def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
     """Whether a compressed cell is certain never to score or decode a token with anything dropped."""
     if cell.prune_after is None:
         return False
-    if cell.task == "perplexity":
-        return cell.budget.event_schedule(settings["window"] - 1).scored_pruned(1) == 0
     first = cell.budget.next_event(0)
+    if cell.task == "perplexity":  # what the last step leaves, no token sees
+        return first is None or first >= settings["window"] - 1
     if cell.task == "generation":
         prompt = settings["prompt_tokens"]
         last = prompt if cell.schedule == "prefill_once" else prompt + settings["new_tokens"] - 2

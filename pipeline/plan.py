@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from pipeline.estimates import cell_seconds, least_bytes, perplexity_seconds, retrieval_seconds, worker_bytes
+from pipeline.estimates import Passes, cell_seconds, least_bytes, retrieval_seconds, worker_bytes
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, prunes_while_decoding, settings_of, tokens_read
 from pipeline.placement import Need
 from pipeline.resolve import Resolved, resolve, with_own_policies
@@ -140,9 +140,10 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
     windows = plan.windows(dense)
     units = []
     for batch in _batches(cells):
+        passes = Passes.of(batch)
         for start in range(0, len(windows), WINDOWS_PER_UNIT):
             part = windows[start : start + WINDOWS_PER_UNIT]
-            units.append(PlannedUnit("perplexity", batch, part, perplexity_seconds(facts, batch, len(part)), need))
+            units.append(PlannedUnit("perplexity", batch, part, passes.seconds(facts, dense.device, len(part)), need))
     return units
 
 
@@ -186,16 +187,17 @@ def _notes(plan: Plan) -> list[str]:
             f"{', '.join(rounded)}: only float32 is exact; figures move by rounding with what shares a pass, and the run says by "
             "how much on its own text"
         )
+    contexts = {name: facts.context or math.inf for name, facts in plan.resolved.models.items()}
+    beyond = Counter(cell.model for cell in plan.grid.cells if tokens_read(cell) > contexts[cell.model])
     for name, facts in plan.resolved.models.items():
         if facts.trust_remote_code:
             notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")
         if facts.allow_pickle:
             notes.append(f"allow_pickle: weights of {name} may be read from files that can run code")
         notes += _bos_notes(plan, name)
-        beyond = [c for c in plan.grid.cells if c.model == name and facts.context and tokens_read(c) > facts.context]
-        if beyond:
+        if beyond[name]:
             notes.append(
-                f"{len(beyond)} cells read more than the {facts.context} tokens that {name} was trained on; they are marked"
+                f"{beyond[name]} cells read more than the {facts.context} tokens that {name} was trained on; they are marked"
             )
     for dense in (cell for cell in plan.grid.cells if cell.policy == "dense" and cell.task == "perplexity"):
         count = len(plan.windows(dense))

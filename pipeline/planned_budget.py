@@ -30,7 +30,7 @@ def planned_budget(cell: Cell) -> PlannedBudget | None:
     if cell.task == "perplexity":
         steps, first_scored = settings["window"] - 1, max(1, settings["window"] - settings["stride"])
         schedule = schedule_of(cell, steps)
-        return PlannedBudget(len(schedule.events), schedule.mean(first_scored) / ((steps + first_scored) / 2))
+        return PlannedBudget(schedule.count, schedule.mean(first_scored) / ((steps + first_scored) / 2))
     if cell.task == "generation":
         passes = settings["new_tokens"] - 1
         return _decoded(cell, [settings["prompt_tokens"]], passes, passes)

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,7 @@ from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
 from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
-from workers.policy_files import PolicyError
-from workers.policy_files import resolved as resolved_policy
+from workers.policy_files import OwnModules, PolicyError
 from workers.retrieval import filler_tokens
 from workers.skip_rule import check_count
 
@@ -46,7 +46,8 @@ class Resolved:
 def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     """Find models and datasets and check the sweep against them. Raises SweepError with every fault found."""
     names = [ref.name for ref in spec.models]
-    faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if names.count(name) > 1][:1]
+    listed = Counter(names)
+    faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if listed[name] > 1][:1]
     models: dict[str, ModelFacts] = {}
     corpora: dict[str, Corpus | Collection] = {}
     for ref in spec.models:
@@ -117,10 +118,10 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
         return spec
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    faults, names = [], {}
+    faults, names, modules = [], {}, OwnModules()
     for name in spec.policies:
         try:
-            names[name] = resolved_policy(name)
+            names[name] = modules.resolved(name)
         except PolicyError as error:
             faults.append(f"policies: {name!r}: {error}")
     if faults:

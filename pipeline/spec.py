@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.sweep_keys import BLOCK_OF, BLOCKS, CellFilter, SweepSpec, cell_value
+from pipeline.sweep_keys import BLOCK_OF, BLOCKS, FIELDS, CellFilter, SweepSpec, cell_value
+from pipeline.yaml_values import MAX_BYTES, Node, YamlError, read_yaml
 
 EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -26,8 +27,46 @@ class SweepError(ValueError):
         self.faults = list(faults)
 
 
-Position = tuple[str, int, int]
-"""(file or option, line, column), lines from 1; line 0 for an option."""
+FAULTS_SHOWN, ALLOWED_SHOWN = 50, 20
+"""Of each, so many are said one by one and the others counted."""
+
+
+@dataclass
+class Places:
+    """Where the keys and items of a sweep stand, and which of them options have replaced."""
+
+    file: str
+    root: Node = field(default_factory=lambda: Node(0, 0, {}))
+    replaced: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    created: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    """Blocks that are there because an option names a key in them."""
+
+    def where(self, at: tuple[Any, ...]) -> str:
+        """``file:line:column: a.b.3`` of a key, or of the nearest enclosing key that has a place."""
+        name = ".".join(map(str, at)) or "the file"
+        for length in range(len(at), 0, -1):
+            path = at[:length]
+            if path in self.replaced:
+                return f"{self.replaced[path]}: {name}"
+            if any(path[:n] in self.replaced for n in range(1, length)):
+                continue
+            if place := self._place(path):
+                return f"{self.file}:{place[0]}:{place[1]}: {name}"
+            if path in self.created:
+                return f"{self.created[path]}: {name}"
+        return f"{self.file}: {name}"
+
+    def _place(self, path: tuple[Any, ...]) -> tuple[int, int] | None:
+        node, place = self.root, None
+        for step in path:
+            if isinstance(node.value, dict) and step in node.value:
+                place, node = node.keys.get(step), node.value[step]
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+                place = (node.line, node.column)
+            else:
+                return None
+        return place
 
 
 def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -37,140 +76,155 @@ def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
     """
     file = _find(path)
     try:
-        document = YAML().load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise SweepError([f"{file}: not UTF-8 text (byte {error.start})"]) from None
-    except OSError as error:
-        raise SweepError([f"{file}: cannot be read: {error.strerror}"]) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        raise SweepError([f"{where}: not valid YAML: {error.problem or error.context}"]) from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # the last three: what ruamel.yaml lets through
-        raise SweepError([f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}"]) from None
-    if not isinstance(document, CommentedMap):
-        raise SweepError([f"{file}: a sweep file is a mapping of keys to values, like 'name: my-sweep'"])
-    positions: dict[tuple[Any, ...], Position] = {}
-    plain = _plain(document, (), str(file), positions)
+        root = read_yaml(_text(file))
+    except YamlError as error:
+        where = f"{printable(str(file))}:{error.line}:{error.column}" if error.line else printable(str(file))
+        raise SweepError([f"{where}: {error}"]) from None
+    if not isinstance(root.value, dict):
+        raise SweepError([f"{printable(str(file))}: a sweep file is a mapping of keys to values, like 'name: my-sweep'"])
+
+    places, plain = Places(printable(str(file)), root), root.plain()
     for override in overrides:
-        _apply(plain, override, positions)
-    return _validated(plain, str(file), positions)
+        _apply(plain, override, places)
+    return _validated(plain, places)
 
 
 def _find(path: str | None) -> Path:
     if path is None:
         return EMBEDDED_SWEEPS / "default.yaml"
-    file = Path(path).expanduser()
-    embedded = EMBEDDED_SWEEPS / f"{path}.yaml"
-    if not file.exists() and "/" not in path and embedded.exists():
-        return embedded
-    if not file.is_file():
-        names = ", ".join(sorted(p.stem for p in EMBEDDED_SWEEPS.glob("*.yaml")))
-        raise SweepError([f"{path}: there is no such sweep file (embedded sweeps by name: {names})"])
+    try:
+        file = Path(path).expanduser()
+        kind = file.stat().st_mode
+    except (OSError, ValueError, RuntimeError):  # no such file, a NUL, a loop of links, no such user
+        if path in _embedded():
+            return EMBEDDED_SWEEPS / f"{path}.yaml"
+        raise _no_such(path, "there is no such sweep file") from None
+    if stat.S_ISDIR(kind):
+        raise _no_such(path, "there is no such sweep file, it is a directory")
+    if not stat.S_ISREG(kind):
+        raise _no_such(path, "is a pipe or a device; a sweep is read from a file")
     return file
 
 
-def _plain(node: Any, at: tuple[Any, ...], file: str, positions: dict[tuple[Any, ...], Position]) -> Any:
-    """The node as dicts and lists; remembers where each key and item stands."""
-    if isinstance(node, CommentedMap):
-        for key in set(node) & set(node.lc.data or ()):  # a key merged in with << has no place of its own
-            line, column = node.lc.key(key)
-            positions[(*at, str(key))] = (file, line + 1, column + 1)
-        return {str(key): _plain(value, (*at, str(key)), file, positions) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        for i in range(len(node)):
-            line, column = node.lc.item(i)
-            positions[(*at, i)] = (file, line + 1, column + 1)
-        return [_plain(value, (*at, i), file, positions) for i, value in enumerate(node)]
-    return node
+def _no_such(path: str, what: str) -> SweepError:
+    return SweepError([f"{printable(path)}: {what} (embedded sweeps by name: {', '.join(_embedded())})"])
 
 
-def _apply(plain: dict[str, Any], override: str, positions: dict[tuple[Any, ...], Position]) -> None:
+def _embedded() -> list[str]:
+    return sorted(file.stem for file in EMBEDDED_SWEEPS.glob("*.yaml"))
+
+
+def _text(file: Path) -> str:
+    """What a sweep file says, line ends as one character. Raises SweepError where it is too long, unreadable or no UTF-8."""
+    name = printable(str(file))
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise SweepError([f"{name}: longer than {MAX_BYTES / 2**20:g} MiB, so no sweep file"])
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise SweepError([f"{name}: not UTF-8 text (byte {error.start})"]) from None
+    except OSError as error:
+        raise SweepError([f"{name}: cannot be read: {error.strerror}"]) from None
+
+
+def _apply(plain: dict[str, Any], override: str, places: Places) -> None:
     """``a.b=value`` with a YAML value. Raises SweepError where it is malformed."""
     key, equals, text = override.partition("=")
-    try:
-        value = json.loads(json.dumps(YAML(typ="safe").load(text), default=str))
-    except (YAMLError, ValueError, TypeError, RecursionError):
-        raise SweepError([f"--set {override}: the value is not valid YAML"]) from None
+    option = f"--set {printable(override)}"
     if not equals or not key:
-        raise SweepError([f"--set {override}: write key=value, like --set perplexity.windows=4"])
-    path = tuple(key.split("."))
+        raise SweepError([f"{option}: write key=value, like --set perplexity.windows=4"])
+    try:
+        value = read_yaml(text).plain()
+    except YamlError as error:
+        raise SweepError([f"{option}: {error}"]) from None
+
+    path = tuple(printable(part) for part in key.split("."))
     target = plain
     for depth, parent in enumerate(path[:-1], 1):
-        positions.setdefault(path[:depth], (f"--set {override}", 0, 0))
+        places.created.setdefault(path[:depth], option)
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise SweepError([f"--set {override}: {parent} is not a block of keys"])
+            raise SweepError([f"{option}: {parent} is not a block of keys"])
     target[path[-1]] = value
-    for replaced in [at for at in positions if at[: len(path)] == path]:
-        del positions[replaced]
-    positions[path] = (f"--set {override}", 0, 0)
+    places.replaced = {at: by for at, by in places.replaced.items() if at[: len(path)] != path} | {path: option}
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Somebody's text within a message of one line: nothing in it moves a terminal's cursor, and a long one is cut."""
+    shown = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in shown)
 
 
 def spec_of(plain: dict[str, Any], origin: str) -> SweepSpec:
     """A sweep that is in no file; ``origin`` names who made it. Raises SweepError with one message per fault."""
-    return _validated(plain, origin, {})
+    return _validated(plain, Places(origin))
 
 
-def _validated(plain: dict[str, Any], file: str, positions: dict[tuple[Any, ...], Position]) -> SweepSpec:
+def _validated(plain: dict[str, Any], places: Places) -> SweepSpec:
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(plain, default=str))
+        spec = SweepSpec.model_validate_json(json.dumps(plain))
     except ValidationError as error:
-        raise SweepError([_fault(fault, file, positions) for fault in error.errors()]) from None
+        raise SweepError(_told((_fault(fault, places) for fault in error.errors()), error.error_count())) from None
     faults = []
     asked = [block for block in BLOCK_OF.values() if getattr(spec, block)]
     if not asked:
-        faults.append(f"{file}: nothing to measure; add at least one block of {', '.join(BLOCK_OF.values())}")
+        faults.append(f"{places.file}: nothing to measure; add at least one block of {', '.join(BLOCK_OF.values())}")
     if not spec.datasets and asked != ["lm_eval"]:
-        faults.append(f"{_where(('datasets',), file, positions)}: is required, at least one (only lm_eval brings its own texts)")
+        faults.append(f"{places.where(('datasets',))}: is required, at least one (only lm_eval brings its own texts)")
     if spec.perplexity and spec.perplexity.stride > spec.perplexity.window:
         faults.append(
-            f"{_where(('perplexity', 'stride'), file, positions)}: must be <= perplexity.window "
-            f"{spec.perplexity.window} (got {spec.perplexity.stride})"
+            f"{places.where(('perplexity', 'stride'))}: must be <= perplexity.window {spec.perplexity.window} "
+            f"(got {spec.perplexity.stride})"
         )
-    faults += _exclusion_faults(spec, file, positions)
+    unknown = _unknown_exclusions(spec)
+    faults += _told((_exclusion_fault(spec, at, places) for at in unknown), len(unknown))
     if faults:
         raise SweepError(faults)
     return spec
 
 
-def _exclusion_faults(spec: SweepSpec, file: str, positions: dict[tuple[Any, ...], Position]) -> list[str]:
-    """Excluded values that are not in the grid: a typo would silently exclude nothing."""
-    faults = []
-    for i, block in enumerate(spec.exclude):
-        for axis, values in block.named().items():
-            in_grid = [cell_value(axis, value) for value in getattr(spec, axis)]
-            for place in (place for place, value in enumerate(values) if value not in in_grid):
-                at, allowed = ("exclude", i, axis, place), ", ".join(map(json.dumps, getattr(spec, axis)))
-                got = json.dumps(getattr(block, axis)[place])
-                faults.append(f"{_where(at, file, positions)}: must be one of the sweep's {axis} {allowed} (got {got})")
-    return faults
+def _told(faults: Iterable[str], count: int) -> list[str]:
+    """The first faults, and how many more there are: a wrong key in ten thousand blocks is one mistake."""
+    shown = list(islice(faults, FAULTS_SHOWN))
+    return shown + ([f"and {count - len(shown):,} more faults of this kind"] if count > len(shown) else [])
 
 
-def _where(at: tuple[Any, ...], file: str, positions: dict[tuple[Any, ...], Position]) -> str:
-    """``file:line:column: a.b.3`` of a key, or of the nearest enclosing key that has a position."""
-    name = ".".join(map(str, at)) or "the file"
-    for length in range(len(at), 0, -1):
-        if at[:length] in positions:
-            source, line, column = positions[at[:length]]
-            return f"{source}:{line}:{column}: {name}" if line else f"{source}: {name}"
-    return f"{file}: {name}"
+def _unknown_exclusions(spec: SweepSpec) -> list[tuple[int, str, int]]:
+    """(block, axis, place) of excluded values that are not in the grid: a typo would silently exclude nothing."""
+    in_grid = {axis: {cell_value(axis, value) for value in getattr(spec, axis)} for axis in FIELDS}
+    return [
+        (i, axis, place)
+        for i, block in enumerate(spec.exclude)
+        for axis, values in block.named().items()
+        for place, value in enumerate(values)
+        if value not in in_grid[axis]
+    ]
 
 
-def _fault(fault: Any, file: str, positions: dict[tuple[Any, ...], Position]) -> str:
+def _exclusion_fault(spec: SweepSpec, at: tuple[int, str, int], places: Places) -> str:
+    block, axis, place = at
+    values = getattr(spec, axis)
+    allowed = ", ".join(map(json.dumps, values[:ALLOWED_SHOWN])) + (", ..." if len(values) > ALLOWED_SHOWN else "")
+    got = json.dumps(getattr(spec.exclude[block], axis)[place])
+    return f"{places.where(('exclude', *at))}: must be one of the sweep's {axis} {allowed} (got {got})"
+
+
+def _fault(fault: Any, places: Places) -> str:
     at = tuple(fault["loc"])
-    where = _where(at, file, positions)
+    where = places.where(at)
     kind, got = fault["type"], json.dumps(fault.get("input"), default=str)[:80]
     if kind == "extra_forbidden":
         known = _known_keys(at[:-1])
-        near = difflib.get_close_matches(str(at[-1]), known, 1)
+        near = difflib.get_close_matches(str(at[-1])[:80], known, 1)
         return f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''} (known: {', '.join(known)})"
     if kind == "missing":
         return f"{where}: is required"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "string_pattern_mismatch":
         message = "must be letters, digits, '.', '_' and '-' only, 64 at most"
-    return f"{where}: {message} (got {got})"
+    return f"{where}: {printable(message, 600)} (got {got})"
 
 
 def _known_keys(at: tuple[Any, ...]) -> list[str]:

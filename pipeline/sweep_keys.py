@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,9 +29,9 @@ class _Strict(BaseModel):
 def _no_duplicates(values: list[Any]) -> list[Any]:
     """The values as they are. Raises ValueError where one is listed twice."""
     seen = [json.dumps(v.model_dump() if isinstance(v, BaseModel) else v) for v in values]
-    twice = sorted({v for v in seen if seen.count(v) > 1})
+    twice = sorted(value for value, count in Counter(seen).items() if count > 1)
     if twice:
-        raise ValueError(f"listed twice: {', '.join(twice)}")
+        raise ValueError(f"listed twice: {', '.join(twice[:20])}{', ...' if len(twice) > 20 else ''}")
     return values
 
 

@@ -1,8 +1,12 @@
 """The identity of a user's policy covers the modules beside it that it imports."""
 
+import ast
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
-from workers.policy_files import PolicyError, digest
+from workers.policy_files import OwnModules, PolicyError, digest, resolved
 
 
 @pytest.fixture
@@ -36,3 +40,44 @@ def test_a_file_that_is_no_python_is_refused(folder):
     (folder / "beside_it.py").write_text("def (:\n")
     with pytest.raises(PolicyError, match=r"beside_it\.py is no Python module"):
         digest("policy_of_mine")
+
+
+def test_a_module_of_many_policies_is_hashed_and_parsed_once(folder, monkeypatch):
+    (folder / "many_policies.py").write_text("import beside_it\n" + "".join(f"def f{i}(view): ...\n" for i in range(300)))
+    read: Counter[str] = Counter()
+    whole = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read[path.name] += 1
+        return whole(path)
+
+    parsed = []
+    parse = ast.parse
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(ast, "parse", lambda source: parsed.append(source) or parse(source))
+    modules = OwnModules()
+    names = [modules.resolved(f"many_policies:f{i}") for i in range(300)]
+    assert len(set(names)) == 300 and {name.partition("@")[2] for name in names} == {digest("many_policies")}
+    assert read["many_policies.py"] <= 4  # twice for a digest, and here for another
+    assert len(parsed) <= 4, "one for each module that is reached"
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        ("def p(view): ...\n", True),
+        ("p = 1\n", True),
+        ("p: int = 1\n", True),
+        ("from math import floor, sqrt as p\n", True),
+        ("def pp(view): ...\n", False),
+        ("class A:\n    def p(view): ...\n", False),
+        ("from p import other\n", False),
+    ],
+)
+def test_a_function_is_known_by_what_stands_at_the_left_margin(folder, source, known):
+    (folder / "one_policy.py").write_text(source)
+    if known:
+        assert resolved("one_policy:p").startswith("one_policy:p@")
+    else:
+        with pytest.raises(PolicyError, match="defines no 'p'"):
+            resolved("one_policy:p")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 
 @lru_cache(maxsize=4096)
@@ -95,44 +95,58 @@ class Budget:
 
     def event_schedule(self, steps: int) -> Schedule:
         """All prune events of a pruning layer over ``steps`` one-token steps from an empty cache."""
-        return _event_schedule(self, steps)
+        full = self.next_event(0)
+        return Schedule(steps, full, 0 if full is None else self.kept(full))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a pruning layer does over ``steps`` one-token steps.
+    """What a pruning layer does over ``steps`` one-token steps from an empty cache.
 
-    ``events``: (tokens seen at the event, entries before, entries after), in order.
+    Each prune finds ``full`` entries and leaves ``kept``. That is so under every schedule: what a prune leaves is under ``full``,
+    so the next one comes as soon as there are as many again. All figures follow from these three numbers, without a walk
+    through the steps.
     """
 
     steps: int
-    events: tuple[tuple[int, int, int], ...]
+    full: int | None
+    """None where nothing is ever dropped."""
+    kept: int
+
+    @property
+    def count(self) -> int:
+        """How often it prunes."""
+        if self.full is None or self.full > self.steps:
+            return 0
+        return 1 + (self.steps - self.full) // (self.full - self.kept)
+
+    @cached_property
+    def events(self) -> tuple[tuple[int, int, int], ...]:
+        """(tokens seen at the event, entries before, entries after), in order."""
+        if self.full is None:
+            return ()
+        between = self.full - self.kept
+        return tuple((self.full + between * i, self.full, self.kept) for i in range(self.count))
 
     @property
     def first_event(self) -> int | None:
         """Tokens seen when something is dropped for the first time."""
-        return self.events[0][0] if self.events else None
+        return self.full if self.count else None
 
     @property
     def final(self) -> int:
         """Entries held after the last step."""
-        seen, _, after = self.events[-1] if self.events else (0, 0, 0)
-        return after + self.steps - seen
+        return self._held(self.steps)
 
     @property
     def peak(self) -> int:
         """Most entries stored at once: what the last query before a prune attends to."""
-        return max([before for _, before, _ in self.events] + [self.final])
+        return self.steps if self.first_event is None else self.first_event
 
     def mean(self, first_scored: int = 1) -> float:
         """Entries held after a step (after its prune), over the steps that predict the tokens ``first_scored..steps``."""
         start = first_scored - 1  # token i is predicted by step i - 1
-        total, seen, held = 0, 0, 0
-        for at, _, after in [*self.events, (self.steps + 1, 0, 0)]:
-            skipped = min(max(0, start - seen), at - 1 - seen)  # of the steps seen..at-2, which drop nothing
-            total += _sum_range(held + 1 + skipped, held + at - 1 - seen)
-            total += after if start < at <= self.steps else 0
-            seen, held = at, after
+        total = self._sum(self.steps) - self._sum(start)
         return total / (self.steps - start) if self.steps > start else 0.0
 
     def scored_pruned(self, first_scored: int) -> int:
@@ -144,19 +158,26 @@ class Schedule:
             return 0
         return max(0, self.steps - max(first_scored, self.first_event + 1) + 1)
 
+    def _held(self, step: int) -> int:
+        """Entries after so many steps."""
+        if self.full is None or step < self.full:
+            return step
+        return self.kept + (step - self.full) % (self.full - self.kept)
 
-def _sum_range(first: int, last: int) -> int:
-    return (first + last) * (last - first + 1) // 2 if last >= first else 0
+    def _sum(self, step: int) -> int:
+        """Entries after each of the first ``step`` steps, together."""
+        if self.full is None or step < self.full:
+            return _triangle(step)
+
+        between = self.full - self.kept
+        whole, rest = divmod(step - self.full + 1, between)
+        behind = whole * (self.kept * between + _triangle(between - 1)) + rest * self.kept + _triangle(rest - 1)
+        return _triangle(self.full - 1) + behind
 
 
-@lru_cache(maxsize=16384)
-def _event_schedule(budget: Budget, steps: int) -> Schedule:
-    events: list[tuple[int, int, int]] = []
-    seen = held = 0
-    while (at := budget.next_event(held)) is not None and seen + at - held <= steps:
-        seen, held = seen + at - held, budget.kept(at)
-        events.append((seen, at, held))
-    return Schedule(steps, tuple(events))
+def _triangle(last: int) -> int:
+    """``1 + 2 + ... + last``."""
+    return last * (last + 1) // 2
 
 
 def event_schedule(keep_ratio: float, prune_after: int, steps: int) -> Schedule:

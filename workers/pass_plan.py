@@ -110,7 +110,7 @@ class Pass:
     def _cuts(self, seen_after: np.ndarray) -> None:
         """What each row keeps, and the per-row numbers that policies see."""
         keep = [track.kept_next for track in self.tracks]
-        self.is_due = [track.event < len(track.schedule.events) for track in self.tracks]
+        self.is_due = [track.event < track.schedule.count for track in self.tracks]
         same = len(set(keep)) == 1 and self.is_even and len(set(self._held)) == 1
         self.keep = keep[0] if same else None
         self.count_rows = self._per_row(self.counts)

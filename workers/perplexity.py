@@ -228,7 +228,7 @@ class _Group:
         sums = torch.stack([layer.sums for layer in layers]).mean(0).mean(-1)  # [3, rows]
         for place, i in enumerate(active):
             if i in done:
-                events = len(self.tracks[i].schedule.events)
+                events = self.tracks[i].schedule.count
                 shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
                 self.validity[i] = Validity(events, *shares)
         going = [place for place, i in enumerate(active) if i not in done]

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import re
+from functools import lru_cache
 from pathlib import Path
 
 PATTERN = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<digest>[0-9a-f]{8}))?")
@@ -52,34 +53,67 @@ def _imported(file: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def _names_imported(file: Path) -> set[str]:
+def _names_imported(file: Path) -> frozenset[str]:
     """Modules by their full names, and what is taken from them, which may be modules too."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        return _names_in(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise PolicyError(f"{file} is no Python module ({error})") from error
 
+
+@lru_cache(maxsize=64)
+def _names_in(source: bytes) -> frozenset[str]:
+    """Those of a source text; known again by the text itself, for a worker looks at it for each policy that is in it."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source.decode("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             names |= {module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)} - {""}
-    return names
+    return frozenset(names)
+
+
+class OwnModules:
+    """The modules that own policies are in, each read once however many of its functions are policies."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Path, frozenset[str], str]] = {}
+
+    def resolved(self, policy: str) -> str:
+        """The name under which rows keep a policy: a user's own gets the hash of its file, so edited code is another policy.
+
+        Raises PolicyError where its module, or the function in it, does not exist.
+        """
+        match = PATTERN.fullmatch(policy)
+        if match is None:
+            return policy
+        module, function = match["module"], match["function"]
+        if module not in self._known:
+            file = _file(module)
+            self._known[module] = file, _names_defined(file), digest(module)
+
+        file, defined, hashed = self._known[module]
+        if function not in defined:
+            raise PolicyError(f"module {module!r} ({file}) defines no {function!r}")
+        return f"{module}:{function}@{hashed}"
+
+
+_DEFINITION = re.compile(r"^(?:def\s+(?P<function>\w+)|(?P<name>\w+)\s*[:=]|from\s.*?\bimport\b(?P<taken>.*))", re.MULTILINE)
+
+
+def _names_defined(file: Path) -> frozenset[str]:
+    """What stands at the left margin of a module: functions, names that are given values, names taken from other modules."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{file} cannot be read as a Python module ({error})") from error
+    names: set[str] = set()
+    for found in _DEFINITION.finditer(text):
+        names |= {found["function"] or found["name"]} if found["taken"] is None else set(re.findall(r"\w+", found["taken"]))
+    return frozenset(names)
 
 
 def resolved(policy: str) -> str:
-    """The name under which rows keep a policy: a user's own gets the hash of its file, so that edited code is another policy.
-
-    Raises PolicyError where its module, or the function in it, does not exist.
-    """
-    match = PATTERN.fullmatch(policy)
-    if match is None:
-        return policy
-    module, function = match["module"], match["function"]
-    file = _file(module)
-    defined = rf"^(def\s+{function}\b|{function}\s*[:=]|from\s.*\bimport\b.*\b{function}\b)"
-    if not re.search(defined, file.read_text(encoding="utf-8"), re.MULTILINE):
-        raise PolicyError(f"module {module!r} ({file}) defines no {function!r}")
-    return f"{module}:{function}@{digest(module)}"
+    """One policy alone, as ``OwnModules`` names it. Raises PolicyError."""
+    return OwnModules().resolved(policy)
