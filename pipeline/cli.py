@@ -27,10 +27,13 @@ def plan(
     """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs nothing."""
     from pipeline.plan import make_plan
     from pipeline.plan_table import print_plan
+    from pipeline.planning_progress import PlanningProgress
     from pipeline.spec import SweepError, load_spec
 
     try:
-        print_plan(make_plan(load_spec(sweep, set_ or [])), every)
+        with PlanningProgress() as said:
+            planned = make_plan(load_spec(sweep, set_ or []), said=said)
+        print_plan(planned, every)
     except SweepError as error:
         _refuse(error.faults)
 

@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
+from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.results import answer_room
 from pipeline.schema import PROTOCOL_VERSION
-from pipeline.sweep_keys import BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value, matches
+from pipeline.spec import SweepError
+from pipeline.sweep_keys import BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value
 from workers.budget import Budget
 from workers.retrieval import QUESTION_TOKENS
 from workers.skip_rule import Skip, skipped_count
 
-Named = Mapping[str, Collection[Any]]
-"""The axes that a filter names, and their values."""
+MAX_COMBINATIONS = 5_000_000
+"""Of all axes, those that are dropped with a reason included: a minute and 3 GB of planning."""
 
 _json = lru_cache(maxsize=2**16, typed=True)(json.JSONEncoder().encode)
 """Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id may be."""
@@ -150,12 +152,15 @@ class Grid:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText] = ()) -> Grid:
+def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText] = (), said: PlanningProgress = SILENT) -> Grid:
     """All cells of a sweep over resolved targets, and over the tasks of the harness, which bring their own ``texts``.
 
-    ``targets`` without a dataset are those of the harness's tasks.
+    ``targets`` without a dataset are those of the harness's tasks. Raises SweepError where the axes make too many cells.
     """
     grid = Grid()
+    _check_size(spec, targets, texts)
+    cells: list[Cell] = []
+    said.now("cells", lambda: len(grid.cells) + len(cells))
     excluded = Exclusions(spec.exclude)
     for target, task, settings in _asked(spec, targets, texts):
         special = "parse" if task == "tasks" else spec.special_tokens_in_text
@@ -165,19 +170,43 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
             json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         cells, seen = [template], set[str]()
-        block = getattr(spec, BLOCK_OF[task])
-        chosen = {axis: frozenset(of) for axis, of in block.named().items()} if isinstance(block, CellFilter) else {}
-        for cell in _product(spec, template):
-            reason = _reason_to_drop(cell, target.layers, chosen, excluded)
+        for cell in _product(_axes(spec, task), template):
+            reason = _reason_to_drop(cell, target.layers, excluded)
             if reason is None and cell.cell_id in seen:
                 reason = "listed twice"
             if reason is None:
                 seen.add(cell.cell_id)
                 cells.append(cell)
-            elif reason:
+            else:
                 grid.dropped[reason] += 1
         grid.cells += _with_partners(cells) if task == "generation" else cells
     return grid
+
+
+def _axes(spec: SweepSpec, task: str) -> dict[str, list[Any]]:
+    """The values of each axis that make cells of a task: the sweep's, less those that the task's own filter leaves out."""
+    block = getattr(spec, BLOCK_OF[task])
+    chosen = block.named() if isinstance(block, CellFilter) else {}
+    axes = {axis: [cell_value(axis, value) for value in getattr(spec, axis)] for axis in FIELDS}
+    return {axis: _among(values, chosen[axis]) if axis in chosen else values for axis, values in axes.items()}
+
+
+def _among(values: list[Any], chosen: Collection[Any]) -> list[Any]:
+    wanted = frozenset(chosen)
+    return [value for value in values if value in wanted]
+
+
+def _check_size(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText]) -> None:
+    """Raises SweepError for a grid that would fill memory before anybody sees that it is one."""
+    sizes = {task: math.prod(map(len, _axes(spec, task).values())) for task, block in BLOCK_OF.items() if getattr(spec, block)}
+    combinations = 0
+    for _, task, _ in _asked(spec, targets, texts):
+        combinations += 1 + sizes[task]
+        if combinations > MAX_COMBINATIONS:
+            longest = sorted(FIELDS, key=lambda axis: -len(getattr(spec, axis)))[:3]
+            named = ", ".join(f"{len(getattr(spec, axis)):,} {axis}" for axis in longest)
+            told = f"the sweep has more than {MAX_COMBINATIONS:,} combinations ({sizes[task]:,} in {task} alone: {named}, ...)"
+            raise SweepError([f"{told}; leave values out, or make several sweeps of it"])
 
 
 def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText]) -> Iterator[tuple[Target, str, dict[str, Any]]]:
@@ -199,8 +228,18 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
     digest = hashlib.sha256(" ".join(cell.cell_id for cell in cells).encode()).hexdigest()[:16]
     settings = json.dumps({**settings_of(cells[0]), "compared": digest}, sort_keys=True)
     for at, cell in enumerate(cells):  # one after the other, or a large grid would be held twice
-        cells[at] = _copy(cell, cell.policy, cell.keep_ratio, cell.prune_after, cell.skip_layers, cell.protect_sink,
-                          cell.protect_recent, cell.schedule, cell.position_mode, settings)
+        cells[at] = _copy(
+            cell,
+            cell.policy,
+            cell.keep_ratio,
+            cell.prune_after,
+            cell.skip_layers,
+            cell.protect_sink,
+            cell.protect_recent,
+            cell.schedule,
+            cell.position_mode,
+            settings,
+        )
     return cells
 
 
@@ -224,11 +263,11 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
             yield "retrieval", common | {"question_pruned": pruned}
 
 
-def _product(spec: SweepSpec, template: Cell) -> Iterator[Cell]:
-    for policy, threshold, skipped, sink, recent, schedule, mode, ratio in itertools.product(
-        spec.policies, spec.prune_after, [cell_value("skip_layers", layers) for layers in spec.skip_layers], spec.protect_sink,
-        spec.protect_recent, spec.schedules, spec.position_modes, spec.keep_ratios,
-    ):  # fmt: skip
+def _product(axes: Mapping[str, list[Any]], template: Cell) -> Iterator[Cell]:
+    order = (
+        "policies", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedules", "position_modes", "keep_ratios",
+    )  # fmt: skip
+    for policy, threshold, skipped, sink, recent, schedule, mode, ratio in itertools.product(*(axes[axis] for axis in order)):
         yield _copy(template, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.settings)
 
 
@@ -270,10 +309,8 @@ class Exclusions:
         return left != 0
 
 
-def _reason_to_drop(cell: Cell, layers: int, chosen: Named, excluded: Exclusions) -> str | None:
-    """Why a combination is no cell of its own; None where it is one, an empty string where its task's filter leaves it out."""
-    if not matches(chosen, cell):
-        return ""
+def _reason_to_drop(cell: Cell, layers: int, excluded: Exclusions) -> str | None:
+    """Why a combination is no cell of its own; None where it is one."""
     if cell in excluded:
         return "excluded by the sweep file"
     if cell.policy == "dense" or cell.keep_ratio == 1.0:

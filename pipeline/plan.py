@@ -17,11 +17,14 @@ from functools import cached_property
 from pipeline.estimates import Passes, cell_seconds, least_bytes, retrieval_seconds, worker_bytes
 from pipeline.grid import Cell, Grid, make_grid, never_prunes, prunes_while_decoding, settings_of, tokens_read
 from pipeline.placement import Need
+from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.resolve import Resolved, resolve, with_own_policies
+from pipeline.spec import SweepError
 from pipeline.sweep_keys import SweepSpec
 from workers.windows import Window
 
 CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 32
+MAX_UNITS = 2_000_000
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
 PHASES = ("perplexity", "retrieval", "tasks", "generation")
@@ -91,17 +94,25 @@ class Plan:
         return tokens.windows(settings["window"], settings["stride"], settings["windows"], bos=cell.bos is not None)
 
 
-def make_plan(spec: SweepSpec, auto_device: str | None = None) -> Plan:
-    """Resolve, expand, cut into units. Raises SweepError for what cannot work."""
+def make_plan(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Plan:
+    """Resolve, expand, cut into units; ``said`` is told what is being done. Raises SweepError for what cannot work."""
+    said.now("policies")
     spec = with_own_policies(spec)
-    resolved = resolve(spec, auto_device)
-    plan = Plan(spec, resolved, make_grid(spec, resolved.targets, resolved.texts))
+    resolved = resolve(spec, auto_device, said)
+    plan = Plan(spec, resolved, make_grid(spec, resolved.targets, resolved.texts, said))
+    _into_units(plan, said)
+    said.now("notes")
+    plan.notes += _notes(plan)
+    return plan
+
+
+def _into_units(plan: Plan, said: PlanningProgress = SILENT) -> None:
+    """Cut the grid of a plan into units, in the order in which they run."""
+    said.now("units", lambda: len(plan.units))
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
         plan.units += _cut(plan, list(cells))
     plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
     plan.units = _scouts_first(plan.units)
-    plan.notes += _notes(plan)
-    return plan
 
 
 def _scouts_first(units: list[PlannedUnit]) -> list[PlannedUnit]:
@@ -139,12 +150,22 @@ def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
         return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
     windows = plan.windows(dense)
     units = []
-    for batch in _batches(cells):
+    batches = _batches(cells)
+    _check_units(len(plan.units) + len(batches) * math.ceil(len(windows) / WINDOWS_PER_UNIT), len(windows))
+    for batch in batches:
         passes = Passes.of(batch)
         for start in range(0, len(windows), WINDOWS_PER_UNIT):
             part = windows[start : start + WINDOWS_PER_UNIT]
             units.append(PlannedUnit("perplexity", batch, part, passes.seconds(facts, dense.device, len(part)), need))
     return units
+
+
+def _check_units(count: int, windows: int) -> None:
+    if count > MAX_UNITS:
+        raise SweepError([
+            f"the sweep makes {count:,} units of work ({windows:,} windows of a text among them), and {MAX_UNITS:,} is the most; "
+            "lower perplexity.windows, leave values of axes out, or make several sweeps of it"
+        ])  # fmt: skip
 
 
 def _parts(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:

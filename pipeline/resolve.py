@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline import questions
 from pipeline.grid import HarnessText, Target
+from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.results import answer_room
 from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
@@ -43,13 +46,14 @@ class Resolved:
     """By model: whether its own tokenizer puts one first."""
 
 
-def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
+def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Resolved:
     """Find models and datasets and check the sweep against them. Raises SweepError with every fault found."""
     names = [ref.name for ref in spec.models]
     listed = Counter(names)
     faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if listed[name] > 1][:1]
     models: dict[str, ModelFacts] = {}
     corpora: dict[str, Corpus | Collection] = {}
+    said.now("models found", lambda: len(models))
     for ref in spec.models:
         try:
             models[ref.name] = find_model(
@@ -57,6 +61,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
             )
         except ModelError as error:
             faults.append(f"models: {error}")
+    said.now("datasets read", lambda: len(corpora))
     for dataset_ref in spec.datasets:
         try:
             corpora[dataset_ref.entry.label] = read_corpus(dataset_ref.entry, spec.seed)
@@ -65,14 +70,20 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     tokens: dict[tuple[str, str], Tokens] = {}
     bos: dict[str, int | None] = {}
     own_bos: dict[str, bool] = {}
+    known: dict[tuple[str, str], Tokens] = {}
+    """By the content of a tokenizer's file and the dataset: models of one family share their tokens."""
+    said.now("texts tokenized", lambda: len(tokens))
     for name, facts in models.items():
         faults += _model_faults(spec, facts)
         try:
             bos[name] = bos_token(facts, spec.bos)
             own_bos[name] = begins_by_itself(facts)
             faults += questions.faults(spec.retrieval, facts, bos[name]) if spec.retrieval else []
+            vocabulary = hashlib.sha256(Path(facts.tokenizer_file).read_bytes()).hexdigest()
             for dataset, corpus in corpora.items():
-                tokens[name, dataset] = tokens_of(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+                if (vocabulary, dataset) not in known:
+                    known[vocabulary, dataset] = tokens_of(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+                tokens[name, dataset] = known[vocabulary, dataset]
                 faults += _text_faults(spec, name, dataset, tokens[name, dataset], bos[name] is not None)
         except ModelError as error:
             faults.append(f"models: {error}")
@@ -84,10 +95,11 @@ def resolve(spec: SweepSpec, auto_device: str | None = None) -> Resolved:
     if faults:
         raise SweepError(faults)
     devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
+    fingerprints = [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
     targets = [
         Target(m, facts.revision, facts.layers, d, fingerprint, device, dtype, bos[m])
         for m, facts in models.items()
-        for d, fingerprint in [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
+        for d, fingerprint in fingerprints
         for device in devices
         for dtype in spec.dtypes
     ]

@@ -24,6 +24,7 @@ from pipeline.inline import InlineExecutor
 from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
+from pipeline.planning_progress import PlanningProgress
 from pipeline.results import STORE_ERRORS
 from pipeline.run_status import plain
 from pipeline.session import Session, begin, open_store, refusing
@@ -67,7 +68,8 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
 
 
 def _plan_and_run(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
-    plan = make_plan(load_spec(path, overrides))
+    with PlanningProgress() as said:
+        plan = make_plan(load_spec(path, overrides), said=said)
     if not options.inline and options.address != "local":
         join_cluster(options.address)
     out = f"results/{plan.spec.name}" if options.out is None else options.out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
@@ -95,11 +94,6 @@ class CellFilter(_Strict):
         """The axes that are named and their values, as cells hold them."""
         given = {axis: getattr(self, axis, None) for axis in FIELDS}
         return {axis: [cell_value(axis, v) for v in values] for axis, values in given.items() if values is not None}
-
-
-def matches(named: Mapping[str, Collection[Any]], cell: Any) -> bool:
-    """Whether a cell (``grid.Cell``) has one of the values on every axis that a filter names."""
-    return all(getattr(cell, FIELDS[axis]) in values for axis, values in named.items())
 
 
 class Exclusion(CellFilter):

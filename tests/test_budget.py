@@ -73,6 +73,7 @@ def test_schedule_is_what_one_step_at_a_time_does(ratio, threshold, steps, first
         after.append(held)
     schedule = event_schedule(ratio, threshold, steps)
     assert schedule.events == tuple(events)
+    assert schedule.count == len(events)
     assert schedule.final == held
     assert schedule.peak == max(before)
     predicting = after[first_scored - 1 :]
@@ -91,7 +92,10 @@ def test_a_constant_budget_is_kept_after_every_step(ratio, threshold, steps, pro
         if ratio < 1 and held > most:
             events.append((step + 1, held, most))
             held = most
-    assert budget.event_schedule(steps).events == tuple(events)
+    schedule = budget.event_schedule(steps)
+    assert schedule.events == tuple(events) and schedule.count == len(events)
+    assert schedule.final == held
+    assert schedule.mean() * steps == pytest.approx(sum(min(step, most if ratio < 1 else step) for step in range(1, steps + 1)))
     assert budget.kept(prompt) == (min(prompt, most) if ratio < 1 else prompt)
     assert budget.next_event(prompt) == (None if ratio == 1 else max(most, prompt) + 1)
 
