@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from analysis.norm_attention import CLEAR, meaning
 from pipeline.resolve import find_device, resolve
-from pipeline.spec import SweepError, spec_of
+from pipeline.spec import SweepError, printable, spec_of
+from pipeline.yaml_values import YamlError, read_yaml
 from workers.model_files import ModelError, ModelFacts
 
 if TYPE_CHECKING:
@@ -78,10 +77,10 @@ def _model(text: str) -> Any:
     if not text.startswith("{"):
         return text
     try:
-        return json.loads(json.dumps(YAML(typ="safe").load(text), default=str))
-    except (YAMLError, ValueError, TypeError):
+        return read_yaml(text).plain()
+    except YamlError as error:
         way = "write NAME or '{name: NAME, revision: REVISION}', as in a sweep file"
-        raise SweepError([f"{text}: is no model; {way}"]) from None
+        raise SweepError([f"{printable(text)}: is no model ({error}); {way}"]) from None
 
 
 def _replaced(text: str, words: Sequence[tuple[str, str]]) -> str:

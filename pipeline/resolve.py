@@ -22,6 +22,7 @@ from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
 from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
+from workers.model_json import one_line
 from workers.policy_files import OwnModules, PolicyError
 from workers.retrieval import filler_tokens
 from workers.skip_rule import check_count
@@ -85,12 +86,13 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
                     known[vocabulary, dataset] = tokens_of(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
                 tokens[name, dataset] = known[vocabulary, dataset]
                 faults += _text_faults(spec, name, dataset, tokens[name, dataset], bos[name] is not None)
+                faults += _vocabulary_faults(facts, dataset, tokens[name, dataset], bos[name])
         except ModelError as error:
             faults.append(f"models: {error}")
         except CorpusError as error:
             faults.append(f"datasets: {error} (model {name})")
         except Exception as error:  # the tokenizers library knows no narrower type
-            faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({error})")
+            faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({one_line(error)})")
     texts = _harness_texts(spec, faults)
     if faults:
         raise SweepError(faults)
@@ -221,6 +223,17 @@ def _limit_exceeded(spec: SweepSpec, facts: ModelFacts, length: int) -> str:
     if facts.positions.kind == "learned":
         return f"{context}, and it has no position embeddings beyond"
     return "" if spec.allow_beyond_context else f"{context} (allow_beyond_context: true runs it, marked)"
+
+
+def _vocabulary_faults(facts: ModelFacts, dataset: str, tokens: Tokens, bos: int | None) -> list[str]:
+    """Ids that the model has no embedding for: its tokenizer and its config.json are not of one model."""
+    largest = max(tokens.largest_id, bos or 0)
+    if facts.vocabulary is None or largest < facts.vocabulary:
+        return []
+    return [
+        f"models: model {facts.name!r}: its tokenizer.json makes the token {largest} of {dataset!r}, and its config.json has "
+        f"vocab_size {facts.vocabulary}; they are not of one model"
+    ]
 
 
 def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: Tokens, bos: bool) -> list[str]:

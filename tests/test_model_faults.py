@@ -53,7 +53,10 @@ def test_weights_of_the_files_that_the_model_leaves_out_are_refused(change, tiny
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (configured(num_hidden_layers=3), "its files lack 9 of the weights that its config.json asks for"),
+        (
+            configured(num_hidden_layers=3),
+            "says 3 layers (num_hidden_layers), and the names of the weights beside it go up to layer 1",
+        ),
         (configured(intermediate_size=128), "or have them in another shape, such as model.layers.0.mlp.down_proj.weight"),
         (without_a_weight, "its files lack 1 of the weights"),
         (cut_off, "of the 139,160 that it holds"),
@@ -65,7 +68,7 @@ def test_weights_that_are_not_all_there_are_refused(change, said, tiny_model_dir
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     change(folder)
-    with pytest.raises(ModelError, match=r"cannot be loaded|is not a whole safetensors file") as caught:
+    with pytest.raises(ModelError, match=r"cannot be loaded|is not a whole safetensors file|says 3 layers") as caught:
         load(find_model(str(folder)), "float32", torch.device("cpu"))
     assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", ""), "the driver alone draws"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers import families
+from workers.model_json import one_line, shown
 from workers.model_settings import Settings, count_of, kind_of, layer_types, number_of, table_of, text_settings, window_of
 
 FULL, SLIDING, CHUNKED = ("full_attention", "attention"), "sliding_attention", "chunked_attention"
@@ -107,7 +108,7 @@ def _keys(text: Settings) -> Iterator[str]:
     if shared:
         yield (f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune for themselves")
     if text.get("use_cla"):
-        yield f"some of its layers read the keys of earlier layers (use_cla {text['use_cla']}), which prune for themselves"
+        yield f"some of its layers read the keys of earlier layers (use_cla {shown(text['use_cla'])}), which prune for themselves"
     if kind_of(text) in families.SHARED_KEYS:
         yield f"its layers read the keys of another model ({kind_of(text)}), and it has none of its own to prune"
 
@@ -134,7 +135,7 @@ def _attention(text: Settings) -> Iterator[str]:
             "AttentionInterface), so what a pruned layer holds cannot be attended to; use another architecture"
         )
     elif text.get("alibi"):
-        yield f"it adds a penalty for distance to its attention (alibi {text['alibi']}), which is not supported"
+        yield f"it adds a penalty for distance to its attention (alibi {shown(text['alibi'])}), which is not supported"
     if kind in families.SINKS:
         yield f"its attention has sinks learned per head ({kind}), which are not supported"
     chosen = count_of(text, "index_topk")
@@ -158,12 +159,12 @@ def _direction(settings: Settings) -> Iterator[str]:
         yield from _encoder(settings)
     if settings.get("is_encoder_decoder"):
         coupled = settings["is_encoder_decoder"]
-        yield f"it is an encoder with a decoder (is_encoder_decoder {coupled}), not a model of text alone"
+        yield f"it is an encoder with a decoder (is_encoder_decoder {shown(coupled)}), not a model of text alone"
     elif kind_of(settings) in families.COUPLED:
         yield f"it is the decoder of a model with an encoder ({kind_of(settings)}), not a model of text alone"
     for name in ("add_cross_attention", "cross_attention_layers"):
         if settings.get(name):
-            yield f"it attends to something else than its text ({name} {settings[name]})"
+            yield f"it attends to something else than its text ({name} {shown(settings[name])})"
 
 
 def _encoder(settings: Settings) -> Iterator[str]:
@@ -187,7 +188,8 @@ def _quantised(settings: Settings) -> Iterator[str]:
     for name in ("quantization_config", "compression_config"):
         how = table_of(settings, name)
         if how:
-            yield f"its weights are quantised ({name}, {how.get('quant_method', 'no method named')}); take the original weights"
+            method = one_line(how.get("quant_method", "no method named"))
+            yield f"its weights are quantised ({name}, {method}); take the original weights"
 
 
 RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (_layers, _keys, _widths, _attention, _direction, _output, _quantised)
@@ -229,7 +231,7 @@ def _rotary_limits(text: Settings) -> Iterator[Limit]:
     for each in by_layer or [parameters]:
         kind = each.get("rope_type", each.get("type")) or "default"
         if not isinstance(kind, str):
-            raise ValueError(f"rope_type in {name} is {kind!r}, not a name")
+            raise ValueError(f"rope_type in {name} is {shown(kind)}, not a name")
         if kind not in ("longrope", "su") and "dynamic" not in kind:
             continue
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from workers.model_files import ModelError, ModelFacts
+from workers.model_json import read_json_if_there
 from workers.text_tokens import TextTokens, open_tokenizer
 
 Bos = Literal["auto", "always", "never"]
@@ -80,16 +80,14 @@ def _named(tokens: TextTokens, tokenizer_config: dict[str, Any], config: dict[st
     content = token.get("content") if isinstance(token, dict) else token
     if isinstance(content, str) and (found := tokens.id_of(content)) is not None:
         return found
-    number = config.get("bos_token_id", config.get("text_config", {}).get("bos_token_id"))
-    return number if isinstance(number, int) else None
+    text = config.get("text_config")
+    number = config.get("bos_token_id", text.get("bos_token_id") if isinstance(text, dict) else None)
+    return number if type(number) is int and number >= 0 else None
 
 
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        return read_json_if_there(file)
     except ValueError as error:
-        raise ModelError(f"{file} is not JSON ({error})") from error
-    return content if isinstance(content, dict) else {}
+        raise ModelError(str(error)) from error

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workers.architecture import Limit, read_architecture
-from workers.model_settings import count_of, text_settings
-from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, is_file, read_json, settings_files
+from workers.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
+from workers.model_settings import count_of, share_of, table_of, text_settings
+from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
 
 EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
@@ -29,6 +30,10 @@ ROTARY_KEYS = (
     "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim",
 )  # fmt: skip
 """Keys of which rotary models, of one version of transformers or another, have one at least."""
+
+
+SETTINGS_READ = ("generation_config.json", "tokenizer_config.json")
+"""Files that transformers or kvsweep read beside config.json, where they are there."""
 
 
 class ModelError(ValueError):
@@ -73,6 +78,8 @@ class ModelFacts:
     """Whether Python files that come with the weights may run."""
     allow_pickle: bool = False
     """Whether weights may be read from formats that can run code."""
+    vocabulary: int | None = None
+    """Ids that the model has embeddings for: those below it. None where the configuration does not say."""
 
     def limit_exceeded(self, length: int) -> str:
         """What a text of ``length`` tokens exceeds, in words; empty where it can be measured."""
@@ -111,18 +118,23 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle
 def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:
     try:
         for needed in ("config.json", "tokenizer.json"):
-            if not is_file(folder / needed):
-                raise ValueError(f"{needed} is missing in {folder}")
+            checked_size(folder / needed)
         config = _config(folder, trust_remote_code)
         weights = find_weights(folder, allow_pickle, config.get("transformers_weights"))
         code = sorted(folder.glob("*.py")) if trust_remote_code else []  # it is part of the model then
         index = [weights.index] if weights.index else []
         digest = identity(folder, [*weights.files, *index, *settings_files(folder), *code])
         stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
-        parameters = weights.parameters(stored_bytes)
+        held = weights.held(stored_bytes)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
-    return _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, parameters)
+    facts = _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters)
+    if held.layers is not None and facts.layers > held.layers:
+        raise ModelError(
+            f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and the names of the "
+            f"weights beside it go up to layer {held.layers - 1:,}, of {held.layers:,} at most"
+        )
+    return facts
 
 
 def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts:
@@ -153,15 +165,15 @@ def _config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
             "elsewhere, so the folder is two models; merge the adapter into the weights (merge_and_unload), or move it away"
         )
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ValueError(f"config.json in {folder} is not one of a causal language model (it holds no settings by name)")
+    for other in SETTINGS_READ:
+        read_json_if_there(folder / other)
 
     classes = config.get("auto_map")
     foreign = [value for value in classes.values() if "--" in str(value)] if isinstance(classes, dict) else []
     if trust_remote_code and foreign:
         raise ValueError(
-            f"config.json in {folder} takes code from another repository ({foreign[0]}), which may change while the model's "
-            "identity stays; copy the code beside config.json and name it there"
+            f"config.json in {folder} takes code from another repository ({one_line(foreign[0])}), which may change while the "
+            "model's identity stays; copy the code beside config.json and name it there"
         )
     return config
 
@@ -179,17 +191,29 @@ def _facts(
         head_dim = count_of(text, "head_dim") or _needed(text, "hidden_size", "n_embd", "d_model") // heads
         context = count_of(text, "max_position_embeddings", "n_positions", "max_seq_len")
         kv_heads = count_of(text, "num_key_value_heads") or heads
+        _check_shape(heads, kv_heads, head_dim)
+        vocabulary = count_of(text, "vocab_size")
         positions = positions_of(text, head_dim)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
         if refusals:  # of those there are whose shape has no place here, such as models without attention
             raise ModelError(f"model {name!r}: {'; '.join(refusals)}") from error
-        raise ModelError(f"model {name!r}: config.json in {folder} is not one of a causal language model ({error})") from error
+        told = f"config.json in {folder} is not one of a causal language model ({one_line(error)})"
+        raise ModelError(f"model {name!r}: {told}") from error
 
     return ModelFacts(
         name=name, revision=revision, source=source, commit=commit, architecture=str(text.get("model_type", "unknown")),
         layers=layers, context=context, positions=positions, limits=architecture.limits, refusals=refusals,
         kv_heads=kv_heads, head_dim=head_dim, parameters=parameters, tokenizer_file=str(folder / "tokenizer.json"),
+        vocabulary=vocabulary,
     )  # fmt: skip
+
+
+def _check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raises ValueError where heads cannot be what is said of them together."""
+    if heads % kv_heads:
+        raise ValueError(f"num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}")
+    if head_dim < 1:
+        raise ValueError(f"hidden_size is less than num_attention_heads {heads}")
 
 
 def _needed(settings: Mapping[str, Any], *names: str) -> int:
@@ -214,18 +238,25 @@ def positions_of(config: Mapping[str, Any], head_dim: int) -> Positions:
 
 def _rotated_share(config: Mapping[str, Any], head_dim: int) -> float | None:
     """From ``rope_parameters``, one for all layers or one for each kind of layer; in older files, from keys of their own."""
-    parameters = config.get("rope_parameters") or {}
+    parameters = table_of(config, "rope_parameters")
     by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    shares = {float(value.get("partial_rotary_factor") or _older_share(config, head_dim)) for value in by_layer}
+    shares = {share_of(value, "partial_rotary_factor") or _older_share(config, head_dim) for value in by_layer}
     return shares.pop() if len(shares) == 1 else None
 
 
 def _older_share(config: Mapping[str, Any], head_dim: int) -> float:
     for key in ("partial_rotary_factor", "rotary_pct"):
         if config.get(key) is not None:
-            return float(config[key])
+            return float(share_of(config, key) or 0.0)
     if config.get("rotary_dim"):
-        return config["rotary_dim"] / head_dim
-    if config.get("qk_rope_head_dim") and config.get("qk_nope_head_dim"):  # latent attention: a part with positions, one without
-        return config["qk_rope_head_dim"] / (config["qk_rope_head_dim"] + config["qk_nope_head_dim"])
+        return _part("rotary_dim", count_of(config, "rotary_dim"), head_dim)
+    turned, plain = count_of(config, "qk_rope_head_dim"), count_of(config, "qk_nope_head_dim")
+    if turned and plain:  # latent attention: a part with positions, one without
+        return turned / (turned + plain)
     return ROTARY_SHARES.get(config.get("model_type", ""), 1.0)
+
+
+def _part(name: str, count: int | None, whole: int) -> float:
+    if count is None or count > whole:
+        raise ValueError(f"{name} is {shown(count)}, more than the {whole} of a head")
+    return count / whole

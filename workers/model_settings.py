@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers import families
+from workers.model_json import finite, shown
 
 Settings = Mapping[str, Any]
 LAYER_KEYS = ("layer_types", "layers_block_type", "block_types")
@@ -18,11 +19,12 @@ def text_settings(config: Settings) -> Settings:
     if text is None:
         text = config
     if not isinstance(text, Mapping):
-        raise ValueError(f"text_config is {text!r}, not a table of settings")
+        raise ValueError(f"text_config is {shown(text)}, not a table of settings")
 
+    for named in (text.get("model_type"), config.get("model_type")):
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"model_type is {shown(named)}, not a name")
     kind = text.get("model_type", config.get("model_type"))
-    if kind is not None and not isinstance(kind, str):
-        raise ValueError(f"model_type is {kind!r}, not a name")
     defaults = families.DEFAULTS.get(kind or "", {})
     missing = {key: value for key, value in defaults.items() if key not in text}
     if kind is not None and "model_type" not in text:
@@ -30,23 +32,35 @@ def text_settings(config: Settings) -> Settings:
     return {**text, **missing} if missing else text
 
 
+MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "n_layers": 10_000}
+"""A model of more layers than anybody ever made is a slip of the pen; other counts go up to 2**31 - 1."""
+
+
 def count_of(settings: Settings, *names: str) -> int | None:
     """The first of these settings that is there, a number of at least 1; None where none is. Raises ValueError for others."""
     for name in names:
-        value = settings.get(name)
+        value: Any = settings.get(name)
+        most = MOST.get(name, 2**31 - 1)
         if value is not None:
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, not a whole number of at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {shown(value)}, not a whole number of at least 1")
+            if value > most:
+                raise ValueError(f"{name} is {shown(value)}; {most:,} is the most")
             return value
     return None
 
 
 def number_of(settings: Settings, name: str) -> float | None:
     """A number, if the setting is there. Raises ValueError for what is none."""
-    value = settings.get(name)
-    if value is not None and type(value) not in (int, float):
-        raise ValueError(f"{name} is {value!r}, not a number")
-    return value
+    return finite(name, settings.get(name))
+
+
+def share_of(settings: Settings, name: str) -> float | None:
+    """A number over 0 and up to 1, if the setting is there and not 0. Raises ValueError for others."""
+    value = number_of(settings, name)
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"{name} is {shown(value)}, not a share from 0 to 1")
+    return value or None
 
 
 def window_of(settings: Settings, name: str) -> int | None:
@@ -58,7 +72,7 @@ def table_of(settings: Settings, name: str) -> Settings:
     """Settings within a setting; none where it is not there. Raises ValueError for what is no table."""
     value = settings.get(name)
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}, not a table of settings")
+        raise ValueError(f"{name} is {shown(value)}, not a table of settings")
     return value or {}
 
 
@@ -73,6 +87,6 @@ def layer_types(settings: Settings) -> tuple[str, list[str]]:
         value = settings.get(name)
         if value is not None:
             if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-                raise ValueError(f"{name} is {value!r}, not a list of names")
+                raise ValueError(f"{name} is {shown(value)}, not a list of names")
             return name, sorted(set(value))
     return LAYER_KEYS[0], []

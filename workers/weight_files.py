@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from workers.model_json import is_file, one_line, read_json, shown
+
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The names that transformers looks for, in this order; a file under any other name is not read."""
@@ -44,11 +46,11 @@ class Weights:
         """Whether their headers can be read without running what is in them."""
         return all(file.suffix == ".safetensors" for file in self.files)
 
-    def parameters(self, stored_bytes: int) -> int:
-        """Numbers held, from the headers; of other formats estimated from the size, ``stored_bytes`` each."""
+    def held(self, stored_bytes: int) -> Held:
+        """What they hold, from the headers; of other formats estimated from the size, ``stored_bytes`` a number."""
         if self.are_safe:
-            return sum(count_parameters(file) for file in self.files)
-        return sum(file.stat().st_size for file in self.files) // stored_bytes
+            return read_headers(self.files)
+        return Held(sum(file.stat().st_size for file in self.files) // stored_bytes, None)
 
 
 def find_weights(folder: Path, allow_pickle: bool, named: object = None) -> Weights:
@@ -71,7 +73,7 @@ def find_weights(folder: Path, allow_pickle: bool, named: object = None) -> Weig
 def _named(name: object) -> str:
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")) or not _is_inside(name):
         raise ValueError(
-            f"config.json names {name!r} as transformers_weights; it must be a .safetensors file of the folder, or an "
+            f"config.json names {shown(name)} as transformers_weights; it must be a .safetensors file of the folder, or an "
             "index of such files"
         )
     return name
@@ -79,8 +81,7 @@ def _named(name: object) -> str:
 
 def _indexed(index: Path) -> Weights:
     """The files that an index names, each once."""
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index.name} in {index.parent} has no weight_map of tensors and the files that hold them")
 
@@ -88,7 +89,7 @@ def _indexed(index: Path) -> Weights:
     files = []
     for name in sorted(set(names.values())):
         if not name.endswith(suffix) or not _is_inside(name):
-            raise ValueError(f"{index.name} in {index.parent} names {name!r}; it may name {suffix} files of its folder only")
+            raise ValueError(f"{index.name} in {index.parent} names {shown(name)}; it may name {suffix} files of its folder only")
         if not is_file(index.parent / name):
             raise ValueError(f"{index.name} names {name}, which is missing in {index.parent}")
         files.append(index.parent / name)
@@ -101,35 +102,32 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
-def is_file(path: Path) -> bool:
-    """Whether a file is there. Raises ValueError for what has its name and is none: a folder, a loop or end of symlinks."""
-    if path.is_file():
-        return True
-    if path.is_symlink() or path.exists():
-        raise ValueError(f"{path.name} in {path.parent} is not a file that can be read (a folder, or a symbolic link to nothing)")
-    return False
+@dataclass(frozen=True)
+class Held:
+    """What the headers of weight files say."""
+
+    parameters: int
+    """Numbers in all tensors."""
+    layers: int | None
+    """How many layers there can be at most, by the numbers in the names of tensors; None where no name has one."""
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ValueError(f"{path.name} in {path.parent} cannot be read: {reason}") from error
-
-
-def count_parameters(file: Path) -> int:
-    """Numbers in the tensors of a safetensors file, by its header, which is checked against the file's size."""
-    try:
-        with file.open("rb") as opened:
-            size = file.stat().st_size
-            header, start = _header(opened, size)
-            sizes = [_tensor_size(value, size - start) for key, value in header.items() if key != "__metadata__"]
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "its header is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file: {reason}") from error
-    return sum(sizes)
+def read_headers(files: Iterable[Path]) -> Held:
+    """Of safetensors files, each header checked against its file's size."""
+    parameters, numbers = 0, set[int]()
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                size = file.stat().st_size
+                header, start = _header(opened, size)
+                parameters += sum(_tensor_size(value, size - start) for key, value in header.items() if key != "__metadata__")
+        except (OSError, ValueError, RecursionError) as error:
+            reason = "its header is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+            raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file: {reason}") from error
+        numbers |= {
+            int(part) for name in header for part in name.split(".") if part.isascii() and part.isdecimal() and len(part) < 10
+        }
+    return Held(parameters, max(numbers) + 1 if numbers else None)
 
 
 def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -140,7 +138,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(file.read(length))
     except ValueError as error:
-        raise ValueError(f"its header is not JSON ({error})") from error
+        raise ValueError(f"its header is not JSON ({one_line(error)})") from error
     if not isinstance(header, dict):
         raise ValueError("its header is not a table of tensors")
     return header, 8 + length
@@ -156,7 +154,9 @@ def _tensor_size(tensor: Any, room: int) -> int:
 
     numbers = math.prod(shape) if is_whole else -1
     if not is_whole or not first <= last <= room or (bits is not None and numbers * bits != 8 * (last - first)):
-        raise ValueError(f"a tensor of shape {shape} would lie at bytes {first} to {last} of the {room:,} that it holds")
+        raise ValueError(
+            f"a tensor of shape {shown(shape)} would lie at bytes {shown(first)} to {shown(last)} of the {room:,} that it holds"
+        )
     return numbers
 
 

@@ -84,6 +84,11 @@ class CollectionTokens:
         return sum(tokens for tokens, _ in self._counted.values())
 
     @property
+    def largest_id(self) -> int:
+        """Of the tokens of all windows, prompts and fillers that were asked for."""
+        return max((int(ids.max(initial=0)) for ids in [*self._parts.values(), *self._fillers.values()]), default=0)
+
+    @property
     def special_spelled(self) -> int:
         """Special tokens that what was read spells."""
         return sum(spelled for _, spelled in self._counted.values())

@@ -65,6 +65,11 @@ class TokenizedCorpus:
         """How many were read: all."""
         return len(self.ids)
 
+    @property
+    def largest_id(self) -> int:
+        """Of all its tokens."""
+        return int(self.ids.max(initial=0))
+
     def windows(self, window: int, stride: int, limit: int, *, bos: bool) -> tuple[Window, ...]:
         """``plan_windows`` of this text."""
         numbers = {"sample": self.sample, "seed": self.seed}
