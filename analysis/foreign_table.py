@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 import re
+import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
+
+from analysis.foreign_numbers import NOTHING, UNITS, Cell, NumberError, decimal_mark, figure
 
 COLUMNS = {
     "model": ("model", "model_name"),
@@ -27,9 +34,12 @@ TEXTS = ("model", "dataset", "policy")
 FIGURES = ("ppl", "ttft", "total", "cache_tokens", "samples")
 """At least one of them makes a table one of results."""
 
+TIMES = ("ttft", "total")
+
 SEPARATORS = (",", ";", "\t")
-NOTHING = ("", "-", "–", "—", "n/a", "na", "none", "null")
-"""What stands for a figure that is not there."""
+MAX_BYTES = 256 * 2**20
+SHOWN = 60
+"""Characters of somebody's text in a message."""
 
 DENSE = ("dense", "baseline", "none", "full", "full_cache", "no_pruning", "uncompressed")
 """What a policy that prunes nothing is called."""
@@ -41,82 +51,200 @@ class TableError(ValueError):
     """A file that cannot be audited. The message says why and what is allowed."""
 
 
+@dataclass(frozen=True)
+class _Heading:
+    """A column that is known: where it stands, and how many seconds its unit has, or whether it is in per cent."""
+
+    at: int
+    written: str
+    unit: str | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    cells: list[str]
+
+
 def read_table(path: str) -> pl.DataFrame:
     """The known columns of a CSV file under their names here, with ``line`` and ``dense``: whether a row is the baseline's.
 
-    Columns are separated by commas, semicolons or tabs. keep_ratio may be written as ``50%``. Raises TableError.
+    Columns are separated by commas, semicolons or tabs. Figures may have decimal commas, marks between thousands and times in
+    milliseconds (in the heading, or a row of units below it), and keep_ratio may be in per cent: one spelling for the whole file,
+    seconds and shares come out. Raises TableError.
     """
-    raw = _raw(path)
-    known = _known(raw.columns)
-    if not set(FIGURES) & set(known.values()):
+    heading, rows = _rows(path)
+    known = _known(path, heading.cells)
+    if not set(FIGURES) & set(known):
         raise TableError(
-            f"{path}: none of its columns ({', '.join(raw.columns)}) holds a known figure; give at least one of "
-            f"{', '.join(FIGURES)}, with a comma between columns"
+            f"{path}: none of its columns ({_short(', '.join(heading.cells))}) holds a known figure; give at least one of "
+            f"{', '.join(FIGURES)}, with a comma, a semicolon or a tab between columns"
         )
-    if raw.is_empty():
+    known, rows = _without_units(path, known, rows)
+    if not rows:
         raise TableError(f"{path}: has a heading and no rows: there is nothing to audit")
+    for row in rows:
+        if len(row.cells) != len(heading.cells):
+            raise TableError(
+                f"{path}: line {row.line} has {len(row.cells)} columns and the heading {len(heading.cells)}; a figure with a "
+                "comma in a file of commas is written in quotes"
+            )
 
-    frame = raw.select(pl.col(heading).str.strip_chars().alias(name) for heading, name in known.items())
-    frame = frame.with_row_index(LINE, offset=2)
-    figures = [name for name in frame.columns if name not in (*TEXTS, LINE)]
-    frame = frame.with_columns(_numbers(path, frame, name) for name in figures)
+    columns: dict[str, list[str] | list[float | None]] = {
+        name: [row.cells[known[name].at].strip() for row in rows] for name in known if name in TEXTS
+    }
+    columns |= _figures(path, {name: column for name, column in known.items() if name not in TEXTS}, rows)
+    schema = {name: pl.String if name in TEXTS else pl.Float64 for name in known}
+    frame = pl.DataFrame({name: columns[name] for name in known}, schema=schema)
+    return frame.insert_column(0, pl.Series(LINE, [row.line for row in rows], pl.UInt32)).with_columns(_is_dense(frame))
 
-    _check_ratios(path, frame)
-    return frame.with_columns(_is_dense(frame))
 
-
-def _raw(path: str) -> pl.DataFrame:
-    """Every cell as text. The separator is the one by which the heading has most known columns."""
+def _rows(path: str) -> tuple[_Row, list[_Row]]:
+    """The heading and the rows, with the line on which each begins. The separator is the one that the heading has most of."""
+    text = _text(path)
+    first = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=first.count)
+    rows, line = [], 1
     try:
-        heading = Path(path).read_text(encoding="utf-8-sig").partition("\n")[0]
-        separator = max(SEPARATORS, key=lambda mark: len(_known([part.strip('" \r') for part in heading.split(mark)])))
-        return pl.read_csv(path, infer_schema=False, separator=separator)
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
-        raise TableError(f"{path}: is no readable CSV file ({str(error).splitlines()[0]})") from error
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append(_Row(line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise TableError(f"{path}: is no readable CSV file (line {line}: {error})") from error
+    if not rows:
+        raise TableError(f"{path}: is no readable CSV file (it is empty)")
+    return rows[0], rows[1:]
 
 
-def _known(headings: list[str]) -> dict[str, str]:
-    """Heading -> name, of the first heading that has the name."""
-    found: dict[str, str] = {}
-    for heading in headings:
-        plain = re.sub(r"[ -]", "_", heading.strip().lower())
+def _text(path: str) -> str:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise TableError(f"{path}: is no readable CSV file (it is a folder, a pipe or a device)")
+        if status.st_size > MAX_BYTES:
+            raise TableError(
+                f"{path}: is no readable CSV file ({status.st_size / 2**20:,.0f} MiB, {MAX_BYTES / 2**20:g} at most)"
+            )
+        return Path(path).read_text(encoding="utf-8-sig")
+    except TableError:
+        raise
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path}: is no readable CSV file (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise TableError(f"{path}: is no readable CSV file ({reason})") from error
+
+
+def _known(path: str, headings: list[str]) -> dict[str, _Heading]:
+    """Name -> its column. Of two columns that may name the same thing in words the first; two of the same figure are refused."""
+    found: dict[str, _Heading] = {}
+    for at, heading in enumerate(headings):
+        bare, unit = _unit_in(heading)
+        plain = re.sub(r"[ -]+", "_", bare.strip().lower())
+        if unit is None and plain.endswith("_ms"):
+            plain, unit = plain.removesuffix("_ms"), "ms"
         name = next((name for name, spellings in COLUMNS.items() if plain in spellings), None)
-        if name is not None and name not in found.values():
-            found[heading] = name
+        if name is None or (name in found and name in TEXTS):
+            continue
+        if name in found:
+            raise TableError(f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; leave one out")
+        found[name] = _Heading(at, _short(heading.strip()), unit)
+    for name, column in found.items():
+        if column.unit is not None and not _fits(name, column.unit):
+            raise TableError(f"{path}: the unit {_short(column.unit)!r} of column {name} is not known; {_allowed(name)}")
     return found
 
 
-def _numbers(path: str, frame: pl.DataFrame, name: str) -> pl.Series:
-    values = [_number(path, name, row[LINE], row[name] or "") for row in frame.select(LINE, name).iter_rows(named=True)]
-    return pl.Series(name, values, pl.Float64)
+def _unit_in(heading: str) -> tuple[str, str | None]:
+    """``TTFT (ms)`` -> TTFT and ms."""
+    found = re.fullmatch(r"(.*?)\s*[(\[]\s*([^()\[\]]*?)\s*[)\]]\s*", heading.strip(), re.DOTALL)
+    return (found[1], found[2].lower()) if found else (heading, None)
 
 
-def _number(path: str, name: str, line: int, text: str) -> float | None:
-    """A figure as it is written; None where there is none."""
-    if text.lower() in NOTHING:
-        return None
-    share = text.endswith("%")
+def _fits(name: str, unit: str) -> bool:
+    if name in TIMES:
+        return unit in UNITS
+    return unit in ("", "-", *({"keep_ratio": ("%", "per cent", "percent"), "cache_tokens": ("tokens",)}.get(name, ())), name)
+
+
+def _allowed(name: str) -> str:
+    return f"times are in {', '.join(UNITS)}" if name in TIMES else "give the figure itself, keep_ratio also in %"
+
+
+def _without_units(path: str, known: dict[str, _Heading], rows: list[_Row]) -> tuple[dict[str, _Heading], list[_Row]]:
+    """A row below the heading that holds units and no figure: its units, and the rows behind it."""
+    first = rows[0].cells if rows else []
+    said = {name: first[column.at].strip().lower().strip("()[]") for name, column in known.items() if column.at < len(first)}
+    units = {name: unit for name, unit in said.items() if name not in TEXTS and unit}
+    if not units or not all(unit not in NOTHING and _fits(name, unit) for name, unit in units.items()):
+        return known, rows
+    both = next((name for name in units if known[name].unit not in (None, units[name])), None)
+    if both:
+        raise TableError(
+            f"{path}: column {both} is in {known[both].unit} by its heading and in {units[both]} by line {rows[0].line}"
+        )
+    return {n: replace(column, unit=units.get(n, column.unit)) for n, column in known.items()}, rows[1:]
+
+
+def _figures(path: str, known: dict[str, _Heading], rows: list[_Row]) -> dict[str, list[float | None]]:
+    """Name -> figures: shares, seconds, counts."""
+    cells = {name: [Cell.of(row.line, row.cells[column.at]) for row in rows] for name, column in known.items()}
     try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        hint = ""
-        if re.fullmatch(r"[-+]?[\d.]*,[\d.,]* ?%?", text):
-            hint = "; write a decimal point, and nothing between thousands"
-        raise TableError(f"{path}: {name} {text!r} is not a number (line {line}){hint}") from None
-    if share and name != "keep_ratio":
-        raise TableError(f"{path}: {name} {text!r} is a share in per cent (line {line}); give the figure itself")
-    return value / 100 if share else value
+        mark = decimal_mark(cell for column in cells.values() for cell in column)
+    except NumberError as error:
+        raise TableError(f"{path}: {error}") from None
+    found = {}
+    for name, column in cells.items():
+        values = [_figure(path, name, cell, mark) for cell in column]
+        if name == "keep_ratio":
+            values = _shares(path, column, values, is_per_cent=known[name].unit not in (None, "", "-", "keep_ratio"))
+        elif name in TIMES and (unit := known[name].unit):
+            values = [None if value is None else value * UNITS[unit] for value in values]
+        found[name] = values
+    return found
 
 
-def _check_ratios(path: str, frame: pl.DataFrame) -> None:
-    if "keep_ratio" not in frame.columns:
-        return
-    known = frame.filter(pl.col("keep_ratio").is_not_null())
-    for line, ratio in known.select(LINE, "keep_ratio").iter_rows():
-        if not 0 < ratio <= 1:
-            hint = "; is it a percentage? divide by 100" if 1 < ratio <= 100 else ""
-            hint = "; is it the share that is dropped? take it from 1" if ratio == 0 else hint
-            raise TableError(f"{path}: keep_ratio must be above 0 and at most 1 (line {line}: {ratio:g}){hint}")
+def _figure(path: str, name: str, cell: Cell, mark: str) -> float | None:
+    shown = _short(cell.text + ("%" if cell.in_per_cent else ""))
+    if cell.in_per_cent and name != "keep_ratio":
+        raise TableError(f"{path}: {name} {shown!r} is a share in per cent (line {cell.line}); give the figure itself")
+    try:
+        return figure(cell, mark)
+    except NumberError as error:
+        raise TableError(f"{path}: {name} {shown!r} {error} (line {cell.line})") from None
+
+
+def _shares(path: str, cells: list[Cell], values: list[float | None], *, is_per_cent: bool) -> list[float | None]:
+    """keep_ratio as shares. A column of bare figures above 1 is in per cent; one that has both kinds is not to be told."""
+    bare = [(cell, value) for cell, value in zip(cells, values, strict=True) if value is not None and not cell.in_per_cent]
+    above = [(cell, value) for cell, value in bare if 1 < value <= 100]
+    below = [(cell, value) for cell, value in bare if 0 < value <= 1]
+    if above and below and not is_per_cent:
+        (high, ratio), (low, _) = above[0], below[0]
+        raise TableError(
+            f"{path}: {RATIO_RULE} (line {high.line}: {ratio:g}), or all of the column in per cent, and line {low.line} has "
+            f"{_short(low.text)}"
+        )
+    in_per_cent = is_per_cent or bool(above)
+    found = [
+        value / 100 if value is not None and (cell.in_per_cent or in_per_cent) else value
+        for cell, value in zip(cells, values, strict=True)
+    ]
+    for cell, ratio in zip(cells, found, strict=True):
+        if ratio is not None and not 0 < ratio <= 1:
+            hint = "; is it the share that is dropped? take it from 1" if ratio == 0 else ""
+            raise TableError(f"{path}: {RATIO_RULE} (line {cell.line}: {ratio:g}){hint}")
+    return found
+
+
+RATIO_RULE = "keep_ratio must be above 0 and at most 1"
+
+
+def _short(text: str) -> str:
+    plain = "".join(c if c.isprintable() else "�" for c in text[:SHOWN])
+    return plain + ("..." if len(text) > SHOWN else "")
 
 
 def _is_dense(frame: pl.DataFrame) -> pl.Expr:

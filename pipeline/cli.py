@@ -19,6 +19,9 @@ Sweep = Annotated[str | None, typer.Argument(help="Sweep file, or the name of an
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Also run cells again that failed in an earlier run.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4.")]
 
+SIGNS_FOUND = 3
+"""Of ``audit --table``: 1 is what a command ends with that fails itself, and 2 what refuses its input."""
+
 
 @app.command()
 def plan(
@@ -173,7 +176,7 @@ def audit(
 ) -> None:
     """Settle the claims of the seed reports by running their settings and the controls; or look over a table of results.
 
-    With --table: exit status 1 where there are signs, and nothing is run.
+    With --table nothing is run: exit status 0 where no sign is found, 3 where there are signs, 2 where the table cannot be read.
     """
     if table is not None:
         _audit_table(table)
@@ -219,7 +222,7 @@ def _audit_table(file: str) -> NoReturn:
     except TableError as error:
         _refuse([str(error)])
     print("\n".join(found) or f"{file}: none of the known signs of a measuring error")
-    raise typer.Exit(1 if found else 0)
+    raise typer.Exit(SIGNS_FOUND if found else 0)
 
 
 def _refuse(faults: list[str]) -> NoReturn:

@@ -39,8 +39,7 @@ MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "n_layers": 10_000}
 def count_of(settings: Settings, *names: str) -> int | None:
     """The first of these settings that is there, a number of at least 1; None where none is. Raises ValueError for others."""
     for name in names:
-        value: Any = settings.get(name)
-        most = MOST.get(name, 2**31 - 1)
+        value, most = settings.get(name), MOST[name] if name in MOST else 2**31 - 1
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {shown(value)}, not a whole number of at least 1")
