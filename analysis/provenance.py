@@ -61,9 +61,12 @@ def _resumed(info: dict[str, Any]) -> str:
 def _hardware(hardware: Any) -> str:
     if not isinstance(hardware, dict) or not hardware:
         return MISSING
-    memory = hardware.get("memory_bytes")
-    parts = [hardware.get("platform"), hardware.get("cpu"), f"{_text(hardware.get('cpu_count'))} cores"]
-    parts.append(f"{memory / 2**30:.1f} GiB memory" if isinstance(memory, int) else None)
+    memory, usable = hardware.get("memory_bytes"), hardware.get("usable_memory_bytes")
+    cores, usable_cores = hardware.get("cpu_count"), hardware.get("usable_cpus")
+    of = "" if usable_cores in (None, cores) else f"{_text(usable_cores)} of "
+    parts = [hardware.get("platform"), hardware.get("cpu"), f"{of}{_text(cores)} cores"]
+    of = f"{usable / 2**30:.1f} of " if isinstance(usable, int) and usable != memory else ""
+    parts.append(f"{of}{memory / 2**30:.1f} GiB memory" if isinstance(memory, int) else None)
     gpus = hardware.get("gpus")
     parts += [str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in gpus] if isinstance(gpus, list) else []
     return ", ".join(str(part) for part in parts if part)

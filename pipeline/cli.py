@@ -10,6 +10,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from pipeline.streams import run_guarded
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="What does a pruned KV cache really cost, and what does it really save?",
@@ -233,7 +235,7 @@ def _refuse(faults: list[str]) -> NoReturn:
 
 def main() -> None:
     """The console script."""
-    app()
+    run_guarded(app)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,17 @@ from typing import Any
 
 import psutil
 
+from pipeline.ray_folder import ray_folder
 from workers.code_digest import ROOT
+from workers.machine import this_machine
 
 START_SECONDS = 90.0
 GONE_SECONDS = 15.0
 """How long the head of a cluster may not answer. Ray itself ends the driver's process after 60 s, without a word of ours."""
+
+STORE_BYTES = 400_000_000
+"""Of Ray's object store, for what travels between driver and workers."""
+LEAST_BYTES = 2**28
 
 
 class ClusterLostError(RuntimeError):
@@ -67,14 +73,23 @@ def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
     if address != "local":
         _join(ray, address, options)
         return
-    options |= {"include_dashboard": False, "object_store_memory": 400_000_000, "resources": resources}
+    options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES, "resources": resources, **_of_this_machine()}
     try:
         # Ray puts the current directory before everything else that its workers import: theirs must be this code, not files of
         # the user's that happen to have such names.
         with at_most(START_SECONDS), contextlib.chdir(ROOT):
-            ray.init("local", num_cpus=os.cpu_count(), **options)
+            ray.init("local", **options)
     except Exception as error:  # Ray raises a plain Exception where its processes do not come up
         raise ClusterLostError(f"Ray cannot be started on this machine: {first_line(error)}") from error
+
+
+def _of_this_machine() -> dict[str, Any]:
+    """CPUs, memory and folder of a Ray on this machine: what this process may use of it, which Ray sees in part."""
+    machine, (folder, _) = this_machine(), ray_folder()
+    found: dict[str, Any] = {"num_cpus": machine.usable_cpus}
+    if machine.is_limited_in_memory:
+        found["_memory"] = max(LEAST_BYTES, machine.free_memory_bytes - STORE_BYTES)
+    return found if folder is None else found | {"_temp_dir": folder}
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:

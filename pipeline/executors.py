@@ -16,7 +16,7 @@ from pipeline.node_types import node_types
 from pipeline.placement import UNSAID, Fleet, Need, Node, Seat
 from pipeline.schedule import Fault, Outcome
 from pipeline.waiting import Patience, Waiting
-from workers.gpu_memory import gpu_memory_bytes
+from workers.gpus import gpu_memory_bytes
 from workers.work import UnitResult, WorkUnit
 
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.placement import Need
 from pipeline.schedule import Outcome
+from workers.machine import usable_cpus
 from workers.work import WorkUnit
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class InlineExecutor:
     """Runs units in this process, one after the other: no Ray, so a debugger works."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or usable_cpus()
         self._worker: Worker | None = None
         self._unit: WorkUnit | None = None
         self.waiting: dict[Need, int] = {}

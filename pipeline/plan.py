@@ -192,7 +192,7 @@ def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    notes = []
+    notes = list(plan.resolved.notes)
     if plan.never_prune:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"

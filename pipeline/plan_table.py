@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline.grid import Cell
 from pipeline.plan import Plan
 from pipeline.planned_budget import planned_budget
+from workers.machine import this_machine
 from workers.skip_rule import skipped_count
 
 LISTED = 400
@@ -34,7 +35,11 @@ def print_plan(plan: Plan, every: bool = False) -> None:
         console.print(f"note: {note}", markup=False)
     seconds = sum(unit.cost_seconds for unit in plan.units)
     console.print(f"estimate: {datetime.timedelta(seconds=round(seconds))} of one core's or GPU's time (rough), ", end="")
-    console.print(f"{max((unit.need.memory_bytes for unit in plan.units), default=0) / 2**20:,.0f} MiB per worker at most")
+    most = max((unit.need.memory_bytes for unit in plan.units), default=0)
+    console.print(f"{most / 2**20:,.0f} MiB per worker at most")
+    usable = this_machine().usable_memory_bytes
+    if most > usable:
+        console.print(f"note: that is more than the {usable / 2**20:,.0f} MiB that may be used on this machine", markup=False)
 
 
 def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pipeline.plan import Plan
 from pipeline.schema import PROTOCOL_VERSION, SCHEMA_VERSION
 from workers.code_digest import code_digest
+from workers.gpus import list_gpus
+from workers.machine import this_machine
 from workers.model_files import ModelFacts
 
 TRUST = ("trust_remote_code", "allow_pickle")
@@ -99,18 +98,13 @@ def _hardware() -> dict[str, Any]:
             if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
+    machine = this_machine()
     return {
         "platform": platform.platform(),
         "cpu": cpu,
-        "cpu_count": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": _gpus(),
+        "cpu_count": machine.cpus,
+        "usable_cpus": machine.usable_cpus,
+        "memory_bytes": machine.memory_bytes,
+        "usable_memory_bytes": machine.usable_memory_bytes,
+        "gpus": list(list_gpus()[0]),
     }
-
-
-def _gpus() -> list[str]:
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
 from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
+from workers.gpus import cuda
 from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
 from workers.model_json import one_line
 from workers.policy_files import OwnModules, PolicyError
@@ -45,6 +44,8 @@ class Resolved:
     """By model: the token that its texts begin with."""
     own_bos: dict[str, bool] = field(default_factory=dict)
     """By model: whether its own tokenizer puts one first."""
+    notes: list[str] = field(default_factory=list)
+    """Of the machine, to be told before anything runs."""
 
 
 def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Resolved:
@@ -96,6 +97,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
     texts = _harness_texts(spec, faults)
     if faults:
         raise SweepError(faults)
+    said.now("devices")
     devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
     fingerprints = [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
     targets = [
@@ -105,7 +107,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
         for device in devices
         for dtype in spec.dtypes
     ]
-    return Resolved(models, corpora, tokens, targets, texts, bos, own_bos)
+    return Resolved(models, corpora, tokens, targets, texts, bos, own_bos, _device_notes(spec, auto_device))
 
 
 def _harness_texts(spec: SweepSpec, faults: list[str]) -> list[HarnessText]:
@@ -152,12 +154,33 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
 
 
 def find_device() -> str:
-    """What ``auto`` means on this machine, without importing torch: cuda, mps or cpu."""
-    if tool := shutil.which("nvidia-smi"):
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-        if listed.returncode == 0 and "GPU 0" in listed.stdout:
-            return "cuda"
+    """What ``auto`` means on this machine, without importing torch: cuda, where torch can use it, mps or cpu."""
+    if cuda().usable:
+        return "cuda"
     return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
+
+
+def _device_notes(spec: SweepSpec, auto_device: str | None) -> list[str]:
+    """A GPU that is there and cannot be used is said, where it makes a difference."""
+    if auto_device is not None or not {"auto", "cuda"} & set(spec.devices):
+        return []
+    found = cuda()
+    if found.usable or not found.why_not:
+        return []
+    what = f"torch cannot use {', '.join(found.names)} ({found.why_not})" if found.names else found.why_not
+    means = "devices auto means cpu" if "auto" in spec.devices else "devices cuda needs another machine"
+    return [f"{what}: {means}"]
+
+
+def check_cuda_here(spec: SweepSpec) -> None:
+    """Raises SweepError where a sweep asks for cuda and is to run on this machine, on which torch cannot use any."""
+    if "cuda" not in spec.devices or cuda().usable:
+        return
+    why = cuda().why_not or "no GPU is found"
+    raise SweepError([
+        f"devices: cuda cannot be used on this machine ({why}); take it out of the list, repair the installation, or join a "
+        "cluster that has GPUs with --address"
+    ])  # fmt: skip
 
 
 def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:

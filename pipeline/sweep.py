@@ -25,11 +25,14 @@ from pipeline.interrupts import as_ctrl_c, interruptible
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.plan import make_plan
 from pipeline.planning_progress import PlanningProgress
+from pipeline.ray_folder import ray_folder
+from pipeline.resolve import check_cuda_here
 from pipeline.results import STORE_ERRORS
 from pipeline.run_status import plain
 from pipeline.session import Session, begin, open_store, refusing
 from pipeline.spec import SweepError, load_spec
 from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
+from pipeline.streams import run_guarded, say_last
 from pipeline.waiting import Patience
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -70,8 +73,10 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
 def _plan_and_run(path: str | None, overrides: Sequence[str], options: RunOptions) -> int:
     with PlanningProgress() as said:
         plan = make_plan(load_spec(path, overrides), said=said)
-    if not options.inline and options.address != "local":
-        join_cluster(options.address)
+    if options.inline or options.address == "local":
+        check_cuda_here(plan.spec)
+    if not options.inline:
+        _prepare_ray(options.address)
     out = f"results/{plan.spec.name}" if options.out is None else options.out
     with contextlib.ExitStack() as driving:
         with refusing(out), contextlib.ExitStack() as starting:
@@ -80,6 +85,16 @@ def _plan_and_run(path: str | None, overrides: Sequence[str], options: RunOption
             session = begin(plan, store, lease, retry_failed=options.retry_failed)
             driving.enter_context(starting.pop_all())
         return _run(session, options)
+
+
+def _prepare_ray(address: str) -> None:
+    """Whatever may keep Ray from running is found before anything is written. Raises SweepError."""
+    if address != "local":
+        join_cluster(address)
+        return
+    _, note = ray_folder()
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _executor(options: RunOptions) -> Executor:
@@ -120,7 +135,7 @@ def _run(session: Session, options: RunOptions) -> int:
         print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
     for (kind, message), cells in cells_by_reason((cell, *error) for cell, error in before.items()).items():
         print(f"failed before: {len(cells)} cells: {kind}: {_line(message)}; --retry-failed runs them again", file=sys.stderr)
-    print(report)
+    say_last(str(report))
     return SOME_FAILED if failures or before else DONE
 
 
@@ -186,4 +201,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_guarded(main)
