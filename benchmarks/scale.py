@@ -1,15 +1,19 @@
 """A million cells planned, a hundred thousand results looked over, memory over a run: seconds and peak memory of each.
 
-    python -m benchmarks.scale
+    python -m benchmarks.scale [--plans [--against FOLDER]]
 
-Aims: plan in 60 s and 1.5 GB; look over 100,000 stored results in 10 s, also where each is a file of its own; flat memory.
+``--plans`` measures planning alone, along each axis; FOLDER is a checkout of other code, which plans a smaller grid side by side.
+
+Aims: plan in 30 s and 1 GB whatever the axes.
+Look over 100,000 stored results in 10 s, also where each is a file of its own; flat memory.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -53,16 +57,89 @@ ONE_WINDOW = HUNDRED_THOUSAND.replace("windows: 8", "windows: 1")
 PLACEHOLDER = "c" * 16
 
 
-def plan_a_million(folder: Path) -> None:
-    """``kvsweep plan`` in a process of its own, as a user starts it."""
-    file = folder / "million.yaml"
-    file.write_text(MILLION)
+TEXT = "The river ran under the bridge. " * 4000
+COARSE = [f"{i / 101:.4f}" for i in range(1, 101)]
+STEPS = list(range(1, 1001))
+PERPLEXITY = "perplexity: {window: 128, windows: 2}"
+
+
+def grid_of(task: str = PERPLEXITY, **keys: object) -> str:
+    """A sweep file; what is not given is one value."""
+    values = {"models": "[reference-neox]", "datasets": "[pydocs]", "devices": "[cpu]", "keep_ratios": "[0.5]", **keys}
+    return "\n".join(["name: grid", *(f"{key}: {_flow(value)}" for key, value in values.items()), task]) + "\n"
+
+
+def _flow(value: object) -> str:
+    return value if isinstance(value, str) else "[" + ", ".join(map(str, list(value))) + "]"  # pyright: ignore
+
+
+def grids(folder: Path, cells: int) -> dict[str, str]:
+    """Grids of about so many cells, each large along other axes: a square of two, or one axis beside a hundred ratios."""
+    side = round(cells**0.5)
+    ratios, many = [f"{i / (side + 1):.5f}" for i in range(1, side + 1)], max(1, cells // 100)
+    own = [f"'many:f{i}'" for i in range(many)]
+    (folder / "many.py").write_text("".join(f"def f{i}(view):\n    return view.positions.float()\n" for i in range(many)))
+    texts = []
+    for i in range(max(1, cells // 5000)):
+        (folder / f"text{i}.txt").write_text(f"{i} {TEXT}")
+        texts.append(f"'text:{folder}/text{i}.txt'")
+    layers = [[layer for layer in range(6) if number >> layer & 1] for number in range(63)]
+    excluded = ", ".join(f"{{keep_ratios: [{r}], prune_after: [{n}]}}" for r in ratios[::10] for n in STEPS[:side:10])
+    return {
+        "keep_ratios x prune_after": grid_of(keep_ratios=ratios, prune_after=STEPS[:side]),
+        "one axis, keep_ratios": grid_of(keep_ratios=[f"{i / (cells + 1):.8f}" for i in range(1, min(cells, 100_000) + 1)]),
+        "policies of one module": grid_of(policies=own, keep_ratios=COARSE),
+        "skip_layers": grid_of(skip_layers=layers, keep_ratios=COARSE, prune_after=STEPS[: max(1, cells // 6300)]),
+        "protect_sink, protect_recent": grid_of(
+            keep_ratios=COARSE, protect_sink=STEPS[: max(1, side // 10)], protect_recent=STEPS[: max(1, side // 10)],
+            prune_after="[512]", task="perplexity: {window: 1024, windows: 2}",
+        ),
+        "exclude, a block for each hundredth cell": grid_of(
+            keep_ratios=ratios, prune_after=STEPS[:side], exclude=f"[{excluded}]"
+        ),
+        "datasets": grid_of(datasets=texts, keep_ratios=ratios, prune_after=STEPS[: max(1, round(5000 / side))]),
+        "prompts x batches of generation": grid_of(
+            f"generation: {{prompt_tokens: {list(range(10, 10 + max(1, cells // 2000)))}, batch_sizes: {list(range(1, 21))}, "
+            "new_tokens: 16}", keep_ratios=COARSE,
+        ),
+        "depths x distractors of retrieval": grid_of(
+            f"retrieval: {{context_tokens: [512], depths: {[i / 100 for i in range(100)]}, distractors: {list(range(10))}}}",
+            keep_ratios=ratios, prune_after=STEPS[:side],
+        ),
+    }  # fmt: skip
+
+
+def planned_in(code: Path, file: Path, folder: Path) -> tuple[str, float, float]:
+    """``kvsweep plan`` in a process of its own, as a user starts it: what it counts, seconds, GiB at most."""
+    code_of = os.environ | {"PYTHONPATH": f"{code}:{folder}"}
+    measure = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+        "print(done.stdout + done.stderr[-300:]); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     begin_at = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "pipeline.cli", "plan", str(file)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", measure, sys.executable, "-m", "pipeline.cli", "plan", str(file)]
+    lines = subprocess.run(command, cwd=folder, env=code_of, capture_output=True, text=True, check=True).stdout.splitlines()
     seconds = time.perf_counter() - begin_at
-    count = next(line for line in done.stdout.splitlines() if " cells in " in line)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"kvsweep plan: {count}: {seconds:.1f} s, {peak:.2f} GiB at most", flush=True)
+    count = next((line for line in lines if " cells in " in line), " ".join(lines[:-1])[-200:])
+    return count, seconds, int(lines[-1]) / 2**20
+
+
+def plans_along_each_axis(folder: Path, against: Path | None) -> None:
+    """A million cells, and beside other code a grid that it can plan."""
+    here = Path(__file__).parent.parent
+    for name, text in grids(folder, 1_000_000).items():
+        (folder / "grid.yaml").write_text(text)
+        count, seconds, peak = planned_in(here, folder / "grid.yaml", folder)
+        print(f"kvsweep plan, {name}: {count}: {seconds:.1f} s, {peak:.2f} GiB at most", flush=True)
+    for name, text in grids(folder, 100_000).items() if against else ():
+        assert against is not None
+        (folder / "grid.yaml").write_text(text)
+        (count, seconds, _), (other, before, _) = (planned_in(code, folder / "grid.yaml", folder) for code in (here, against))
+        same = "the same" if count == other else f"other code: {other}"
+        print(
+            f"side by side, {name}: {count}: {seconds:.1f} s, {before:.1f} s before, {before / seconds:.1f} times; {same}",
+            flush=True,
+        )
 
 
 def store_each_alone(store: RunStore, cells: list[Cell]) -> None:
@@ -137,9 +214,15 @@ def memory_over_a_run(folder: Path, units: int) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plans", action="store_true", help="planning alone")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of other code to plan side by side with")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plan_a_million(folder)
+        plans_along_each_axis(folder, given.against)
+        if given.plans:
+            return
         look_over(folder)
         memory_over_a_run(folder, 6000)
 
