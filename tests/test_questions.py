@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import astuple
 from itertools import product
+from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers
@@ -59,9 +60,16 @@ def test_tokenizers_of_every_kind_that_spell_all_letters_can_be_asked(tmp_path, 
     assert [unspeakable(tokens, kind, digits) for kind, digits in product(KINDS, (2, 5, 12))] == [None] * 6
 
 
+def roomy(model: Path, folder: Path) -> Path:
+    """A copy of a model for planning alone, that has embeddings for any tokenizer's ids by its config.json."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10_000}))
+    return folder
+
+
 def test_what_a_worker_is_asked_is_made_of_pieces_inside_a_text(sweep_file, tiny_model_dir, tmp_path):
-    folder = tmp_path / "llama"
-    shutil.copytree(tiny_model_dir, folder)
+    folder = roomy(tiny_model_dir, tmp_path / "llama")
     tokens = TextTokens(saved(llama2_style(), folder))
     sweep = sweep_file(models=f"[{folder}]", retrieval="{context_tokens: [240], questions: 2}", perplexity=None)
     plan = make_plan(load_spec(str(sweep)))
@@ -122,8 +130,7 @@ UNABLE = {
 
 @pytest.mark.parametrize("make", UNABLE)
 def test_a_tokenizer_that_cannot_say_the_questions_is_refused_for_retrieval_alone(sweep_file, tiny_model_dir, tmp_path, make):
-    folder = tmp_path / "unable"
-    shutil.copytree(tiny_model_dir, folder)
+    folder = roomy(tiny_model_dir, tmp_path / "unable")
     saved(make(), folder)
     keys = {"models": f"[{folder}]", "retrieval": "{context_tokens: [240], questions: 2}", "perplexity": None}
     done = kvsweep("run", sweep_file(**keys), "--inline", "--out", "out", folder=tmp_path)
