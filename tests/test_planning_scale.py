@@ -116,7 +116,7 @@ def test_values_listed_twice_are_found_without_comparing_each_with_each(monkeypa
 
 def test_models_of_one_tokenizer_share_the_tokens_of_a_text(sweep_file, tiny_model_dir, tmp_path, monkeypatch):
     (tmp_path / "twin").symlink_to(tiny_model_dir)
-    calls = counted(monkeypatch, resolve, "tokenize")
+    calls = counted(monkeypatch, resolve, "tokens_of")
     found = resolve.resolve(load_spec(str(sweep_file(models=f"[{tiny_model_dir}, {tmp_path / 'twin'}]"))), "cpu")
     assert len(found.models) == 2 and len(found.tokens) == 2 and len(calls) == 1
 

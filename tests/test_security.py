@@ -23,7 +23,9 @@ SECRETS = {
     name: f"secret-of-{name.lower()}"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN")
 }
-RUN_FILE = re.compile(r"run\.json|cells\.parquet|log\.jsonl|report\.html|(perplexity|failures)/[0-9a-f]{16,}(-\d+)?\.parquet")
+RUN_FILE = re.compile(
+    r"run\.json|cells\.parquet|log\.jsonl|report\.html|(perplexity|failures)/[0-9a-f]{16,}-[0-9a-f]{12}\.parquet"
+)
 
 
 class Trap:
