@@ -137,7 +137,7 @@ def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_ce
 
 
 LATEST = {task: ["bos", "special_tokens_in_text"] for task in ("perplexity", "generation", "retrieval")}
-"""What schemas 5 and 6 added; 7 has a wider ``document``. A change here needs another version, and files of the old one must still be read."""
+"""What schemas 5 and 6 added; 7 has a wider ``document``. A change here needs another version, and old files must be read."""
 
 
 @pytest.mark.parametrize("task", LATEST)
