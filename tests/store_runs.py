@@ -102,6 +102,7 @@ class StoreRuns:
             here, there = measured(str(tmp_path / "local"), task), measured("s3://bucket/run", task)
             assert here.height >= 6 and here.equals(there), task
 
+    @pytest.mark.slow
     def test_a_run_on_disk_is_taken_up_in_the_bucket_and_one_in_the_bucket_on_disk(self, finished, tmp_path):
         sweep, _ = finished
         assert run_inline(sweep, tmp_path / "local") == 0
@@ -175,6 +176,7 @@ class StoreRuns:
         }
         assert measured("s3://bucket/run", "retrieval").equals(rows)
 
+    @pytest.mark.slow
     def test_one_report_of_two_runs_wherever_they_lie(self, finished, sweep_file, tmp_path):
         other = sweep_file(keep_ratios="[0.7]")
         assert ask("run", other, "--inline", "--out", "s3://bucket/other").exit_code == 0

@@ -141,7 +141,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=str)
+@pytest.mark.parametrize("other", [*OTHERS[:3], *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS[3:])], ids=str)
 def test_only_cells_of_equal_settings_stand_beside_each_other(page_of, other):
     same = page_of(perplexity=DENSE + scored(1.1), retrieval=asked())
     assert beside(same.cells, same.tables["retrieval"][0])["ratio"].to_list() == pytest.approx([1.1**2])

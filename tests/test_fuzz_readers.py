@@ -7,7 +7,7 @@ import pytest
 from tools import fuzz_readers
 from tools.fuzz_readers import READERS, Maker, Reader, fuzz
 
-INPUTS = {"sweep file": 40, "run.json": 400, "parts": 8, "config.json": 40, "foreign table": 60}
+INPUTS = {"sweep file": 40, "run.json": 400, "parts": 8, "config.json": 12, "foreign table": 60}
 """As many as take a second or two."""
 
 

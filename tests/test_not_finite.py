@@ -103,7 +103,7 @@ def test_what_is_looked_at_is_the_highest_logit_of_every_row(value):
         check_chosen(logits.max(-1).values)
 
 
-@pytest.mark.parametrize("protocol", ["interleaved", "report_2025"])
+@pytest.mark.parametrize("protocol", ["interleaved", pytest.param("report_2025", marks=pytest.mark.slow)])
 def test_a_timed_cell_that_fails_takes_no_other_down(protocol, monkeypatch):
     monkeypatch.setattr("workers.unit.memory_bandwidth", lambda device, size: 1e12)  # what the memory gives is not asked here
     cells = [UnitCell(name, PruneSettings(name, 0.5, 16)) for name in ("dense", "knorm", "nowhere:score")]

@@ -122,7 +122,7 @@ def damage(out: Path, rng: random.Random) -> dict[str, bytes]:
     return parts(out)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_whatever_is_lost_a_resume_gives_the_rows_of_an_undisturbed_run_each_once(seed, undisturbed, write_sweep, out, capsys):
     shutil.copytree(undisturbed, out)
     kept = damage(out, random.Random(seed))
@@ -143,7 +143,7 @@ def keys(out: Path, task: str) -> list[tuple]:
     return list(RunStore(str(out)).scan(task).select("cell_id", *ROW_KEYS[task]).collect().iter_rows())
 
 
-@pytest.mark.parametrize("units", [0, 1, 3, 5])
+@pytest.mark.parametrize("units", [3, *(pytest.param(units, marks=pytest.mark.slow) for units in (0, 1, 5))])
 def test_an_interrupted_run_goes_on_to_the_same_rows(units, undisturbed, write_sweep, out, monkeypatch):
     run, left = Worker.run, iter(range(units))
 

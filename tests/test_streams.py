@@ -28,8 +28,8 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (">/dev/full", 1, "error: the output cannot be written: No space left on device\n"),
         (">&-", 1, "error: the output cannot be written: it is closed\n"),
         ("| head -1 >/dev/null", 0, ""),
-        ("2>&-", 0, ""),
-        ("<&- 2>/dev/full", 0, ""),
+        pytest.param("2>&-", 0, "", marks=pytest.mark.slow),
+        pytest.param("<&- 2>/dev/full", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_that_cannot_be_written_ends_in_one_line_and_not_with_0(sweep_file, tmp_path, redirected, status, said):

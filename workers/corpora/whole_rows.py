@@ -71,9 +71,9 @@ def _too_large(file: SourceFile) -> CorpusError:
 
 
 def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
-    csv.field_size_limit(EXPANDED)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[dict[str, Any]] = []
+    usual = csv.field_size_limit(EXPANDED)
     try:
         header = next(reader, [])
         _check_header(header, file)
@@ -87,6 +87,8 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
             found += [dict(zip(header, row, strict=True))] if row else []
     except csv.Error as error:
         raise CorpusError(f"{shown(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
+    finally:
+        csv.field_size_limit(usual)  # it is the process's, and others read tables in it
     return found
 
 
