@@ -26,10 +26,10 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.driver import IdleExecutor, planned, row
+from pipeline.cell import Cell
 from pipeline.compaction import compact
 from pipeline.drive import execute
 from pipeline.executors import start_ray
-from pipeline.grid import Cell
 from pipeline.lease import Lease
 from pipeline.plan import make_plan
 from pipeline.results import RunStore, to_arrow

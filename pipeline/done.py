@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.grid import Cell
+from pipeline.cell import Cell
 from pipeline.plan import Plan, PlannedUnit
 from pipeline.results import TASKS, RunStore
 from pipeline.schema import ROW_KEYS

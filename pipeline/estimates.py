@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.grid import Cell, settings_of
+from pipeline.cell import Cell, settings_of
 from workers.budget import Schedule
 from workers.model_files import ModelFacts
 from workers.settings import BATCH_WINDOWS_BYTES, CELLS_BYTES, MAX_BATCH_WINDOWS

@@ -11,114 +11,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.cell import Cell, settings_of
+from pipeline.cell_reach import prompt_tokens
 from pipeline.planning_progress import SILENT, PlanningProgress
-from pipeline.results import answer_room
-from pipeline.schema import PROTOCOL_VERSION
 from pipeline.spec import SweepError
 from pipeline.sweep_keys import BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value
-from workers.budget import Budget
-from workers.retrieval import QUESTION_TOKENS
 from workers.skip_rule import Skip, skipped_count
 
 MAX_COMBINATIONS = 5_000_000
 """Of all axes, those that are dropped with a reason included: a minute and 3 GB of planning."""
-
-_json = lru_cache(maxsize=2**16, typed=True)(json.JSONEncoder().encode)
-"""Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id may be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One point of the grid and one task; everything here changes the numbers. Grids hold a million of them."""
-
-    task: str
-    model: str
-    model_revision: str
-    dataset: str
-    dataset_fingerprint: str
-    device: str
-    dtype: str
-    policy: str
-    keep_ratio: float
-    prune_after: int | None
-    """None for the dense cell."""
-    skip_layers: Skip
-    """A rule (``auto:k``) stays one: which layers it means, only the loaded model tells."""
-    protect_sink: int
-    protect_recent: int
-    schedule: str
-    position_mode: str
-    seed: int
-    bos: int | None
-    """The token that each text begins with; None where none is put there."""
-    special_tokens_in_text: str
-    """``parse`` for the harness's tasks, which bring their own texts and are read as the harness reads them."""
-    settings: str
-    """The task's settings as canonical JSON."""
-    _id: str = field(default="", init=False, compare=False, repr=False)
-
-    @property
-    def cell_id(self) -> str:
-        """16 hex digits of everything above and the protocol version."""
-        if not self._id:
-            object.__setattr__(self, "_id", hashlib.sha256(self._canonical().encode()).hexdigest()[:16])
-        return self._id
-
-    def _canonical(self) -> str:
-        """Every field and the protocol version as JSON with sorted keys, written out: an encoder takes four times as long."""
-        return (
-            f'{{"bos": {_json(self.bos)}, "dataset": {_json(self.dataset)}, '
-            f'"dataset_fingerprint": {_json(self.dataset_fingerprint)}, "device": {_json(self.device)}, '
-            f'"dtype": {_json(self.dtype)}, "keep_ratio": {self.keep_ratio!r}, "model": {_json(self.model)}, '
-            f'"model_revision": {_json(self.model_revision)}, "policy": {_json(self.policy)}, '
-            f'"position_mode": {_json(self.position_mode)}, "protect_recent": {self.protect_recent}, '
-            f'"protect_sink": {self.protect_sink}, "protocol_version": {PROTOCOL_VERSION}, '
-            f'"prune_after": {_json(self.prune_after)}, "schedule": {_json(self.schedule)}, "seed": {self.seed}, '
-            f'"settings": {_json(self.settings)}, "skip_layers": {_json(self.skip_layers)}, '
-            f'"special_tokens_in_text": {_json(self.special_tokens_in_text)}, "task": {_json(self.task)}}}'
-        )
-
-    def values(self) -> dict[str, Any]:
-        """Everything above by name."""
-        return {name: getattr(self, name) for name in CELL_FIELDS}
-
-    @property
-    def budget(self) -> Budget:
-        """How many entries a pruning layer holds and when it is looked at; the dense cell's never drops anything."""
-        return Budget(self.keep_ratio, self.prune_after or 1, self.schedule)
-
-    @property
-    def group(self) -> tuple[str, ...]:
-        """What a cell shares with its dense twin and with nobody else's."""
-        return (
-            self.task, self.model, self.model_revision, self.dataset, self.dataset_fingerprint, self.device, self.dtype,
-            self.settings, str(self.seed), str(self.bos), self.special_tokens_in_text,
-        )  # fmt: skip
-
-    @property
-    def dense(self) -> Cell:
-        """The twin that never prunes, to compare with."""
-        return replace(
-            self, policy="dense", keep_ratio=1.0, prune_after=None, skip_layers=(), protect_sink=0, protect_recent=0,
-            schedule="every_step", position_mode="absolute",
-        )  # fmt: skip
-
-
-CELL_FIELDS = tuple(part.name for part in fields(Cell) if part.init)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(settings: str) -> Mapping[str, Any]:
-    return json.loads(settings)
-
-
-def settings_of(cell: Cell) -> Mapping[str, Any]:
-    """The settings of a cell's task by name."""
-    return _parsed(cell.settings)
 
 
 @dataclass(frozen=True)
@@ -328,57 +232,5 @@ def _reason_to_drop(cell: Cell, layers: int, excluded: Exclusions) -> str | None
 
 def _first_kept(cell: Cell) -> float:
     """Entries that the first prune keeps; infinity where there is none."""
-    kept = cell.budget.first_kept(_prompt_tokens(cell))
+    kept = cell.budget.first_kept(prompt_tokens(cell))
     return math.inf if kept is None else kept
-
-
-def _prompt_tokens(cell: Cell) -> int:
-    """Tokens that go through before the first check: the (shortest) prompt, or one step of perplexity."""
-    settings = settings_of(cell)
-    if cell.task == "generation":
-        return settings["prompt_tokens"]
-    if cell.task == "retrieval":  # a context that is pruned without its question is shorter by that
-        return max(1, min(settings["context_tokens"]) - (0 if settings["question_pruned"] else QUESTION_TOKENS))
-    return 1
-
-
-def tokens_read(cell: Cell) -> int:
-    """The most tokens of one text that the cell's model sees at once; 0 where the harness cuts its texts to fit."""
-    settings = settings_of(cell)
-    if cell.task == "perplexity":
-        return settings["window"]
-    if cell.task == "generation":
-        return settings["prompt_tokens"] + settings["new_tokens"]
-    return max(settings["context_tokens"]) + answer_room(settings["digits"]) if cell.task == "retrieval" else 0
-
-
-def never_prunes(cell: Cell, settings: Mapping[str, Any]) -> bool:
-    """Whether a compressed cell is certain never to score or decode a token with anything dropped."""
-    if cell.prune_after is None:
-        return False
-    first = cell.budget.next_event(0)
-    if cell.task == "perplexity":  # what the last step leaves, no token sees
-        return first is None or first >= settings["window"] - 1
-    if cell.task == "generation":
-        prompt = settings["prompt_tokens"]
-        last = prompt if cell.schedule == "prefill_once" else prompt + settings["new_tokens"] - 2
-        return first is None or first > last
-    if cell.task == "tasks":
-        return False  # only its texts can tell
-    decoded = 0 if cell.schedule == "prefill_once" else answer_room(settings["digits"]) - 2
-    return first is None or first > max(settings["context_tokens"]) + decoded
-
-
-def prunes_while_decoding(cell: Cell) -> bool:
-    """Whether a timed cell that is checked at every step drops anything after its prompt, so that its time per token tells of it.
-
-    True of all other cells: what ``prefill_once`` and cells that never prune do while decoding is said elsewhere.
-    """
-    settings = settings_of(cell)
-    if cell.task != "generation" or cell.prune_after is None or never_prunes(cell, settings):
-        return True
-    if not cell.budget.checks_steps:
-        return True
-    held = cell.budget.kept(settings["prompt_tokens"])
-    event = cell.budget.next_event(held)
-    return event is not None and event - held <= settings["new_tokens"] - 1

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from pipeline.cell import Cell, settings_of
+from pipeline.cell_reach import never_prunes, prunes_while_decoding, tokens_read
 from pipeline.estimates import Passes, cell_seconds, least_bytes, retrieval_seconds, worker_bytes
-from pipeline.grid import Cell, Grid, make_grid, never_prunes, prunes_while_decoding, settings_of, tokens_read
+from pipeline.grid import Grid, make_grid
 from pipeline.placement import Need
 from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.resolve import Resolved, resolve, with_own_policies

@@ -9,7 +9,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.grid import Cell
+from pipeline.cell import Cell
 from pipeline.plan import Plan
 from pipeline.planned_budget import planned_budget
 from workers.machine import this_machine

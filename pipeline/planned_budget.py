@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.cell import Cell, settings_of
 from pipeline.estimates import schedule_of
-from pipeline.grid import Cell, settings_of
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from pipeline.grid import Cell, settings_of
+from pipeline.cell import Cell, settings_of
 from pipeline.plan import Plan, PlannedUnit
 from workers.check_text import TEXTS
 from workers.retrieval import Question, build_questions, filler_tokens

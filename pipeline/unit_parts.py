@@ -6,8 +6,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.cell import Cell
 from pipeline.done import DoneIndex
-from pipeline.grid import Cell
 from pipeline.plan import Plan, PlannedUnit
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
 from pipeline.schema import PROTOCOL_VERSION

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import cell as cells
 from pipeline import grid
-from pipeline.grid import CELL_FIELDS, Cell, Target, make_grid, never_prunes, prunes_while_decoding, settings_of
+from pipeline.cell import CELL_FIELDS, Cell, settings_of
+from pipeline.cell_reach import never_prunes, prunes_while_decoding
+from pipeline.grid import Target, make_grid
 from pipeline.spec import load_spec
 from pipeline.sweep_keys import FIELDS, SweepSpec
 from workers.budget import event_schedule
@@ -71,7 +74,7 @@ def test_the_cell_id_changes_with_each_field(name):
 
 def test_the_cell_id_changes_with_the_protocol(monkeypatch):
     before = CELL.cell_id
-    monkeypatch.setattr(grid, "PROTOCOL_VERSION", grid.PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(cells, "PROTOCOL_VERSION", cells.PROTOCOL_VERSION + 1)
     assert replace(CELL).cell_id != before
 
 

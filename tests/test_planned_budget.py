@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.grid import make_grid, never_prunes, prunes_while_decoding, settings_of
+from pipeline.cell import settings_of
+from pipeline.cell_reach import never_prunes, prunes_while_decoding
+from pipeline.grid import make_grid
 from pipeline.plan import make_plan
 from pipeline.planned_budget import planned_budget
 from pipeline.spec import load_spec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline import grid
+from pipeline import cell as cells
 from pipeline import plan as plans
 from pipeline.grid import Target
 from pipeline.planned_budget import planned_budget
@@ -92,7 +92,7 @@ def test_a_plan_is_what_it_was(monkeypatch, name):
         spec = SweepSpec.model_validate_json(json.dumps(EVERYTHING))
     else:
         spec = load_spec(str(EMBEDDED_SWEEPS / f"{name}.yaml"))
-    monkeypatch.setattr(grid, "PROTOCOL_VERSION", 3)  # as the code had it that wrote the digests
+    monkeypatch.setattr(cells, "PROTOCOL_VERSION", 3)  # as the code had it that wrote the digests
     monkeypatch.setattr(plans, "resolve", lambda spec, *_: resolved(spec))
     plan = plans.make_plan(spec, "cpu")
 
