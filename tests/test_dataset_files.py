@@ -1,5 +1,7 @@
 """Every form of a local dataset, and what is said of one that cannot be read."""
 
+import contextlib
+import csv
 import gzip
 import json
 import os
@@ -342,3 +344,12 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path, name,
     except CorpusError as error:
         said = str(error)
     assert bool(said) != bool(corpus and texts_of(corpus)) and "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["text\n" + "a" * 200_000 + "\n", "text,b\nc\n"], ids=["long field", "refused"])
+def test_reading_a_table_leaves_the_process_s_limit_of_fields_as_it_was(tmp_path, text):
+    usual = csv.field_size_limit()
+    (tmp_path / "x.csv").write_text(text)
+    with contextlib.suppress(CorpusError):
+        read_corpus(f"text:{tmp_path / 'x.csv'}")
+    assert csv.field_size_limit() == usual
