@@ -12,9 +12,11 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import polars as pl
 import pyarrow.parquet as pq
 
-from pipeline.results import TASK_COLUMNS, RunStore, as_parquet, scan_files
+from pipeline.part_files import unreadable
+from pipeline.results import TASK_COLUMNS, RunStore, RunUnreadableError, as_parquet, scan_files
 
 SMALL_BYTES, TARGET_BYTES, MOST_PARTS = 4 * 2**20, 48 * 2**20, 4000
 """Parts under the first are put together, up to the second or third: what fits in the driver's memory unpacked."""
@@ -35,12 +37,24 @@ def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> in
             with ThreadPoolExecutor(READERS) as pool:
                 contents = dict(zip(names, pool.map(store.get, names), strict=True))
             digests = {name: _digest(content) for name, content in contents.items() if content is not None}
-            table = scan_files(task, [io.BytesIO(content) for content in contents.values() if content is not None]).collect()
+            table = _table(store, task, {name: content for name, content in contents.items() if content is not None})
             digest = _digest(json.dumps(digests).encode())
             store.add_file(f"{task}/{PREFIX}{digest[:8]}", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
             store.delete_all(names)
             replaced += len(names)
     return replaced
+
+
+def _table(store: RunStore, task: str, contents: dict[str, bytes]) -> pl.DataFrame:
+    """All rows of some parts. Raises RunUnreadableError, with the part's name, where values of one are broken."""
+    try:
+        return scan_files(task, [io.BytesIO(content) for content in contents.values()]).collect()
+    except pl.exceptions.PolarsError as error:
+        found = ((name, unreadable(task, content)) for name, content in contents.items())
+        name, words = next(((name, words) for name, words in found if words), (task, str(error).splitlines()[0]))
+        raise RunUnreadableError(
+            f"{store.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does its cells again"
+        ) from error
 
 
 def finish(store: RunStore, task: str) -> None:

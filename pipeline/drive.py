@@ -18,6 +18,7 @@ from pipeline.progress import Progress
 from pipeline.run_log import RunLog
 from pipeline.schedule import Fault, Retry, gave_up, run_units
 from pipeline.session import Session
+from pipeline.store_errors import RunUnreadableError
 from pipeline.time_left import TimeLeft
 from pipeline.unit_inputs import work_unit
 from pipeline.unit_parts import PartWriter
@@ -129,7 +130,10 @@ class _Turn:
         self._parts[task] += 1
         if self._parts[task] >= COMPACT_EVERY:
             self._parts[task] = 0
-            self.log.write("compacted", task=task, parts=compact(self.session.store, (task,)))
+            try:
+                self.log.write("compacted", task=task, parts=compact(self.session.store, (task,)))
+            except RunUnreadableError as error:  # which only makes reading slower; the end of the run sets that part aside
+                self._warn(f"small files were not put together: {error}")
 
     def _workers(self, kind: Hashable) -> int:
         assert isinstance(kind, tuple)

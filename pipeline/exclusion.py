@@ -12,6 +12,9 @@ from pipeline.results import CREATE_ATTEMPTS, STORE_ERRORS, RunStore
 from pipeline.spec import SweepError
 from pipeline.store_errors import repeats
 
+PROBE = "probe-"
+"""How names begin that are put for this alone."""
+
 ADVICE = (
     "so two drivers could work on one run without knowing of each other; give a local directory and copy it afterwards, or a "
     "store with conditional writes (If-None-Match: *), such as Amazon S3, Google Cloud Storage, Azure, or a newer MinIO or Ceph"
@@ -24,7 +27,7 @@ def require_exclusion(store: RunStore) -> None:
     Raises SweepError where both puts succeed, where the second takes the first one's place, or where the store does not know such
     a condition; and what the store raises where it cannot be written at all.
     """
-    name = f"probe-{uuid.uuid4().hex}"
+    name = f"{PROBE}{uuid.uuid4().hex}"
     try:
         words = _fault(store, name)
     finally:

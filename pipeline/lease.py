@@ -29,6 +29,7 @@ from pydantic import Field, TypeAdapter
 from pipeline.exclusion import require_exclusion
 from pipeline.results import STORE_ERRORS, RunStore
 from pipeline.spec import SweepError
+from pipeline.store_errors import RunUnreadableError
 
 NAME = "driver.json"
 BEAT_SECONDS, STALE_SECONDS = 20.0, 90.0
@@ -67,8 +68,6 @@ class Holder:
     @classmethod
     def read(cls, content: bytes) -> Holder | None:
         """From a stored lease; None where it is none."""
-        if len(content) > MOST_BYTES:
-            return None
         try:
             holder = TypeAdapter(cls).validate_json(content, strict=True)
             datetime.datetime.fromisoformat(holder.heartbeat_at)
@@ -133,7 +132,7 @@ class Lease:
         """Give the lease back, unless it is another's by now. Where the store does not answer it ends by its silence."""
         self._stop.set()
         with self._lock, contextlib.suppress(*STORE_ERRORS):
-            if self._is_mine(self._store.get(NAME)):
+            if self._is_mine(_stored(self._store)):
                 self._store.delete(NAME)
 
     def hold(self) -> None:
@@ -147,7 +146,7 @@ class Lease:
         for _ in range(5):
             if self._store.put(NAME, self._me.content()):
                 return
-            found = self._store.get(NAME)
+            found = _stored(self._store)
             if self._is_mine(found):  # the put had worked although its answer was lost
                 return
             if found is None:
@@ -173,12 +172,12 @@ class Lease:
 
     def _changes(self) -> bool:
         """Whether the lease gets another content while it is watched. One that goes away is nobody's."""
-        seen, until = self._store.get(NAME), time.monotonic() + self._watch_seconds
+        seen, until = _stored(self._store), time.monotonic() + self._watch_seconds
         where, seconds = self._store.directory, self._watch_seconds
         print(f"note: {where} has a driver that may be dead; watching it for {seconds:.0f} s", file=sys.stderr)
         while seen is not None and time.monotonic() < until:
             time.sleep(min(1.0, self._watch_seconds / 10))
-            found = self._store.get(NAME)
+            found = _stored(self._store)
             if found is not None and found != seen:
                 return True
             seen = found
@@ -200,7 +199,7 @@ class Lease:
             if other is None or self._lives(other):
                 return False
             content = other
-        stands = self._store.get(NAME) == found
+        stands = _stored(self._store) == found
         if stands:
             self._store.put(NAME, self._me.content(), overwrite=True)
         for claim in claims if stands else claims[-1:]:
@@ -217,7 +216,7 @@ class Lease:
         with self._lock, contextlib.suppress(*STORE_ERRORS):
             if self._stop.is_set() or self._lost:
                 return
-            if not self._is_mine(self._store.get(NAME)):
+            if not self._is_mine(_stored(self._store)):
                 self._lost = True
                 return
             self._store.put(NAME, replace(self._me, heartbeat_at=_now()).content(), overwrite=True)
@@ -230,7 +229,7 @@ class Lease:
 
 def describe_driver(store: RunStore) -> str:
     """One line on whether a run is being driven, and by whom."""
-    content = store.get(NAME)
+    content = _stored(store)
     if content is None:
         return "not running"
     holder = Holder.read(content)
@@ -241,6 +240,14 @@ def describe_driver(store: RunStore) -> str:
     if alive is None and holder and (holder.silence() or 0) <= STALE_SECONDS:
         return f"perhaps running ({who}): the same command watches it for {WATCH_SECONDS:.0f} s and goes on if it is dead"
     return f"not running; its driver left no end ({who}): the same command goes on"
+
+
+def _stored(store: RunStore) -> bytes | None:
+    """The lease as it lies there; of one that is too large to be one, nothing that can be read."""
+    try:
+        return store.get(NAME, MOST_BYTES)
+    except RunUnreadableError:
+        return b"too large"
 
 
 def _clocks() -> tuple[float, float]:

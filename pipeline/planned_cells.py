@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pipeline.results import RunStore
 
 NAME = "cells.parquet"
+MOST_BYTES = 2**30
+"""Of a cells.parquet; that of a million cells has 20 MB."""
+
 COLUMNS = {"task": pl.String(), "cell_id": pl.String(), "rows": pl.Int64(), "never_prunes": pl.Boolean()}
 
 
@@ -36,7 +39,7 @@ def planned_cells(plan: Plan) -> bytes:
 def read_planned_cells(store: RunStore) -> pl.DataFrame:
     """The cells that a run directory plans. Raises RunUnreadableError where its file is not there, or is none of ours."""
     place, remedy = f"{store.directory}/{NAME}", "`kvsweep run` with the same sweep writes it anew"
-    content = store.get(NAME)
+    content = store.get(NAME, MOST_BYTES)
     if content is None:
         raise RunUnreadableError(f"{store.directory}: holds no {NAME}; {remedy}")
     try:

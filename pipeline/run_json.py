@@ -32,7 +32,8 @@ class RunFile(BaseModel):
     schema_version: Annotated[int, Field(ge=1)]
     protocol_version: Annotated[int, Field(ge=0)]
     planned: Counts
-    planned_rows: Counts = {}
+    planned_rows: Counts | Annotated[int, Field(ge=0)] = {}
+    """By task; the first version wrote one number."""
     resumed_at: list[str] = []
     kvsweep_version: str | None = None
     code_digest: str | None = None

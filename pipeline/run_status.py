@@ -56,7 +56,8 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
     bad, count = failed["cell_id"].n_unique(), run["planned"][task]
     missing, fewest = max(0, count - len(done) - bad), "at least " if task in ("generation", "tasks") else ""
-    wanted = run.get("planned_rows", {}).get(task, cells["wanted"].sum())
+    told = run.get("planned_rows")
+    wanted = told[task] if isinstance(told, dict) and task in told else cells["wanted"].sum()
     lines = [
         f"{task}: {count} cells planned, {len(done)} done, {bad} failed, {missing} missing",
         f"  {known['rows'].sum()} of {fewest}{wanted} rows",

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.done import DoneIndex
+from pipeline.exclusion import PROBE
 from pipeline.lease import NAME as LEASE_NAME
 from pipeline.lease import Lease
 from pipeline.place import PlaceError
@@ -84,7 +85,9 @@ def open_store(out: str) -> RunStore:
             raise SweepError([f"--out {out}: {why}"])
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
-        if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in (RUN_NAME, LEASE_NAME)):
+        held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        of_a_start = {RUN_NAME, LEASE_NAME, *(name for name in held if name.startswith(PROBE))}  # killed early, it leaves these
+        if held and not of_a_start.intersection(held):
             raise SweepError([f"--out {out}: is not empty and holds no kvsweep run; name a new directory"])
     return RunStore(place, create=True)
 
@@ -121,14 +124,19 @@ def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:
 def _look_over(plan: Plan, store: RunStore) -> DoneIndex:
     """What is stored. Parts that cannot be read are set aside: by their footers, and by their values after a scan has failed."""
 
-    def set_aside(*, thorough: bool) -> None:
-        for task in TASK_COLUMNS:
-            for name, words in store.set_aside_unreadable(task, thorough=thorough).items():
-                print(f"warning: {name} {words}; set aside, its cells run again", file=sys.stderr)
-
-    set_aside(thorough=False)
+    set_aside(store, thorough=False)
     try:
         return DoneIndex(plan, store)
     except (pl.exceptions.PolarsError, OSError):
-        set_aside(thorough=True)
+        set_aside(store, thorough=True)
         return DoneIndex(plan, store)
+
+
+def set_aside(store: RunStore, *, thorough: bool) -> int:
+    """Take every part that cannot be read out of the way, and say so; how many there were. Raises as the store does."""
+    count = 0
+    for task in TASK_COLUMNS:
+        for name, words in store.set_aside_unreadable(task, thorough=thorough).items():
+            print(f"warning: {name} {words}; set aside, its cells run again", file=sys.stderr)
+            count += 1
+    return count

@@ -20,6 +20,9 @@ OWN = (
 ELSEWHERE = ("sso_", "credential_process", "role_arn", "aws_access_key_id")
 """Keys of ``~/.aws/config`` that say where credentials come from."""
 
+ANY_REGION = "us-east-1"
+"""Where a profile names an endpoint and no region, which only Amazon's own stores need."""
+
 LIFETIME = timedelta(minutes=15)
 """How long credentials of a profile are used before they are asked for again."""
 
@@ -64,7 +67,6 @@ def _from_profile(url: str, told: str) -> Access:
     """By boto3, which knows profiles, roles, single sign-on and their renewal."""
     try:
         import boto3
-        import botocore.exceptions
     except ImportError:
         raise StoreError(
             f"{url}: {told}, and boto3, which reads it, is not installed; pip install 'kvsweep[aws]', or set {VARIABLES} "
@@ -76,8 +78,10 @@ def _from_profile(url: str, told: str) -> Access:
         found = session.get_credentials()
         if found is None or not found.get_frozen_credentials().access_key:
             raise StoreError(f"{url}: {told}, and holds no credentials; correct it, or set {VARIABLES}")
-        endpoint = session.client("s3").meta.endpoint_url if session.region_name else None
-    except botocore.exceptions.BotoCoreError as error:
+        endpoint = session.client("s3", region_name=session.region_name or ANY_REGION).meta.endpoint_url
+    except StoreError:
+        raise
+    except Exception as error:  # what botocore raises has no type in common
         raise StoreError(
             f"{url}: {told}, and gives no credentials ({' '.join(str(error).split())[:160]}); correct it, or set {VARIABLES}"
         ) from error

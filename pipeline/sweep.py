@@ -27,9 +27,9 @@ from pipeline.plan import make_plan
 from pipeline.planning_progress import PlanningProgress
 from pipeline.ray_folder import ray_folder
 from pipeline.resolve import check_cuda_here
-from pipeline.results import STORE_ERRORS
+from pipeline.results import STORE_ERRORS, RunStore
 from pipeline.run_status import plain
-from pipeline.session import Session, begin, open_store, refusing
+from pipeline.session import Session, begin, open_store, refusing, set_aside
 from pipeline.spec import SweepError, load_spec
 from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
 from pipeline.streams import run_guarded, say_last
@@ -129,7 +129,7 @@ def _run(session: Session, options: RunOptions) -> int:
     try:
         report = write_report([store.directory], audit=options.audit)
     except (RunUnreadableError, *STORE_ERRORS) as error:
-        print(f"error: no report: {first_line_of(error)}; every row is kept, `kvsweep report` writes it", file=sys.stderr)
+        print(f"error: no report: {_no_report(store, error)}", file=sys.stderr)
         return SOME_FAILED
     for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
         print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
@@ -137,6 +137,17 @@ def _run(session: Session, options: RunOptions) -> int:
         print(f"failed before: {len(cells)} cells: {kind}: {_line(message)}; --retry-failed runs them again", file=sys.stderr)
     say_last(str(report))
     return SOME_FAILED if failures or before else DONE
+
+
+def _no_report(store: RunStore, error: Exception) -> str:
+    """Why there is none and what to do. Parts with a sound end and broken values are found here, and set aside."""
+    try:
+        broken = set_aside(store, thorough=True) if isinstance(error, RunUnreadableError) else 0
+    except (RunUnreadableError, *STORE_ERRORS):
+        broken = 0
+    if broken:
+        return f"{broken} parts could not be read and were set aside; the same command runs their cells again"
+    return f"{first_line_of(error)}; every row is kept, `kvsweep report` writes it"
 
 
 def _announce(session: Session) -> None:

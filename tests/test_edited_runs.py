@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.planned_cells import COLUMNS
-from pipeline.results import SCHEMA_VERSION, RunStore, to_arrow
+from pipeline.results import SCHEMA_VERSION, RunStore, RunUnreadableError, to_arrow
 from pipeline.schema import PROTOCOL_VERSION
 from tests.command import run_inline
 from tests.rows import NASTY, failure_row, perplexity_row, write_run
@@ -43,6 +44,7 @@ BROKEN = {
     with_(planned={"perplexity": -1}): "planned.perplexity: should be greater than or equal to 0",
     with_(planned={"perplexity": "2"}): "planned.perplexity: should be a valid integer",
     with_(planned={"perplexity": float("nan")}): "NaN is no number of JSON",
+    with_(planned_rows=[]): "planned_rows.dict",
     with_(resumed_at="today"): "resumed_at: should be a valid list",
     with_(models={}): "models: should be a valid list",
     with_(models=[3]): "models.0: should be a valid dictionary",
@@ -90,6 +92,59 @@ def test_a_run_json_of_a_gigabyte_is_not_read(tmp_path):
     with (tmp_path / "run" / "run.json").open("wb") as file:
         file.truncate(2**31)
     assert "is larger than 256 MiB" in refused("status", tmp_path / "run")
+
+
+def test_a_run_json_of_the_first_version_is_read(tmp_path):
+    """It had one number of planned rows for all tasks."""
+    write_run(str(tmp_path), {"perplexity": [perplexity_row()]})
+    (tmp_path / "run.json").write_bytes(with_(planned_rows=4))
+    write_cells(tmp_path)
+    done = ask("status", tmp_path)
+    assert done.exit_code == 0 and "of 4 rows" in done.stdout, done.output
+    assert ask("report", tmp_path).exit_code == 0
+
+
+def spoilt(file: Path, column: str) -> None:
+    """The values of one column of a part overwritten, under a footer that says nothing of it."""
+    place = next(
+        pq.read_metadata(file).row_group(0).column(i)
+        for i in range(pq.read_metadata(file).num_columns)
+        if pq.read_metadata(file).row_group(0).column(i).path_in_schema == column
+    )
+    content = bytearray(file.read_bytes())
+    start, size = place.data_page_offset, place.total_compressed_size
+    start = min(start, place.dictionary_page_offset or start)
+    content[start : start + size] = b"\xff" * size
+    file.write_bytes(content)
+
+
+def test_broken_values_under_a_sound_footer_are_found_at_the_report_and_mended_by_the_next_run(sweep_file, out):
+    sweep = sweep_file()
+    assert run_inline(sweep, out) == 0
+    named = ["cell_id", "window_index", "nll_sum"]
+    whole = RunStore(str(out)).scan("perplexity").select(named).collect().sort(named)
+    (file,) = (out / "perplexity").glob("*.parquet")
+    spoilt(file, "nll_sum")
+    RunStore(str(out)).add_part("perplexity", "other", to_arrow("perplexity", [perplexity_row()]))
+    assert f"{out}/perplexity/{file.name}: is no readable Parquet file" in refused("compact", out)
+    assert "cannot be read" in refused("report", out)
+
+    done = ask("run", sweep, "--inline", "--out", out)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
+    assert "error: no report: 1 parts could not be read and were set aside; the same command runs their cells" in done.stderr
+    assert run_inline(sweep, out) == 0
+    found = RunStore(str(out)).scan("perplexity").filter(pl.col("model") != "toy").select(named)
+    assert found.collect().sort(named).equals(whole)
+
+
+def test_small_files_that_cannot_be_put_together_end_no_run(sweep_file, out, monkeypatch, capsys):
+    def unreadable(*_: object) -> int:
+        raise RunUnreadableError("run/perplexity/x.parquet: is no readable Parquet file")
+
+    monkeypatch.setattr("pipeline.drive.COMPACT_EVERY", 1)
+    monkeypatch.setattr("pipeline.drive.compact", unreadable)
+    assert run_inline(sweep_file(), out) == 0
+    assert "warning: small files were not put together: run/perplexity/x.parquet" in capsys.readouterr().err
 
 
 CELLS = {

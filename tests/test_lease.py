@@ -192,7 +192,7 @@ def test_a_dead_driver_of_this_machine_is_replaced_at_once_whatever_its_clock_sa
     assert "watching" not in capsys.readouterr().err
 
 
-BROKEN = [b"", b"{}", b"[1]", b"null", b'{"pid": 1}', b"\xff", b"[" * 50_000, b"1" * 200_000]
+BROKEN = [b" " * 200_000, b"", b"{}", b"[1]", b"null", b'{"pid": 1}', b"\xff", b"[" * 50_000, b"1" * 200_000]
 
 
 @pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.exclusion import PROBE
 from pipeline.place import PlaceError, is_remote, placed
 from pipeline.results import RunStore
 from tests.rows import perplexity_row, write_run
@@ -130,6 +131,13 @@ def test_a_start_that_was_cut_off_leaves_a_directory_that_the_next_takes(sweep_f
     monkeypatch.undo()
     os.chdir(folder)
     assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_a_start_that_was_killed_as_it_tried_the_store_leaves_a_directory_that_the_next_takes(sweep_file, folder):
+    (folder / "new").mkdir()
+    (folder / "new" / f"{PROBE}0123").touch()
+    done = CliRunner().invoke(app, ["run", str(sweep_file()), "--inline", "--out", "new"])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("given", ["~/page.html", "file://{folder}/home/page.html"])

@@ -77,6 +77,28 @@ def test_rows_are_written_and_read_with_the_profile_s_keys(profile, key, aws, mo
     assert {said for said in aws.asked if said.startswith("KEY") or said == "nobody"} == {key}
 
 
+def test_an_endpoint_of_a_profile_needs_no_region(aws, monkeypatch, tmp_path):
+    address = aws.address
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_PROFILE", "own")
+    told(keys("own", "KEYOFOWN"))
+    told(f"[profile own]\nendpoint_url = {address}\n", "config")
+    found = access("s3://bucket/run")
+    assert found.settings["endpoint"] == address and found.scanning["storage_options"]["aws_endpoint_url"] == address
+    assert write_there(tmp_path).scan("perplexity").collect().height == 1
+    assert {said for said in aws.asked if said.startswith("KEY")} == {"KEYOFOWN"}
+
+
+def test_a_role_that_is_refused_is_told_in_one_line(aws, monkeypatch):
+    """The server knows no role of that name, and answers so."""
+    told(keys("base", "KEYOFBASE"))
+    told("[profile role]\nrole_arn = arn:aws:iam::1:role/none\nsource_profile = base\nregion = us-east-1\n", "config")
+    monkeypatch.setenv("AWS_PROFILE", "role")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"{aws.address}/no-such-service")
+    with pytest.raises(StoreError, match="AWS_PROFILE is role, and gives no credentials"):
+        access("s3://bucket/run")
+
+
 def test_variables_go_before_a_profile(aws, monkeypatch, tmp_path):
     told(keys("default", "KEYOFDEFAULT"))
     for name, value in {"AWS_ACCESS_KEY_ID": "KEYOFENV", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}.items():
