@@ -46,17 +46,21 @@ def reason(task: str) -> pl.Expr:
 
 
 def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-    """Each row once, by what names it. Windows that are there again with another ``nll_sum`` get a reason: one is wrong."""
+    """Each row once, by what names it. Windows that are there again, with another ``nll_sum`` or number, get a reason."""
     kept = rows.unique(keys, keep="first", maintain_order=True)
     if "nll_sum" not in rows.collect_schema():
         return kept
-    low, high = pl.col("nll_sum").min(), pl.col("nll_sum").max()
-    low, high = low.alias("low"), high.alias("high")
+    low, high = pl.col("nll_sum").min().alias("low"), pl.col("nll_sum").max().alias("high")
     spread, finite = pl.col("high") - pl.col("low"), pl.col("low").is_finite() & pl.col("high").is_finite()
     apart = rows.group_by(keys).agg(low, high).filter(finite & (spread > TWICE * pl.col("low").abs()))
-    words = pl.format("nll_sum {} and {} of one window", "low", "high")
     told = kept.join(apart, on=list(keys), how="left", nulls_equal=True, maintain_order="left")
-    return told.with_columns(impossible=pl.coalesce("impossible", words)).drop("low", "high")
+    words = pl.format("nll_sum {} and {} of one window", "low", "high")
+
+    place = [*(key for key in keys if key != "window_index"), "document", "window_start"]
+    shared = kept.filter(pl.col("window_start").is_not_null()).group_by(place).agg(others=pl.len()).filter(pl.col("others") > 1)
+    told = told.join(shared, on=place, how="left", nulls_equal=True, maintain_order="left")
+    again = pl.format("{} windows that begin at one token, {}", "others", "window_start")
+    return told.with_columns(impossible=pl.coalesce("impossible", words, again)).drop("low", "high", "others")
 
 
 def beside_twin() -> pl.Expr:
@@ -68,6 +72,16 @@ def beside_twin() -> pl.Expr:
     above = held.is_finite() & whole.is_finite() & (held > whole * (1 + NEAR))
     words = pl.when(above).then(pl.format("cache_tokens_mean {} above the dense twin's {}", held, whole))
     return pl.coalesce("impossible", of_twin("dense_impossible"), words).alias("impossible")
+
+
+def at_twins_place() -> pl.Expr:
+    """``impossible`` of a window beside its dense twin's ``dense_start`` and ``dense_document``: both lie at one place."""
+    same = pl.col("window_start").eq_missing(pl.col("dense_start")) & pl.col("document").eq_missing(pl.col("dense_document"))
+    known = pl.col("window_start").is_not_null() & pl.col("dense_start").is_not_null()
+    places = ["window_start", "document", "dense_start", "dense_document"]
+    told = [pl.col(name).cast(pl.String).fill_null("no number") for name in places]
+    words = pl.format("a window at {} of document {} and its dense twin's at {} of {}", *told)
+    return pl.coalesce("impossible", pl.when(known & ~same).then(words)).alias("impossible")
 
 
 def of_twin(name: str) -> pl.Expr:
@@ -150,7 +164,8 @@ _PER_TOKEN = -ROUNDING * pl.max_horizontal(pl.col("tokens_scored").cast(pl.Float
 
 _CONDITIONS: dict[str, list[pl.Expr]] = {
     "perplexity": [
-        *_absent("window_index", "window"), _below("window_index"), _not_positive("tokens_scored"),
+        *_absent("window_index", "window"), _below("window_index"), _below("document"), _below("window_start"),
+        _not_positive("tokens_scored"),
         _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
         *[_no_part(name, "tokens_scored") for name in ("tokens_correct", "tokens_scored_pruned", "tokens_agreed")],
         _not_positive("cache_tokens_mean"), _no_part("cache_tokens_mean", "window"), _below("kv_bytes_mean"),

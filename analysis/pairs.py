@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.impossible import beside_twin, in_cell
+from analysis.impossible import at_twins_place, beside_twin, in_cell
 from analysis.load import VERSION_COLUMNS
 from analysis.uncertainty import bounds, mean_bounds, units
 
@@ -43,13 +43,16 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
         dense_cache_tokens="cache_tokens_mean",
         dense_kv_bytes="kv_bytes_mean",
         dense_impossible="impossible",
+        dense_start="window_start",
+        dense_document="document",
     )
     keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
     # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the end.
     sums = pl.col("nll_sum", "dense_nll")
     known = pl.when(sums.is_finite()).then(sums).otherwise(float("nan")).name.keep()
-    return joined.with_columns(known, beside_twin(), paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
+    joined = joined.with_columns(beside_twin()).with_columns(at_twins_place())
+    return joined.with_columns(known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
 
 
 def compare(rows: pl.DataFrame) -> pl.DataFrame:

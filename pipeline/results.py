@@ -111,7 +111,15 @@ class RunStore:
         raise AssertionError("the last attempt returns or raises")
 
     def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
-        """The object's content, or None where there is none. Raises RunUnreadableError for one of more than ``most_bytes``."""
+        """The object's content, or None where there is none.
+
+        Raises RunUnreadableError for one of more than ``most_bytes``, and for what has its name and is no file: a pipe would be
+        waited for without end, and a device has no end.
+        """
+        if not is_remote(self.directory):
+            place = Path(self.directory) / name
+            if place.exists() and not place.is_file():
+                raise RunUnreadableError(f"{place}: is no file (a folder, a pipe or a device); move it away")
         with self._explained():
             try:
                 found = obstore.get(self.store, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import polars as pl
@@ -85,6 +86,20 @@ def test_nor_does_a_run_take_it_over(content, sweep_file, out):
     (out / "run.json").write_bytes(content)
     assert BROKEN.get(content, "newer kvsweep") in refused("run", sweep_file(), "--inline", "--out", out)
     assert [file.name for file in out.iterdir()] == ["run.json"] and (out / "run.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["run.json", "cells.parquet", "driver.json"])
+def test_what_has_a_stored_file_s_name_and_is_none_is_refused_at_once(name, kind, tmp_path):
+    write_run(str(tmp_path), {"perplexity": [perplexity_row()]}, planned={"perplexity": 2})
+    write_cells(tmp_path)
+    place = tmp_path / name
+    place.unlink(missing_ok=True)
+    {"pipe": lambda: os.mkfifo(place), "device": lambda: place.symlink_to("/dev/zero"), "folder": place.mkdir}[kind]()
+    if name == "driver.json":
+        assert "driver.json is unreadable" in ask("status", tmp_path).stdout
+    else:
+        assert f"{place}: is no file (a folder, a pipe or a device)" in refused("status", tmp_path)
 
 
 def test_a_run_json_of_a_gigabyte_is_not_read(tmp_path):

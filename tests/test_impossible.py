@@ -68,6 +68,10 @@ EDITS = {
     "kl_sum -3": {"kl_sum": -3.0},
     "kv_bytes_mean -1": {"kv_bytes_mean": -1.0},
     "kv_bytes_peak -1": {"kv_bytes_peak": -1},
+    "document -5": {"document": -5},
+    "window_start -1": {"window_start": -1},
+    "a window at 108 of document no number and its dense twin's at 101 of no number": {"window_start": 108},
+    "a window at 101 of document 3 and its dense twin's at 101 of no number": {"document": 3},
 }
 
 
@@ -104,6 +108,13 @@ def test_a_window_that_is_stored_twice_with_other_figures_is_not_picked_by_chanc
     assert cells.sort("keep_ratio")["verdict"].to_list()[-1] == "DENSE"
 
 
+def test_windows_that_begin_at_one_token_are_one_window_and_no_two(page_of):
+    """However they are numbered: as of a file that was read twice, or an edited part."""
+    cells = page_of(perplexity=scored(window_start=0)).cells
+    spoilt = one(cells, verdict=IMPOSSIBLE)
+    assert "2 windows that begin at one token, 0 (2 of 3 rows)" in spoilt["note"]
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 50.0])
 def test_a_keep_ratio_that_cannot_be(page_of, ratio):
     rows = scored() + [perplexity_row(i, keep_ratio=ratio) for i in range(3)]
@@ -138,7 +149,8 @@ def test_pairs_with_an_impossible_dense_cell_are_impossible_and_say_so(page_of):
 
 
 def test_no_claim_rests_on_it(tmp_path):
-    rows = [row | {"window_index": 3 * again + row["window_index"]} for again in range(3) for row in scored()]
+    numbers = [(row, 3 * again + row["window_index"]) for again in range(3) for row in scored()]
+    rows = [row | {"window_index": number, "window_start": 101 * number} for row, number in numbers]
     rows += [retrieval_row(i, keep_ratio=0.7, policy=policy) for i in range(60) for policy in ("dense", "knorm")]
     tables = {"perplexity": rows, "retrieval": [row for row in rows if "answer_nll" in row]}
     tables["perplexity"] = [row for row in rows if "nll_sum" in row]
