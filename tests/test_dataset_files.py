@@ -353,3 +353,22 @@ def test_reading_a_table_leaves_the_process_s_limit_of_fields_as_it_was(tmp_path
     with contextlib.suppress(CorpusError):
         read_corpus(f"text:{tmp_path / 'x.csv'}")
     assert csv.field_size_limit() == usual
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("pattern", ["", "/*.jsonl"])
+def test_a_file_of_two_names_is_read_once_and_the_other_name_is_noted(tmp_path, link, pattern):
+    file = write(tmp_path, "a.jsonl", as_json_lines(TEXTS))
+    link(file, tmp_path / "b.jsonl")
+    corpus = read_corpus(f"text:{tmp_path}{pattern}")
+    assert texts_of(corpus) == dict(enumerate(TEXTS))
+    (said,) = [note for note in corpus.notes() if "read once" in note]
+    assert "b.jsonl is the same file as " in said and said.endswith("a.jsonl)")
+
+
+def test_a_link_may_stand_in_another_split(tmp_path):
+    file = write(tmp_path, "train/a.jsonl", as_json_lines(TEXTS))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/b.jsonl").symlink_to(file)
+    for split in ("train", "test"):
+        assert texts_of(read_corpus(f"hf:{tmp_path}:{split}")) == dict(enumerate(TEXTS))

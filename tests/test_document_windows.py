@@ -376,3 +376,18 @@ def test_joined_rows_of_a_large_set_are_joined_block_by_block(tmp_path, tokenize
         assert tokens.document_of(w) is None
         assert byte_style().decode(tokens.held(w, 256).tolist()) in joined
     assert len({w.document for w in windows}) == 4
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([0, 1, 2], None),
+        ([0, 1, 0], "x: 1 of these 3 documents has the text of another: it is no independent unit"),
+        ([0] * 10, "x: 9 of these 10 documents have the text of another: they are no independent units"),
+    ],
+)
+def test_documents_of_equal_text_are_counted_in_the_plan(tmp_path, tokenizer, numbers, said):
+    file = write(tmp_path, "equal.jsonl", as_json_lines([words(i) for i in numbers]))
+    tokens = tokens_of(read_corpus(f"text:{file}"), tokenizer)
+    tokens.windows(64, 64, len(numbers), bos=False)
+    assert tokens.notes("x", "y")[1:] == ([said] if said else [])

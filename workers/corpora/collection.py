@@ -40,6 +40,8 @@ class Collection:
     """How many blocks are looked at before any behind them: the beginnings of files that are read from their start."""
     small: bool = False
     """Whether its rows are held: they are read once, and counted whether they are needed or not."""
+    file_notes: Sequence[str] = ()
+    """What a plan says of files that are not read."""
     census: Census = field(default_factory=Census)
     _held: dict[int, list[tuple[int, str | LongText]]] = field(default_factory=dict)
 
@@ -125,7 +127,7 @@ class Collection:
         there = self.what if self.count is None else f"{self.count:,} {self.what if self.count != 1 else self.what[:-1]}"
         of = f" of column {self.column!r}" if self.column else ""
         way = "joined by blank lines" if self.joined else "documents that no window crosses"
-        return [f"{self.name}: {there}{of}, {way}", *cut, *skipped_notes(self.name, self.what, self.census)]
+        return [f"{self.name}: {there}{of}, {way}", *self.file_notes, *cut, *skipped_notes(self.name, self.what, self.census)]
 
 
 def skipped_notes(name: str, what: str, census: Census) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +60,12 @@ class Search:
     def longest(self) -> int:
         """Tokens of the longest one that is too short."""
         return max(self.short.values(), default=0)
+
+    @property
+    def repeated(self) -> int:
+        """How many of those that were found have the tokens of one before them; long ones are not compared."""
+        texts = [hashlib.sha256(document.ids.tobytes()).digest() for document in self.found if document.ids is not None]
+        return len(texts) - len(set(texts))
 
 
 class CollectionTokens:
@@ -167,6 +174,11 @@ class CollectionTokens:
             notes.append(
                 f"{name}: {found:,} of {looked:,} documents looked at hold {length:,} tokens under the tokenizer of {model}{more}"
             )
+            if again := search.repeated:
+                have = "has the text of another: it is no independent unit"
+                if again > 1:
+                    have = "have the text of another: they are no independent units"
+                notes.append(f"{name}: {again:,} of these {found:,} documents {have}")
         return notes
 
     def _filler(self, length: int) -> np.ndarray:

@@ -41,6 +41,8 @@ class SourceFile:
     size: int
     kind: Kind
     compressed: bool
+    identity: tuple[int, int]
+    """Its device and inode, which all names of one file share."""
 
 
 def find_files(path: str, dataset: str) -> list[SourceFile]:
@@ -64,6 +66,17 @@ def find_files(path: str, dataset: str) -> list[SourceFile]:
         raise CorpusError(f"dataset {dataset!r}: cannot read {shown(error.filename or root)}: {reason}") from None
     except ValueError as error:  # a NUL in a path
         raise error if isinstance(error, CorpusError) else CorpusError(f"dataset {dataset!r}: is no path ({error})") from None
+
+
+def each_once(files: Sequence[SourceFile]) -> tuple[list[SourceFile], list[str]]:
+    """Files of which none is read by a second name (links), and in words which names were left out."""
+    kept: dict[tuple[int, int], SourceFile] = {}
+    left_out = []
+    for file in files:
+        first = kept.setdefault(file.identity, file)
+        if first is not file:
+            left_out.append(f"{shown(file.name)} is the same file as {shown(first.name)}")
+    return list(kept.values()), left_out
 
 
 def fingerprint(files: Sequence[SourceFile]) -> str:
@@ -106,7 +119,8 @@ def _file(path: Path, name: str, mode: int, dataset: str) -> SourceFile:
     if not os.access(path, os.R_OK):
         raise CorpusError(f"dataset {dataset!r}: cannot read {shown(path)}: Permission denied")
     kind, compressed = kind_of(path)
-    return SourceFile(path, name, path.stat().st_size, kind or "prose", compressed)
+    status = path.stat()
+    return SourceFile(path, name, status.st_size, kind or "prose", compressed, (status.st_dev, status.st_ino))
 
 
 def _matching(pattern: Path) -> Iterator[tuple[Path, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workers.corpora.collection import BETWEEN, Collection
 from workers.corpora.entry import NAMES, CorpusError, DatasetEntry
-from workers.corpora.files import SourceFile, find_files, fingerprint
+from workers.corpora.files import SourceFile, each_once, find_files, fingerprint
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
 from workers.corpora.prose import WHOLE_DOCUMENT, WHOLE_TEXT, LongText, ProseFile, file_text
@@ -102,8 +102,13 @@ def _splits(file: SourceFile, asked: str) -> set[str]:
     return found | ({asked} if asked and asked.lower() in words else set())
 
 
-def _local(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpus | Collection:
-    return _prose(entry, files, seed) if files[0].kind == "prose" else _rows(entry, files, seed)
+def _local(entry: DatasetEntry, found: Sequence[SourceFile], seed: int) -> Corpus | Collection:
+    files, again = each_once(found)
+    corpus = _prose(entry, files, seed) if files[0].kind == "prose" else _rows(entry, files, seed)
+    if again and isinstance(corpus, Collection):
+        more = f", and {len(again) - 1:,} more" if len(again) > 1 else ""
+        corpus.file_notes = (f"{entry.label}: a file is read once, whatever names it has ({again[0]}{more})",)
+    return corpus
 
 
 def _rows(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Collection:
