@@ -208,6 +208,15 @@ REFUSED = {
     "latin.csv": (b"text\ncaf\xe9\n", r"latin.csv is not UTF-8 text \(byte 8\)"),
     "damaged.jsonl.gz": (gzip.compress(as_json_lines(TEXTS))[:-9], "cannot be expanded .*: damaged, or no .gz file"),
     "no.txt.zst": (b"hello", "cannot be expanded .*: damaged, or no .zst file"),
+    "x.tsv": (b"id\ttext\n", "x.tsv is separated by tabs, and only commas are read; write it with commas"),
+    "x.jsonl.1": (as_json_lines(TEXTS), r"x.jsonl.1 would be read as prose; let its name end in .jsonl$"),
+    "x.jsonl-20260101.gz": (gzip.compress(as_json_lines(TEXTS)), r"would be read as prose; let its name end in .jsonl$"),
+    "x.parq": (as_parquet(TEXTS), "is Parquet by another name; name it .parquet"),
+    "x.pq": (as_parquet(TEXTS), "is Parquet by another name"), "x.data": (as_parquet(TEXTS), "is Parquet by another name"),
+    "x.zip": (b"PK", "is an archive, .* unpack it"), "x.tar.gz": (gzip.compress(b"a"), "is an archive"),
+    "zipped.txt": (b"PK\x03\x04", "is a ZIP archive or an office document"), "x.xlsx": (b"PK", "is an office document"),
+    "x.arrow": (b"a", "is an Arrow file, .* write it as Parquet"), "arrow": (b"ARROW1\0\0", "is an Arrow file"),
+    "gzipped.jsonl": (gzip.compress(as_json_lines(TEXTS)), "is compressed by gzip; let its name end in .gz"),
     "data.parquet.gz": (gzip.compress(as_parquet(TEXTS)), "compressed inside"),
 }  # fmt: skip
 
@@ -372,3 +381,9 @@ def test_a_link_may_stand_in_another_split(tmp_path):
     (tmp_path / "test/b.jsonl").symlink_to(file)
     for split in ("train", "test"):
         assert texts_of(read_corpus(f"hf:{tmp_path}:{split}")) == dict(enumerate(TEXTS))
+
+
+def test_a_file_of_any_other_ending_is_prose(tmp_path):
+    for name in ("x", "x.log", "x.rst", "x.v1.2", "x.json.txt"):
+        corpus = read_corpus(f"text:{write(tmp_path, name, TEXTS[0])}")
+        assert isinstance(corpus, Corpus) and corpus.text == TEXTS[0], name

@@ -15,6 +15,7 @@ from typing import Literal
 
 from workers.corpora.compressed import OPENERS
 from workers.corpora.entry import CorpusError, shown
+from workers.corpora.foreign import LONGEST, foreign_by_beginning, foreign_by_name
 
 Kind = Literal["prose", "json lines", "json", "csv", "parquet"]
 KINDS: dict[str, Kind] = {
@@ -98,10 +99,15 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
 
 def kind_of(path: Path) -> tuple[Kind | None, bool]:
     """What a file holds by its endings, and whether it is compressed."""
+    endings, compressed = _endings(path)
+    return KINDS.get(endings[-1]) if endings else None, compressed
+
+
+def _endings(path: Path) -> tuple[list[str], bool]:
+    """In lower case without that of a compression, and whether there is one."""
     endings = [ending.lower() for ending in path.suffixes]
     compressed = bool(endings) and endings[-1] in OPENERS
-    own = endings[-2:-1] if compressed else endings[-1:]
-    return KINDS.get(own[0]) if own else None, compressed
+    return endings[:-1] if compressed else endings, compressed
 
 
 def _mode(path: Path) -> int | None:
@@ -119,8 +125,20 @@ def _file(path: Path, name: str, mode: int, dataset: str) -> SourceFile:
     if not os.access(path, os.R_OK):
         raise CorpusError(f"dataset {dataset!r}: cannot read {shown(path)}: Permission denied")
     kind, compressed = kind_of(path)
+    if said := _foreign(path, kind, compressed=compressed):
+        raise CorpusError(f"dataset {dataset!r}: {shown(path)} {said}")
     status = path.stat()
     return SourceFile(path, name, status.st_size, kind or "prose", compressed, (status.st_dev, status.st_ino))
+
+
+def _foreign(path: Path, kind: Kind | None, *, compressed: bool) -> str | None:
+    """What a file is instead of what it is called; Parquet says so itself where it is read."""
+    if kind is None and (said := foreign_by_name(_endings(path)[0])):
+        return said
+    if kind == "parquet" or compressed:
+        return None
+    with path.open("rb") as stream:
+        return foreign_by_beginning(stream.read(LONGEST))
 
 
 def _matching(pattern: Path) -> Iterator[tuple[Path, str]]:
