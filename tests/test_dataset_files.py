@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets_made import FORMS, as_csv, as_json_lines, as_parquet, words, write
-from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus
+from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
 from workers.corpora import compressed as compressed_files
 
 TEXTS = [words(i) for i in range(12)]
@@ -100,7 +100,7 @@ def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(tm
     [
         ({"a": "x", "b": "y"}, None, r"several columns of text .*: a \(text\), b \(text\); name one: \{name: .*, column: NAME\}"),
         ({"id": 1}, None, r"no text column, none is called text, content, document: id \(numbers\)"),
-        ({"text": "x"}, "body", r"no column 'body'; it has text \(text\)"),
+        ({"text": "x"}, "body", r"no column 'body' in the first rows of x\.(jsonl|parquet); it has text \(text\)"),
         ({"text": ["x"], "a": "x"}, None, r"column 'text' holds lists, no text; it has text \(lists\), a \(text\); name one"),
         ({"text": {"t": "x"}}, None, "column 'text' holds objects, no text"),
         ({"text": 1}, None, "column 'text' holds numbers, no text"),
@@ -387,3 +387,29 @@ def test_a_file_of_any_other_ending_is_prose(tmp_path):
     for name in ("x", "x.log", "x.rst", "x.v1.2", "x.json.txt"):
         corpus = read_corpus(f"text:{write(tmp_path, name, TEXTS[0])}")
         assert isinstance(corpus, Corpus) and corpus.text == TEXTS[0], name
+
+
+def test_rows_that_lack_the_column_are_no_nulls(tmp_path):
+    write(tmp_path, "a.jsonl", as_json_lines([TEXTS[0], None]))
+    write(tmp_path, "b.jsonl", as_json_lines(TEXTS[1:4], column="body"))
+    corpus = read_corpus(f"text:{tmp_path}")
+    assert corpus.facts()["skipped"] == {"missing": 3, "null": 1}
+    assert any("4 of 5 rows looked at hold no text and are skipped (3 without the column, 1 null)" in n for n in corpus.notes())
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "parquet"])
+def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path, monkeypatch, form):
+    made = FORMS[f"data.{form}"]
+    for name, column in (("a", "text"), ("b", "body"), ("c", "text")):
+        write(tmp_path, f"{name}.{form}", made(TEXTS, column))
+    if form == "parquet":
+        with pytest.raises(CorpusError, match=r"a.parquet has no column 'body', which .*b.parquet has"):
+            read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))
+    elif form != "csv":
+        assert list(texts_of(read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))).values()) == TEXTS
+
+    with pytest.raises(CorpusError, match=rf"no column 'no' in the first rows of a.{form} and of 2 other files; it has id"):
+        read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
+    monkeypatch.setattr(rows, "LOOKED_FILES", 2)
+    with pytest.raises(CorpusError, match=r"and of 1 of 2 other files; it has id"):
+        read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))

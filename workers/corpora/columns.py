@@ -21,8 +21,10 @@ class Column:
     """``text``, or in words what it holds instead."""
 
 
-def text_column(asked: str | None, columns: Sequence[Column], dataset: str) -> str:
+def text_column(asked: str | None, columns: Sequence[Column], dataset: str, looked: str = "") -> str:
     """The one that was asked for, else ``text``, ``content``, ``document``, else the only one of texts.
+
+    ``looked`` says where columns were looked for.
 
     Raises CorpusError where that is none, or several, and where it cannot hold text.
     """
@@ -32,7 +34,8 @@ def text_column(asked: str | None, columns: Sequence[Column], dataset: str) -> s
     way = f"name one: {{name: {dataset!r}, column: NAME}}"
 
     if asked is not None and asked not in names:
-        raise CorpusError(f"dataset {dataset!r} has no column {asked!r}; it has {listed}")
+        where = f" in {looked}" if looked else ""
+        raise CorpusError(f"dataset {dataset!r} has no column {asked!r}{where}; it has {listed}")
     texts = [column.name for column in columns if column.kind == "text"]
     chosen = asked or next((name for name in USUAL if name in names), texts[0] if len(texts) == 1 else None)
     if chosen is None:

@@ -12,7 +12,7 @@ from workers.corpora.entry import CorpusError, shown
 from workers.corpora.files import HASHED, SourceFile
 from workers.corpora.rows import BLOCK, COUNTED, Block, Row, RowSource, first_numbers
 from workers.corpora.text_rule import decoded, without_mark
-from workers.corpora.values import WORDS, kind_of
+from workers.corpora.values import MISSING, WORDS, kind_of
 
 LINE = 64_000_000
 """Bytes of a line at most."""
@@ -36,7 +36,7 @@ class LineBlock:
 
     def rows(self) -> Sequence[Row]:
         """The column of each line that is not blank."""
-        return [Row(number, row.get(self.column)) for number, row in self.objects()]
+        return [Row(number, row.get(self.column, MISSING)) for number, row in self.objects()]
 
     def objects(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Rows' numbers and rows. Raises CorpusError for a line that is no JSON object, with the file and the line."""
@@ -71,7 +71,8 @@ def line_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
     found = _columns(block for i, file in enumerate(files) for block in blocks(i, file, ""))
     if not found:
         raise CorpusError(f"dataset {dataset!r} holds no rows")
-    return RowSource(found, blocks_of, None if counts is None else sum(count[-1] for count in counts))
+    others = ((file, _columns(blocks(i, file, ""))) for i, file in enumerate(files) if i)
+    return RowSource(found, blocks_of, None if counts is None else sum(count[-1] for count in counts), others)
 
 
 def _lines(file: SourceFile, start: int, end: int) -> tuple[bytes, int]:

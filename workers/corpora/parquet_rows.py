@@ -56,17 +56,23 @@ def parquet_source(files: Sequence[SourceFile]) -> RowSource:
     footers = [_footer(file) for file in files]
     numbers = first_numbers((footer.num_rows for footer in footers), len(files))
 
+    columns = [_columns(footer) for footer in footers]
+
     def blocks_of(column: str) -> list[Block]:
         found: list[Block] = []
         for file, footer, number in zip(files, footers, numbers, strict=True):
             if column not in footer.schema.to_arrow_schema().names:
-                raise CorpusError(f"{shown(file.path)} has no column {column!r}, which {shown(files[0].path)} has")
+                has = next(other for other, its in zip(files, columns, strict=True) if column in {c.name for c in its})
+                raise CorpusError(f"{shown(file.path)} has no column {column!r}, which {shown(has.path)} has")
             found += _blocks(file.path, footer, column, number)
         return found
 
-    schema = footers[0].schema.to_arrow_schema()
-    columns = [Column(field.name, _kind(field.type)) for field in schema]
-    return RowSource(columns, blocks_of, sum(footer.num_rows for footer in footers))
+    others = zip(files[1:], columns[1:], strict=True)
+    return RowSource(columns[0], blocks_of, sum(footer.num_rows for footer in footers), others)
+
+
+def _columns(footer: Any) -> list[Column]:
+    return [Column(field.name, _kind(field.type)) for field in footer.schema.to_arrow_schema()]
 
 
 def _footer(file: SourceFile) -> Any:

@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+
+class Missing:
+    """What a row holds that lacks the column."""
+
+
+MISSING = Missing()
+
 WORDS = {
-    "null": "null", "empty": "empty", "list": "a list", "object": "an object", "number": "a number", "boolean": "true or false",
+    "missing": "without the column", "null": "null", "empty": "empty", "list": "a list", "object": "an object",
+    "number": "a number", "boolean": "true or false",
     "other": "of another type",
 }  # fmt: skip
 """Kinds of values that are no text, and how they are called."""
@@ -18,6 +26,8 @@ def kind_of(value: object) -> str:
     """``text``, or one of ``WORDS``. A text of white space alone is empty."""
     if isinstance(value, str):
         return "text" if value.strip() else "empty"
+    if value is MISSING:
+        return "missing"
     if value is None:
         return "null"
     if isinstance(value, bool):

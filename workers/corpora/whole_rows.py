@@ -44,12 +44,17 @@ def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
     def blocks_of(column: str) -> list[Block]:
         return [WholeFile(file, column, number) for file, number in zip(files, numbers, strict=True)]
 
+    others = ((file, _columns(records(file))) for file in files[1:])
+    return RowSource(_columns(first), blocks_of, None if counts is None else sum(counts), others)
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """The keys of the first rows, and whether they hold texts."""
     kinds: dict[str, set[str]] = {}
-    for row in first[:LOOKED]:
+    for row in rows[:LOOKED]:
         for key, value in row.items():
             kinds.setdefault(key, set()).add(kind_of(value))
-    columns = [Column(key, described(own)) for key, own in kinds.items()]
-    return RowSource(columns, blocks_of, None if counts is None else sum(counts))
+    return [Column(key, described(own)) for key, own in kinds.items()]
 
 
 def records(file: SourceFile) -> Sequence[dict[str, Any]]:
