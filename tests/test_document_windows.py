@@ -216,7 +216,8 @@ def test_no_more_is_looked_at_where_many_documents_are_too_short(tmp_path, monke
     file = write(tmp_path, "x.jsonl", as_json_lines(["the rain fell " * 22] * 1000))
     tokens = tokens_of(read_corpus(f"text:{file}"), saved(llama2_style(), tmp_path))
     lack = tokens.lacking(290, 4, apart=False)
-    assert lack is not None and "no document of 290 tokens (the longest of the 17 documents looked at" in lack.has
+    assert lack is not None and "no document of 290 tokens (the longest of the 17 of 1,000 documents looked at" in lack.has
+    assert lack.has.endswith("; no more were looked at after 5,000 characters)")
     assert "; no more were looked at" in tokens.notes("x", "y")[0]
 
 

@@ -160,7 +160,12 @@ class CollectionTokens:
             return Lack(f"no passage of {length} tokens between its line breaks or spaces")
         if not self._corpus.has_documents:
             return Lack(f"no {length} tokens in any block of joined {self._corpus.what}")
-        looked = f"the longest of the {len(search.short):,} documents looked at has {search.longest:,}"
+        of, stop = "", ""
+        if search.spent:
+            of = f" of {self._corpus.count:,}" if self._corpus.count is not None else ""
+            limit = SHORT_CHARACTERS if search.short_characters > SHORT_CHARACTERS else LOOKED_CHARACTERS
+            stop = f"; no more were looked at after {limit:,} characters"
+        looked = f"the longest of the {len(search.short):,}{of} documents looked at has {search.longest:,}{stop}"
         return Lack(f"no document of {length} tokens ({looked})", "; ask for shorter texts, or join them: documents: joined")
 
     def notes(self, name: str, model: str) -> list[str]:
