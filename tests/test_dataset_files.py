@@ -413,3 +413,18 @@ def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path
     monkeypatch.setattr(rows, "LOOKED_FILES", 2)
     with pytest.raises(CorpusError, match=r"and of 1 of 2 other files; it has id"):
         read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
+
+
+@pytest.mark.parametrize("address", ["s3://b/x.jsonl", "https://h/x.txt", "gs://b/*.jsonl", "file://host/x.txt", "S3://b"])
+@pytest.mark.parametrize("scheme", ["text", "hf"])
+def test_files_elsewhere_are_not_read(scheme, address):
+    with pytest.raises(CorpusError, match="only local files are read; fetch it, and name its path: text:PATH"):
+        read_corpus(f"{scheme}:{address}")
+
+
+@pytest.mark.parametrize("scheme", ["text:file://{}", "text:file://localhost{}", "hf:file://{}:train"])
+def test_an_address_of_a_local_file_is_its_path(tmp_path, scheme):
+    """Letters that addresses cannot hold are written in percent; a folder of one file is one of documents."""
+    write(tmp_path, "a b/x.txt", TEXTS[0])
+    corpus = read_corpus(scheme.format(str(tmp_path / "a b").replace(" ", "%20")))
+    assert texts_of(corpus) == {0: TEXTS[0]}

@@ -6,12 +6,14 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from workers.corpora.compressed import OPENERS
 from workers.corpora.entry import CorpusError, shown
@@ -25,6 +27,9 @@ KINDS: dict[str, Kind] = {
 """By ending, behind which one of a compression may stand. Files of other endings are prose where they are named."""
 BESIDE = ("readme", "license", "licence", "dataset_info", "dataset_infos", "dataset_dict", "state")
 """Names of files that lie beside the data in a folder."""
+
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)")
+"""A scheme, and a host or bucket."""
 
 HASHED = 256_000_000
 """Bytes of a dataset's files up to which all of them are in its fingerprint."""
@@ -44,6 +49,16 @@ class SourceFile:
     compressed: bool
     identity: tuple[int, int]
     """Its device and inode, which all names of one file share."""
+
+
+def without_scheme(path: str, dataset: str) -> str:
+    """A path as it is, and that of a ``file://`` address. Raises CorpusError for addresses of anything else."""
+    address = ADDRESS.match(path)
+    if address is None:
+        return path
+    if address[1].lower() == "file" and address[2] in ("", "localhost"):
+        return unquote(path[address.end() :])
+    raise CorpusError(f"dataset {dataset!r}: only local files are read; fetch it, and name its path: text:PATH")
 
 
 def find_files(path: str, dataset: str) -> list[SourceFile]:

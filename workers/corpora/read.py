@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workers.corpora.collection import BETWEEN, Collection
 from workers.corpora.entry import NAMES, CorpusError, DatasetEntry
-from workers.corpora.files import SourceFile, each_once, find_files, fingerprint
+from workers.corpora.files import SourceFile, each_once, find_files, fingerprint, without_scheme
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
 from workers.corpora.prose import WHOLE_DOCUMENT, WHOLE_TEXT, LongText, ProseFile, file_text
@@ -63,7 +63,7 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
     if name in ("text:", "hf:"):
         raise CorpusError(f"dataset {name!r} names nothing; allowed: {', '.join(NAMES)}")
     if name.startswith("text:"):
-        return _local(entry, find_files(name.removeprefix("text:"), name), seed)
+        return _local(entry, find_files(without_scheme(name.removeprefix("text:"), name), name), seed)
     if name.startswith("hf:"):
         path, split = _local_path(name)
         if path is None:
@@ -74,7 +74,7 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
 
 def _local_path(name: str) -> tuple[str | None, str]:
     """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split; None where it is a name of the hub."""
-    folder, slash, last = name.removeprefix("hf:").rpartition("/")
+    folder, slash, last = without_scheme(name.removeprefix("hf:"), name).rpartition("/")
     own, _, split = last.partition(":")
     path = folder + slash + own
     return (path, checked_split(split, name)) if path.startswith((".", "/", "~")) else (None, "")
@@ -149,7 +149,7 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
 
 def _is_several(name: str) -> bool:
     """Whether a name means a folder, of which one file is a document too."""
-    path, _ = _local_path(name) if name.startswith("hf:") else (name.removeprefix("text:"), "")
+    path, _ = _local_path(name) if name.startswith("hf:") else (without_scheme(name.removeprefix("text:"), name), "")
     return path is not None and Path(path).expanduser().is_dir()
 
 
