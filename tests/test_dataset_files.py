@@ -99,11 +99,12 @@ def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(tm
     ("row", "asked", "said"),
     [
         ({"a": "x", "b": "y"}, None, r"several columns of text .*: a \(text\), b \(text\); name one: \{name: .*, column: NAME\}"),
-        ({"id": 1}, None, r"no text column, none is called text, content, document: id \(numbers\)"),
+        ({"id": 1}, None, r"x.\w+': no column holds text; it has id \(numbers\); write the text as strings .*own$"),
+        ({"id": 1, "n": [1]}, "n", r"its column 'n' holds lists, and no column holds text; it has id \(numbers\), n \(lists\)"),
         ({"text": "x"}, "body", r"no column 'body' in the first rows of x\.(jsonl|parquet); it has text \(text\)"),
         ({"text": ["x"], "a": "x"}, None, r"column 'text' holds lists, no text; it has text \(lists\), a \(text\); name one"),
-        ({"text": {"t": "x"}}, None, "column 'text' holds objects, no text"),
-        ({"text": 1}, None, "column 'text' holds numbers, no text"),
+        ({"text": {"t": "x"}}, None, "column 'text' holds objects, and no column holds text"),
+        ({"text": 1}, None, "column 'text' holds numbers, and no column holds text"),
     ],
 )
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -195,7 +196,7 @@ REFUSED = {
     "bad.json": (b'[{"text": "a"', "bad.json: is no JSON"),
     "items.json": (b"[1]", "items.json: item 0 of its list is no object"),
     "empty.jsonl": (b"", "holds no rows"), "empty.csv": (b"", "holds no rows"), "header.csv": (b"id,text\n", "holds no rows"),
-    "empty.json": (b"[]", "holds no rows"), "none.parquet": (as_parquet([]), "holds no rows|no text"),
+    "empty.json": (b"[]", "holds no rows"), "none.parquet": (as_parquet([]), "no column holds text"),
     "double.csv": (b"text,text\na,b\n", "header names 'text' more than once"),
     "semicolon.csv": (b"id;text\n1;a\n", "separated by semicolons, and only commas are read"),
     "ragged.csv": (b"id,text\n1,a\n2,a,b\n", 'line 3: has 3 fields and the header has 2; .* in "quotes"'),
@@ -428,3 +429,12 @@ def test_an_address_of_a_local_file_is_its_path(tmp_path, scheme):
     write(tmp_path, "a b/x.txt", TEXTS[0])
     corpus = read_corpus(scheme.format(str(tmp_path / "a b").replace(" ", "%20")))
     assert texts_of(corpus) == {0: TEXTS[0]}
+
+
+def test_a_binary_column_is_no_text_and_none_is_to_be_named(tmp_path):
+    file = write(tmp_path, "x.parquet", as_parquet([b"a", b"b"]))
+    with pytest.raises(
+        CorpusError, match=r"its column 'text' holds binary, and no column holds text; it has id \(numbers\)"
+    ) as said:
+        read_corpus(f"text:{file}")
+    assert "column: NAME" not in str(said.value)

@@ -38,8 +38,12 @@ def text_column(asked: str | None, columns: Sequence[Column], dataset: str, look
         raise CorpusError(f"dataset {dataset!r} has no column {asked!r}{where}; it has {listed}")
     texts = [column.name for column in columns if column.kind == "text"]
     chosen = asked or next((name for name in USUAL if name in names), texts[0] if len(texts) == 1 else None)
+    if not texts:
+        its = f"its column {chosen!r} holds {columns[names.index(chosen)].kind}, and " if chosen else ""
+        strings = "write the text as strings into a column of its own"
+        raise CorpusError(f"dataset {dataset!r}: {its}no column holds text; it has {listed}; {strings}")
     if chosen is None:
-        several = "several columns of text and none is called" if texts else "no text column, none is called"
+        several = "several columns of text and none is called"
         raise CorpusError(f"dataset {dataset!r} has {several} {', '.join(USUAL)}: {listed}; {way}")
 
     kind = columns[names.index(chosen)].kind
