@@ -438,3 +438,42 @@ def test_a_binary_column_is_no_text_and_none_is_to_be_named(tmp_path):
     ) as said:
         read_corpus(f"text:{file}")
     assert "column: NAME" not in str(said.value)
+
+
+NAMES_OF_SPLITS = [
+    "dev2.jsonl", "train1.jsonl", "a-val_3.jsonl", "testament.jsonl", "x.evaluation.jsonl", "trains.jsonl", "my test.jsonl",
+    "test(1).jsonl", "valid/a.jsonl", "2training2/a.jsonl", "latest.jsonl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES_OF_SPLITS)
+def test_splits_are_found_as_the_datasets_library_finds_them(tmp_path, name):
+    from datasets.data_files import get_data_patterns
+
+    write(tmp_path, name, as_json_lines(TEXTS))
+    theirs = {str(split) for split in get_data_patterns(str(tmp_path))}
+    ours = set()
+    for split in ("train", "validation", "test"):
+        with contextlib.suppress(CorpusError):
+            assert read_corpus(f"hf:{tmp_path}:{split}").count == len(TEXTS)
+            ours.add(split)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("form", ["jsonl", "txt"])
+def test_files_that_say_no_split_are_noted_where_others_do(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train-1", "val", "a", "b", "c", "d"):
+        write(tmp_path, f"{name}.{form}", as_json_lines(TEXTS[:1]))
+    for pattern in ("", f"*.{form}"):
+        corpus = read_corpus(f"hf:./{pattern}:train")
+        (said,) = [note for note in corpus.notes() if "say no split" in note]
+        assert "4 of 6 files say no split and are not read: " in said and said.endswith(" and 1 more")
+    assert not any("no split" in note for note in read_corpus(f"text:{tmp_path}").notes())
+
+
+@pytest.mark.parametrize("size", [100, 5_000_000])
+def test_the_note_on_links_is_given_of_one_text_too(tmp_path, size):
+    write(tmp_path, "a.txt", "word " * (size // 5))
+    os.link(tmp_path / "a.txt", tmp_path / "b.txt")
+    assert any("b.txt is the same file as" in note for note in read_corpus(f"text:{tmp_path}/*.txt").notes())

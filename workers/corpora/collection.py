@@ -122,7 +122,11 @@ class Collection:
         cut = [f"{self.name}: of each compressed file at most the first {EXPANDED:,} bytes of its content are read"]
         cut = cut if self.compressed else []
         if self.what == "text":
-            return [f"{self.name} is long: each of its windows is a passage that is read and tokenized for itself", *cut]
+            return [
+                f"{self.name} is long: each of its windows is a passage that is read and tokenized for itself",
+                *self.file_notes,
+                *cut,
+            ]
 
         there = self.what if self.count is None else f"{self.count:,} {self.what if self.count != 1 else self.what[:-1]}"
         of = f" of column {self.column!r}" if self.column else ""

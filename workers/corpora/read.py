@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from workers.corpora.collection import BETWEEN, Collection
-from workers.corpora.entry import NAMES, CorpusError, DatasetEntry
+from workers.corpora.entry import NAMES, CorpusError, DatasetEntry, shown
 from workers.corpora.files import SourceFile, each_once, find_files, fingerprint, without_scheme
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
@@ -20,9 +21,13 @@ SMALL = 8_000_000
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Splits, and the words in names of files and folders by which they are found, as the datasets library finds them."""
+"""Splits, and the words in names of files and folders by which they are found: those of the datasets library."""
+BETWEEN_WORDS = re.compile(r"[-._ 0-9/]+")
+"""What parts them, as in the library: digits do, so that ``train1`` is of ``train``."""
+NAMED = 3
+"""Files that a note names."""
 
 
 def read_corpus(asked: str | DatasetEntry, seed: int = 0) -> Corpus | Collection:
@@ -68,7 +73,8 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
         path, split = _local_path(name)
         if path is None:
             return read_hub(entry, parse_hub_name(name), seed)
-        return _local(entry, _of_split(find_files(path, name), split, name), seed)
+        files = find_files(path, name)
+        return _local(entry, _of_split(files, split, name), seed, _unclaimed(entry, files, split))
     raise CorpusError(f"dataset {name!r} is unknown; allowed: {', '.join(NAMES)}")
 
 
@@ -97,17 +103,34 @@ def _of_split(files: Sequence[SourceFile], split: str, name: str) -> Sequence[So
 
 
 def _splits(file: SourceFile, asked: str) -> set[str]:
-    words = set(re.split(r"[^a-z0-9]+", file.name.lower()))
+    name = file.name.lower()
+    words = set(BETWEEN_WORDS.split(name))
     found = {split for split, names in SPLITS.items() if words & set(names)}
-    return found | ({asked} if asked and asked.lower() in words else set())
+    if asked and asked not in SPLITS and asked.lower() in words | set(re.split(r"[^a-z0-9]+", name)):
+        found.add(asked)
+    return found
 
 
-def _local(entry: DatasetEntry, found: Sequence[SourceFile], seed: int) -> Corpus | Collection:
+def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> list[str]:
+    """A note of the files that say no split, where others do."""
+    none = [shown(file.name) for file in files if not _splits(file, split)]
+    if not none or len(none) == len(files):
+        return []
+    more = f" and {len(none) - NAMED:,} more" if len(none) > NAMED else ""
+    return [
+        f"{entry.label}: {len(none):,} of {len(files):,} files say no split and are not read: {', '.join(none[:NAMED])}{more}"
+    ]
+
+
+def _local(entry: DatasetEntry, found: Sequence[SourceFile], seed: int, notes: Sequence[str] = ()) -> Corpus | Collection:
     files, again = each_once(found)
     corpus = _prose(entry, files, seed) if files[0].kind == "prose" else _rows(entry, files, seed)
-    if again and isinstance(corpus, Collection):
+    if again:
         more = f", and {len(again) - 1:,} more" if len(again) > 1 else ""
-        corpus.file_notes = (f"{entry.label}: a file is read once, whatever names it has ({again[0]}{more})",)
+        notes = [*notes, f"{entry.label}: a file is read once, whatever names it has ({again[0]}{more})"]
+    if isinstance(corpus, Corpus):
+        return replace(corpus, read_notes=[*notes, *corpus.read_notes])
+    corpus.file_notes = notes
     return corpus
 
 
