@@ -26,7 +26,7 @@ from tests.datasets_made import as_json_lines, as_parquet, words, write
 from tests.rows import one, ratio_interval
 from tests.tokenizers_made import TRAINING, byte_style, llama2_style, metaspace_style, saved
 from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, read_text, tokens_of
-from workers.corpora.passages import passages
+from workers.corpora.passages import passages, slot_bytes
 from workers.corpora.prose import FileBytes, HeldBytes, LongText
 from workers.model_files import find_model
 from workers.text_tokens import open_tokenizer
@@ -392,3 +392,12 @@ def test_documents_of_equal_text_are_counted_in_the_plan(tmp_path, tokenizer, nu
     tokens = tokens_of(read_corpus(f"text:{file}"), tokenizer)
     tokens.windows(64, 64, len(numbers), bos=False)
     assert tokens.notes("x", "y")[1:] == ([said] if said else [])
+
+
+def test_slots_are_as_long_as_the_documentation_says_and_first_takes_the_first(tmp_path, tokenizer):
+    assert slot_bytes(10**7, 64, 8) == 16 * 64 + 1024 == 2048
+    assert slot_bytes(10**4, 64, 8) == 6 * 64 + 1024, "no room"
+
+    text = LongText(HeldBytes(b"the rain fell\n" * 10**5), "x")
+    starts = [passage.first_byte for passage, _ in passages(text, open_tokenizer(tokenizer), 64, 4, "first", 0)]
+    assert [start // 2048 for start in starts] == [0, 1, 2, 3]
