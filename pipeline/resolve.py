@@ -174,9 +174,9 @@ def _device_notes(spec: SweepSpec, auto_device: str | None) -> list[str]:
 
 def check_cuda_here(spec: SweepSpec) -> None:
     """Raises SweepError where a sweep asks for cuda and is to run on this machine, on which torch cannot use any."""
-    if "cuda" not in spec.devices or cuda().usable:
+    if "cuda" not in spec.devices or cuda(by_name=True).usable:
         return
-    why = cuda().why_not or "no GPU is found"
+    why = cuda(by_name=True).why_not or "no GPU is found"
     raise SweepError([
         f"devices: cuda cannot be used on this machine ({why}); take it out of the list, repair the installation, or join a "
         "cluster that has GPUs with --address"

@@ -89,6 +89,32 @@ def test_limits_of_version_1_and_a_mount_that_begins_at_the_own_group(proc, larg
     assert (found.usable_cpus, found.usable_memory_bytes, found.free_memory_bytes) == (3, 6 * GIB, 4 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("stat", "free"),
+    [
+        (f"anon {GIB}\ninactive_file {6 * GIB}\nactive_file {GIB}\n", 7),
+        (f"inactive_file {99 * GIB}\n", 8),
+        (f"total_inactive_file {6 * GIB}\n", 1),
+        ("inactive_file -1\n", 1),
+        ("inactive_file", 1),
+        ("", 1),
+    ],
+)
+def test_files_that_are_only_cached_are_free_memory(proc, large, stat, free):
+    group = "cgroup20/jobs/mine/memory"
+    files = {f"{group}.max": f"{8 * GIB}\n", f"{group}.current": f"{7 * GIB}\n", f"{group}.stat": stat}
+    assert this_machine(proc(V2, [("/", "cgroup2", "")], files)).free_memory_bytes == free * GIB
+
+
+def test_files_that_are_only_cached_are_free_memory_in_version_1_of_the_group_and_those_below(proc, large):
+    group = "cgroup0/docker/abc/memory"
+    files = {
+        f"{group}.limit_in_bytes": f"{8 * GIB}\n", f"{group}.usage_in_bytes": f"{7 * GIB}\n",
+        f"{group}.stat": f"inactive_file {GIB}\ntotal_inactive_file {6 * GIB}\n",
+    }  # fmt: skip
+    assert this_machine(proc(V1, [("/", "cgroup", "memory")], files)).free_memory_bytes == 7 * GIB
+
+
 def test_affinity_counts_and_a_system_without_groups_has_no_other_limit(monkeypatch, large, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     assert this_machine(tmp_path).usable_cpus == 2
@@ -126,10 +152,10 @@ def smi(tmp_path, monkeypatch):
         tool.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
-    gpus.cuda.cache_clear()
+    gpus.torch_says.cache_clear()
     gpus.list_gpus.cache_clear()
     yield made
-    gpus.cuda.cache_clear()
+    gpus.torch_says.cache_clear()
     gpus.list_gpus.cache_clear()
 
 
@@ -166,10 +192,30 @@ def test_torch_is_asked_once_and_only_where_something_speaks_for_a_gpu(smi, monk
     smi("exit 0")
     assert find_device() == find_device() == "cpu" and len(asked) == 1
 
-    gpus.cuda.cache_clear()
+    gpus.torch_says.cache_clear()
     gpus.list_gpus.cache_clear()
     monkeypatch.setattr(gpus, "_ask", lambda command, _: "GPU 0: X (UUID: 1)" if "-L" in command else "usable")
     assert find_device() == "cuda" and gpus.cuda() == gpus.Cuda(True, ("GPU 0: X",), "")
+
+
+def test_cuda_by_name_asks_torch_where_no_driver_is_known(smi, sweep_file, monkeypatch):
+    """AMD's GPUs and NVIDIA's small boards have no nvidia-smi, and torch calls them cuda."""
+    answer = "usable"
+    monkeypatch.setattr(gpus, "DEVICES", ())
+    monkeypatch.setattr(gpus, "_ask", lambda command, _: answer if gpus.ASK_TORCH in command else "")
+    smi("exit 9")
+    spec = load_spec(str(sweep_file(devices="[cuda]")))
+    assert find_device() == "cpu"
+    check_cuda_here(spec)
+
+    gpus.torch_says.cache_clear()
+    answer = "this torch 2 was built without CUDA"
+    with pytest.raises(SweepError, match=r"on this machine \(this torch 2 was built without CUDA\)"):
+        check_cuda_here(spec)
+
+
+def test_signs_of_amd_and_of_small_boards_are_known():
+    assert {"/dev/kfd", "/dev/nvhost-gpu"} <= set(gpus.DEVICES)
 
 
 def test_a_run_with_cuda_where_there_is_none_is_refused_before_anything_is_written(sweep_file, tmp_path, monkeypatch):

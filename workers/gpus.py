@@ -8,14 +8,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 ANSWER_SECONDS, TORCH_SECONDS = 10.0, 120.0
 """How long nvidia-smi, and a process that imports torch, may take; the first may hang for ever behind a broken driver."""
-DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""Signs of a GPU where nvidia-smi is not installed, as in some containers."""
+DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
+"""Signs of a GPU without nvidia-smi: containers, Windows' Linux, AMD (torch calls its GPUs cuda too), Jetson."""
 ASK_TORCH = """\
 import torch
 if torch.cuda.is_available():
@@ -43,12 +43,19 @@ class Cuda:
     """In words, where a GPU is there and cannot be used; empty where there is none, or it can."""
 
 
-@lru_cache(maxsize=1)
-def cuda() -> Cuda:
-    """The answer for this process; cheap where nothing speaks for a GPU."""
+def cuda(*, by_name: bool = False) -> Cuda:
+    """The answer for this process; cheap where nothing speaks for a GPU and nobody asks for one ``by_name``."""
     names, fault = list_gpus()
-    if not names and not any(Path(device).exists() for device in DEVICES):
+    if not by_name and not names and not any(Path(device).exists() for device in DEVICES):
         return Cuda(False, (), fault)
+    found = torch_says()
+    return replace(found, why_not=fault) if fault and not found.usable else found
+
+
+@lru_cache(maxsize=1)
+def torch_says() -> Cuda:
+    """What a process that imports torch answers, with the GPUs that the driver lists."""
+    names, _ = list_gpus()
     said = _ask([sys.executable, "-P", "-c", ASK_TORCH], TORCH_SECONDS)
     if said is None:
         return Cuda(False, names, "a process that asks torch for it does not answer")

@@ -15,6 +15,8 @@ import psutil
 
 CPU_FILES = {2: "cpu.max", 1: "cpu.cfs_quota_us"}
 MEMORY_FILES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+CACHED = {2: "inactive_file", 1: "total_inactive_file"}
+"""Of ``memory.stat``: bytes of files that were read and that the kernel gives up as soon as memory is needed."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,20 @@ def _cpu_share(version: int, folder: Path) -> float | None:
 
 
 def _memory_limit(version: int, folder: Path) -> tuple[int, int] | None:
-    """Bytes that a group may hold, and holds now; None where it has no limit."""
+    """Bytes that a group may hold, and holds now beside files that are only cached; None where it has no limit."""
     limit, used = (_words(folder / name) for name in MEMORY_FILES[version])
     if len(limit) != 1 or not limit[0].isdecimal() or int(limit[0]) >= 2**60:  # version 1 writes a huge number for none
         return None
-    return int(limit[0]), int(used[0]) if len(used) == 1 and used[0].isdecimal() else 0
+    held = int(used[0]) if len(used) == 1 and used[0].isdecimal() else 0
+    return int(limit[0]), max(0, held - _cached(version, folder))
+
+
+def _cached(version: int, folder: Path) -> int:
+    """Bytes that count as held and can be had at once; 0 where the group does not tell."""
+    words = _words(folder / "memory.stat")
+    figures = dict(zip(words[::2], words[1::2], strict=False))
+    found = figures.get(CACHED[version], "")
+    return int(found) if found.isdecimal() else 0
 
 
 def _words(file: Path) -> list[str]:
