@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,9 +94,9 @@ def _find(path: str | None) -> Path:
     if path is None:
         return EMBEDDED_SWEEPS / "default.yaml"
     try:
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         kind = file.stat().st_mode
-    except (OSError, ValueError, RuntimeError):  # no such file, a NUL, a loop of links, no such user
+    except (OSError, ValueError):  # no such file or user, a NUL, a loop of links
         if path in _embedded():
             return EMBEDDED_SWEEPS / f"{path}.yaml"
         raise _no_such(path, "there is no such sweep file") from None

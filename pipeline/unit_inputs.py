@@ -37,7 +37,7 @@ def _work(plan: Plan, unit: PlannedUnit) -> Work:
     if unit.task == "tasks":
         assert plan.spec.lm_eval is not None
         own = plan.spec.lm_eval.include_path  # absolute, for a worker may stand elsewhere
-        own = own and os.path.abspath(own)
+        own = own and os.path.abspath(os.path.expanduser(own))
         return HarnessWork(first.dataset, settings["limit"], settings["num_fewshot"], own, plan.spec.bos)
     tokens = plan.resolved.tokens[first.model, first.dataset]
     if unit.task == "perplexity":

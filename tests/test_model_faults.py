@@ -1,6 +1,7 @@
 """Model files that do not belong together are refused: transformers would fill what is missing with random numbers and go on."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,19 @@ def with_a_weight_more(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(32)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_folder_that_only_another_user_may_enter_is_refused(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may enter everything
+            os.seteuid(65534)
+        with pytest.raises(ModelError, match="cannot be looked at as a directory: Permission denied"):
+            find_model(str(closed / "model"))
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("change", [configured(num_hidden_layers=1), with_a_weight_more], ids=["a layer less", "a bias more"])

@@ -23,10 +23,17 @@ from tests.command import kvsweep, run_inline
         ({"models": "[no-such/model]"}, "model 'no-such/model': not one of reference-neox"),
         ({"datasets": '["text:empty.txt"]'}, "dataset 'text:empty.txt' holds no text"),
         ({"datasets": '["text:none.txt"]'}, "there is no file none.txt"),
+        ({"datasets": '["text:~nosuchuser/x.txt"]'}, "there is no file ~nosuchuser/x.txt"),
+        ({"datasets": '["hf:~nosuchuser/x"]'}, "there is no file ~nosuchuser/x"),
+        ({"models": '["~nosuchuser/x"]'}, "model '~nosuchuser/x': there is no such directory"),
+        ({"models": f'["{"m" * 300}"]'}, "mmm...: cannot be looked at as a directory: File name too long"),
+        ({"models": f'["./{"m" * 300}"]'}, "mmm...: cannot be looked at as a directory: File name too long"),
+        ({"lm_eval": "{tasks: [kv], include_path: ~nosuchuser/x}"}, "include_path '~nosuchuser/x': there is no such directory"),
+        ({"lm_eval": f"{{tasks: [kv], include_path: {'m' * 300}}}"}, "there is no such directory"),
         ({"models": "[broken]"}, "its tokenizer.json cannot be used"),
         ({"name": "[x"}, "not valid YAML"),
     ],
-    ids=lambda value: "-".join(value) + "=" + "".join(value.values()) if isinstance(value, dict) else "",
+    ids=lambda value: ("-".join(value) + "=" + "".join(value.values()))[:60] if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_wrong_sweep_is_refused_with_one_message_and_leaves_nothing_behind(
     command, changes, part, sweep_file, tiny_model_dir, tmp_path, monkeypatch, capsys

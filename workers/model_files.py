@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,17 +103,25 @@ def find_model(
 
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool) -> ModelFacts:
-    is_local = name in EMBEDDED_NAMES or name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
+    folder = Path(os.path.expanduser(name))  # which, unlike pathlib, leaves the ~ of nobody as it is
+    is_local = name in EMBEDDED_NAMES or name.startswith((".", "/", "~")) or _is_folder(folder, name)
     if is_local and revision is not None:
         raise ModelError(f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash")
     if name in EMBEDDED_NAMES:
         return _local(name, EMBEDDED / name)
     if is_local:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise ModelError(f"model {name!r}: there is no such directory")
+        if not _is_folder(folder, name):
+            raise ModelError(f"model {shown(name)}: there is no such directory")
         return _local(name, folder, trust_remote_code, allow_pickle)
     return _hub(name, revision, trust_remote_code)
+
+
+def _is_folder(path: Path, name: str) -> bool:
+    """Raises ModelError for what cannot be looked at."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ModelError(f"model {shown(name)}: cannot be looked at as a directory: {error.strerror}") from None
 
 
 def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:

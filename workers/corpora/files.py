@@ -66,7 +66,7 @@ def find_files(path: str, dataset: str) -> list[SourceFile]:
 
     Raises CorpusError where there are none, where they are of several kinds, and where one cannot be read.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))  # which, unlike pathlib, leaves the ~ of nobody as it is
     try:
         mode = _mode(root)
         if mode is None and glob.has_magic(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -173,7 +174,7 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
 def _is_several(name: str) -> bool:
     """Whether a name means a folder, of which one file is a document too."""
     path, _ = _local_path(name) if name.startswith("hf:") else (without_scheme(name.removeprefix("text:"), name), "")
-    return path is not None and Path(path).expanduser().is_dir()
+    return path is not None and Path(os.path.expanduser(path)).is_dir()
 
 
 def _joined(collection: Collection) -> Corpus | Collection:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -49,7 +50,7 @@ def find_task(name: str, include_path: str | None = None) -> HarnessTask:
     Raises HarnessError where there is none, with near names, or where the name is that of several tasks, with theirs.
     """
     own = require_harness()
-    if include_path is not None and not Path(include_path).expanduser().is_dir():
+    if include_path is not None and not _is_folder(_path(include_path)):
         raise HarnessError(f"include_path {include_path!r}: there is no such directory")
     index: dict[str, Any] = {}
     for folders in _places(name, own, include_path):
@@ -76,15 +77,28 @@ def task_digest(name: str, include_path: str | None = None) -> str:
 
 def _places(name: str, own: Path, include_path: str | None) -> Iterator[list[Path]]:
     if include_path is not None:
-        yield [Path(include_path).expanduser()]
+        yield [_path(include_path)]
     mention = name.encode()
     found = sorted({file.parent for file in own.rglob("*.yaml") if mention in file.read_bytes()})
     yield [folder for folder in found if not any(folder.is_relative_to(other) for other in found if other != folder)]
     yield _everywhere(own, include_path)
 
 
+def _path(include_path: str) -> Path:
+    """With the home directory for ``~``, where there is one."""
+    return Path(os.path.expanduser(include_path))
+
+
+def _is_folder(path: Path) -> bool:
+    """Of what may not be looked at, or is no path, too."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _everywhere(own: Path, include_path: str | None) -> list[Path]:
-    return [own, *([Path(include_path).expanduser()] if include_path is not None else [])]
+    return [own, *([_path(include_path)] if include_path is not None else [])]
 
 
 def _index(folders: list[Path]) -> dict[str, Any]:
