@@ -48,6 +48,17 @@ def rows(tmp_path):
     return f"text:{write(tmp_path, 'rows.jsonl', as_json_lines(TEXTS))}"
 
 
+def test_windows_that_overlap_share_the_tokens_of_their_document(rows, tokenizer):
+    tokens = tokens_of(read_corpus(rows), tokenizer)
+    windows = tokens.windows(64, 1, 10_000, bos=False)
+    held = defaultdict(list)
+    for w in windows:
+        held[w.document].append(tokens.held(w, 64))
+    assert len(windows) > 100 and any(len(own) > 50 for own in held.values())
+    for own in held.values():
+        assert all(np.shares_memory(a, b) for a, b in pairwise(own)), "each a view of one array"
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("sample", ["spread", "first", "random"])
 @pytest.mark.parametrize(("window", "stride", "limit"), [(64, 64, 3), (64, 64, 50), (48, 16, 9), (128, 128, 4)])

@@ -39,6 +39,23 @@ def test_an_order_of_a_billion_is_made_only_as_far_as_it_is_needed():
         assert len(set(islice(in_order(10**9, 8, sample, 0), 100))) == 100
 
 
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(0, 90))
+def test_shares_are_those_of_dealing_one_at_a_time(room, count):
+    dealt = [0] * len(room)
+    left = min(count, sum(room))
+    while left:
+        for i in range(len(room)):
+            if left and dealt[i] < room[i]:
+                dealt[i] += 1
+                left -= 1
+    assert even_shares(room, count) == dealt
+
+
+def test_shares_of_a_few_long_ones_among_many_are_no_walk_over_all_for_each_window():
+    many = [10**12, *[1] * 1000]
+    assert even_shares(many, 10**9) == [10**9 - 1000, *[1] * 1000]
+
+
 @pytest.mark.parametrize(
     ("room", "count", "shares"),
     [([5, 5, 5], 3, [1, 1, 1]), ([5, 1, 5], 8, [4, 1, 3]), ([2, 2], 9, [2, 2]), ([], 4, []), ([0, 3], 2, [0, 2])],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 Sample = Literal["spread", "first", "random"]
@@ -55,11 +56,18 @@ def _shuffled(count: int, rng: random.Random) -> Iterator[int]:
 
 def even_shares(room: Sequence[int], count: int) -> list[int]:
     """How many of ``count`` each gets: as equal as their ``room`` allows, one more for the earlier ones."""
-    shares = [0] * len(room)
-    left = min(count, sum(room))
-    while left:
-        for i in range(len(room)):
-            if left and shares[i] < room[i]:
-                shares[i] += 1
-                left -= 1
+    level, left = 0, min(count, sum(room))
+    for filled, least in enumerate(sorted(room)):
+        rest = len(room) - filled
+        if (least - level) * rest > left:
+            level += left // rest
+            left %= rest
+            break
+        left -= (least - level) * rest
+        level = least
+
+    shares = [min(each, level) for each in room]
+    with_more = (i for i, each in enumerate(room) if each > level)
+    for i in islice(with_more, left):
+        shares[i] += 1
     return shares

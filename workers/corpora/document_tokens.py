@@ -77,7 +77,10 @@ class CollectionTokens:
         self._special: SpecialTokens = special
         self._searches: dict[tuple[int, int], Search] = {}
         self._windows: dict[tuple[int, int, int, bool], tuple[Window, ...]] = {}
+        self._whole: dict[int | None, np.ndarray] = {}
+        """Ids of documents that were found, each once: windows are views of them."""
         self._parts: dict[tuple[int | None, int], np.ndarray] = {}
+        """Passages of long texts."""
         self._fillers: dict[int, np.ndarray] = {}
         self._counted: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -92,8 +95,9 @@ class CollectionTokens:
 
     @property
     def largest_id(self) -> int:
-        """Of the tokens of all windows, prompts and fillers that were asked for."""
-        return max((int(ids.max(initial=0)) for ids in [*self._parts.values(), *self._fillers.values()]), default=0)
+        """Of the tokens of all documents, passages and fillers that windows and prompts were asked of."""
+        held = [*self._whole.values(), *self._parts.values(), *self._fillers.values()]
+        return max((int(ids.max(initial=0)) for ids in held), default=0)
 
     @property
     def special_spelled(self) -> int:
@@ -119,6 +123,9 @@ class CollectionTokens:
 
     def held(self, window: Window, length: int) -> np.ndarray:
         """The first ``length`` tokens of a window that ``windows`` gave."""
+        whole = self._whole.get(window.document)
+        if whole is not None:
+            return whole[window.start : window.start + length]
         return self._parts[window.document, window.start][:length]
 
     def document_of(self, window: Window) -> int | None:
@@ -132,7 +139,7 @@ class CollectionTokens:
         found: list[np.ndarray] = []
         for document, share in zip(search.found, even_shares(room, count), strict=True):
             windows = self._windows_of(document, share, length, length, bos=False)
-            found += [self._parts[w.document, w.start][:length] for w in windows]
+            found += [self.held(w, length) for w in windows]
         return found
 
     def filler(self, length: int) -> np.ndarray:
@@ -254,15 +261,20 @@ class CollectionTokens:
         """None where it is too short: a token is a byte at least, so few bytes tell that without a tokenizer."""
         if isinstance(text, LongText):
             return Document(number, None, text)
+        if number in self._whole:
+            return self._of_length(search, number, self._whole[number])
         size = len(text.encode()) if len(text) < search.length else search.length
         if size < search.length:
             search.short[number] = size
             return None
-        ids = self._ids(number, 0, text)
+        return self._of_length(search, number, self._ids(number, 0, text))
+
+    def _of_length(self, search: Search, number: int, ids: np.ndarray) -> Document | None:
+        """A document whose tokens are kept, or None where they are too few."""
         if len(ids) < search.length:
             search.short[number] = len(ids)
             return None
-        return Document(number, ids)
+        return Document(number, self._whole.setdefault(number, ids))
 
     def _ids(self, number: int, start: int, text: str) -> np.ndarray:
         ids = self._tokenizer.encode(text).ids
@@ -283,15 +295,12 @@ class CollectionTokens:
         return max(1, document.long.source.size // (MOST_BYTES * window + MARGIN))
 
     def _windows_of(self, document: Document, share: int, window: int, stride: int, *, bos: bool) -> list[Window]:
-        """So many windows of one document, whose tokens are kept."""
+        """So many windows of one document; passages of a long one are kept."""
         sample, seed, number = self._corpus.sample, self._corpus.seed, document.number
         if document.ids is not None:
             options = {"bos": bos, "sample": sample, "seed": seed + number}
             planned = plan_windows(len(document.ids), window, stride, share, **options)
-            found = [Window(w.index, w.start, w.length, w.first_scored, number) for w in planned]
-            for w in found:
-                self._keep(number, w.start, document.ids[w.start : w.start + window])
-            return found
+            return [Window(w.index, w.start, w.length, w.first_scored, number) for w in planned]
 
         assert document.long is not None
         found = []
