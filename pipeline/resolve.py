@@ -25,6 +25,7 @@ from workers.model_json import one_line
 from workers.policy_files import OwnModules, PolicyError
 from workers.retrieval import filler_tokens
 from workers.skip_rule import check_count
+from workers.text_tokens import TokenizerError
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
             faults.append(f"models: {error}")
         except CorpusError as error:
             faults.append(f"datasets: {error} (model {name})")
-        except Exception as error:  # the tokenizers library knows no narrower type
+        except (TokenizerError, OSError) as error:  # of its files; a dataset's are a CorpusError
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({one_line(error)})")
     texts = _harness_texts(spec, faults)
     if faults:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import gzip
 import json
 import os
@@ -15,9 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.resolve import resolve
+from pipeline.spec import SweepError, load_spec
 from tests.datasets_made import FORMS, as_csv, as_json_lines, as_parquet, words, write
 from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
 from workers.corpora import compressed as compressed_files
+from workers.corpora.line_rows import LineBlock
+from workers.corpora.prose import FileBytes
 
 TEXTS = [words(i) for i in range(12)]
 
@@ -477,3 +482,23 @@ def test_the_note_on_links_is_given_of_one_text_too(tmp_path, size):
     write(tmp_path, "a.txt", "word " * (size // 5))
     os.link(tmp_path / "a.txt", tmp_path / "b.txt")
     assert any("b.txt is the same file as" in note for note in read_corpus(f"text:{tmp_path}/*.txt").notes())
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_disk_that_fails_in_a_later_block_is_a_fault_of_the_dataset(tmp_path, sweep_file, monkeypatch, long):
+    """It was told as one of the model's tokenizer."""
+    content = b"".join(b'{"text": "some words of row %d"}\n' % i for i in range(50_000))
+    name = write(tmp_path, "text.txt" if long else "rows.jsonl", content * (4 if long else 8))
+    file = load_spec(str(sweep_file(datasets=f'["text:{name}"]')))
+    corpora = {name: read_corpus(f"text:{name}")}
+    monkeypatch.setattr("pipeline.resolve.read_corpus", lambda entry, seed: corpora[name])
+    assert isinstance(corpora[name], Collection)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(name))
+
+    monkeypatch.setattr(*((FileBytes, "read") if long else (LineBlock, "rows")), fails)
+    with pytest.raises(SweepError) as caught:
+        resolve(file, "cpu")
+    (told,) = caught.value.faults
+    assert told.startswith("datasets: dataset ") and "cannot read" in told and "Input/output error" in told

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
@@ -122,6 +123,16 @@ def test_a_tokenizer_that_is_none_is_one_line_of_the_plan(folder, sweep_file, co
         resolve(load_spec(str(sweep_file(models=f"[{folder}]"))), "cpu")
     (told,) = caught.value.faults
     assert told.startswith(f"models: model '{folder}': its tokenizer.json cannot be used (") and "\n" not in told
+
+
+def test_a_tokenizer_that_opens_and_cannot_say_a_text_is_one_line_of_the_plan(folder, sweep_file):
+    """It knows one word, and nothing for the others."""
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="[gone]"))
+    words.save(str(folder / "tokenizer.json"))
+    with pytest.raises(SweepError) as caught:
+        resolve(load_spec(str(sweep_file(models=f"[{folder}]"))), "cpu")
+    (told,) = caught.value.faults
+    assert told.startswith(f"models: model '{folder}': its tokenizer.json cannot be used (WordLevel error")
 
 
 def test_ids_beyond_the_vocabulary_are_refused_when_planned(folder, sweep_file):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,19 @@ ANCHORS = ("a", "\n", ".")
 """What a text may stand behind: one of them ends where the text begins in nearly any tokenizer."""
 
 
+class TokenizerError(ValueError):
+    """A tokenizer.json that cannot be used. The message says why, in the words of the tokenizers library."""
+
+
+@contextmanager
+def _in_use() -> Iterator[None]:
+    """The library knows no narrower type than Exception, and nothing else may stand below this."""
+    try:
+        yield
+    except Exception as error:
+        raise TokenizerError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class EncodedText:
     """Ids of a text's tokens, and where each begins."""
@@ -43,8 +57,9 @@ class TextTokens:
     """One tokenizer.json: text to ids without special tokens before or behind, and ids to text."""
 
     def __init__(self, file: str, special: SpecialTokens = "literal") -> None:
-        """Raises Exception, the only type that the tokenizers library knows, where the file cannot be used."""
-        self._tokenizer: Tokenizer = Tokenizer.from_file(file)
+        """Raises TokenizerError where the file cannot be used, as whatever encodes does."""
+        with _in_use():
+            self._tokenizer: Tokenizer = Tokenizer.from_file(file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = special == "literal"
@@ -55,7 +70,7 @@ class TextTokens:
         """Ids of a text that stands alone."""
         if len(text) > CUT_EVERY:
             return self.encode(text).ids.tolist()
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoding(text).ids
 
     def inside(self, text: str) -> list[int]:
         """Ids of a text as it stands inside another: what a tokenizer puts before every text ("▁") is not put before this one.
@@ -89,7 +104,7 @@ class TextTokens:
 
     def first_tokens(self) -> list[int]:
         """What the file's post-processor puts before every text."""
-        encoding = self._tokenizer.encode("a")
+        encoding = self._encoding("a", add_special_tokens=True)
         pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return [id_ for id_, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
 
@@ -116,6 +131,10 @@ class TextTokens:
         special = [id_ for id_, token in self._added.items() if token.special and token.content != unknown]
         return [self._added[id_].content for id_ in np.intersect1d(ids, np.asarray(special, dtype=ids.dtype)).tolist()]
 
+    def _encoding(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+        with _in_use():
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
     def _places(self, text: str, every: int) -> Iterator[int]:
         if len(text) <= every:
             return iter(())
@@ -128,7 +147,7 @@ class TextTokens:
         The character before it goes through as well: what a tokenizer puts before a text ("▁") goes to that one's tokens.
         """
         lead = min(start, 1)
-        encoding = self._tokenizer.encode(text[start - lead : end], add_special_tokens=False)
+        encoding = self._encoding(text[start - lead : end])
         first = encoding.char_to_token(lead) if lead else 0
         assert first is not None, "cuts are allowed only where no character gets lost"
         return encoding, first, lead
@@ -136,7 +155,10 @@ class TextTokens:
 
 def open_tokenizer(file: str, special: SpecialTokens = "literal") -> TextTokens:
     """The tokenizer of a file; opened once, for a large one takes seconds, until the file changes."""
-    stat = Path(file).stat()
+    try:
+        stat = Path(file).stat()
+    except OSError as error:
+        raise TokenizerError(error.strerror) from None
     return _opened(file, special, stat.st_mtime_ns, stat.st_size)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.corpora.compressed import EXPANDED
-from workers.corpora.entry import CorpusError
+from workers.corpora.entry import CorpusError, unreadable
 from workers.corpora.prose import WHOLE_DOCUMENT, HeldBytes, LongText
 from workers.corpora.rows import Block, Row
 from workers.corpora.text_rule import plain
@@ -80,7 +80,10 @@ class Collection:
         """The documents of a block that hold text, by number. Raises CorpusError where it cannot be read."""
         if block in self._held:
             return self._held[block]
-        texts: list[tuple[int, str | LongText]] = list(self._texts(self.blocks[block].rows()))
+        try:
+            texts: list[tuple[int, str | LongText]] = list(self._texts(self.blocks[block].rows()))
+        except OSError as error:
+            raise unreadable(self.name, error) from None
         parts = [text for _, text in texts if isinstance(text, str)]
         if self.joined and parts:  # a long text is a block of its own
             texts = [(texts[0][0], BETWEEN.join(parts) if self.small else self._bounded(BETWEEN.join(parts), texts[0][0]))]

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from workers.corpora.collection import BETWEEN, Collection
+from workers.corpora.entry import unreadable
 from workers.corpora.passages import MARGIN, MOST_BYTES, passages
 from workers.corpora.prose import LongText
 from workers.corpora.tokens import Lack, special_tokens_spelled
@@ -317,9 +318,13 @@ class CollectionTokens:
 
     def _passages(self, number: int, text: LongText, length: int, count: int) -> Iterator[tuple[int, np.ndarray]]:
         sample, seed = self._corpus.sample, self._corpus.seed + number
-        for passage, said in passages(text, self._tokenizer, length, count, sample, seed):
-            self._count(number, passage.first_byte, said, passage.ids)
-            yield passage.first_byte, passage.ids
+        tokenizer = self._tokenizer
+        try:
+            for passage, said in passages(text, tokenizer, length, count, sample, seed):
+                self._count(number, passage.first_byte, said, passage.ids)
+                yield passage.first_byte, passage.ids
+        except OSError as error:
+            raise unreadable(self._corpus.name, error) from None
 
     def _stretches(self, number: int, text: str | LongText, wanted: int) -> Sequence[np.ndarray]:
         """A document's tokens, of a long one about as many as are wanted."""

@@ -18,6 +18,11 @@ class CorpusError(ValueError):
     """A dataset that cannot be found, read or used, with what to do."""
 
 
+def unreadable(dataset: str, error: OSError) -> CorpusError:
+    """What the system says of a dataset's file, before it is opened or in the middle of it."""
+    return CorpusError(f"dataset {dataset!r}: cannot read {error.filename or 'it'}: {error.strerror or error}")
+
+
 def shown(path: Path | str) -> str:
     """A path for a message of one line."""
     return str(path) if str(path).isprintable() else repr(str(path))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workers.corpora.collection import BETWEEN, Collection
-from workers.corpora.entry import NAMES, CorpusError, DatasetEntry, shown
+from workers.corpora.entry import NAMES, CorpusError, DatasetEntry, shown, unreadable
 from workers.corpora.files import SourceFile, each_once, find_files, fingerprint, without_scheme
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
@@ -44,7 +44,7 @@ def read_corpus(asked: str | DatasetEntry, seed: int = 0) -> Corpus | Collection
         if isinstance(corpus, Collection) and corpus.joined and corpus.small:
             corpus = _joined(corpus)
     except OSError as error:
-        raise CorpusError(f"dataset {entry.name!r}: cannot read {error.filename or 'it'}: {error.strerror or error}") from None
+        raise unreadable(entry.name, error) from None
     if isinstance(corpus, Corpus) and not corpus.text.strip():
         raise CorpusError(f"dataset {entry.name!r} holds no text")
     return corpus
