@@ -1,6 +1,7 @@
 """What a config.json tells is decided at planning: refusals and limits, for every family of the installed transformers."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.model_families import verdicts
 from workers.architecture import Limit, read_architecture
+from workers.families import SHAPE_KEYS
+from workers.model_files import Positions, _facts
+from workers.model_settings import text_settings
 
 VERDICTS = verdicts()
 WITHOUT_DEFAULT = "gemma4_assistant"
@@ -47,6 +51,29 @@ def test_a_key_that_a_file_leaves_out_has_the_value_that_transformers_gives_it(k
     """Refused families may be refused for another reason first: a list of layers cannot be guessed."""
     limits, reason = told({"model_type": kind})
     assert matches(VERDICTS[kind], limits, reason) or (reason and VERDICTS[kind].startswith("refused"))
+
+
+@pytest.mark.parametrize("kind", ["emu3", "gemma3", "llama4"])
+@pytest.mark.parametrize("says", [{}, {"num_hidden_layers": 34, "hidden_size": 2560}])
+def test_a_language_model_within_another_has_the_shape_that_transformers_gives_it(kind, says):
+    """Files of models that also see leave out what is as it is by default: google/gemma-3-4b-it has no num_attention_heads."""
+    named = CONFIG_MAPPING[kind](text_config=says).get_text_config()
+    for model_type in ({"model_type": named.model_type}, {}) if kind != "emu3" else ({"model_type": named.model_type},):
+        text = text_settings({"model_type": kind, "text_config": says | model_type})
+        for key in SHAPE_KEYS:
+            assert text.get(key) == getattr(named, key, None), key
+
+
+def test_the_file_of_a_gemma_that_also_sees_is_read(tiny_model_dir, tmp_path):
+    shutil.copy(tiny_model_dir / "tokenizer.json", tmp_path)
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }  # fmt: skip
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    facts = _facts("gemma", "", "", None, tmp_path, config, 0)
+    assert (facts.layers, facts.kv_heads, facts.head_dim, facts.context, facts.vocabulary) == (34, 4, 256, 131072, 262208)
+    assert facts.positions == Positions("rotary", 1.0) and not facts.refusals
 
 
 def saved(folder, config: Any) -> dict[str, Any]:

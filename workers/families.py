@@ -79,7 +79,27 @@ _WINDOWS = {
     "gpt_oss": 128, "granite_swa": 128, "granitemoe_swa": 128, "kolibri1": 513, "lfm3": 256, "mimo_v2_flash": 129,
     "ministral": 4096, "mistral": 4096, "modernbert-decoder": 64, "moshi": 3000, "olmo3": 4096, "vaultgemma": 4096,
 }  # fmt: skip
+_SHAPES: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
+    (("gemma3", "gemma3_text"), (26, 8, 4, 256, 2304, 131072, 262208)),
+    (("llama4", "llama4_text"), (48, 40, 8, 128, 5120, 131072, 202048)),
+)
+"""Of models that also see: their files say of the language model only what differs from these (``SHAPE_KEYS``)."""
+SHAPE_KEYS = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "max_position_embeddings",
+    "vocab_size",
+)  # fmt: skip
 _ASSUMED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("emu3_text_model",),
+        {
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "hidden_size": 4096,
+            "max_position_embeddings": 9216,
+            "vocab_size": 184622,
+        },
+    ),
     (("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"), {"use_sliding_window": False}),
     (("cohere", "cohere2", "cohere2_moe"), {"logit_scale": 0.0625}),
     (("gemma3n", "gemma3n_text"), {"num_kv_shared_layers": 15}),
@@ -89,6 +109,6 @@ _ASSUMED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 DEFAULTS: dict[str, dict[str, Any]] = {kind: {"sliding_window": window} for kind, window in _WINDOWS.items()}
 """What transformers assumes where a config.json leaves a key out that counts here."""
-for _kinds, _settings in _ASSUMED:
+for _kinds, _settings in (*_ASSUMED, *((kinds, dict(zip(SHAPE_KEYS, shape, strict=True))) for kinds, shape in _SHAPES)):
     for _kind in _kinds:
         DEFAULTS[_kind] = DEFAULTS.get(_kind, {}) | _settings
