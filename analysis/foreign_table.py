@@ -41,6 +41,24 @@ MAX_BYTES = 256 * 2**20
 SHOWN = 60
 """Characters of somebody's text in a message."""
 
+SPREADS = (
+    "std", "sd", "stdev", "std dev", "std. dev.", "standard deviation", "var", "variance", "se", "sem", "stderr", "std err",
+    "standard error", "ci", "95% ci", "95 % ci", "iqr", "±", "+/-", "error",
+)  # fmt: skip
+"""In brackets behind a heading: a column of these says how far figures lie apart and is none of them."""
+
+UNIT_LIKE = re.compile(
+    r"[a-zµμ]?s|([a-zµμ]+)?secs?\.?|([a-z]+)?seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?|cycles?|ticks?|frames?"
+    r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
+)
+"""What in brackets says what a figure counts. Anything else there is a remark, like (lower is better) or (wikitext-2)."""
+
+SHARE_LIKE = re.compile(r".*/.*|per .*|(share|fraction|ratio).*|tokens|steps")
+"""What a time is not in seconds of, beside those."""
+
+EXCEL = re.compile(r'"?sep=(?P<separator>.)"?[,;\t ]*\r?(\n|$)', re.IGNORECASE)
+"""A first line that tells spreadsheets what separates the columns."""
+
 DENSE = ("dense", "baseline", "none", "full", "full_cache", "no_pruning", "uncompressed")
 """What a policy that prunes nothing is called."""
 
@@ -53,7 +71,7 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class _Heading:
-    """A column that is known: where it stands, and how many seconds its unit has, or whether it is in per cent."""
+    """A column that is known: where it stands, and the unit that its heading gives."""
 
     at: int
     written: str
@@ -100,17 +118,28 @@ def read_table(path: str) -> pl.DataFrame:
 
 
 def _rows(path: str) -> tuple[_Row, list[_Row]]:
-    """The heading and the rows, with the line on which each begins. The separator is the one that the heading has most of."""
+    """The heading and the rows, with the line on which each begins.
+
+    The separator is the one that a first line ``sep=;`` gives, or of which the heading has most.
+    """
     text = _text(path)
-    first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
-    rows, line = [], 1
+    said = EXCEL.match(text)
+    if said:
+        text, separator = text[said.end() :], said["separator"]
+        if separator not in SEPARATORS:
+            raise TableError(f"{path}: its columns are separated by {separator!r}; use a comma, a semicolon or a tab")
+    else:
+        heading = next((line for line in text.split("\n") if line.strip("".join(SEPARATORS) + " \r")), "")
+        separator = max(SEPARATORS, key=heading.count)
+
+    before = 1 if said else 0
+    rows, line = [], 1 + before
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 rows.append(_Row(line, cells))
-            line = reader.line_num + 1
+            line = before + reader.line_num + 1
     except csv.Error as error:
         raise TableError(f"{path}: is no readable CSV file (line {line}: {error})") from error
     if not rows:
@@ -141,26 +170,40 @@ def _known(path: str, headings: list[str]) -> dict[str, _Heading]:
     """Name -> its column. Of two columns that may name the same thing in words the first; two of the same figure are refused."""
     found: dict[str, _Heading] = {}
     for at, heading in enumerate(headings):
-        bare, unit = _unit_in(heading)
+        bare, remarks = _remarks_in(heading)
         plain = re.sub(r"[ -]+", "_", bare.strip().lower())
-        if unit is None and plain.endswith("_ms"):
-            plain, unit = plain.removesuffix("_ms"), "ms"
+        if not remarks and plain.endswith("_ms"):
+            plain, remarks = plain.removesuffix("_ms"), ["ms"]
         name = next((name for name, spellings in COLUMNS.items() if plain in spellings), None)
-        if name is None or (name in found and name in TEXTS):
+        if name is None or (name in found and name in TEXTS) or any(remark in SPREADS for remark in remarks):
             continue
         if name in found:
             raise TableError(f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; leave one out")
-        found[name] = _Heading(at, _short(heading.strip()), unit)
-    for name, column in found.items():
-        if column.unit is not None and not _fits(name, column.unit):
-            raise TableError(f"{path}: the unit {_short(column.unit)!r} of column {name} is not known; {_allowed(name)}")
+        found[name] = _Heading(at, _short(heading.strip()), _unit(path, name, remarks))
     return found
 
 
-def _unit_in(heading: str) -> tuple[str, str | None]:
-    """``TTFT (ms)`` -> TTFT and ms."""
-    found = re.fullmatch(r"(.*?)\s*[(\[]\s*([^()\[\]]*?)\s*[)\]]\s*", heading.strip(), re.DOTALL)
-    return (found[1], found[2].lower()) if found else (heading, None)
+def _remarks_in(heading: str) -> tuple[str, list[str]]:
+    """``TTFT (mean, ms)`` -> TTFT, and mean and ms."""
+    remarks: list[str] = []
+    bare = heading.strip()
+    while found := re.fullmatch(r"(.*?)\s*[(\[]([^()\[\]]*)[)\]]", bare, re.DOTALL):
+        bare = found[1]
+        remarks = [part.strip().lower().removeprefix("in ") for part in re.split("[,;]", found[2])] + remarks
+    return bare, remarks
+
+
+def _unit(path: str, name: str, remarks: list[str]) -> str | None:
+    """The one that stands in a heading's brackets; None where there is none. Raises TableError for one that is not known."""
+    if name in TEXTS:
+        return None
+    units = [remark for remark in remarks if remark and _fits(name, remark)]
+    looks = [UNIT_LIKE, SHARE_LIKE] if name in TIMES else [UNIT_LIKE]
+    strange = [remark for remark in remarks if remark not in units and any(look.fullmatch(remark) for look in looks)]
+    if strange or len(set(units)) > 1:
+        unknown = strange[0] if strange else ", ".join(units)
+        raise TableError(f"{path}: the unit {_short(unknown)!r} of column {name} is not known; {_allowed(name)}")
+    return units[0] if units else None
 
 
 def _fits(name: str, unit: str) -> bool:

@@ -203,6 +203,52 @@ def test_the_same_table_in_another_spelling_has_the_same_verdict(tmp_path, name)
     assert figures[1] == [pytest.approx(row) for row in figures[0]]
 
 
+@pytest.mark.parametrize(
+    ("heading", "name", "value"),
+    [
+        ("ppl (lower is better)", "ppl", 7.0), ("PPL (wikitext-2)", "ppl", 7.0), ("ppl ()", "ppl", 7.0),
+        ("TTFT (mean)", "ttft", 7.0), ("TTFT (mean) (ms)", "ttft", 0.007), ('"TTFT [ms, lower is better]"', "ttft", 0.007),
+        ("TTFT (in ms)", "ttft", 0.007), ("total (median of 5)", "total", 7.0), ("tokens (per window),ppl", "tokens", 7.0),
+        ("ppl (wikitext-2/test)", "ppl", 7.0), ("ppl (10% of the text)", "ppl", 7.0),
+        ("n (windows)", "samples", 7.0), ("model (hub name),ppl", "model", "7"), ("model (%),ppl", "model", "7"),
+    ],
+)  # fmt: skip
+def test_brackets_that_hold_no_unit_are_remarks(tmp_path, heading, name, value):
+    (tmp_path / "table.csv").write_text(f"{heading}\n7{',8' if heading.endswith(',ppl') else ''}\n")
+    expected = [value] if isinstance(value, str) else pytest.approx([value])
+    assert read_table(str(tmp_path / "table.csv"))[name].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["TTFT (min)", "TTFT (h)", "ttft (ns)", "TTFT (% of total)", "TTFT (ms/token)", "TTFT (per token)", "TTFT (share)", "total (msec)", "TTFT (mean) (days)",
+     '"TTFT (s, ms)"', "ppl (nats)", "ppl (log2)", "ppl (%)", "ppl (x10^3)", "cache_tokens (k)", "cache_tokens (MiB)"],
+)  # fmt: skip
+def test_a_bracket_that_holds_a_unit_nobody_knows_is_refused(tmp_path, heading):
+    (tmp_path / "table.csv").write_text(f"{heading}\n7\n")
+    with pytest.raises(TableError, match=r"the unit .* of column .* is not known"):
+        read_table(str(tmp_path / "table.csv"))
+
+
+def test_a_column_of_spreads_is_not_the_figure(tmp_path):
+    (tmp_path / "table.csv").write_text("ppl,ppl (std),TTFT (ms),TTFT (95% CI)\n7,0.1,20,3\n")
+    frame = read_table(str(tmp_path / "table.csv"))
+    assert frame["ppl"].to_list() == [7.0] and frame["ttft"].to_list() == [0.02]
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "\n", ";;\n", "SEP=;\n", "  \r\n"])
+def test_what_spreadsheets_put_before_the_heading_is_no_heading(tmp_path, first):
+    (tmp_path / "table.csv").write_bytes(f"\ufeff{first}keep_ratio;ppl\n1;7,5\n0,5;8,25\n".encode())
+    frame = read_table(str(tmp_path / "table.csv"))
+    assert frame["ppl"].to_list() == [7.5, 8.25] and frame["line"].to_list() == [3, 4]
+
+
+def test_columns_that_are_separated_by_something_else_are_refused(tmp_path):
+    (tmp_path / "table.csv").write_text("sep=|\nkeep_ratio|ppl\n1|7\n")
+    with pytest.raises(TableError, match=r"its columns are separated by '\|'; use a comma"):
+        read_table(str(tmp_path / "table.csv"))
+
+
 def test_a_row_of_units_below_the_heading_is_read_as_such(tmp_path):
     (tmp_path / "x.csv").write_text("policy,keep_ratio,ttft,total,samples\n,%,(ms),s,\ndense,100,101,1.2,9\nknorm,50,13,1.2,9\n")
     frame = read_table(str(tmp_path / "x.csv"))
