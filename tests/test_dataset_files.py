@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.resolve import resolve
 from pipeline.spec import SweepError, load_spec
-from tests.datasets_made import FORMS, as_csv, as_json_lines, as_parquet, words, write
+from tests.datasets_made import FORMS, as_csv, as_json, as_json_lines, as_parquet, words, write
 from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
 from workers.corpora import compressed as compressed_files
 from workers.corpora.line_rows import LineBlock
@@ -408,10 +408,10 @@ def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path
     made = FORMS[f"data.{form}"]
     for name, column in (("a", "text"), ("b", "body"), ("c", "text")):
         write(tmp_path, f"{name}.{form}", made(TEXTS, column))
-    if form == "parquet":
-        with pytest.raises(CorpusError, match=r"a.parquet has no column 'body', which .*b.parquet has"):
+    if form != "jsonl":
+        with pytest.raises(CorpusError, match=rf"a.{form} has no column 'body', which .*b.{form} has"):
             read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))
-    elif form != "csv":
+    else:
         assert list(texts_of(read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))).values()) == TEXTS
 
     with pytest.raises(CorpusError, match=rf"no column 'no' in the first rows of a.{form} and of 2 other files; it has id"):
@@ -482,6 +482,22 @@ def test_the_note_on_links_is_given_of_one_text_too(tmp_path, size):
     write(tmp_path, "a.txt", "word " * (size // 5))
     os.link(tmp_path / "a.txt", tmp_path / "b.txt")
     assert any("b.txt is the same file as" in note for note in read_corpus(f"text:{tmp_path}/*.txt").notes())
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_shard_without_the_column_is_refused(tmp_path, kind):
+    """Its rows were skipped as null."""
+    made = {"csv": as_csv, "json": as_json, "parquet": as_parquet}[kind]
+    write(tmp_path, f"data/a.{kind}", made(TEXTS[:6]))
+    write(tmp_path, f"data/b.{kind}", made(TEXTS[6:], column="txt"))
+    with pytest.raises(CorpusError, match=rf"b\.{kind} has no column 'text', which .*a\.{kind} has"):
+        read_corpus(f"text:{tmp_path}/data")
+
+
+def test_an_object_that_lacks_the_column_among_others_is_skipped_as_missing(tmp_path):
+    rows = [{"text": TEXTS[0]}, {"other": 1}, {"text": TEXTS[1]}]
+    corpus = read_corpus(f"text:{write(tmp_path, 'x.json', json.dumps(rows))}")
+    assert texts_of(corpus) == {0: TEXTS[0], 2: TEXTS[1]} and corpus.census.skipped == {"missing": 1}
 
 
 @pytest.mark.parametrize("long", [False, True])
