@@ -49,7 +49,8 @@ SPREADS = (
 
 UNIT_LIKE = re.compile(
     r"[a-zµμ]?s|([a-zµμ]+)?secs?\.?|([a-z]+)?seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?|cycles?|ticks?|frames?"
-    r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
+    r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?"
+    r"|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
 )
 """What in brackets says what a figure counts. Anything else there is a remark, like (lower is better) or (wikitext-2)."""
 

@@ -221,8 +221,11 @@ def test_brackets_that_hold_no_unit_are_remarks(tmp_path, heading, name, value):
 
 @pytest.mark.parametrize(
     "heading",
-    ["TTFT (min)", "TTFT (h)", "ttft (ns)", "TTFT (% of total)", "TTFT (ms/token)", "TTFT (per token)", "TTFT (share)", "total (msec)",
-     "TTFT (mean) (days)", '"TTFT (s, ms)"', "ppl (nats)", "ppl (log2)", "ppl (%)", "ppl (x10^3)", "cache_tokens (k)", "cache_tokens (MiB)"],
+    [
+        "TTFT (min)", "TTFT (h)", "ttft (ns)", "TTFT (% of total)", "TTFT (ms/token)", "TTFT (per token)", "TTFT (share)",
+        "total (msec)", "TTFT (mean) (days)", '"TTFT (s, ms)"', "ppl (nats)", "ppl (log2)", "ppl (%)", "ppl (x10^3)",
+        "cache_tokens (k)", "cache_tokens (MiB)",
+    ],
 )  # fmt: skip
 def test_a_bracket_that_holds_a_unit_nobody_knows_is_refused(tmp_path, heading):
     (tmp_path / "table.csv").write_text(f"{heading}\n7\n")
