@@ -36,6 +36,21 @@ def test_other_files_beside_it_change_nothing(folder):
     assert digest("policy_of_mine") == before
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"\xef\xbb\xbfimport beside_it\ndef p(view): ...\n",
+        "# -*- coding: latin-1 -*-\nimport beside_it\nname = 'é'\ndef p(view): ...\n".encode("latin-1"),
+    ],
+    ids=["a byte order mark", "an encoding of its own"],
+)
+def test_a_module_is_read_as_python_reads_it(folder, source):
+    (folder / "policy_of_mine.py").write_bytes(source)
+    before = resolved("policy_of_mine:p")
+    (folder / "beside_it.py").write_text("sign = 2\n")
+    assert before.startswith("policy_of_mine:p@") and resolved("policy_of_mine:p") != before
+
+
 def test_a_file_that_is_no_python_is_refused(folder):
     (folder / "beside_it.py").write_text("def (:\n")
     with pytest.raises(PolicyError, match=r"beside_it\.py is no Python module"):
@@ -58,7 +73,7 @@ def test_a_module_of_many_policies_is_hashed_and_parsed_once(folder, monkeypatch
     modules = OwnModules()
     names = [modules.resolved(f"many_policies:f{i}") for i in range(300)]
     assert len(set(names)) == 300 and {name.partition("@")[2] for name in names} == {digest("many_policies")}
-    assert read["many_policies.py"] <= 4  # twice for a digest, and here for another
+    assert read["many_policies.py"] <= 5  # twice for a digest, once for its functions, and here for another digest
     assert len(parsed) <= 4, "one for each module that is reached"
 
 

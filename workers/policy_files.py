@@ -65,7 +65,7 @@ def _names_imported(file: Path) -> frozenset[str]:
 def _names_in(source: bytes) -> frozenset[str]:
     """Those of a source text; known again by the text itself, for a worker looks at it for each policy that is in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source.decode("utf-8"))):
+    for node in ast.walk(ast.parse(source)):  # the bytes, which may say their own encoding (PEP 263)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -105,8 +105,8 @@ _DEFINITION = re.compile(r"^(?:def\s+(?P<function>\w+)|(?P<name>\w+)\s*[:=]|from
 def _names_defined(file: Path) -> frozenset[str]:
     """What stands at the left margin of a module: functions, names that are given values, names taken from other modules."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = importlib.util.decode_source(file.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
         raise PolicyError(f"{file} cannot be read as a Python module ({error})") from error
     names: set[str] = set()
     for found in _DEFINITION.finditer(text):
