@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -158,10 +159,30 @@ def test_a_plan_that_takes_long_says_what_it_is_at_and_a_quick_one_nothing(monke
     assert out.getvalue() == ""
 
 
+class Looks:
+    """How often the progress looked, each of which it writes."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.third = threading.Event()
+
+    def __call__(self) -> int:
+        self._count += 1
+        if self._count == 3:
+            self.third.set()
+        return self._count
+
+
 def test_a_closed_stderr_ends_no_plan(monkeypatch):
+    """A thread's exception is only a warning, so the thread itself is asked: it goes on looking."""
     closed = io.StringIO()
     monkeypatch.setattr(closed, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", closed)
-    with PlanningProgress(quiet=0.0, every=0.001):
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    looks = Looks()
+    with PlanningProgress(quiet=0.001, every=0.001) as said:
         closed.close()
-        time.sleep(0.01)
+        said.now("cells", looks)
+        assert looks.third.wait(10), "it stopped where it could not write"
+    assert not failed
