@@ -28,7 +28,7 @@ def test_node_types_are_those_that_an_autoscaler_may_start(tmp_path):
     found = node_types(tmp_path / "cluster.yaml")
     assert found is not None
     assert [(node.node_id, node.cpus, node.gpus, node.timing, node.count) for node in found] == [
-        ("small", 2, 0, 0.5, 3), ("large", 8, 1, 0, 1), ("any", 0, 0, 0, 3), ("other", 0, 0, 0, 3),
+        ("small", 2, 0, 0.5, 3), ("large", 8, 1, 0, 1), ("any", 0, 0, 0, 3),
     ]  # fmt: skip
 
 
