@@ -409,7 +409,7 @@ def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path
     for name, column in (("a", "text"), ("b", "body"), ("c", "text")):
         write(tmp_path, f"{name}.{form}", made(TEXTS, column))
     if form != "jsonl":
-        with pytest.raises(CorpusError, match=rf"a.{form} has no column 'body', which .*b.{form} has"):
+        with pytest.raises(CorpusError, match=rf"a.{form} has no column 'body', which other files have"):
             read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))
     else:
         assert list(texts_of(read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))).values()) == TEXTS
@@ -490,7 +490,7 @@ def test_a_shard_without_the_column_is_refused(tmp_path, kind):
     made = {"csv": as_csv, "json": as_json, "parquet": as_parquet}[kind]
     write(tmp_path, f"data/a.{kind}", made(TEXTS[:6]))
     write(tmp_path, f"data/b.{kind}", made(TEXTS[6:], column="txt"))
-    with pytest.raises(CorpusError, match=rf"b\.{kind} has no column 'text', which .*a\.{kind} has"):
+    with pytest.raises(CorpusError, match=rf"b\.{kind} has no column 'text', which other files have"):
         read_corpus(f"text:{tmp_path}/data")
 
 

@@ -62,8 +62,7 @@ def parquet_source(files: Sequence[SourceFile]) -> RowSource:
         found: list[Block] = []
         for file, footer, number in zip(files, footers, numbers, strict=True):
             if column not in footer.schema.to_arrow_schema().names:
-                has = next(other for other, its in zip(files, columns, strict=True) if column in {c.name for c in its})
-                raise CorpusError(f"{shown(file.path)} has no column {column!r}, which {shown(has.path)} has")
+                raise CorpusError(f"{shown(file.path)} has no column {column!r}, which other files have")
             found += _blocks(file.path, footer, column, number)
         return found
 

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from workers.corpora.columns import Column
@@ -17,7 +16,7 @@ from workers.corpora.files import SourceFile
 from workers.corpora.line_rows import LOOKED, described
 from workers.corpora.rows import COUNTED, Block, Row, RowSource, first_numbers
 from workers.corpora.text_rule import decoded, without_mark
-from workers.corpora.values import kind_of
+from workers.corpora.values import MISSING, kind_of
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,16 @@ class WholeFile:
     file: SourceFile
     column: str
     first_number: int
-    first: Path
-    """The file whose header was asked for the column."""
 
     def rows(self) -> Sequence[Row]:
-        """The column of each; None where one object of a JSON list lacks it that others of the list have.
+        """The column of each; MISSING where one object of a JSON list lacks it that others of the list have.
 
         Raises CorpusError where no row has it: a header without it, or a list of other things.
         """
         found = records(self.file)
         if found and not any(self.column in row for row in found):
-            raise CorpusError(f"{shown(self.file.path)} has no column {self.column!r}, which {shown(self.first)} has")
-        return [Row(self.first_number + i, row.get(self.column)) for i, row in enumerate(found)]
+            raise CorpusError(f"{shown(self.file.path)} has no column {self.column!r}, which other files have")
+        return [Row(self.first_number + i, row.get(self.column, MISSING)) for i, row in enumerate(found)]
 
 
 def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
@@ -51,7 +48,7 @@ def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
     numbers = first_numbers(counts, len(files))
 
     def blocks_of(column: str) -> list[Block]:
-        return [WholeFile(file, column, number, files[0].path) for file, number in zip(files, numbers, strict=True)]
+        return [WholeFile(file, column, number) for file, number in zip(files, numbers, strict=True)]
 
     others = ((file, _columns(records(file))) for file in files[1:])
     return RowSource(_columns(first), blocks_of, None if counts is None else sum(counts), others)
