@@ -13,6 +13,7 @@ from pipeline.sweep import DONE, SOME_FAILED
 from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
+from workers.work import HarnessWork
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,14 @@ def test_each_task_makes_cells_of_its_own_whatever_the_datasets(task_sweep, text
         (task, *setting) for task in ("kv_choice", "kv_text") for setting in (("dense", 1.0), ("knorm", 0.9), ("knorm", 0.5))
     ]
     assert len({cell.dataset_fingerprint for cell in plan.grid.cells}) == 2 and len(plan.units) == 6
+
+
+def test_a_folder_of_tasks_in_the_home_directory_reaches_the_workers_as_its_path(sweep_file, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    block = f"{{tasks: [kv_choice], include_path: ~/{folder.name}}}"
+    plan = make_plan(load_spec(str(sweep_file(perplexity=None, datasets=None, lm_eval=block))))
+    work = work_unit(plan, plan.units[0]).work
+    assert isinstance(work, HarnessWork) and work.include_path == str(folder)
 
 
 def test_another_definition_makes_other_cells(task_sweep, folder):
