@@ -10,6 +10,7 @@ from scipy import stats
 from analysis.disagreement import beside
 from analysis.retrieval_findings import accuracy_findings, least_budget
 from tests.rows import asked, perplexity_row, tasks_rows
+from tests.thinned import thinned
 
 
 def said(shown):
@@ -141,7 +142,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("other", [*OTHERS[:3], *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS[3:])], ids=str)
+@pytest.mark.parametrize("other", thinned(OTHERS, 3), ids=str)
 def test_only_cells_of_equal_settings_stand_beside_each_other(page_of, other):
     same = page_of(perplexity=DENSE + scored(1.1), retrieval=asked())
     assert beside(same.cells, same.tables["retrieval"][0])["ratio"].to_list() == pytest.approx([1.1**2])

@@ -10,6 +10,7 @@ from pipeline.plan import make_plan
 from pipeline.planned_budget import planned_budget
 from pipeline.spec import SweepError, load_spec
 from tests.stock_loop import rounded
+from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
 from workers.cell_scores import CellScores
 from workers.diagnosis import fixed_text
@@ -55,7 +56,7 @@ def snapkv_choice(stock: Any, ids: torch.Tensor, capacity: int) -> list[list[lis
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(MODELS, 1))
 def test_snapkv_max7_after_a_prompt_keeps_what_the_authors_configuration_keeps(name):
     facts = find_model(name)
     model: Any = load(facts, "float32", CPU)
@@ -116,7 +117,7 @@ def constant_loop(stock: Any, ids: torch.Tensor, policy: str, most: int) -> tupl
 
 
 @pytest.mark.parametrize("policy", ["h2o", "tova", "streaming"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(MODELS, 1))
 def test_a_constant_budget_is_the_papers_loop_over_the_stock_model(name, policy):
     ids = prompt_of(name, 56)
     cell = PruneSettings(policy, 0.5, 40, schedule="constant")
@@ -192,7 +193,7 @@ def streaming_llm(stock: Any, ids: torch.Tensor, most: int) -> torch.Tensor:
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(MODELS, 1))
 def test_streaming_rolled_under_a_constant_budget_is_streaming_llm(name):
     ids = prompt_of(name, 72)
     cells = [PruneSettings(policy, 0.5, 40, schedule="constant") for policy in ("streaming_rolled", "streaming")]

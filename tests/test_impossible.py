@@ -27,6 +27,7 @@ from tests.rows import (
     tasks_rows,
     write_run,
 )
+from tests.thinned import thinned
 
 NAN = float("nan")
 
@@ -76,7 +77,7 @@ EDITS = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("figure", EDITS)
+@pytest.mark.parametrize("figure", thinned(EDITS, 7))
 def test_a_window_with_such_a_figure_spoils_its_cell_and_no_other(page_of, figure):
     cells = page_of(perplexity=scored(**EDITS[figure])).cells
     assert cells.sort("keep_ratio")["verdict"].to_list() == ["VALID", IMPOSSIBLE, "DENSE"]

@@ -12,6 +12,7 @@ from pipeline.plan import make_plan
 from pipeline.planned_budget import planned_budget
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import prune_settings
+from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
 from workers.answers import answers
 from workers.clock import Clock
@@ -38,7 +39,7 @@ def cells(sweep_file):
     return {(cell.task, cell.schedule, cell.keep_ratio, cell.prune_after): cell for cell in found}
 
 
-@pytest.mark.parametrize("ratio", [0.9, 0.5])
+@pytest.mark.parametrize("ratio", thinned([0.5, 0.9], 1))
 @pytest.mark.parametrize("after", [16, 44])
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
 def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule):
@@ -59,7 +60,7 @@ def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule
     assert planned_budget(cell).share == pytest.approx(rows["cache_tokens_mean"] / full["cache_tokens_mean"])
 
 
-@pytest.mark.parametrize("ratio", [0.9, 0.5])
+@pytest.mark.parametrize("ratio", thinned([0.5, 0.9], 1))
 def test_of_perplexity_and_with_layers_that_are_skipped(cells, ratio):
     model, cell = tiny_model("neox"), replace(cells["perplexity", "every_step", ratio, 16], skip_layers=(0,))
     dense, (found,) = evaluate(model, repetitive_tokens(1, 64), [prune_settings(cell)], [0])

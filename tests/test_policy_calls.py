@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.thinned import thinned
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers import eviction
 from workers.answers import answers
@@ -99,7 +100,7 @@ def zeroes_mass(view):
     return scores
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", thinned(ARCHITECTURES, 1))
 @pytest.mark.parametrize(
     ("score", "observes", "entrywise"),
     [
@@ -138,7 +139,7 @@ class Spy:
         return -view.keys.norm(dim=-1)
 
 
-@pytest.mark.parametrize("observes", ["nothing", "queries", "mass"])
+@pytest.mark.parametrize("observes", thinned(["nothing", "queries", "mass"], 1))
 @pytest.mark.parametrize("entrywise", [False, True])
 @pytest.mark.parametrize("cells", [[(0.9, 20)], [(0.9, 20), (0.8, 30), (0.5, 24)], [(0.5, 60)], [(0.5, 60), (0.3, 50)]])
 def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 
 from analysis.speed import median_interval
 from tests.architectures import ARCHITECTURES, make
+from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import rounds
 from workers.bandwidth import memory_bandwidth, weight_bytes
@@ -114,7 +115,7 @@ def test_steps_that_prune_are_recorded():
     assert len(run.token_seconds) == 29
 
 
-@pytest.mark.parametrize("policy", ["dense", "knorm"])
+@pytest.mark.parametrize("policy", thinned(["dense", "knorm"], 1))
 def test_a_batch_gives_each_rows_own_tokens_and_the_bytes_of_all(policy):
     model, prompts, settings = tiny_model("llama"), repetitive_tokens(3, 40), PruneSettings(policy, 0.5, 24)
     batch = generate(model, prompts, settings, 12, CLOCK)

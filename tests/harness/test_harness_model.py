@@ -15,6 +15,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from tests.harness.local_tasks import QUESTIONS
+from tests.thinned import thinned
 from tests.tokenizers_made import begins_with, byte_style, saved
 from workers.generation import forward
 from workers.harness.arguments import parse
@@ -80,7 +81,7 @@ def one_token_per_pass(model, context, continuation, settings) -> tuple[float, b
     return total, greedy, cache.validity().prune_events, sum(held) / len(held)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", thinned([1, 3], 1))
 def test_dense_is_the_harness_s_own_model_on_all_kinds_of_tasks(pruned_model, stock, folder, batch_size):
     tasks = ("kv_choice", "kv_rolling", "kv_text")
     theirs, expected = run(stock, folder, *tasks)
@@ -111,7 +112,7 @@ def test_texts_that_are_too_long_are_cut_as_the_harness_cuts_them(pruned_model, 
 
 
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
-@pytest.mark.parametrize("policy", ["knorm", "snapkv", "tova", "h2o", "random", "streaming"])
+@pytest.mark.parametrize("policy", thinned(["knorm", "snapkv", "tova", "h2o", "random", "streaming"], 3))
 def test_pruned_is_one_token_per_pass(pruned_model, model, policy, schedule):
     settings = PruneSettings(policy, 0.5, 24, (1,), schedule=schedule)
     lm = pruned_model(settings, batch_size=4)
