@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.results import RunStore, schema
+from pipeline.schema import PROTOCOL_VERSION, SCHEMA_VERSION
 
 WINDOWS = 200
 MEASURE = (
@@ -44,7 +45,9 @@ def write_rows(folder: str, rows: int) -> int:
             unit = []
         if written >= rows:
             break
-    store.put("run.json", json.dumps({"run_id": "bench", "name": "bench", "models": [], "planned": {}}).encode())
+    versions = {"schema_version": SCHEMA_VERSION, "protocol_version": PROTOCOL_VERSION}
+    run = {"run_id": "bench", "name": "bench", "started_at": "now", "models": [], "planned": {}} | versions
+    store.put("run.json", json.dumps(run).encode())
     return written
 
 
