@@ -105,15 +105,19 @@ class Run:
 
     def until(self, reached: Callable[[], bool], seconds: float) -> None:
         """Wait for something while the run goes on."""
+        self._wait(lambda: self.process.poll() is not None or reached(), seconds)
+        assert reached(), self.said()
+
+    def _wait(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not reached():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
+        while not done():
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {self.said()}"
             time.sleep(0.1)
 
     def end(self, seconds: float = 120) -> int:
-        """The exit status."""
-        return self.process.wait(seconds)
+        """The exit status, which comes in this time; otherwise the test fails with what the run said."""
+        self._wait(lambda: self.process.poll() is not None, seconds)
+        return self.process.returncode
 
     def said(self) -> str:
         """What stands on stderr so far."""
