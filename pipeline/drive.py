@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from pipeline import waiting
 from pipeline.compaction import compact
+from pipeline.cutting import PlannedUnit
 from pipeline.executors import RayExecutor
 from pipeline.inline import InlineExecutor
 from pipeline.placement import Need
-from pipeline.plan import PlannedUnit
 from pipeline.progress import Progress
 from pipeline.run_log import RunLog
 from pipeline.schedule import Fault, Retry, gave_up, run_units
@@ -23,10 +23,14 @@ from pipeline.time_left import TimeLeft
 from pipeline.unit_inputs import work_unit
 from pipeline.unit_parts import PartWriter
 from workers.code_digest import OtherCodeError, code_digest
-from workers.work import Failure, UnitResult
+from workers.telling import News
+from workers.work import Failure, UnitResult, WorkUnit
 
 COMPACT_EVERY = 2000
 """Parts of one table, after which they are put together: a directory of a hundred thousand files is slow to read anywhere."""
+
+NEWS_SECONDS = 15.0
+"""How often the log says how far units are, where nothing of them is stored."""
 
 Executor = InlineExecutor | RayExecutor
 
@@ -38,9 +42,7 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
         log.write("start", cells=turn.progress.cells, units=len(session.pending))
         try:
             with turn.progress:
-                run_units(
-                    session.pending, executor, partial(work_unit, session.plan), turn.finished, turn.tick, turn.again
-                )  # fmt: skip
+                run_units(session.pending, executor, turn.prepare, turn.finished, turn.tick, turn.again, turn.hear)
         except BaseException as error:
             log.write(
                 "end", reason=f"{type(error).__name__}: {error}"[:400], done=turn.progress.done, failed=turn.progress.failed
@@ -61,6 +63,13 @@ def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
     return gave_up(unit.cells, Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node))
 
 
+def _what(unit: PlannedUnit) -> str:
+    """A unit in words."""
+    first = unit.cells[0]
+    asked = "" if unit.asked is None else f" {unit.asked.kind} {unit.asked.context_tokens}"
+    return f"{unit.task} {first.model} {first.dataset}{asked}"
+
+
 @dataclass
 class _Turn:
     """What the loop reports, and what is done about it."""
@@ -71,13 +80,34 @@ class _Turn:
     failures: list[Failure] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
+    _told: float = 0.0
 
     def __post_init__(self) -> None:
         self._time_left = TimeLeft(self._workers)
         for unit in self.session.pending:
-            self._time_left.planned((unit.task, unit.need), unit.cost_seconds)
-        self.progress = Progress(self.session.missing.values(), self._time_left.seconds)
+            self._time_left.planned(unit.unit_id, (unit.task, unit.need), unit.cost_seconds)
+        self.progress = Progress(self.session.missing.values(), self._time_left)
         self._writer = PartWriter(self.session.plan, self.session.store, self.session.run_id, self.session.done)
+
+    def prepare(self, unit: PlannedUnit) -> WorkUnit:
+        """What a worker is sent; a unit that is started again is asked for what is not stored yet."""
+        return work_unit(self.session.plan, unit, self.session.done.complete(unit))
+
+    def hear(self, unit: PlannedUnit, news: News) -> None:
+        """Store what a unit has finished while it goes on."""
+        rows = 0
+        if news.rows:
+            self.session.lease.hold()
+            rows = self._writer.hear(unit, news)
+            self._count_part(unit.task)
+        self._time_left.moved(unit.unit_id, news.share, news.seconds)
+        self.progress.moved(unit.unit_id, _what(unit), news.doing)
+        if rows or time.monotonic() - self._told > NEWS_SECONDS:
+            self._told = time.monotonic()
+            self.log.write(
+                "news", unit_id=unit.unit_id, rows=rows, share=round(news.share, 4), seconds=round(news.seconds, 4),
+                left_seconds=self._time_left.seconds(),
+            )  # fmt: skip
 
     def finished(self, unit: PlannedUnit, result: UnitResult, starts: int) -> None:
         """Store a result before the next is asked for."""
@@ -85,7 +115,7 @@ class _Turn:
         result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
         self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
-        self._time_left.ended((unit.task, unit.need), unit.cost_seconds, result.seconds)
+        self._time_left.ended(unit.unit_id, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
         self.log.write(
@@ -98,7 +128,7 @@ class _Turn:
             self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])
         for warning in result.warnings:
             self._warn(warning)
-        self.progress.finished(f"{unit.task} {first.model} {first.dataset}", missing, {failure.cell_id for failure in failed})
+        self.progress.finished(unit.unit_id, _what(unit), missing, {failure.cell_id for failure in failed})
         self._count_part(unit.task)
         if failed:
             self._count_part("failures")
@@ -113,6 +143,8 @@ class _Turn:
     def again(self, retry: Retry) -> None:
         """A unit goes back into the queue."""
         fault = retry.fault
+        self._time_left.moved(retry.unit_id, 0.0, 0.0)
+        self.progress.stopped(retry.unit_id)
         self.log.write(
             "retry", unit_id=retry.unit_id, starts=retry.starts, error_type=fault.error_type, message=fault.message[:2000],
             strike=fault.strike, node=fault.node,

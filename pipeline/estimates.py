@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ TIMED_SHARE = 2.5
 """What a timed run takes for a second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep)."""
 ANSWER_PASSES = 20
 """An answer's passes, and as many again for what is pruned and copied, of a batch of questions."""
+ASKED_TOKENS = 24
+"""Of a question."""
 HARNESS_DOCUMENTS, HARNESS_TOKENS, HARNESS_PASSES = 1000, 400, 8
 """What a document of the harness takes, where only running it can tell."""
 PROCESS_BYTES = 600 * 2**20
@@ -61,11 +64,26 @@ def cell_seconds(facts: ModelFacts, cell: Cell) -> float:
     return documents * (HARNESS_TOKENS * flops + HARNESS_PASSES * per_pass)
 
 
+def dense_seconds(facts: ModelFacts, cell: Cell) -> float:
+    """Estimated seconds of the dense pass over one window."""
+    return settings_of(cell)["window"] * _seconds_per_token(facts, cell.device)
+
+
+def prompt_seconds(facts: ModelFacts, cell: Cell, length: int, questions: int) -> float:
+    """Estimated seconds of the dense pass over the prompts of questions."""
+    return questions * length * _seconds_per_token(facts, cell.device)
+
+
 def retrieval_seconds(facts: ModelFacts, cells: Sequence[Cell], length: int, questions: int) -> float:
-    """Estimated seconds of a unit: the prompts once for all cells, then each cell's answers, and what they fork and prune."""
+    """Estimated seconds of a unit: the prompts once for all cells, then each cell's answers, and what they fork and prune.
+
+    Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
+    """
     flops, per_pass = _seconds_per_token(facts, cells[0].device), _seconds_per_pass(facts, cells[0].device)
-    batches = max(1, questions / MAX_BATCH_WINDOWS)
-    return questions * length * flops + len(cells) * batches * ANSWER_PASSES * per_pass
+    settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_BATCH_WINDOWS)
+    tokens = 2 * (max(settings["digits"]) + (0 if settings["question_pruned"] else ASKED_TOKENS))
+    own = questions * tokens * flops + batches * ANSWER_PASSES * per_pass
+    return prompt_seconds(facts, cells[0], length, questions) + len(cells) * own
 
 
 def _seconds_per_token(facts: ModelFacts, device: str) -> float:

@@ -14,9 +14,10 @@ from typing import Any
 from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, first_line, prepare_environment, start_or_join
 from pipeline.node_types import node_types
 from pipeline.placement import UNSAID, Fleet, Need, Node, Seat
-from pipeline.schedule import Fault, Outcome
+from pipeline.schedule import Fault, Hear, Outcome, nobody
 from pipeline.waiting import Patience, Waiting
 from workers.gpus import gpu_memory_bytes
+from workers.telling import News
 from workers.work import UnitResult, WorkUnit
 
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
@@ -39,7 +40,7 @@ class _Slot:
     need: Need
     """Of the unit that it has, or had last."""
     pending: Any
-    """The reference being waited for: readiness first, then the unit's result."""
+    """What is waited for: the reference of its readiness first, then the stream of what it tells of its unit."""
     born: float
     unit_id: str | None = None
     unit: WorkUnit | None = None
@@ -71,6 +72,7 @@ class RayExecutor:
         self._kinds = node_types() if address != "local" else None
         self.fleet = Fleet(threads=threads)
         self._waiting = Waiting(self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0))
+        self.hear: Hear = nobody
         self._refreshed = self._checked = self._looked = 0.0
         self._local = address == "local"
         self._refresh()
@@ -158,7 +160,7 @@ class RayExecutor:
         unit_id = slot.unit_id
         assert unit_id is not None
         try:
-            value: UnitResult = self.ray.get(slot.pending)
+            value: News | UnitResult = self.ray.get(next(slot.pending) if slot.ready else slot.pending)
         except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
             host, lost = self._host(slot), self._lost_node(slot, error)
@@ -169,6 +171,9 @@ class RayExecutor:
             slot.ready = True
             assert slot.unit is not None
             self._send(slot, slot.unit)
+            return None
+        if isinstance(value, News):
+            self.hear(unit_id, value)
             return None
         slot.unit_id = None
         self._idle.append(slot)

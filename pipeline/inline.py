@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.placement import Need
-from pipeline.schedule import Outcome
+from pipeline.schedule import Hear, Outcome, nobody
 from workers.machine import usable_cpus
+from workers.telling import News
 from workers.work import WorkUnit
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class InlineExecutor:
         self._worker: Worker | None = None
         self._unit: WorkUnit | None = None
         self.waiting: dict[Need, int] = {}
+        self.hear: Hear = nobody
 
     def places(self, need: Need) -> int:
         """One unit at a time."""
@@ -47,7 +49,20 @@ class InlineExecutor:
         if unit is None:
             return []
         self._worker = self._worker or Worker(self.threads)
-        return [Outcome(unit.unit_id, self._worker.run(unit))]
+        faults: list[Exception] = []
+
+        def tell(news: News) -> None:
+            """What goes wrong here, such as a full disk, is no fault of the cell at hand: it waits until the unit has ended."""
+            try:
+                if not faults:
+                    self.hear(unit.unit_id, news)
+            except Exception as error:
+                faults.append(error)
+
+        result = self._worker.run(unit, tell)
+        if faults:
+            raise faults[0]
+        return [Outcome(unit.unit_id, result)]
 
     def close(self) -> None:
         """Forget the model."""

@@ -6,7 +6,6 @@ the last bits, so an interrupted and resumed sweep runs the very units that an u
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections import Counter
@@ -16,46 +15,17 @@ from functools import cached_property
 
 from pipeline.cell import Cell, settings_of
 from pipeline.cell_reach import never_prunes, prunes_while_decoding, tokens_read
-from pipeline.estimates import Passes, cell_seconds, least_bytes, retrieval_seconds, worker_bytes
+from pipeline.cutting import PlannedUnit, cut
 from pipeline.grid import Grid, make_grid
-from pipeline.placement import Need
 from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.resolve import Resolved, resolve, with_own_policies
-from pipeline.spec import SweepError
 from pipeline.sweep_keys import SweepSpec
 from workers.windows import Window
 
-CELLS_PER_UNIT, WINDOWS_PER_UNIT, CELLS_PER_RETRIEVAL_UNIT = 24, 16, 32
-MAX_UNITS = 2_000_000
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
 PHASES = ("perplexity", "retrieval", "tasks", "generation")
 """The order of tasks: timings last, when a machine can be left to them alone."""
-
-
-@dataclass(frozen=True)
-class PlannedUnit:
-    """Cells of one task that one actor call will do."""
-
-    task: str
-    cells: tuple[Cell, ...]
-    windows: tuple[Window, ...]
-    cost_seconds: float
-    need: Need
-    asked: tuple[str, int] = ("", 0)
-    """Kind and length of the questions of a retrieval unit."""
-    scout: bool = False
-    """Runs before the others: shows how long its kind takes, and at once whether its model works at all."""
-
-    @property
-    def unit_id(self) -> str:
-        """From the cells and windows, or questions, alone."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows), *map(str, self.asked)]
-        return hashlib.sha256(" ".join(content).encode()).hexdigest()[:20]
 
 
 @dataclass
@@ -86,8 +56,12 @@ class Plan:
 
     def questions_expected(self, cell: Cell) -> int:
         """How many questions of each kind and length a retrieval cell has."""
+        return self.documents_expected(cell) * len(settings_of(cell)["depths"])
+
+    def documents_expected(self, cell: Cell) -> int:
+        """How many documents of each kind and length a retrieval cell is asked about, each at every depth."""
         settings = settings_of(cell)
-        return settings["questions"] * math.prod(len(settings[axis]) for axis in ("depths", "digits", "distractors"))
+        return settings["questions"] * len(settings["digits"]) * len(settings["distractors"])
 
     def windows(self, cell: Cell) -> tuple[Window, ...]:
         """The windows of a perplexity cell."""
@@ -112,7 +86,7 @@ def _into_units(plan: Plan, said: PlanningProgress = SILENT) -> None:
     """Cut the grid of a plan into units, in the order in which they run."""
     said.now("units", lambda: len(plan.units))
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
-        plan.units += _cut(plan, list(cells))
+        plan.units += cut(plan, list(cells))
     plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
     plan.units = _scouts_first(plan.units)
 
@@ -131,66 +105,6 @@ def _scouts_first(units: list[PlannedUnit]) -> list[PlannedUnit]:
         scouts.insert(0, min(timed, key=lambda unit: unit.cost_seconds))
         chosen.add(id(scouts[0]))
     return [replace(unit, scout=True) for unit in scouts] + [unit for unit in units if id(unit) not in chosen]
-
-
-def _cut(plan: Plan, cells: list[Cell]) -> list[PlannedUnit]:
-    """One group of cells (same target, task and settings), the dense one first, as units."""
-    dense = cells[0]
-    facts = plan.resolved.models[dense.model]
-    timed = dense.task == "generation"
-    model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
-    need = Need(dense.device, timed, worker_bytes(facts, dense), model, least)
-    if dense.task == "retrieval":
-        settings, count = settings_of(dense), plan.questions_expected(dense)
-        return [
-            PlannedUnit("retrieval", batch, (), retrieval_seconds(facts, batch, length, count), need, (kind, length))
-            for batch in _parts(cells, CELLS_PER_RETRIEVAL_UNIT)
-            for kind, length in itertools.product(settings["kinds"], settings["context_tokens"])
-        ]
-    if dense.task != "perplexity":  # all cells of a timed comparison take turns in one unit
-        batches = _parts(cells, len(cells) if timed else 1)
-        return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
-    windows = plan.windows(dense)
-    units = []
-    batches = _batches(cells)
-    _check_units(len(plan.units) + len(batches) * math.ceil(len(windows) / WINDOWS_PER_UNIT), len(windows))
-    for batch in batches:
-        passes = Passes.of(batch)
-        for start in range(0, len(windows), WINDOWS_PER_UNIT):
-            part = windows[start : start + WINDOWS_PER_UNIT]
-            units.append(PlannedUnit("perplexity", batch, part, passes.seconds(facts, dense.device, len(part)), need))
-    return units
-
-
-def _check_units(count: int, windows: int) -> None:
-    if count > MAX_UNITS:
-        raise SweepError([
-            f"the sweep makes {count:,} units of work ({windows:,} windows of a text among them), and {MAX_UNITS:,} is the most; "
-            "lower perplexity.windows, leave values of axes out, or make several sweeps of it"
-        ])  # fmt: skip
-
-
-def _parts(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
-    return [tuple(cells[start : start + size]) for start in range(0, len(cells), size)]
-
-
-def _batches(cells: list[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells that prune at the same places together, at most CELLS_PER_UNIT to a unit."""
-
-    def sharing(cell: Cell) -> tuple[int, str, tuple[int, ...]]:
-        skip = cell.skip_layers
-        return (cell.prune_after or 0, skip, ()) if isinstance(skip, str) else (cell.prune_after or 0, "", skip)
-
-    batches: list[list[Cell]] = [[]]
-    for _, group in itertools.groupby(sorted(cells, key=sharing), key=sharing):
-        members = list(group)
-        if batches[-1] and len(batches[-1]) + len(members) > CELLS_PER_UNIT:
-            batches.append([])
-        for cell in members:
-            if len(batches[-1]) == CELLS_PER_UNIT:
-                batches.append([])
-            batches[-1].append(cell)
-    return [tuple(batch) for batch in batches if batch]
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -1,4 +1,7 @@
-"""Cells done, failed, time left: a live table on a terminal, plain timestamped lines elsewhere. Only the driver draws."""
+"""Work and cells done, failed, the cell at hand, time left: a live table on a terminal, plain timestamped lines elsewhere.
+
+Only the driver draws. Work is counted by its estimated seconds, also inside units that go on.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,41 @@ import datetime
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-HEARTBEAT_SECONDS, LINE_SECONDS = 30.0, 1.0
+from pipeline.run_status import plain
+from pipeline.time_left import TimeLeft
+
+SHOWN = 2
+"""Units of which a line says what they are at."""
+HEARTBEAT_SECONDS, LINE_SECONDS = 10.0, 1.0
 """Without a terminal: a line at least, and at most, this often."""
 
 
 class Progress:
-    """Told of every finished unit, and of what waits; ``left`` gives the estimated seconds that are left.
+    """Told of every finished unit, of what units are at, and of what waits; ``time_left`` knows the work that is done.
 
     A cell is done after the last unit that it missed rows of, and failed where any of them failed. What was complete before is
     not counted, though it may run again as company.
     """
 
-    def __init__(self, missing: Iterable[Collection[str]], left: Callable[[], float | None]) -> None:
+    def __init__(self, missing: Iterable[Collection[str]], time_left: TimeLeft) -> None:
         self._units_left = Counter(cell for cells in missing for cell in cells)
         self._failed: set[str] = set()
-        self._left = left
+        self._time_left = time_left
+        self._doing: dict[str, str] = {}
         self.cells = len(self._units_left)
         self.done = self.running = self.queued = 0
         self.waiting: Sequence[str] = ()
         self.begin = self.last_line = time.monotonic()
         self._unsaid: str | None = None
-        self._console = Console(stderr=True)
+        self._stream = sys.stderr  # the harness's tasks redirect it while they run in this process
+        self._console = Console(file=self._stream)
         self._live = Live(self._table(), console=self._console, refresh_per_second=2) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
@@ -55,9 +65,19 @@ class Progress:
         """Cells that failed so far."""
         return len(self._failed)
 
-    def finished(self, what: str, cells: Collection[str], failed: Collection[str]) -> None:
+    def moved(self, unit_id: str, what: str, doing: str) -> None:
+        """What a unit that goes on is at."""
+        self._doing[unit_id] = plain(f"{what}: {doing}" if doing else what)
+        self._show()
+
+    def stopped(self, unit_id: str) -> None:
+        """A unit does not go on."""
+        self._doing.pop(unit_id, None)
+
+    def finished(self, unit_id: str, what: str, cells: Collection[str], failed: Collection[str]) -> None:
         """A unit ended: the cells that missed rows of it, and those that failed."""
         self.running = max(0, self.running - 1)
+        self.stopped(unit_id)
         for cell in failed:
             if cell not in self._failed:
                 self._failed.add(cell)
@@ -71,14 +91,21 @@ class Progress:
         """Called at least every second; ``waiting`` says what there is no place for."""
         news = self.waiting != waiting
         self.queued, self.running, self.waiting = queued, running, waiting
+        self._show(at_once=bool(waiting) and news)
+
+    def _show(self, *, at_once: bool = False) -> None:
         if self._live:
             self._live.update(self._table())
-        elif (waiting and news) or time.monotonic() - self.last_line > HEARTBEAT_SECONDS:
-            self._line("working")
+        elif at_once or time.monotonic() - self.last_line > HEARTBEAT_SECONDS:
+            self._line(self._at_hand() or "working")
+
+    def _at_hand(self) -> str:
+        """What units that go on are at."""
+        return "; ".join(list(self._doing.values())[:SHOWN])
 
     def left(self) -> str:
         """Time left as text."""
-        seconds = self._left()
+        seconds = self._time_left.seconds()
         return "-" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
     def _say(self, what: str) -> None:
@@ -92,16 +119,20 @@ class Progress:
     def _line(self, what: str) -> None:
         self.last_line, self._unsaid = time.monotonic(), None
         now = datetime.datetime.now().strftime("%H:%M:%S")
-        state = f"{self.done}/{self.cells} cells done, {self.failed} failed, {self.running} units running, {self.queued} waiting"
+        state = (
+            f"{self._time_left.share():.0%} of the work, {self.done}/{self.cells} cells done, {self.failed} failed, "
+            f"{self.running} units running, {self.queued} waiting"
+        )
         waits = "".join(f"; {phrase}" for phrase in self.waiting)
-        print(f"{now} {what} | {state}, about {self.left()} left{waits}", file=sys.stderr, flush=True)
+        print(f"{now} {what} | {state}, about {self.left()} left{waits}", file=self._stream, flush=True)
 
     def _table(self) -> Table:
-        table = Table(title="kvsweep", caption="; ".join(self.waiting) or None)
+        table = Table(title="kvsweep", caption="; ".join(part for part in (*self.waiting, self._at_hand()) if part) or None)
+        elapsed = datetime.timedelta(seconds=round(time.monotonic() - self.begin))
         row = {
-            "cells": str(self.cells), "done": str(self.done), "failed": str(self.failed), "units running": str(self.running),
-            "units waiting": str(self.queued), "elapsed": str(datetime.timedelta(seconds=round(time.monotonic() - self.begin))),
-            "left (about)": self.left(),
+            "work": f"{self._time_left.share():.0%}", "cells": str(self.cells), "done": str(self.done),
+            "failed": str(self.failed), "units running": str(self.running), "units waiting": str(self.queued),
+            "elapsed": str(elapsed), "left (about)": self.left(),
         }  # fmt: skip
         for name in row:
             table.add_column(name, justify="right")

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from pipeline.placement import Need
 from workers.code_digest import code_digest
+from workers.telling import News
 from workers.work import Failure, UnitResult, WorkUnit
 
 MAX_ATTEMPTS = 2
@@ -37,6 +38,14 @@ class Outcome:
 
     unit_id: str
     result: UnitResult | Fault
+
+
+Hear = Callable[[str, News], None]
+"""Told of a unit, by its name, while it goes on."""
+
+
+def nobody(unit_id: str, news: News) -> None:
+    """Where nobody wants to know."""
 
 
 class Unit(Protocol):
@@ -70,6 +79,9 @@ class _Named(Protocol):
 
 class Executor(Protocol):
     """Where units run."""
+
+    hear: Hear
+    """Called, inside ``wait``, with what workers tell of units that go on."""
 
     def has_room(self, need: Need) -> bool:
         """Whether a unit with this need can start now."""
@@ -107,6 +119,7 @@ def run_units(
     on_result: Callable[[U, UnitResult, int], None],
     on_tick: Callable[[int, int], None] = lambda queued, running: None,
     on_retry: Callable[[Retry], None] = lambda retry: None,
+    on_news: Callable[[U, News], None] = lambda unit, news: None,
 ) -> None:
     """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least every second.
 
@@ -115,6 +128,11 @@ def run_units(
     with one failure per cell; the rest goes on.
     """
     loop = _Loop(executor, prepare, on_result, on_retry)
+
+    def hear(unit_id: str, news: News) -> None:
+        on_news(loop.running[unit_id], news)
+
+    executor.hear = hear
     for unit in units:
         loop.queue_of(unit).append(unit)
     ended: list[tuple[U, UnitResult, int]] = []

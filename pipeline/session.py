@@ -12,12 +12,13 @@ from pathlib import Path
 
 import polars as pl
 
+from pipeline.cutting import PlannedUnit
 from pipeline.done import DoneIndex
 from pipeline.exclusion import PROBE
 from pipeline.lease import NAME as LEASE_NAME
 from pipeline.lease import Lease
 from pipeline.place import PlaceError
-from pipeline.plan import Plan, PlannedUnit
+from pipeline.plan import Plan
 from pipeline.planned_cells import NAME as CELLS_NAME
 from pipeline.planned_cells import planned_cells
 from pipeline.provenance import as_json, describe_run

@@ -1,65 +1,129 @@
-"""How long a run will still take: what the plan estimated, scaled by how long each kind of unit has really taken."""
+"""How long a run will still take: what the plan estimated, scaled by how long each kind of unit has really taken.
+
+A unit that goes on counts as far as it is: what is done of it teaches how long its kind takes, and only the rest is left.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 
 Kind = tuple[str, Hashable]
 """Task, and what else tells units apart."""
 
 PRIOR_UNITS = 0.25
 """What the other kinds say of one counts as much as so many units of its own."""
+LEAST_SECONDS = 3.0
+"""What a unit that goes on says before is too little to go by."""
+
+
+@dataclass
+class _Planned:
+    """A unit that has not ended: its kind, its estimate, and how far it is after so many seconds."""
+
+    kind: Kind
+    cost: float
+    share: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Kind:
+    """What is left of a kind, and what was seen of it."""
+
+    cost_left: float = 0.0
+    units_left: int = 0
+    estimated: float = 0.0
+    real: float = 0.0
+    units: float = 0.0
 
 
 class TimeLeft:
-    """Told of every unit that is planned and every one that ends; ``workers(kind)`` is how many of a kind can run at once."""
+    """Told of every unit that is planned, moves and ends; ``workers(kind)`` is how many of a kind can run at once."""
 
     def __init__(self, workers: Callable[[Kind], int]) -> None:
         self._workers = workers
-        self._cost_left: defaultdict[Kind, float] = defaultdict(float)
-        self._units_left: Counter[Kind] = Counter()
-        self._seen: dict[Kind, tuple[float, float, int]] = defaultdict(lambda: (0.0, 0.0, 0))
-        """Estimated and real seconds of the units of a kind that ended, and their count."""
+        self._units: dict[str, _Planned] = {}
+        self._kinds: defaultdict[Kind, _Kind] = defaultdict(_Kind)
+        self._going: set[str] = set()
+        self.cost = self.cost_done = 0.0
+        """Estimated seconds of all units, and of those that ended."""
 
-    def planned(self, kind: Kind, cost: float) -> None:
+    def planned(self, unit_id: str, kind: Kind, cost: float) -> None:
         """A unit that is to run."""
-        self._cost_left[kind] += cost
-        self._units_left[kind] += 1
+        self._units[unit_id] = _Planned(kind, cost)
+        self._kinds[kind].cost_left += cost
+        self._kinds[kind].units_left += 1
+        self.cost += cost
 
-    def ended(self, kind: Kind, cost: float, seconds: float) -> None:
+    def moved(self, unit_id: str, share: float, seconds: float) -> None:
+        """A share of its work is done after so many seconds of its worker's time; 0 of it where it has to begin again."""
+        unit = self._units[unit_id]
+        unit.share, unit.seconds = share, seconds
+        (self._going.add if share > 0 else self._going.discard)(unit_id)
+
+    def ended(self, unit_id: str, seconds: float) -> None:
         """It ended after this many seconds of its worker's time, which is 0 where it never ran."""
-        self._cost_left[kind] -= cost
-        self._units_left[kind] -= 1
+        unit = self._units.pop(unit_id)
+        self._going.discard(unit_id)
+        self.cost_done += unit.cost
+        kind = self._kinds[unit.kind]
+        kind.cost_left -= unit.cost
+        kind.units_left -= 1
         if seconds > 0:
-            estimated, real, count = self._seen[kind]
-            self._seen[kind] = estimated + cost, real + seconds, count + 1
+            kind.estimated, kind.real, kind.units = kind.estimated + unit.cost, kind.real + seconds, kind.units + 1
+
+    def share(self) -> float:
+        """Of the estimated work, what is done."""
+        going = sum(self._units[name].cost * self._units[name].share for name in self._going)
+        return (self.cost_done + going) / self.cost if self.cost else 1.0
 
     def seconds(self) -> float | None:
-        """Wall time left; None before anything has ended."""
-        if not self._seen:
+        """Wall time left; None before anything has moved."""
+        seen, done = self._seen(), self._done_of_kinds()
+        if not seen:
             return None
         left = 0.0
-        for kind, units in self._units_left.items():
-            if units:
-                at_once = max(1, min(units, self._workers(kind)))
-                rounds = math.ceil(units / at_once) * at_once / units  # the last round leaves some workers idle
-                left += self._cost_left[kind] * math.exp(self._rate(kind)) * rounds / at_once
+        for name, kind in self._kinds.items():
+            if kind.units_left:
+                at_once = max(1, min(kind.units_left, self._workers(name)))
+                rounds = math.ceil(kind.units_left / at_once) * at_once / kind.units_left  # the last round leaves some idle
+                cost_left = max(0.0, kind.cost_left - done[name])
+                left += cost_left * math.exp(_rate(name, seen)) * rounds / at_once
         return left
 
-    def _rate(self, kind: Kind) -> float:
-        """Logarithm of real seconds per estimated one: what a kind's own units say, else its task's other kinds, else all."""
-        others = self._mean(known for known in self._seen if known[0] == kind[0])
-        if others is None:
-            others = self._mean(self._seen)
-        assert others is not None
-        if kind not in self._seen:
-            return others
-        own, count = self._mean([kind]), self._seen[kind][2]
-        assert own is not None
-        return (count * own + PRIOR_UNITS * others) / (count + PRIOR_UNITS)
+    def _seen(self) -> dict[Kind, tuple[float, float, float]]:
+        """Estimated and real seconds of what is done of each kind, and of how many units that is."""
+        seen = {name: (kind.estimated, kind.real, kind.units) for name, kind in self._kinds.items() if kind.units}
+        for unit in (self._units[name] for name in self._going):
+            if unit.seconds >= LEAST_SECONDS:
+                estimated, real, units = seen.get(unit.kind, (0.0, 0.0, 0.0))
+                seen[unit.kind] = (estimated + unit.cost * unit.share, real + unit.seconds, units + unit.share)
+        return seen
 
-    def _mean(self, kinds: Iterable[Kind]) -> float | None:
-        rates = [math.log(real / estimated) for estimated, real, _ in map(self._seen.__getitem__, kinds)]
-        return sum(rates) / len(rates) if rates else None
+    def _done_of_kinds(self) -> defaultdict[Kind, float]:
+        """Estimated seconds of what is done of the units that go on."""
+        done: defaultdict[Kind, float] = defaultdict(float)
+        for unit in (self._units[name] for name in self._going):
+            done[unit.kind] += unit.cost * unit.share
+        return done
+
+
+def _rate(kind: Kind, seen: dict[Kind, tuple[float, float, float]]) -> float:
+    """Logarithm of real seconds per estimated one: what a kind's own units say, else its task's other kinds, else all."""
+    others = _mean((known for known in seen if known[0] == kind[0]), seen)
+    if others is None:
+        others = _mean(seen, seen)
+    assert others is not None
+    if kind not in seen:
+        return others
+    own, units = _mean([kind], seen), seen[kind][2]
+    assert own is not None
+    return (units * own + PRIOR_UNITS * others) / (units + PRIOR_UNITS)
+
+
+def _mean(kinds: Iterable[Kind], seen: dict[Kind, tuple[float, float, float]]) -> float | None:
+    rates = [math.log(seen[name][1] / seen[name][0]) for name in kinds]
+    return sum(rates) / len(rates) if rates else None

@@ -7,7 +7,8 @@ import os
 import numpy as np
 
 from pipeline.cell import Cell, settings_of
-from pipeline.plan import Plan, PlannedUnit
+from pipeline.cutting import PlannedUnit
+from pipeline.plan import Plan
 from workers.check_text import TEXTS
 from workers.retrieval import Question, build_questions, filler_tokens
 from workers.settings import PruneSettings
@@ -15,12 +16,12 @@ from workers.text_tokens import open_tokenizer
 from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
-def work_unit(plan: Plan, unit: PlannedUnit) -> WorkUnit:
-    """A planned unit with the token ids that its worker needs."""
+def work_unit(plan: Plan, unit: PlannedUnit, complete: frozenset[str] = frozenset()) -> WorkUnit:
+    """A planned unit with the token ids that its worker needs; ``complete``: cells of which nothing is asked."""
     first = unit.cells[0]
     cells = tuple(UnitCell(cell.cell_id, prune_settings(cell)) for cell in unit.cells)
     model = plan.resolved.models[first.model]
-    return WorkUnit(unit.unit_id, unit.task, model, first.device, first.dtype, cells, _work(plan, unit))
+    return WorkUnit(unit.unit_id, unit.task, model, first.device, first.dtype, cells, _work(plan, unit), complete=complete)
 
 
 def prune_settings(cell: Cell) -> PruneSettings:
@@ -70,9 +71,11 @@ def _start(cell: Cell) -> list[int]:
 def questions_of(plan: Plan, unit: PlannedUnit) -> tuple[Question, ...]:
     """What every cell of a retrieval unit is asked, in its model's tokens."""
     first = unit.cells[0]
-    settings, (kind, length) = settings_of(first), unit.asked
+    settings, asked = settings_of(first), unit.asked
+    assert asked is not None
     tokens = plan.resolved.tokens[first.model, first.dataset]
     filler = tokens.filler(filler_tokens(settings["context_tokens"]))
     encode = open_tokenizer(plan.resolved.models[first.model].tokenizer_file).inside
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
-    return tuple(build_questions(encode, kind, length, *axes, first.seed, filler, _start(first)))
+    documents = range(asked.first, asked.end)
+    return tuple(build_questions(encode, asked.kind, asked.context_tokens, *axes, first.seed, filler, _start(first), documents))

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.cell import Cell
+from pipeline.cutting import PlannedUnit
 from pipeline.done import DoneIndex
-from pipeline.plan import Plan, PlannedUnit
+from pipeline.plan import Plan
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
 from pipeline.schema import PROTOCOL_VERSION
+from workers.telling import News
 from workers.text_tokens import open_tokenizer
 from workers.work import Failure, UnitResult
 
@@ -24,22 +26,17 @@ class PartWriter:
     run_id: str
     done: DoneIndex
 
-    def write(self, unit: PlannedUnit, result: UnitResult, attempts: int) -> list[Failure]:
-        """Put what is new; returns the failures that count.
+    def hear(self, unit: PlannedUnit, news: News) -> int:
+        """Put what a unit has finished while it goes on; returns how many rows are new."""
+        return self._put(unit, news.rows, news.device_name)
 
-        A unit runs whole, so it also gives rows, or fails, for cells that were complete: these stay as they are.
+    def write(self, unit: PlannedUnit, result: UnitResult, attempts: int) -> list[Failure]:
+        """Put what is new of a result; returns the failures that count.
+
+        A unit may also give rows, or fail, for cells that were complete: these stay as they are.
         """
-        run_id = self.run_id
-        if unit.task == "generation" and any(self.done.has_rows(cell) for cell in unit.cells):
-            run_id += f"-{uuid.uuid4().hex[:6]}"  # another measurement, whose rounds must never be paired with the first one's
-        dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
-        columns = {cell.cell_id: cell_columns(cell, dense_id, run_id, result.device_name) for cell in unit.cells}
-        new = self.done.new_rows(unit.task, result.rows)
-        if new:
-            if unit.task == "retrieval":
-                new = self._with_text(unit, new)
-            rows = [columns[row["cell_id"]] | {k: v for k, v in row.items() if k != "cell_id"} for row in new]
-            self.store.add_part(unit.task, unit.unit_id, to_arrow(unit.task, rows))
+        self._put(unit, result.rows, result.device_name)
+        columns = self._columns(unit, self.run_id, result.device_name)
         missing = set(self.done.missing(unit))
         failures = [failure for failure in result.failures if failure.cell_id in missing]
         if failures:
@@ -51,6 +48,26 @@ class PartWriter:
             ]
             self.store.add_part("failures", unit.unit_id, to_arrow("failures", rows))
         return failures
+
+    def _put(self, unit: PlannedUnit, given: list[dict[str, Any]], device_name: str) -> int:
+        new = self.done.new_rows(unit.task, given)
+        if not new:
+            return 0
+        run_id = self.run_id
+        if unit.task == "generation" and any(self.done.has_rows(cell) for cell in unit.cells):
+            run_id += f"-{uuid.uuid4().hex[:6]}"  # another measurement, whose rounds must never be paired with the first one's
+
+        columns = self._columns(unit, run_id, device_name)
+        told = self._with_text(unit, new) if unit.task == "retrieval" else new
+        rows = [columns[row["cell_id"]] | {k: v for k, v in row.items() if k != "cell_id"} for row in told]
+        self.store.add_part(unit.task, unit.unit_id, to_arrow(unit.task, rows))
+        self.done.add(unit.task, new)
+        return len(new)
+
+    def _columns(self, unit: PlannedUnit, run_id: str, device_name: str) -> dict[str, dict[str, Any]]:
+        """By cell, the columns that every table starts with."""
+        dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
+        return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name) for cell in unit.cells}
 
     def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answers of retrieval as text; a worker gives ids."""

@@ -68,7 +68,9 @@ def test_a_worker_refuses_a_unit_of_a_driver_with_other_code(sweep_file):
 
 def test_what_a_worker_that_refuses_says_of_the_two_places_reaches_the_user(sweep_file, out, monkeypatch, capsys):
     real = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit: replace(real(self, replace(unit, code="0" * 32)), code="1" * 32))
+    monkeypatch.setattr(
+        Worker, "run", lambda self, unit, tell=None: replace(real(self, replace(unit, code="0" * 32)), code="1" * 32)
+    )
     assert run_inline(sweep_file(), out) == 1
     assert f"OtherCodeError: this worker runs kvsweep's code from {ROOT}" in capsys.readouterr().err
 
@@ -77,7 +79,7 @@ def test_what_a_worker_that_refuses_says_of_the_two_places_reaches_the_user(swee
 def test_a_driver_stores_nothing_of_a_worker_with_other_code(code, sweep_file, out, monkeypatch, capsys):
     """One so old that it does not look at the unit's digest, and gives none of its own."""
     real = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit: replace(real(self, unit), code=code))
+    monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: replace(real(self, unit), code=code))
     assert run_inline(sweep_file(), out) == 1
     assert RunStore(str(out)).scan("perplexity").collect().height == 0
     (told,) = RunStore(str(out)).scan("failures").select("error_type", "message").unique().collect().rows()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import CELLS_PER_UNIT, PHASES, WINDOWS_PER_UNIT, make_plan
+from pipeline.cutting import MOST_CELLS, MOST_WINDOWS, Documents
+from pipeline.plan import PHASES, make_plan
 from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
 from pipeline.unit_inputs import questions_of, work_unit
@@ -37,8 +38,8 @@ def test_units_cover_each_window_of_each_cell_exactly_once(plan_of):
     numbers = [window.index for window in plan.windows(plan.grid.cells[0])]
     assert len(numbers) == 20 and numbers[0] > 0, "the text has more windows"
     assert covered == Counter((cell.cell_id, i) for cell in plan.grid.cells for i in numbers)
-    assert max(len(unit.cells) for unit in plan.units) <= CELLS_PER_UNIT
-    assert max(len(unit.windows) for unit in plan.units) <= WINDOWS_PER_UNIT
+    assert max(len(unit.cells) for unit in plan.units) <= MOST_CELLS
+    assert max(len(unit.windows) for unit in plan.units) <= MOST_WINDOWS
 
 
 def test_units_and_their_ids_are_the_same_every_time(plan_of):
@@ -98,11 +99,12 @@ def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of
     block = "{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0, 1], questions: 2, digits: [3, 5]}"
     plan = plan_of(perplexity=None, retrieval=block)
     cells = plan.grid.cells
-    assert {unit.asked for unit in plan.units} == {(kind, n) for kind in ("passkey", "needle") for n in (236, 240)}
+    assert {unit.asked for unit in plan.units} == {Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)}
     assert all(unit.cells == tuple(cells) for unit in plan.units)
     for unit in plan.units:
         questions = questions_of(plan, unit)
-        assert {(question.kind, len(question.prompt_ids)) for question in questions} == {unit.asked}
+        asked = {(question.kind, len(question.prompt_ids)) for question in questions}
+        assert asked == {(unit.asked.kind, unit.asked.context_tokens)}
         assert len(questions) == plan.questions_expected(cells[0]) == plan.rows_expected(cells[0]) / 4 == 8
 
 

@@ -18,6 +18,7 @@ from pipeline.results import RunStore
 from pipeline.schedule import Fault, gave_up
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import run_inline
+from workers.telling import Tell
 from workers.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
@@ -52,8 +53,8 @@ def company_matters(patch: pytest.MonkeyPatch) -> None:
     """Rows depend a little on what else is in their unit, as the last bits of larger models do; no report is written."""
     run = Worker.run
 
-    def in_company(self: Worker, unit: WorkUnit) -> UnitResult:
-        result = run(self, unit)
+    def in_company(self: Worker, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
+        result = run(self, unit, tell)
         names = " ".join(cell.cell_id for cell in unit.cells)
         trace = int(hashlib.sha256(names.encode()).hexdigest()[:6], 16) * 1e-12
         for row in result.rows:
@@ -76,7 +77,7 @@ def ran(monkeypatch) -> list[WorkUnit]:
     """The units that workers were given, in order."""
     units: list[WorkUnit] = []
     run = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit: units.append(unit) or run(self, unit))
+    monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell))
     return units
 
 
@@ -147,10 +148,10 @@ def keys(out: Path, task: str) -> list[tuple]:
 def test_an_interrupted_run_goes_on_to_the_same_rows(units, undisturbed, write_sweep, out, monkeypatch):
     run, left = Worker.run, iter(range(units))
 
-    def interrupted(self: Worker, unit: WorkUnit) -> UnitResult:
+    def interrupted(self: Worker, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return run(self, unit)
+        return run(self, unit, tell)
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "run", interrupted)
@@ -195,7 +196,7 @@ def test_the_end_of_a_unit_from_outside_is_no_failure_of_cells_that_were_complet
     lost = frame["cell_id"][0]
     frame.filter(pl.col("cell_id") != lost).write_parquet(file)
     with monkeypatch.context() as patch:
-        dead = lambda self, unit: gave_up(unit.cells, Fault("ActorDiedError", "gone"))  # noqa: E731
+        dead = lambda self, unit, tell=None: gave_up(unit.cells, Fault("ActorDiedError", "gone"))  # noqa: E731
         patch.setattr(Worker, "run", dead)
         assert run_inline(write_sweep(), out) == SOME_FAILED
     assert "failed: 1 cells: ActorDiedError: gone" in capsys.readouterr().err

@@ -13,8 +13,8 @@ A = ("t", "a")
 def simulate(units: list[tuple[tuple[str, str], float, float]], workers: int) -> tuple[list[tuple[float, float | None]], float]:
     """Units (kind, estimate, real seconds) on so many workers: (time, estimate of what is left) after each, and the end."""
     left = TimeLeft(lambda kind: workers)
-    for kind, cost, _ in units:
-        left.planned(kind, cost)
+    for index, (kind, cost, _) in enumerate(units):
+        left.planned(str(index), kind, cost)
     last = {kind: i for i, (kind, _, _) in enumerate(units)}  # scouts, as the plan has them
     running: list[tuple[float, int]] = []
     queue, said, now = sorted(range(len(units)), key=lambda i: i not in last.values()), [], 0.0
@@ -23,7 +23,7 @@ def simulate(units: list[tuple[tuple[str, str], float, float]], workers: int) ->
             index = queue.pop(0)
             heapq.heappush(running, (now + units[index][2], index))
         now, index = heapq.heappop(running)
-        left.ended(*units[index])
+        left.ended(str(index), units[index][2])
         said.append((now, left.seconds()))
     return said, now
 
@@ -47,42 +47,55 @@ def test_right_within_a_factor_of_two_from_a_tenth_on(seed, workers):
         assert 0.5 < left / (end - now) < 2, f"at {now / end:.0%}"
 
 
-def test_nothing_is_said_before_anything_ended_and_units_that_never_ran_teach_nothing():
-    left = TimeLeft(lambda kind: 1)
-    for _ in range(3):
-        left.planned(A, 10)
+def made(workers: int, *kinds: tuple[tuple[str, str], int]) -> TimeLeft:
+    """So many units of each kind, of 10 estimated seconds each, named by kind and number."""
+    left = TimeLeft(lambda kind: workers)
+    for kind, count in kinds:
+        for i in range(count):
+            left.planned(f"{'/'.join(kind)} {i}", kind, 10)
+    return left
+
+
+def test_nothing_is_said_before_anything_moved_and_units_that_never_ran_teach_nothing():
+    left = made(1, (A, 3))
     assert left.seconds() is None
-    left.ended(A, 10, 0.0)
+    left.ended("t/a 0", 0.0)
     assert left.seconds() is None
-    left.ended(A, 10, 5.0)
+    left.ended("t/a 1", 5.0)
     assert left.seconds() == pytest.approx(5.0)
-    left.ended(A, 10, 5.0)
+    left.ended("t/a 2", 5.0)
     assert left.seconds() == 0
 
 
 def test_kinds_that_have_not_run_yet_are_scaled_as_the_others_were():
-    left = TimeLeft(lambda kind: 2)
-    for kind in (A, ("u", "b")):
-        for _ in range(10):
-            left.planned(kind, 1)
-    for _ in range(10):
-        left.ended(A, 1, 3.0)
-    assert left.seconds() == pytest.approx(10 * 3 / 2)
+    left = made(2, (A, 10), (("u", "b"), 10))
+    for i in range(10):
+        left.ended(f"t/a {i}", 30.0)
+    assert left.seconds() == pytest.approx(10 * 30 / 2)
 
 
 def test_a_kind_that_has_not_run_yet_goes_by_its_tasks_other_kinds_and_not_by_other_tasks():
-    left = TimeLeft(lambda kind: 1)
-    for kind in (A, ("u", "a"), ("u", "b")):
-        left.planned(kind, 10)
-    left.ended(A, 10, 10.0)
+    left = made(1, (A, 1), (("u", "a"), 1), (("u", "b"), 1))
+    left.ended("t/a 0", 10.0)
     assert left.seconds() == pytest.approx(20.0), "all that is known"
-    left.ended(("u", "a"), 10, 70.0)
+    left.ended("u/a 0", 70.0)
     assert left.seconds() == pytest.approx(70.0)
 
 
 def test_a_last_round_that_leaves_workers_idle_takes_as_long_as_a_full_one():
-    left = TimeLeft(lambda kind: 4)
-    for _ in range(6):
-        left.planned(A, 10)
-    left.ended(A, 10, 10.0)
+    left = made(4, (A, 6))
+    left.ended("t/a 0", 10.0)
     assert left.seconds() == pytest.approx(20.0)
+
+
+def test_a_unit_that_goes_on_tells_how_long_it_and_its_kind_will_take():
+    left = made(1, (A, 4))
+    left.moved("t/a 0", 0.25, 1.0)
+    assert left.seconds() is None, "a second says too little"
+    left.moved("t/a 0", 0.25, 5.0)
+    assert left.share() == pytest.approx(0.25 / 4)
+    assert left.seconds() == pytest.approx(3.75 * 20)
+    left.moved("t/a 0", 0.0, 0.0)
+    assert left.share() == 0 and left.seconds() is None, "it begins again"
+    left.ended("t/a 0", 20.0)
+    assert left.share() == pytest.approx(0.25) and left.seconds() == pytest.approx(60.0)

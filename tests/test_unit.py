@@ -140,11 +140,11 @@ def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch)
     whole = run_unit(unit, tiny_model("llama"), CPU).rows
     sizes = []
 
-    def tight(model, tokens, cells, row_ids):
+    def tight(model, tokens, *others):
         sizes.append(len(tokens))
         if len(tokens) > 2:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ...")
-        return evaluate(model, tokens, cells, row_ids)
+        return evaluate(model, tokens, *others)
 
     monkeypatch.setattr("workers.unit.evaluate", tight)
     parts = run_unit(unit, tiny_model("llama"), CPU).rows
@@ -175,7 +175,7 @@ def test_the_batch_follows_from_the_windows_size_alone(monkeypatch):
 def test_rows_say_how_much_is_rounding_as_the_check_found_it(sweep_file, tmp_path, monkeypatch):
     """All units about a text say the same, whichever comes first; without a check nothing is known."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.plan.WINDOWS_PER_UNIT", 2)
+    monkeypatch.setattr("pipeline.cutting.MOST_WINDOWS", 2)
     plan = make_plan(load_spec(str(sweep_file(perplexity="{window: 64, stride: 64, windows: 4}"))))
     units = [work_unit(plan, unit) for unit in plan.units if unit.task == "perplexity"]
     assert len(units) > 1

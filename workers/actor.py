@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
+from workers.telling import News
 from workers.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
@@ -20,9 +24,19 @@ class WorkerActor:
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [entry for entry in search_path if entry not in sys.path]
-        self.worker = Worker(threads)
+        self._thread = ThreadPoolExecutor(1, "unit")
+        self._worker = self._thread.submit(Worker, threads).result()
 
-    @ray.method
-    def run(self, unit: WorkUnit) -> UnitResult:
-        """See ``Worker.run``."""
-        return self.worker.run(unit)
+    @ray.method(num_returns="streaming")
+    def run(self, unit: WorkUnit) -> Iterator[News | UnitResult]:
+        """What ``Worker.run`` tells while it goes on, and its result last.
+
+        It works in a thread of its own, always the same one, because a stream can only be fed from where it was begun and what
+        is told comes from deep inside a unit.
+        """
+        told: queue.SimpleQueue[News | None] = queue.SimpleQueue()
+        work = self._thread.submit(self._worker.run, unit, told.put)
+        work.add_done_callback(lambda _: told.put(None))
+        while (news := told.get()) is not None:
+            yield news
+        yield work.result()

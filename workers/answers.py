@@ -9,7 +9,7 @@ pruned before the question is known (the protocol of kvpress), and the question'
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,17 @@ from workers.settings import PruneSettings
 from workers.work import RetrievalWork
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnswersWatch:
+    """Who is told of answers while they are made; by default nobody. Cells are told by index."""
+
+    worked: Callable[[int, int], None] = lambda questions, cell: None
+    """Of questions that are done, and the cell; -1 for the prompts' own pass."""
+    answered: Callable[[int, Rows], None] = lambda cell, rows: None
+    """Of a cell's rows of a batch of questions."""
+
 
 RETAINED = ("answer_position_retained", "answer_retained_weighted", "answer_retained_least")
 """The columns of what was held of an answer, in the order of ``_Answers._retained``."""
@@ -50,8 +61,9 @@ class Batch:
 
 @torch.inference_mode()
 def answers(
-    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], work: RetrievalWork, size: int
-) -> list[Rows | Exception]:
+    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], work: RetrievalWork, size: int,
+    watch: AnswersWatch = AnswersWatch(),
+) -> list[Rows | Exception]:  # fmt: skip
     """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time, at most.
 
     Raises ValueError for an output layer whose likelihoods cannot be told.
@@ -63,13 +75,14 @@ def answers(
             find_policy(cell.policy)
         except ValueError as error:
             results[i] = error
+
     for batch in batches(work.questions, work.question_pruned, size):
-        _answer(model, device, cells, batch, work.question_pruned, results)
+        _answer(model, device, cells, batch, work, results, watch)
     order = {id(question): place for place, question in enumerate(work.questions)}
     for i, rows in enumerate(results):
         if not isinstance(rows, Exception):
-            rows.sort(key=lambda row: order[id(row["question"])])
-            results[i] = [{**_described(row.pop("question"), work), **row} for row in rows]
+            rows.sort(key=lambda row: order[row["question"]])
+            results[i] = [{name: value for name, value in row.items() if name != "question"} for row in rows]
     return results
 
 
@@ -95,11 +108,11 @@ def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> 
 
 
 def _answer(
-    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], batch: Batch, question_pruned: bool,
-    results: list[Rows | Exception],
+    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], batch: Batch, work: RetrievalWork,
+    results: list[Rows | Exception], watch: AnswersWatch,
 ) -> None:  # fmt: skip
     """Add the rows of a batch; a cell that fails takes no other down, and a batch that memory cannot hold is halved."""
-    going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
+    going, question_pruned = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)], work.question_pruned
     try:
         prefill = Prefill(model, torch.tensor(batch.prompts, device=device), {cells[i].policy for i in going})
         weights = answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
@@ -107,8 +120,9 @@ def _answer(
         if not is_out_of_memory(error) or len(batch.questions) == 1:
             raise
         for half in batches(batch.questions, question_pruned, (len(batch.questions) + 1) // 2):
-            _answer(model, device, cells, half, question_pruned, results)
+            _answer(model, device, cells, half, work, results, watch)
         return
+    watch.worked(len(batch.questions), -1)
     for i in going:
         try:
             cache = prefill.cache(cells[i], batch.row_ids)
@@ -118,7 +132,10 @@ def _answer(
         else:
             rows = results[i]
             assert isinstance(rows, list)
-            rows += found
+            told = [_described(question, work) | row for question, row in zip(batch.questions, found, strict=True)]
+            rows += [row | {"question": id(question)} for question, row in zip(batch.questions, told, strict=True)]
+            watch.answered(i, told)
+        watch.worked(len(batch.questions), i)
 
 
 def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
@@ -212,7 +229,6 @@ class _Answers:
                 raise FloatingPointError(NOT_FINITE)
             answer = texts[i][:length]
             found.append({
-                "question": question,
                 "answer": answer,
                 "correct": answer == question.answer_ids,
                 "answer_nll": loss,

@@ -8,8 +8,8 @@ are the same for every cell and are computed once, in one dense pass; and cells 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,31 @@ SHORT_PASS_TOKENS = 512
 """Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""
 
 
+Outcome = CellScores | Exception | None
+"""Of a cell: its scores, what made it fail, or None where it never prunes and *is* the dense cell."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of an evaluation while it goes on; by default nobody."""
+
+    ended: Callable[[CellScores, int, Outcome], None] = lambda dense, cell, outcome: None
+    """Of the dense cell's scores and of each cell, by index, as it ends."""
+    worked: Callable[[int, int], None] = lambda tokens, cell: None
+    """Of tokens that went through a model, over all windows, and the cell at hand, -1 being the dense one."""
+
+
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, tokens: Tensor, cells: Sequence[PruneSettings], row_ids: Sequence[int]
-) -> tuple[CellScores, list[CellScores | Exception | None]]:
+    model: nn.Module, tokens: Tensor, cells: Sequence[PruneSettings], row_ids: Sequence[int],
+    wanted: Collection[int] | None = None, watch: Watch = Watch(),
+) -> tuple[CellScores, list[Outcome]]:  # fmt: skip
     """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score them.
 
     tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this length is None: it
     *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised
-    (FloatingPointError for NaN logits), and so is running out of memory with more than one window.
+    (FloatingPointError for NaN logits), and so is running out of memory with more than one window. ``wanted``: indices of the
+    cells that are asked for, all where left out; what others share no pass with these is not computed, and they are None.
     """
     steps = tokens.shape[1] - 1
     count = model.config.get_text_config().num_hidden_layers  # pyright: ignore
@@ -49,9 +65,16 @@ def evaluate(
         except ValueError as error:
             results[i] = error
     dense, prefix, twin = _dense(model, tokens, tracks, count)
+    watch.worked(steps * tokens.shape[0], -1)
+    for index in sorted(set(range(len(cells))) - {track.index for track in tracks}):
+        watch.ended(dense, index, results[index])
+
     for group in _groups(tracks, tokens.shape[0], dense.kv_bytes_per_entry, count):
-        for part, outcome in _attempt(model, tokens, prefix, (dense, twin), group, row_ids):
+        if wanted is not None and not any(track.index in wanted for track in group):
+            continue
+        for part, outcome in _attempt(model, tokens, prefix, (dense, twin), group, row_ids, watch):
             results[part.index] = outcome
+            watch.ended(dense, part.index, outcome)
     return dense, results
 
 
@@ -147,11 +170,12 @@ def _attempt(
     dense: tuple[CellScores, Twin | None],
     group: list[Track],
     row_ids: Sequence[int],
+    watch: Watch,
 ) -> Iterator[tuple[Track, CellScores | Exception]]:
     """A group's cells; where the group fails, each alone, so that a failing cell takes no other down."""
     try:
         started = [replace(track) for track in group]  # a failing attempt must not move the ones that are tried alone
-        yield from zip(group, _Group(model, tokens, prefix, dense, started, row_ids).run(), strict=True)
+        yield from zip(group, _Group(model, tokens, prefix, dense, started, row_ids, watch).run(), strict=True)
     except Exception as error:
         if len(group) == 1:
             if is_out_of_memory(error) and tokens.shape[0] > 1:
@@ -159,7 +183,7 @@ def _attempt(
             yield group[0], without_frames(error)
             return
         for track in group:
-            yield from _attempt(model, tokens, prefix, dense, [track], row_ids)
+            yield from _attempt(model, tokens, prefix, dense, [track], row_ids, watch)
 
 
 class _Group:
@@ -167,9 +191,10 @@ class _Group:
 
     def __init__(
         self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: tuple[CellScores, Twin | None],
-        tracks: list[Track], row_ids: Sequence[int],
+        tracks: list[Track], row_ids: Sequence[int], watch: Watch,
     ) -> None:  # fmt: skip
         self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
+        self.watch = watch
         begin = time.perf_counter()
         short = _is_short(tracks[0], tokens.shape[0])
         self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, short, model.config)  # pyright: ignore[reportArgumentType]
@@ -200,6 +225,7 @@ class _Group:
         self.unscored.append((hidden[0], cells, rows, at))
         if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
             self._score()
+        self.watch.worked(int(plan.counts.sum()) * windows, self.tracks[active[0]].index)
         per_token = (time.perf_counter() - begin) / int(plan.counts.sum())
         for i, count in zip(active, plan.counts.tolist(), strict=True):
             self.tracks[i].advance()

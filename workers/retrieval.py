@@ -205,10 +205,12 @@ def build_shared(
 
 def build_questions(
     encode: Encode, kind: str, context_tokens: int, depths: Sequence[float], digits: Sequence[int], distractors: Sequence[int],
-    questions: int, seed: int, filler: Filler, start: Sequence[int] = (),
+    questions: int, seed: int, filler: Filler, start: Sequence[int] = (), documents: range | None = None,
 ) -> Iterator[Question]:  # fmt: skip
-    """All questions of a kind and length; those about one document come one after the other."""
-    for number, others, index in itertools.product(digits, distractors, range(questions)):
+    """All questions of a kind and length, at every depth of one document after the other; or those of some documents alone."""
+    every = itertools.product(digits, distractors, range(questions))
+    chosen = itertools.islice(every, documents.start, documents.stop) if documents is not None else every
+    for number, others, index in chosen:
         arguments = (index, seed, filler, number, others, start)
         shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None
         yield from shared or (build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths)

@@ -6,7 +6,7 @@ The dense cell runs twice per round. Its second run is the control: A against A,
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -55,12 +55,16 @@ class Rounds:
         self.runs = [timed for timed in self.runs if timed.cell != cell]
 
 
-def timed_rounds(model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork) -> Rounds:
+def timed_rounds(
+    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork,
+    worked: Callable[[float, int], None] = lambda rounds, cell: None,
+) -> Rounds:  # fmt: skip
     """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the device.
 
     At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an interval narrower
     than ``work.interval_width``, at most ``work.max_repeats``. A cell that fails has no further turns and takes no other down;
-    what the dense cell raises is raised, for there is nothing to compare with.
+    what the dense cell raises is raised, for there is nothing to compare with. ``worked`` is told, between two runs, of the share
+    of a round that is done, and of the cell.
     """
     clock = Clock(prompts.device)
     if work.protocol == "report_2025":
@@ -76,6 +80,7 @@ def timed_rounds(model: nn.Module, prompts: Tensor, cells: Sequence[PruneSetting
             run = _turn(model, prompts, cells, cell, work, clock, found)
             if repeat >= 0 and run is not None:
                 found.runs.append(Timed(cell, repeat, place, control, run))
+            worked(1 / len(turns), cell)
         if repeat + 1 >= work.repeats and (dense is None or widest_interval(found.runs, dense) <= work.interval_width):
             break
     return found

@@ -10,72 +10,127 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.answers import answers
+from workers.answers import AnswersWatch, answers
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.generated_text import described, end_tokens
 from workers.layer_choice import choose_layers
 from workers.memory import is_out_of_memory
-from workers.perplexity import evaluate, window_bytes
+from workers.perplexity import Outcome, Watch, evaluate, schedule_of, window_bytes
 from workers.rounds import Timed, timed_rounds
 from workers.self_check import Passed
-from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS
+from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS, PruneSettings
+from workers.telling import Tell, Telling
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
 
+ANSWER_WORK = 64
+"""What a cell's answer to a question takes, in tokens of its prompt: for the share of a unit that is done, no more."""
 
-def run_unit(unit: WorkUnit, model: nn.Module, device: torch.device, passed: Passed | None = None) -> UnitResult:
-    """All rows of a unit. A cell that fails is recorded; what fails for the whole unit is raised.
+Runner = Callable[[WorkUnit, nn.Module, torch.device, UnitResult, Telling], None]
 
-    ``passed``: what the self-check found, for the columns that say how much is rounding.
+
+def run_unit(
+    unit: WorkUnit, model: nn.Module, device: torch.device, passed: Passed | None = None, tell: Tell | None = None
+) -> UnitResult:
+    """All rows of a unit, without those that ``tell`` was told of before.
+
+    A cell that fails is recorded; what fails for the whole unit is raised. ``passed``: what the self-check found, for the columns
+    that say how much is rounding.
     """
     result = UnitResult(device_name=device_name(device))
-    runners: dict[str, Callable[[WorkUnit, nn.Module, torch.device, UnitResult], None]] = {
+    runners: dict[str, Runner] = {
         "perplexity": _perplexity, "generation": _generation, "retrieval": _retrieval, "tasks": _tasks,
     }  # fmt: skip
     chosen = choose_layers(unit, model)
     result.failures, result.warnings = chosen.failures, chosen.warnings
-    if chosen.unit.cells:
-        runners[unit.task](chosen.unit, model, device, result)
-    for row in result.rows:
-        row |= chosen.columns.get(row["cell_id"], {})
-
+    telling = Telling(tell, result.device_name, {cell.cell_id: chosen.columns.get(cell.cell_id, {}) for cell in unit.cells})
     if unit.task == "perplexity":
         rounding = (passed.rounding_nats, passed.rounding_ppl) if passed else (None, None)
-        for row in result.rows:
-            row["rounding_nats"], row["rounding_ppl"] = rounding
+        for columns in telling.columns.values():
+            columns |= dict(zip(("rounding_nats", "rounding_ppl"), rounding, strict=True))
+
+    if chosen.unit.cells:
+        runners[unit.task](chosen.unit, model, device, result, telling)
+    result.rows = telling.rows
     return result
 
 
-def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     work = unit.work
     assert isinstance(work, PerplexityWork)
+    steps = work.tokens.shape[1] - 1
+    telling.expect(len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells)))
     failed: set[str] = set()
+    given: set[tuple[str, int]] = set()
     start, size = 0, _batch_windows(model, work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
-        windows = work.windows[part]
+        batch = _WindowBatch(unit, work, part, (failed, given), result, telling)
         tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
-        cells = [cell for cell in unit.cells if cell.cell_id not in failed]
         try:
-            dense, outcomes = evaluate(model, tokens, [cell.settings for cell in cells], [w.text_id for w in windows])
+            batch.evaluate(model, tokens)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(windows) == 1:
+            if not is_out_of_memory(error) or len(batch.windows) == 1:
                 raise
-            size = (len(windows) + 1) // 2
+            size = (len(batch.windows) + 1) // 2
             continue
-        for cell, outcome in zip(cells, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                failed.add(cell.cell_id)
-                result.failures.append(Failure.of(cell.cell_id, outcome))
-                continue
-            own = cell.settings.policy == "dense"
-            for i, window in enumerate(windows):
-                row = _perplexity_row(window, i, dense if outcome is None else outcome, reused=outcome is None and not own)
-                result.rows.append({"cell_id": cell.cell_id, **row, "document": work.documents[start + i], "stride": work.stride})
-        start += len(windows)
-    result.rows = [row for row in result.rows if row["cell_id"] not in failed]
+        start += len(batch.windows)
+
+
+def _own_tokens(settings: PruneSettings, steps: int) -> int:
+    """Of a window, the tokens that a cell puts through a model itself: those behind its first event."""
+    first = schedule_of(settings, steps).first_event
+    return 0 if first is None else steps - first
+
+
+class _WindowBatch:
+    """Windows of a perplexity unit that go through together, and what is made of each cell's scores as it ends."""
+
+    def __init__(
+        self, unit: WorkUnit, work: PerplexityWork, part: slice, over: tuple[set[str], set[tuple[str, int]]], result: UnitResult,
+        telling: Telling,
+    ) -> None:  # fmt: skip
+        """``over``: ids of cells that failed, and (cell, window) whose rows were given, in this unit so far."""
+        self.failed, self.given = over
+        self.windows, self.documents, self.stride = work.windows[part], work.documents[part], work.stride
+        self.cells = [cell for cell in unit.cells if cell.cell_id not in self.failed]
+        self.wanted = {i for i, cell in enumerate(self.cells) if cell.cell_id not in unit.complete}
+        self.result, self.telling = result, telling
+
+    def evaluate(self, model: nn.Module, tokens: Tensor) -> None:
+        """tokens: [windows, length] ids on the device. Raises as ``perplexity.evaluate`` does."""
+        settings, row_ids = [cell.settings for cell in self.cells], [window.text_id for window in self.windows]
+        evaluate(model, tokens, settings, row_ids, self.wanted, Watch(self._ended, self._worked))
+
+    def _worked(self, tokens: int, cell: int) -> None:
+        self.telling.worked(tokens, "dense" if cell < 0 else in_words(self.cells[cell].settings))
+
+    def _ended(self, dense: CellScores, index: int, outcome: Outcome) -> None:
+        """Rows of a cell of this batch, but for those that it gave before memory ran out and the batch was tried in halves."""
+        cell = self.cells[index]
+        if isinstance(outcome, Exception):
+            self.failed.add(cell.cell_id)
+            self.result.failures.append(Failure.of(cell.cell_id, outcome))
+            self.telling.forget(cell.cell_id)
+            return
+        scores, reused = dense if outcome is None else outcome, outcome is None and cell.settings.policy != "dense"
+        rows = []
+        for i, (window, document) in enumerate(zip(self.windows, self.documents, strict=True)):
+            if (cell.cell_id, window.index) not in self.given:
+                self.given.add((cell.cell_id, window.index))
+                row = _perplexity_row(window, i, scores, reused=reused)
+                rows.append({"cell_id": cell.cell_id, **row, "document": document, "stride": self.stride})
+        self.telling.give(rows)
+
+
+def in_words(settings: PruneSettings) -> str:
+    """A cell in a few words."""
+    if settings.policy == "dense":
+        return "dense"
+    protected = f" +{settings.protect_sink}/{settings.protect_recent}" if settings.protect_sink or settings.protect_recent else ""
+    return f"{settings.policy} {settings.keep_ratio:g}{protected}"
 
 
 def _batch_windows(model: nn.Module, length: int) -> int:
@@ -119,20 +174,24 @@ def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool)
     }
 
 
-def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+def _generation(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     work = unit.work
     assert isinstance(work, GenerationWork)
     prompts = torch.tensor(work.prompts, device=device)
     weights = weight_bytes(model, len(work.prompts))
     ceiling = memory_bandwidth(device, weights)
-    rounds = timed_rounds(model, prompts, [c.settings for c in unit.cells], work)
+    settings = [cell.settings for cell in unit.cells]
+    telling.expect(work.warmup + (work.repeats + work.max_repeats) / 2)
+    rounds = timed_rounds(model, prompts, settings, work, lambda rounds, cell: telling.worked(rounds, in_words(settings[cell])))
     result.failures += [Failure.of(unit.cells[cell].cell_id, error) for cell, error in rounds.failed.items()]
     dense = next(timed.run.output_tokens for timed in rounds.runs if unit.cells[timed.cell].settings.policy == "dense")
+    rows = []
     for timed in rounds.runs:
         row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
         row |= described(timed.run.output_tokens, dense, end_tokens(model))
-        result.rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})
-    result.warnings += above_ceiling(unit, result.rows)
+        rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})
+    result.warnings += above_ceiling(unit, rows)
+    telling.give(rows)
 
 
 def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -185,27 +244,46 @@ def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
     }
 
 
-def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     work = unit.work
     assert isinstance(work, RetrievalWork)
     size = _batch_windows(model, max(question.context_tokens for question in work.questions))
-    for cell, rows in zip(unit.cells, answers(model, device, [c.settings for c in unit.cells], work, size), strict=True):
-        if isinstance(rows, Exception):
-            result.failures.append(Failure.of(cell.cell_id, rows))
+    cells = [cell for cell in unit.cells if cell.cell_id not in unit.complete]
+    length = max(question.context_tokens for question in work.questions)
+    telling.expect(len(work.questions) * (length + len(cells) * ANSWER_WORK))
+
+    def worked(questions: int, cell: int) -> None:
+        if cell < 0:
+            telling.worked(questions * length, "prompts")
         else:
-            result.rows += [{"cell_id": cell.cell_id, **row} for row in rows]
+            telling.worked(questions * ANSWER_WORK, in_words(cells[cell].settings))
+
+    def answered(cell: int, rows: list[dict[str, Any]]) -> None:
+        telling.give([{"cell_id": cells[cell].cell_id, **row} for row in rows])
+
+    watch = AnswersWatch(worked, answered)
+    outcomes = answers(model, device, [cell.settings for cell in cells], work, size, watch)
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            result.failures.append(Failure.of(cell.cell_id, outcome))
+            telling.forget(cell.cell_id)
 
 
-def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult) -> None:
+def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     from workers.harness.task_rows import task_rows  # an optional dependency
 
     work = unit.work
     assert isinstance(work, HarnessWork)
     for cell in unit.cells:
+
+        def worked(share: float, words: str = in_words(cell.settings)) -> None:
+            telling.worked(share, words)
+
+        telling.expect(1)
         try:
-            found = task_rows(model, unit.model, device, cell.settings, work)
+            found = task_rows(model, unit.model, device, cell.settings, work, worked=worked)
         except Exception as error:
             result.failures.append(Failure.of(cell.cell_id, error))
             continue
-        result.rows += [{"cell_id": cell.cell_id, **row} for row in found.rows]
+        telling.give([{"cell_id": cell.cell_id, **row} for row in found.rows])
         result.warnings += [f"{unit.model.name}, {work.task}: {warning}" for warning in found.warnings]

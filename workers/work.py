@@ -95,6 +95,8 @@ class WorkUnit:
     """Digest of the code of whoever made the unit; a worker with other code refuses it."""
     code_root: str = str(ROOT)
     """Where that code lies."""
+    complete: frozenset[str] = frozenset()
+    """Cells whose rows of this unit are all stored: what serves them alone is left out."""
 
 
 class FromOutside(Exception):  # noqa: N818 - a mark beside an error's own type

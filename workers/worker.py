@@ -17,6 +17,7 @@ from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
 from workers.self_check import Passed, check_once, rounding_note
+from workers.telling import Tell
 from workers.unit import run_unit
 from workers.work import Failure, UnitResult, WorkUnit
 
@@ -31,9 +32,11 @@ class Worker:
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
 
-    def run(self, unit: WorkUnit) -> UnitResult:
-        """All rows of the unit. What goes wrong in our own code or in the model is a failure of its cells, never an exception:
-        repeating it would end the same way.
+    def run(self, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
+        """All rows of the unit but those that ``tell`` was told of while it went on.
+
+        What goes wrong in our own code or in the model is a failure of its cells, never an exception: repeating it would end the
+        same way.
         """
         begin = loaded = time.perf_counter()
         try:
@@ -43,7 +46,7 @@ class Worker:
                 model = self._loaded(unit, device)
                 passed = self._checked(unit, model)
                 loaded = time.perf_counter()
-                result = run_unit(unit, model, device, passed)
+                result = run_unit(unit, model, device, passed, tell)
             if passed is not None and unit.dtype != "float32":
                 result.warnings.insert(0, rounding_note(unit.model.name, unit.dtype, passed))
         except KeyboardInterrupt:

@@ -7,9 +7,10 @@ went through it is counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -84,6 +85,8 @@ class PrunedModel(TemplateLM):
         self._device, self._max_length, self._progress = device, max_length, progress
         self._bos: Bos = bos
         self._first = bos_token(facts, bos) if bos == "always" else None
+        self.worked: Callable[[float], None] = lambda share: None
+        """Told, while requests are answered, of the shares of them that are done."""
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self.rounding: str | None = None
         """How far figures in 16 bits are from exact, once something was asked."""
@@ -177,13 +180,13 @@ class PrunedModel(TemplateLM):
         asked: list[tuple[str, dict[str, Any]]] = [request.arguments for request in requests]
         ways = [Decoding.of(options, self.max_gen_toks, end) for _, options in asked]
         writer, texts = Writer(self.model, self.tokenizer, self.settings, self._device), [""] * len(requests)
-        with tqdm(total=len(requests), desc="kvsweep generate_until", disable=disable_tqdm or not self._progress) as bar:
+        with self._bar("generate_until", len(requests), disable_tqdm) as done:
             for way in dict.fromkeys(ways):
                 chosen = [i for i, own in enumerate(ways) if own == way]
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
                 longest = max(contexts, key=len, default=[])
                 self._check([continued(longest, len(longest) + way.max_tokens).tolist()] if longest else [])
-                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, bar.update), strict=True):
+                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, done), strict=True):
                     self._count(requests[i], [one])
                     text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
                     texts[i] = postprocess_generated_text(text, list(way.until), None)
@@ -227,8 +230,19 @@ class PrunedModel(TemplateLM):
 
     def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
         self._check(context + continuation for context, continuation in pairs)
-        with tqdm(total=len(pairs), desc=f"kvsweep {what}", disable=quiet or not self._progress) as bar:
-            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, bar.update)
+        with self._bar(what, len(pairs), quiet) as done:
+            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, done)
+
+    @contextlib.contextmanager
+    def _bar(self, what: str, count: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+        """Told of requests that are done; draws a bar where one is wanted."""
+        with tqdm(total=count, desc=f"kvsweep {what}", disable=quiet or not self._progress) as bar:
+
+            def done(requests: int) -> None:
+                bar.update(requests)
+                self.worked(requests / count)
+
+            yield done
 
     def _count(self, request: Instance, parts: Sequence[ContinuationScore | Generated]) -> None:
         for counts in (Counts(requests=1), *(part.counts for part in parts)):

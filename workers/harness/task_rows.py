@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -36,9 +36,11 @@ class TaskResult:
 
 
 def task_rows(
-    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork, batch_size: int = 8
-) -> TaskResult:
+    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork, batch_size: int = 8,
+    worked: Callable[[float], None] = lambda share: None,
+) -> TaskResult:  # fmt: skip
     """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time, which changes no figure.
+    ``worked`` is told of the shares of the task's requests that are done.
 
     The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness or the task is
     missing, and what the harness raises.
@@ -50,6 +52,7 @@ def task_rows(
     from workers.harness.model import PrunedModel
 
     pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, bos=work.bos, progress=False)
+    pruned.worked = worked
     with _quiet():
         given = simple_evaluate(
             model=pruned, tasks=[file], num_fewshot=work.num_fewshot, limit=work.limit, bootstrap_iters=BOOTSTRAP,

@@ -1,0 +1,86 @@
+"""What a worker tells while its unit goes on: rows that are finished, how far it is, the cell at hand.
+
+Rows are told at intervals, so that what is lost with a worker is little and what is stored is not many small files; whatever a
+short unit gives is told at its end alone, by its result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+ROWS_SECONDS, SHARE_SECONDS = 20.0, 1.0
+"""How often finished rows, and how often the share of the work alone, are told."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of a unit that goes on."""
+
+    rows: list[dict[str, Any]]
+    """Finished, and told of for the first time."""
+    device_name: str
+    """Where they were made."""
+    share: float
+    """Of the unit's work that is done, in [0, 1]."""
+    doing: str
+    """The cell at hand, in words."""
+    seconds: float
+    """Since the unit began, without what it took to load the model."""
+
+
+Tell = Callable[[News], None]
+
+
+@dataclass
+class Telling:
+    """Collects what a unit gives; ``tell`` hears of it in time, and ``rows`` holds what it has not heard of yet."""
+
+    tell: Tell | None
+    """Without one, all rows stay in ``rows``."""
+    device_name: str = ""
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By cell: what every row of it gets."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    doing: str = ""
+    _work: float = 0.0
+    _done: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._begin = self._told = self._told_rows = time.monotonic()
+
+    def expect(self, work: float) -> None:
+        """The unit's work, in any unit of its own."""
+        self._work += work
+
+    def worked(self, work: float, doing: str = "") -> None:
+        """So much more of it is done; ``doing``: the cell at hand."""
+        self._done += work
+        self.doing = doing or self.doing
+        self._tell_in_time()
+
+    def give(self, rows: list[dict[str, Any]]) -> None:
+        """Rows that are finished, each with the ``cell_id`` of its cell."""
+        self.rows += [row | self.columns.get(row["cell_id"], {}) for row in rows]
+        self._tell_in_time()
+
+    def forget(self, cell_id: str) -> None:
+        """A cell failed: what it gave and nobody has heard of is no measurement of it."""
+        self.rows = [row for row in self.rows if row["cell_id"] != cell_id]
+
+    def _tell_in_time(self) -> None:
+        if self.tell is None:
+            return
+        now = time.monotonic()
+        with_rows = bool(self.rows) and now - self._told_rows >= ROWS_SECONDS
+        if not with_rows and now - self._told < SHARE_SECONDS:
+            return
+
+        rows: list[dict[str, Any]] = []
+        if with_rows:
+            rows, self.rows, self._told_rows = self.rows, [], now
+        self._told = now
+        share = min(1.0, self._done / self._work) if self._work else 0.0
+        self.tell(News(rows, self.device_name, share, self.doing, now - self._begin))
