@@ -27,18 +27,22 @@ SIGNS_FOUND = 3
 
 @app.command()
 def plan(
-    sweep: Sweep = None, set_: Set = None, every: Annotated[bool, typer.Option("--all", help="List every cell.")] = False
-) -> None:
-    """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs nothing."""
+    sweep: Sweep = None, set_: Set = None, every: Annotated[bool, typer.Option("--all", help="List every cell.")] = False,
+    measure: Annotated[bool, typer.Option(help="Load models that were never measured here, for the time it will take.")] = True,
+) -> None:  # fmt: skip
+    """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs no cell."""
     from pipeline.plan import make_plan
     from pipeline.plan_table import print_plan
     from pipeline.planning_progress import PlanningProgress
     from pipeline.spec import SweepError, load_spec
+    from pipeline.wall_clock import wall_clock
 
     try:
         with PlanningProgress() as said:
             planned = make_plan(load_spec(sweep, set_ or []), said=said)
-        print_plan(planned, every)
+            said.now("how fast its models run here")
+            clock = wall_clock(planned, measure=measure)
+        print_plan(planned, clock, every)
     except SweepError as error:
         _refuse(error.faults)
 

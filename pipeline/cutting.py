@@ -12,24 +12,24 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Protocol
 
 from pipeline.cell import Cell, settings_of
-from pipeline.estimates import (
-    Passes,
-    cell_seconds,
-    dense_seconds,
-    least_bytes,
-    prompt_seconds,
-    retrieval_seconds,
-    worker_bytes,
-)
+from pipeline.estimates import least_bytes, worker_bytes
 from pipeline.placement import Need
 from pipeline.resolve import Resolved
+from pipeline.seconds import (
+    Passes,
+    Rates,
+    dense_seconds,
+    generation_seconds,
+    harness_seconds,
+    prompt_seconds,
+    retrieval_seconds,
+)
 from pipeline.spec import SweepError
-from workers.model_files import ModelFacts
 from workers.windows import Window
 
 UNIT_SECONDS = 30.0
@@ -98,59 +98,71 @@ def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
     timed = dense.task == "generation"
     model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
     need = Need(dense.device, timed, worker_bytes(facts, dense), model, least)
+    rates = Rates.nominal(facts, dense.device)
     if dense.task == "retrieval":
-        return list(_retrieval(facts, cells, need, plan.documents_expected(dense)))
+        return list(_retrieval(rates, cells, need, plan.documents_expected(dense)))
     if dense.task == "perplexity":
-        return list(_perplexity(facts, cells, need, plan.windows(dense), len(plan.units)))
+        return list(_perplexity(rates, cells, need, plan.windows(dense), len(plan.units)))
     batches = [tuple(cells)] if timed else [(cell,) for cell in cells]  # all cells of a timed comparison take turns in one unit
-    return [PlannedUnit(dense.task, batch, (), sum(cell_seconds(facts, cell) for cell in batch), need) for batch in batches]
+    units = [PlannedUnit(dense.task, batch, (), 0.0, need) for batch in batches]
+    return [replace(unit, cost_seconds=unit_seconds(unit, rates)) for unit in units]
 
 
-def _perplexity(
-    facts: ModelFacts, cells: list[Cell], need: Need, windows: tuple[Window, ...], before: int
-) -> Iterator[PlannedUnit]:
-    shared = dense_seconds(facts, cells[0])
-
-    def seconds(batch: Sequence[Cell], count: int) -> float:
-        return Passes.of(batch).seconds(facts, cells[0].device, count)
-
-    batches = [
-        part
-        for batch in sharing_passes(cells)
-        for part in _halved(batch, lambda part: seconds(part, 1) <= max(UNIT_SECONDS, SHARED_PARTS * shared))
-    ]
-    parts = [_evenly(len(windows), _most(MOST_WINDOWS, lambda count, b=batch: seconds(b, count))) for batch in batches]
-    _check_units(before + sum(map(len, parts)), len(windows))
-
-    for batch, ranges in zip(batches, parts, strict=True):
-        passes = Passes.of(batch)
-        for part in ranges:
-            cost = passes.seconds(facts, cells[0].device, len(part))
-            yield PlannedUnit("perplexity", batch, windows[part.start : part.stop], cost, need)
+def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
+    """What a unit takes at these rates."""
+    if unit.task == "perplexity":
+        return Passes.of(unit.cells).seconds(rates, len(unit.windows))
+    if unit.asked is not None:
+        questions = (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
+        return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, questions)
+    one = generation_seconds if unit.task == "generation" else harness_seconds
+    return sum(one(cell, rates) for cell in unit.cells)
 
 
-def _retrieval(facts: ModelFacts, cells: list[Cell], need: Need, documents: int) -> Iterator[PlannedUnit]:
+def _perplexity(rates: Rates, cells: list[Cell], need: Need, windows: tuple[Window, ...], before: int) -> Iterator[PlannedUnit]:
+    longest = max(UNIT_SECONDS, SHARED_PARTS * dense_seconds(cells[0], rates))
+
+    parts = [part for batch in sharing_passes(cells) for part in _with_passes(batch, rates, longest)]
+    ranges = [_evenly(len(windows), _most(MOST_WINDOWS, partial(passes.seconds, rates))) for _, passes in parts]
+    _check_units(before + sum(map(len, ranges)), len(windows))
+
+    for (batch, passes), stretches in zip(parts, ranges, strict=True):
+        for stretch in stretches:
+            cost = passes.seconds(rates, len(stretch))
+            yield PlannedUnit("perplexity", batch, windows[stretch.start : stretch.stop], cost, need)
+
+
+def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[tuple[tuple[Cell, ...], Passes]]:
+    """Cells, neighbours together, in parts of which one window takes no longer than that, or single ones."""
+    passes = Passes.of(cells)
+    if len(cells) == 1 or passes.seconds(rates, 1) <= longest:
+        return [(cells, passes)]
+    middle = len(cells) // 2
+    return [*_with_passes(cells[:middle], rates, longest), *_with_passes(cells[middle:], rates, longest)]
+
+
+def _retrieval(rates: Rates, cells: list[Cell], need: Need, documents: int) -> Iterator[PlannedUnit]:
     settings = settings_of(cells[0])
     depths = len(settings["depths"])
     for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
-        shared = prompt_seconds(facts, cells[0], length, depths)
+        shared = prompt_seconds(rates, length, depths)
 
         def seconds(batch: Sequence[Cell], count: int, length: int = length) -> float:
-            return retrieval_seconds(facts, batch, length, depths * count)
+            return retrieval_seconds(batch, rates, length, depths * count)
 
         longest = max(UNIT_SECONDS, SHARED_PARTS * shared)
-        for whole in _parts(cells, MOST_ASKED_CELLS):
-            for batch in _halved(whole, lambda part, longest=longest, seconds=seconds: seconds(part, 1) <= longest):
-                most = _most(documents, lambda count, b=batch, seconds=seconds: seconds(b, count))
-                for part in _evenly(documents, most):
-                    asked = Documents(kind, length, part.start, part.stop)
-                    yield PlannedUnit("retrieval", batch, (), seconds(batch, len(part)), need, asked)
+        size = _most(min(len(cells), MOST_ASKED_CELLS), lambda count, seconds=seconds: seconds(cells[:count], 1), longest)
+        for batch in _parts(cells, size):
+            most = _most(documents, lambda count, batch=batch, seconds=seconds: seconds(batch, count))
+            for part in _evenly(documents, most):
+                asked = Documents(kind, length, part.start, part.stop)
+                yield PlannedUnit("retrieval", batch, (), seconds(batch, len(part)), need, asked)
 
 
-def _most(limit: int, seconds: Callable[[int], float]) -> int:
+def _most(limit: int, seconds: Callable[[int], float], longest: float = UNIT_SECONDS) -> int:
     """The largest count, up to a limit, that takes no longer than a unit may; 1 at least."""
     count = 1
-    while count < limit and seconds(count + 1) <= UNIT_SECONDS:
+    while count < limit and seconds(count + 1) <= longest:
         count += 1
     return count
 
@@ -160,14 +172,6 @@ def _evenly(count: int, most: int) -> list[range]:
     parts = math.ceil(count / most)
     bounds = [count * part // parts for part in range(parts + 1)]
     return [range(start, end) for start, end in itertools.pairwise(bounds)]
-
-
-def _halved(cells: tuple[Cell, ...], fits: Callable[[tuple[Cell, ...]], bool]) -> list[tuple[Cell, ...]]:
-    """Cells, neighbours together, in parts that fit, or are single."""
-    if len(cells) == 1 or fits(cells):
-        return [cells]
-    middle = len(cells) // 2
-    return [*_halved(cells[:middle], fits), *_halved(cells[middle:], fits)]
 
 
 def _check_units(count: int, windows: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from itertools import groupby
 
@@ -12,13 +11,14 @@ from rich.table import Table
 from pipeline.cell import Cell
 from pipeline.plan import Plan
 from pipeline.planned_budget import planned_budget
+from pipeline.wall_clock import WallClock
 from workers.machine import this_machine
 from workers.skip_rule import skipped_count
 
 LISTED = 400
 
 
-def print_plan(plan: Plan, every: bool = False) -> None:
+def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
     """Cells with their realised budget, then units, dropped combinations, notes and estimates."""
     width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own
     console = Console(width=width, emoji=False)  # "text:notes:" means none
@@ -33,8 +33,7 @@ def print_plan(plan: Plan, every: bool = False) -> None:
         console.print(f"{count} combinations dropped: {reason}", markup=False)
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
-    seconds = sum(unit.cost_seconds for unit in plan.units)
-    console.print(f"estimate: {datetime.timedelta(seconds=round(seconds))} of one core's or GPU's time (rough), ", end="")
+    console.print(f"estimate: {clock}, ", end="", markup=False)
     most = max((unit.need.memory_bytes for unit in plan.units), default=0)
     console.print(f"{most / 2**20:,.0f} MiB per worker at most")
     usable = this_machine().usable_memory_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.cell import Cell, settings_of
-from pipeline.estimates import schedule_of
+from pipeline.seconds import schedule_of
 
 
 @dataclass(frozen=True)

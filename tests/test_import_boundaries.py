@@ -12,7 +12,8 @@ OURS = ("pipeline", "workers", "analysis")
 HEAVY = ("torch", "transformers")
 TORCH_FREE_WORKERS = (
     "architecture", "bos", "budget", "check_text", "code_digest", "corpora", "families", "gpus", "harness.arguments",
-    "harness.counts", "harness.tasks", "machine", "model_files", "model_json", "model_settings", "policy_files", "retrieval",
+    "harness.counts", "harness.tasks", "machine", "model_files", "model_json", "model_settings", "pace", "policy_files",
+    "retrieval",
     "sampling", "settings", "skip_rule", "telling", "text_cuts", "text_tokens", "weight_files", "windows", "work",
 )  # fmt: skip
 """The modules of workers that planning uses."""

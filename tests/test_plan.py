@@ -14,6 +14,9 @@ from pipeline.plan import PHASES, make_plan
 from pipeline.plan_table import print_plan
 from pipeline.spec import SweepError, load_spec
 from pipeline.unit_inputs import questions_of, work_unit
+from pipeline.wall_clock import WallClock
+
+CLOCK = WallClock(90.0, 2, ("tiny",))
 
 
 @pytest.fixture
@@ -72,9 +75,10 @@ def test_timed_cells_of_each_protocol_are_a_unit_of_their_own(plan_of):
 
 
 def test_the_printed_plan_counts_what_the_sweep_file_excludes(plan_of, capsys):
-    print_plan(plan_of(prune_after="[16, 24]", exclude="[{prune_after: [24], keep_ratios: [0.5]}]"))
+    print_plan(plan_of(prune_after="[16, 24]", exclude="[{prune_after: [24], keep_ratios: [0.5]}]"), CLOCK)
     printed = capsys.readouterr().out
     assert "4 cells in 1 units" in printed
+    assert "estimate: 0:01:30 with 2 workers on this machine; rough, as tiny was not measured on this machine" in printed
     assert "1 combinations dropped: excluded by the sweep file" in printed
 
 
@@ -83,7 +87,7 @@ def test_names_are_printed_as_they_are(plan_of, tmp_path, text_file, capsys):
     folder = tmp_path / ":notes:"
     folder.mkdir()
     shutil.copy(text_file, folder / "a.txt")
-    print_plan(plan_of(datasets=f'["text:{folder}"]'))
+    print_plan(plan_of(datasets=f'["text:{folder}"]'), CLOCK)
     assert capsys.readouterr().out.count(":notes:: ") == 2
 
 

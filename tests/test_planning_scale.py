@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import grid, plan_table, resolve, sweep_keys
+from pipeline import cutting, grid, plan_table, resolve, sweep_keys
 from pipeline import plan as plans
 from pipeline.grid import Exclusions, make_grid
 from pipeline.planned_budget import planned_budget
 from pipeline.planning_progress import PlanningProgress
 from pipeline.spec import SweepError, load_spec
 from pipeline.sweep_keys import FIELDS, Exclusion, SweepSpec
+from pipeline.wall_clock import WallClock
 from tests.test_planning_golden import resolved
 from workers.budget import Schedule
 
@@ -46,13 +47,13 @@ def test_no_plan_walks_through_the_prunes_of_a_cell(plan_of, monkeypatch, capsys
     """They are as many as tokens, times cells; figures follow from three numbers."""
     monkeypatch.setattr(Schedule, "events", property(lambda _: pytest.fail("the prunes were listed")))
     made = plan_of(keep_ratios=[0.95, 0.9], prune_after=[8, 16], schedules=["every_step", "constant"])
-    plan_table.print_plan(made, every=True)
+    plan_table.print_plan(made, WallClock(1.0, 1, ()), every=True)
     assert len(made.grid.cells) == 9 and made.never_prune == []
     assert [planned_budget(cell) is not None for cell in made.grid.cells] == [True] * 9
 
 
 def test_the_passes_of_cells_are_estimated_once_and_not_for_each_stretch_of_windows(plan_of, monkeypatch):
-    calls = counted(monkeypatch, plans.Passes, "of")
+    calls = counted(monkeypatch, cutting.Passes, "of")
     made = plan_of(perplexity={"window": 8, "windows": 100})
     assert (len(made.units), len(calls)) == (7, 1)
 
@@ -128,7 +129,7 @@ def test_a_grid_that_nobody_can_run_is_refused_before_it_is_made(plan_of, monkey
     with pytest.raises(SweepError, match=r"more than 100 combinations \(120 in perplexity alone: 60 keep_ratios, 2 prune_after"):
         plan_of(keep_ratios=[n / 100 for n in range(1, 61)], prune_after=[8, 16])
     assert made == []
-    monkeypatch.setattr(plans, "MAX_UNITS", 3)
+    monkeypatch.setattr(cutting, "MAX_UNITS", 3)
     with pytest.raises(SweepError, match=r"7 units of work \(100 windows of a text among them\), and 3 is the most"):
         plan_of(perplexity={"window": 8, "windows": 100})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -13,6 +14,7 @@ from torch import nn
 
 from workers.check_text import check_text
 from workers.code_digest import check_same_code, code_digest
+from workers.measure_pace import measure_once
 from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
@@ -45,6 +47,8 @@ class Worker:
             with whole_process_state():
                 model = self._loaded(unit, device)
                 passed = self._checked(unit, model)
+                with contextlib.suppress(Exception):  # which only leaves the plans of other sweeps rough
+                    measure_once(model, unit.model, unit.dtype, device)
                 loaded = time.perf_counter()
                 result = run_unit(unit, model, device, passed, tell)
             if passed is not None and unit.dtype != "float32":

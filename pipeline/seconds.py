@@ -1,0 +1,108 @@
+"""What units will take, roughly, in seconds of one worker: from the tokens and passes that they put through a model.
+
+With nominal rates of a kind of device these seconds cut a sweep into units; with rates that were measured on a machine they say
+how long a run will take there. No figure of a report rests on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.cell import Cell, settings_of
+from workers.budget import Schedule
+from workers.model_files import ModelFacts
+from workers.pace import Pace
+from workers.settings import MAX_BATCH_WINDOWS
+
+FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
+SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
+"""Of a nominal device: one core, one GPU."""
+TIMED_SHARE = 2.5
+"""What a timed run takes for a second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep)."""
+ANSWER_PASSES = 20
+"""An answer's passes, and as many again for what is pruned and copied, of a batch of questions."""
+ASKED_TOKENS = 24
+"""Of a question."""
+HARNESS_DOCUMENTS, HARNESS_TOKENS, HARNESS_PASSES = 1000, 400, 8
+"""What a document of the harness takes, where only running it can tell."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of a token among many of one pass, and of a pass beside its tokens."""
+
+    token: float
+    single_pass: float
+
+    @classmethod
+    def nominal(cls, facts: ModelFacts, device: str) -> Rates:
+        """Of a model on a nominal device, the same everywhere."""
+        token = 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[device]
+        return cls(token, SECONDS_PER_PASS_LAYER[device] * facts.layers)
+
+    @classmethod
+    def measured(cls, pace: Pace) -> Rates:
+        """As they were found on a machine."""
+        return cls(pace.token_seconds, pace.pass_seconds)
+
+
+def schedule_of(cell: Cell, steps: int) -> Schedule:
+    """The event schedule of a cell's pruning layers over one-token steps."""
+    return cell.budget.event_schedule(steps)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of windows."""
+
+    tokens: int
+    passes: int
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Passes:
+        """One dense pass, each cell's tokens behind its first event, passes shared by the cells."""
+        steps = settings_of(cells[0])["window"] - 1
+        schedules = [schedule_of(cell, steps) for cell in cells]
+        tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
+        return cls(tokens, 1 + max(schedule.count for schedule in schedules))
+
+    def seconds(self, rates: Rates, windows: int) -> float:
+        """Of a unit of so many windows."""
+        return windows * self.tokens * rates.token + self.passes * rates.single_pass
+
+
+def dense_seconds(cell: Cell, rates: Rates) -> float:
+    """Of the dense pass over one window."""
+    return settings_of(cell)["window"] * rates.token
+
+
+def prompt_seconds(rates: Rates, length: int, questions: int) -> float:
+    """Of the dense pass over the prompts of questions."""
+    return questions * length * rates.token
+
+
+def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, questions: int) -> float:
+    """Of a unit: the prompts once for all cells, then each cell's answers, and what they fork and prune.
+
+    Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
+    """
+    settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_BATCH_WINDOWS)
+    tokens = 2 * (max(settings["digits"]) + (0 if settings["question_pruned"] else ASKED_TOKENS))
+    own = questions * tokens * rates.token + batches * ANSWER_PASSES * rates.single_pass
+    return prompt_seconds(rates, length, questions) + len(cells) * own
+
+
+def generation_seconds(cell: Cell, rates: Rates) -> float:
+    """Of all rounds of a timed cell."""
+    settings = settings_of(cell)
+    per_step = rates.single_pass + settings["batch_size"] * rates.token
+    one = settings["batch_size"] * settings["prompt_tokens"] * rates.token + settings["new_tokens"] * per_step
+    return TIMED_SHARE * one * (settings["max_repeats"] + settings["warmup"])
+
+
+def harness_seconds(cell: Cell, rates: Rates) -> float:
+    """Of one of the harness's tasks."""
+    documents = settings_of(cell)["limit"] or HARNESS_DOCUMENTS
+    return documents * (HARNESS_TOKENS * rates.token + HARNESS_PASSES * rates.single_pass)

@@ -1,0 +1,74 @@
+"""A few passes of a loaded model, timed: ``python -m workers.measure_pace`` does it for a plan, which has no torch.
+
+python -m workers.measure_pace MODEL REVISION DTYPE DEVICE THREADS
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+
+from workers.clock import synchronize
+from workers.generation import forward
+from workers.model_files import ModelFacts, find_model
+from workers.models import load
+from workers.pace import Pace, remember, remembered
+from workers.perplexity import evaluate
+from workers.pruned_cache import PrunedCache
+from workers.settings import PruneSettings
+
+TOKENS, SINGLE_TOKENS = 256, 4
+"""Of the long pass, and passes of one token."""
+ENOUGH_SECONDS = 0.3
+"""What takes less is done three times, and the median counts."""
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, device: torch.device) -> Pace:
+    """Pace of a model under our attention on its device, with the threads that torch has."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
+    ids = torch.randint(0, vocabulary, (1, TOKENS + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    evaluate(model, ids[:, :17], [], [0])  # the first pass pays for what later ones find ready
+    token_seconds = _median_seconds(lambda: evaluate(model, ids, [], [0]), device) / TOKENS
+
+    def single_tokens() -> None:
+        cache = PrunedCache(model.config, PruneSettings("dense"))  # pyright: ignore[reportArgumentType]
+        for place in range(SINGLE_TOKENS):
+            forward(model, ids[:, place : place + 1], cache)
+
+    per_pass = _median_seconds(single_tokens, device) / SINGLE_TOKENS
+    return Pace(token_seconds, max(0.0, per_pass - token_seconds))
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    taken: list[float] = []
+    while len(taken) < 3 and sum(taken) < ENOUGH_SECONDS:
+        begin = time.perf_counter()
+        work()
+        synchronize(device)
+        taken.append(time.perf_counter() - begin)
+    return median(taken)
+
+
+def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.device) -> None:
+    """Measure and remember, unless that was done on this machine before."""
+    threads = torch.get_num_threads()
+    if remembered(facts, dtype, device.type, threads) is None:
+        remember(measure(model, device), facts, dtype, device.type, threads)
+
+
+def main(name: str, revision: str, dtype: str, device: str, threads: str) -> None:
+    """Load a model and measure it."""
+    torch.set_num_threads(int(threads))
+    facts = find_model(name, revision or None)
+    place = torch.device(device)
+    measure_once(load(facts, dtype, place), facts, dtype, place)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

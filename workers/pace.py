@@ -1,0 +1,55 @@
+"""How fast a model runs on this machine, remembered from the last time that it was measured; plain data, without torch.
+
+Plans are told in these seconds. How a sweep is cut into units never depends on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workers.model_files import ModelFacts
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of one model, dtype and device, with so many CPU threads."""
+
+    token_seconds: float
+    """Of a token among many of one pass, its likelihood included."""
+    pass_seconds: float
+    """Of a pass of a single token, beyond that."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no measurement gives."""
+        if not all(0 <= seconds < math.inf for seconds in (self.token_seconds, self.pass_seconds)) or not self.token_seconds:
+            raise ValueError("seconds are finite and not negative")
+
+
+def remember(pace: Pace, facts: ModelFacts, dtype: str, device: str, threads: int) -> None:
+    """For plans that are made on this machine later."""
+    file = _file(facts, dtype, device, threads)
+    with contextlib.suppress(OSError):  # a home that cannot be written to only means that plans stay rough
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(pace)), encoding="utf-8")
+
+
+def remembered(facts: ModelFacts, dtype: str, device: str, threads: int) -> Pace | None:
+    """None where it was never measured here, or the file that says so is none of ours."""
+    try:
+        return Pace(**json.loads(_file(facts, dtype, device, threads).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _file(facts: ModelFacts, dtype: str, device: str, threads: int) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    counted = threads if device == "cpu" else 0
+    key = f"{platform.node()} {platform.processor()} {facts.revision} {dtype} {device} {counted}"
+    return cache / "kvsweep" / "pace" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
