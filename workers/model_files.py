@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workers.architecture import Limit, read_architecture
+from workers.cache_folder import cache_folder
 from workers.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
 from workers.model_settings import count_of, share_of, table_of, text_settings
 from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
 
 EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
+FETCHED_NAMES = ("smollm2",)
+"""Models that ``kvsweep fetch`` puts into the cache folder under these names."""
+RECORD = "kvsweep.json"
+"""Where a folder that kvsweep made of other files says of which; no part of the model."""
 
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt")
 """Model types with one learned vector per position: past the last there is none."""
@@ -104,16 +109,26 @@ def find_model(
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool) -> ModelFacts:
     folder = Path(os.path.expanduser(name))  # which, unlike pathlib, leaves the ~ of nobody as it is
-    is_local = name in EMBEDDED_NAMES or name.startswith((".", "/", "~")) or _is_folder(folder, name)
+    is_local = name in (*EMBEDDED_NAMES, *FETCHED_NAMES) or name.startswith((".", "/", "~")) or _is_folder(folder, name)
     if is_local and revision is not None:
         raise ModelError(f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash")
     if name in EMBEDDED_NAMES:
         return _local(name, EMBEDDED / name)
+    if name in FETCHED_NAMES:
+        return _fetched(name)
     if is_local:
         if not _is_folder(folder, name):
             raise ModelError(f"model {shown(name)}: there is no such directory")
         return _local(name, folder, trust_remote_code, allow_pickle)
     return _hub(name, revision, trust_remote_code)
+
+
+def _fetched(name: str) -> ModelFacts:
+    folder = cache_folder() / name
+    if not _is_folder(folder, name):
+        beside = f"; the folder of this name that lies here is ./{name}" if Path(name).is_dir() else ""
+        raise ModelError(f"model {name!r}: it is not in {folder.parent}; run `kvsweep fetch {name}` once{beside}")
+    return _local(name, folder)
 
 
 def _is_folder(path: Path, name: str) -> bool:
@@ -153,8 +168,9 @@ def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*IDENTITY_FILES, TEMPLATES, ADAPTER]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        names = ", ".join((*EMBEDDED_NAMES, *FETCHED_NAMES))
         raise ModelError(
-            f"model {name!r}: not one of {', '.join(EMBEDDED_NAMES)}, not a local directory, and the model hub did not "
+            f"model {name!r}: not one of {names}, not a local directory, and the model hub did not "
             f"give it ({type(error).__name__}: {reason[:160]}); check the name, or download it and give its path"
         ) from error
     if not (folder / "tokenizer.json").is_file():

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.attention import NAME as OWN_ATTENTION
+from workers.cache_folder import cache_folder
 from workers.code_digest import code_digest
 from workers.memory import is_out_of_memory
 from workers.model_files import ModelError, ModelFacts
@@ -120,7 +120,7 @@ def check_once(model: Any, facts: ModelFacts, dtype: str, tokens: Tensor, *, own
 
 
 def _marks() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvsweep" / "self-checks"
+    return cache_folder() / "self-checks"
 
 
 def _write(mark: Path, passed: Passed) -> None:
