@@ -64,6 +64,8 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     (per answer token; a few questions carry most of it, so that it has no interval) are to the dense twin on the same questions;
     ``lost_at_most``: upper bound (one-sided, 95 %) of the share of questions that only the twin has right; ``budget``: the cache
     held while answering as a share of the twin's. Null where there is no twin, or a schema lacks it.
+    ``text_right``: answers whose text is right, whatever their tokens; null where ``right`` says the same, and no column where
+    that is so everywhere.
     """
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
@@ -73,6 +75,8 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     most = [share_at_most(lost, paired) if paired else None for lost, _, paired in pairs]
     shown = {"p_value": pl.Series(p, dtype=pl.Float64), "lost_at_most": pl.Series(most, dtype=pl.Float64)}
     cells = cells.with_columns(plain_verdict(), _note(), **shown)
+    if cells["text_right"].is_null().all():
+        cells = cells.drop("text_right")
     cells = without_figures(cells, [*keys, *SETTINGS, "questions", "impossible", "verdict", "note"])
     return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
 
@@ -93,6 +97,7 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         in_cell(),
         questions=pl.len(),
         right=pl.col("correct").sum(),
+        text_right=pl.when((pl.col("correct_text") != pl.col("correct")).any()).then(pl.col("correct_text").sum()),
         dense_accuracy=pl.col("dense_correct").mean(),
         paired=paired.sum(),
         lost=pl.when(paired.any()).then((pl.col("dense_correct") & ~pl.col("correct")).filter(paired).sum()),

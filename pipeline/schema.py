@@ -132,6 +132,7 @@ TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
         "expected": pl.String,
         "answer": pl.String,
         "correct": pl.Boolean,
+        "correct_text": pl.Boolean,
         "answer_nll": pl.Float64,
         "answer_tokens": pl.Int32,
         "prune_events": pl.Int32,
@@ -182,7 +183,9 @@ itself, share of its 4-grams that were there before, tokens before the first tha
 the room behind their entries, positions and what its policy observes; null in files of older schemas, whose ``kv_bytes_peak``
 of generation was counted after each prune.
 
-Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``answer_nll``: of
+Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``correct``: the
+model's own tokens are the answer's. ``correct_text``: their text has the digits in order, whatever pieces they come in and
+whatever stands between them; null in files of older schemas. ``answer_nll``: of
 the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own
 tokens (of the copy held best) that are held, over layers and heads, when the first wrong token is predicted, or the last where
 none is wrong; in older schemas of the whole fact's, when the answer begins. ``answer_retained_weighted``: the same, each layer's

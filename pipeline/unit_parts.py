@@ -12,6 +12,7 @@ from pipeline.done import DoneIndex
 from pipeline.plan import Plan
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
 from pipeline.schema import PROTOCOL_VERSION
+from workers.retrieval import says
 from workers.telling import News
 from workers.text_tokens import open_tokenizer
 from workers.work import Failure, UnitResult
@@ -70,9 +71,15 @@ class PartWriter:
         return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name) for cell in unit.cells}
 
     def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Answers of retrieval as text; a worker gives ids."""
+        """Answers of retrieval as text, and whether that is right; a worker gives ids."""
         tokenizer = open_tokenizer(self.plan.resolved.models[unit.cells[0].model].tokenizer_file)
-        return [row | {"answer": tokenizer.text(row["answer"]).strip()} for row in rows]
+        told = []
+        for row in rows:
+            own = {name: value for name, value in row.items() if name != "own_tokens"}
+            said = tokenizer.text_before_end(row["own_tokens"])
+            own |= {"answer": tokenizer.text(row["answer"]).strip(), "correct_text": says(said, row["expected"])}
+            told.append(own)
+        return told
 
 
 def cell_columns(cell: Cell, dense_id: str, run_id: str, device_name: str) -> dict[str, Any]:

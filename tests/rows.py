@@ -89,9 +89,9 @@ def retrieval_row(question_index: int = 0, **values: Any) -> dict[str, Any]:
     defaults = {
         "kind": "passkey", "context_tokens": 512, "digits": 5, "distractors": 0, "depth": 0.5, "question_index": question_index,
         "question_pruned": True, "expected": "12345", "answer": "12345", "correct": True, "answer_nll": 1.0, "answer_tokens": 5,
-        "prune_events": 0 if dense else 4, "answer_position_retained": 1.0 if dense else 0.5,
-        "answer_retained_weighted": 1.0 if dense else 0.4, "answer_retained_least": 1.0 if dense else 0.3,
-        "cache_tokens_mean": 500.0 if dense else 100.0,
+        "correct_text": values.get("correct", True), "prune_events": 0 if dense else 4,
+        "answer_position_retained": 1.0 if dense else 0.5, "answer_retained_weighted": 1.0 if dense else 0.4,
+        "answer_retained_least": 1.0 if dense else 0.3, "cache_tokens_mean": 500.0 if dense else 100.0,
     }  # fmt: skip
     return _row("retrieval", {**defaults, **_own_columns("retrieval", values), **own})
 

@@ -95,6 +95,7 @@ def test_a_run_has_every_row_of_every_planned_cell_once(finished):
         mine = rows(out, task)
         own = mine.filter(~pl.col("control")) if task == "generation" else mine
         assert dict(Counter(own["cell_id"])) == expected
+    assert mine["correct_text"].null_count() == 0 and (mine["correct_text"] | ~mine["correct"]).all()
     assert rows(out, "failures").is_empty()
 
 

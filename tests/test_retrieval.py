@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from workers.retrieval import (
     fact_text,
     hide_facts,
     least_context,
+    says,
 )
 
 
@@ -145,3 +147,21 @@ def test_what_stands_before_a_document_is_counted_and_moves_the_answer(kind):
     begun = build_question(encode, kind, least + 2, 0.0, 0, 0, FILLER, 5, 1, [7, 7])
     assert begun.context_ids[:2] == [7, 7] and len(begun.prompt_ids) == least + 2
     assert [bytes(begun.context_ids[a:b]).decode() for a, b in begun.answer_spans] == [begun.expected] * len(plain.answer_spans)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" 48213", True), (" 48,213.", True), ("4 8 2 1 3", True), (" 482-13. Remember it. 48213", True), ("**48213**", True),
+        (" 4821", False), (" 48231", False), (" 148213", False), ("", False), ("４８２１３", False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_right_as_text_where_its_digits_come_in_order(text, right):
+    assert says(text, "48213") is right
+
+
+def test_so_many_tokens_are_read_as_hold_all_digits_in_any_pieces():
+    """The byte tokenizer says a space and every digit by themselves, which is the most that one can need."""
+    question = build_question(encode, "needle", 300, 0.5, 0, 0, FILLER, 7)
+    assert question.text_tokens == len(question.answer_ids) == 8
+    assert replace(question, answer_ids=[1, 2]).text_tokens == 8 and replace(question, answer_ids=[1] * 9).text_tokens == 9

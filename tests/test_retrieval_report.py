@@ -20,7 +20,7 @@ from tests.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_r
 AFTER = {"question_pruned": False}
 NEW = [
     "digits", "distractors", "question_pruned", "answer_nll", "answer_tokens", "cache_tokens_mean", "answer_retained_weighted",
-    "answer_retained_least",
+    "answer_retained_least", "correct_text",
 ]  # fmt: skip
 
 
@@ -112,6 +112,17 @@ def test_the_table_and_the_charts_show_what_reading_heads_held(page_of):
         points = charts_of(shown)[name].points.frame.filter(pl.col("retained") < 1)
         found = points.select(pl.col("retained", "retained_least", "retained_alike").round(6)).rows()
         assert set(found) == {(0.4, 0.3, 0.5)}, name
+
+
+def test_answers_that_are_right_as_text_alone_are_counted_where_there_are_any(page_of):
+    """Another tokenizer's pieces of the same digits."""
+    ids = [retrieval_row(i, correct=i < 4, correct_text=i < 7) for i in range(10)]
+    both = [retrieval_row(i, policy="dense", correct=i < 9) for i in range(10)]
+    shown = page_of(retrieval=ids + both)
+    table = shown.tables["retrieval"][0]
+    assert (one(table, policy="knorm")["right"], one(table, policy="knorm")["text_right"]) == (4, 7)
+    assert one(table, policy="dense")["text_right"] is None and "right as text" in render(shown)
+    assert "right as text" not in render(page_of(retrieval=asked(5)))
 
 
 def test_a_cell_that_never_pruned_says_so_and_enters_no_aggregate(page_of):

@@ -204,6 +204,17 @@ class _Answers:
         least = shares.masked_fill(~reads, 1.0).amin((0, 2))
         return torch.stack([alike, weighted, least])
 
+    def _further(self, last: Tensor) -> list[Tensor]:
+        """The model's own tokens behind ``last``, [questions], until each answer's text can be complete; no figure sees them."""
+        steps = max(question.text_tokens for question in self.questions) - self.longest
+        if steps > 0:
+            self.cache.take_rows(range(len(self.questions), 2 * len(self.questions)))
+
+        found = [last]
+        for _ in range(steps):
+            found.append(forward(self.model, found[-1][:, None], self.cache).argmax(-1))
+        return found[1:]
+
     def rows(self) -> Rows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
         count, nll, given, missed = len(self.questions), [], [], []
@@ -220,6 +231,7 @@ class _Answers:
             missed.append(self.logits[:count].argmax(-1) != wanted)
             if step + 1 < self.longest:
                 self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
+        given += self._further(given[-1])
         losses, texts, wrong = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist(), torch.stack(missed, 1).tolist()
         found = []
         for i, question in enumerate(self.questions):
@@ -230,6 +242,7 @@ class _Answers:
             answer = texts[i][:length]
             found.append({
                 "answer": answer,
+                "own_tokens": texts[i][: question.text_tokens],
                 "correct": answer == question.answer_ids,
                 "answer_nll": loss,
                 "prune_events": self.events[length - 1],

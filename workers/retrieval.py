@@ -82,6 +82,14 @@ class Question:
         """Context and question."""
         return self.context_ids + self.question_ids
 
+    @property
+    def text_tokens(self) -> int:
+        """How many of the model's own tokens are read as text: a space and one token per digit, or the right answer's if more.
+
+        In whatever pieces a tokenizer says the digits, so many tokens hold them all.
+        """
+        return max(len(self.answer_ids), len(self.expected) + 1)
+
 
 def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], list[int]]:
     """Token ids of the question and of its answer, split so that together they are the tokens of the joined text."""
@@ -91,6 +99,14 @@ def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], l
     if joined[: len(question)] == question:
         return question, joined[len(question) :]
     return question, encode(f" {fact.value}")
+
+
+def says(text: str, expected: str) -> bool:
+    """Whether the digits of a text, in order and whatever stands between them, begin with the expected ones.
+
+    What follows them is not judged, as it is not by ids.
+    """
+    return re.sub("[^0-9]", "", text).startswith(expected)
 
 
 def question_text(kind: str, fact: Fact) -> str:

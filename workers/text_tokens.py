@@ -87,6 +87,11 @@ class TextTokens:
         """What ids say, without special tokens."""
         return self._tokenizer.decode(ids)
 
+    def text_before_end(self, ids: Sequence[int]) -> str:
+        """What ids say up to the first special token, which ends a text or begins another."""
+        special = {id_ for id_, token in self._added.items() if token.special}
+        return self.text(list(itertools.takewhile(lambda id_: id_ not in special, ids)))
+
     def encode(self, text: str, *, with_offsets: bool = False, cut_every: int = CUT_EVERY) -> EncodedText:
         """A whole corpus, in time linear in its length wherever a cut provably changes no id."""
         bounds = [0, *self._places(text, cut_every), len(text)]
