@@ -30,6 +30,7 @@ from pipeline.seconds import (
     retrieval_seconds,
 )
 from pipeline.spec import SweepError
+from workers.model_files import ModelFacts
 from workers.windows import Window
 
 UNIT_SECONDS = 30.0
@@ -39,6 +40,8 @@ SHARED_PARTS = 3
 MOST_CELLS, MOST_WINDOWS, MOST_ASKED_CELLS = 24, 16, 32
 """Of a perplexity unit, and of a retrieval one."""
 MAX_UNITS = 2_000_000
+NO_NEED = Need("cpu", False, 0, "")
+"""Of a unit that is not whole yet."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,31 @@ def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
     facts = plan.resolved.models[dense.model]
     timed = dense.task == "generation"
     model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
-    need = Need(dense.device, timed, worker_bytes(facts, dense), model, least)
     rates = Rates.nominal(facts, dense.device)
     if dense.task == "retrieval":
-        return list(_retrieval(rates, cells, need, plan.documents_expected(dense)))
-    if dense.task == "perplexity":
-        return list(_perplexity(rates, cells, need, plan.windows(dense), len(plan.units)))
-    batches = [tuple(cells)] if timed else [(cell,) for cell in cells]  # all cells of a timed comparison take turns in one unit
-    units = [PlannedUnit(dense.task, batch, (), 0.0, need) for batch in batches]
-    return [replace(unit, cost_seconds=unit_seconds(unit, rates)) for unit in units]
+        units = list(_retrieval(rates, cells, plan.documents_expected(dense)))
+    elif dense.task == "perplexity":
+        units = list(_perplexity(rates, cells, plan.windows(dense), before=len(plan.units)))
+    else:  # all cells of a timed comparison take turns in one unit
+        batches = [tuple(cells)] if timed else [(cell,) for cell in cells]
+        units = [PlannedUnit(dense.task, batch, (), 0.0, NO_NEED) for batch in batches]
+
+    need = Need(dense.device, timed, _largest_bytes(facts, units), model, least)
+    return [replace(unit, need=need, cost_seconds=unit.cost_seconds or unit_seconds(unit, rates)) for unit in units]
+
+
+def _largest_bytes(facts: ModelFacts, units: list[PlannedUnit]) -> int:
+    """Of the unit of a group that takes most: one worker then takes them all."""
+    largest: dict[int, tuple[tuple[Cell, ...], int]] = {}
+    for unit in units:
+        _, texts = largest.get(id(unit.cells), (unit.cells, 1))  # by identity: comparing cells would take longer than all else
+        largest[id(unit.cells)] = unit.cells, max(texts, len(unit.windows), _questions(unit))
+    return max(worker_bytes(facts, cells, texts) for cells, texts in largest.values())
+
+
+def _questions(unit: PlannedUnit) -> int:
+    """Of a retrieval unit."""
+    return 0 if unit.asked is None else (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
 
 
 def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
@@ -113,8 +132,7 @@ def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
     if unit.task == "perplexity":
         return Passes.of(unit.cells).seconds(rates, len(unit.windows))
     if unit.asked is not None:
-        questions = (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
-        return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, questions)
+        return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, _questions(unit))
     one = generation_seconds if unit.task == "generation" else harness_seconds
     return sum(one(cell, rates) for cell in unit.cells)
 
@@ -129,7 +147,7 @@ def _perplexity(rates: Rates, cells: list[Cell], need: Need, windows: tuple[Wind
     for (batch, passes), stretches in zip(parts, ranges, strict=True):
         for stretch in stretches:
             cost = passes.seconds(rates, len(stretch))
-            yield PlannedUnit("perplexity", batch, windows[stretch.start : stretch.stop], cost, need)
+            yield PlannedUnit("perplexity", batch, windows[stretch.start : stretch.stop], cost, NO_NEED)
 
 
 def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[tuple[tuple[Cell, ...], Passes]]:
@@ -141,7 +159,7 @@ def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[
     return [*_with_passes(cells[:middle], rates, longest), *_with_passes(cells[middle:], rates, longest)]
 
 
-def _retrieval(rates: Rates, cells: list[Cell], need: Need, documents: int) -> Iterator[PlannedUnit]:
+def _retrieval(rates: Rates, cells: list[Cell], documents: int) -> Iterator[PlannedUnit]:
     settings = settings_of(cells[0])
     depths = len(settings["depths"])
     for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
@@ -156,7 +174,7 @@ def _retrieval(rates: Rates, cells: list[Cell], need: Need, documents: int) -> I
             most = _most(documents, lambda count, batch=batch, seconds=seconds: seconds(batch, count))
             for part in _evenly(documents, most):
                 asked = Documents(kind, length, part.start, part.stop)
-                yield PlannedUnit("retrieval", batch, (), seconds(batch, len(part)), need, asked)
+                yield PlannedUnit("retrieval", batch, (), 0.0, NO_NEED, asked)
 
 
 def _most(limit: int, seconds: Callable[[int], float], longest: float = UNIT_SECONDS) -> int:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from pipeline.cell import Cell, settings_of
 from workers.budget import Schedule
+from workers.footprint import MAX_AT_ONCE
 from workers.model_files import ModelFacts
 from workers.pace import Pace
-from workers.settings import MAX_BATCH_WINDOWS
 
 FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
 SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
@@ -88,7 +88,7 @@ def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, question
 
     Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
     """
-    settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_BATCH_WINDOWS)
+    settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_AT_ONCE)
     tokens = 2 * (max(settings["digits"]) + (0 if settings["question_pruned"] else ASKED_TOKENS))
     own = questions * tokens * rates.token + batches * ANSWER_PASSES * rates.single_pass
     return prompt_seconds(rates, length, questions) + len(cells) * own

@@ -207,7 +207,7 @@ def test_the_stock_models_logits_are_made_for_some_tokens_at_a_time(monkeypatch)
     model, tokens = tiny_model("llama", "sdpa"), repetitive_tokens(1, 60)
     self_check.use_own_attention(model, "x")
     whole, _ = self_check._stock_nll(model, tokens)
-    monkeypatch.setattr("workers.self_check.LOGITS_BYTES", 4 * 97 * 7)
+    monkeypatch.setattr("workers.self_check.CHECK_LOGITS_BYTES", 4 * 97 * 7)
     assert torch.allclose(self_check._stock_nll(model, tokens)[0], whole, atol=1e-5)
 
 

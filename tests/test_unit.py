@@ -15,11 +15,11 @@ from workers import eviction
 from workers.eviction import Policy
 from workers.model_files import ModelFacts, Positions
 from workers.models import load
-from workers.perplexity import evaluate, window_bytes
+from workers.perplexity import evaluate
 from workers.retrieval import Question
 from workers.self_check import check
 from workers.settings import PruneSettings
-from workers.unit import _batch_windows, run_unit
+from workers.unit import run_unit
 from workers.windows import plan_windows
 from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
@@ -162,14 +162,6 @@ def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
     monkeypatch.setattr("workers.unit.evaluate", full)
     with pytest.raises(torch.OutOfMemoryError):
         run_unit(perplexity_unit([PruneSettings("dense")], rows=2), tiny_model("llama"), CPU)
-
-
-def test_the_batch_follows_from_the_windows_size_alone(monkeypatch):
-    model = tiny_model("llama")
-    one = window_bytes(model, 100)
-    for allowed, expected in ((one * 100_000, 16), (one * 5 + 1, 5), (0, 1)):
-        monkeypatch.setattr("workers.unit.BATCH_WINDOWS_BYTES", allowed)
-        assert _batch_windows(model, 100) == expected
 
 
 def test_rows_say_how_much_is_rounding_as_the_check_found_it(sweep_file, tmp_path, monkeypatch):

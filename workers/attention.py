@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from workers.attending_layer import forget_waiting, layer_of
+from workers.footprint import PROBABILITY_BYTES
 
 NAME = "kvsweep"
 
@@ -36,11 +37,8 @@ MASK_CHANGES_NOTHING = frozenset({
 PACKED_OFFSET = -1
 """``get_query_offset`` of a cache whose rows are at different points of their texts: the index of a token is no position."""
 
-REMEMBERED_MASK = 2**22
-"""Masks of so many places at most are kept for the next layer and pass."""
-
-PROBABILITY_BYTES = 64 * 2**20
-"""Where probabilities are needed themselves they are made for so many queries at a time."""
+MASK_PLACES = 2**22
+"""A mask of queries x entries has so many places at most: of longer passes as many queries attend at a time as it takes."""
 
 
 class Scale(NamedTuple):
@@ -50,17 +48,15 @@ class Scale(NamedTuple):
     softcap: float | None
 
 
+@lru_cache(maxsize=8)
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
     """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last query's own."""
-    small = queries * entries <= REMEMBERED_MASK
-    return _remembered_mask(queries, entries, device) if small else _new_mask(queries, entries, device)
-
-
-def _new_mask(queries: int, entries: int, device: torch.device) -> Tensor:
     return torch.ones(queries, entries, dtype=torch.bool, device=device).tril(entries - queries)
 
 
-_remembered_mask = lru_cache(maxsize=8)(_new_mask)
+def forget_masks() -> None:
+    """Give back the masks that were kept for the next layer and pass: behind a unit nobody needs them."""
+    _open_then_causal.cache_clear()
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None) -> Tensor:
@@ -75,6 +71,8 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
     queries, entries = query.shape[2], keys.shape[2]
     causal = mask is None and queries > 1 and queries == entries
     if mask is None and not causal and queries > 1:
+        if queries * entries > MASK_PLACES:
+            return _in_parts(query, keys, values, scale)
         mask = _open_then_causal(queries, entries, query.device)
     grouped = query.shape[1] != keys.shape[1]
     if grouped and mask is not None and mask.ndim == 4:  # the heads of a group as more queries of one head: no key is copied
@@ -86,6 +84,18 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
     return functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=causal, scale=scale.scaling, enable_gqa=grouped
     )
+
+
+def _in_parts(query: Tensor, keys: Tensor, values: Tensor, scale: Scale) -> Tensor:
+    """Open then causal attention of so many queries at a time as a mask has places for, over the entries that they see."""
+    queries, entries = query.shape[2], keys.shape[2]
+    step = max(1, MASK_PLACES // entries)
+    parts = []
+    for first in range(0, queries, step):
+        part = query[:, :, first : first + step]
+        seen = entries - queries + first + part.shape[2]
+        parts.append(attention(part, keys[:, :, :seen], values[:, :, :seen], scale))
+    return torch.cat(parts, 2)
 
 
 def probe(
@@ -109,18 +119,18 @@ def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
     """(index of its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by slice."""
     batch, heads, queries, width = query.shape
     kv_heads, entries = keys.shape[1:3]
-    if mask is None and queries > 1:
-        mask = torch.zeros(queries, entries, device=query.device).masked_fill(
-            ~_open_then_causal(queries, entries, query.device), -torch.inf
-        )[None, None]
+    place = torch.arange(entries, device=query.device)
     step = max(1, PROBABILITY_BYTES // (4 * batch * heads * entries))
     for first in range(0, queries, step):
         part = query[:, :, first : first + step].reshape(batch, kv_heads, heads // kv_heads, -1, width)
-        logits = (part.float() @ keys[:, :, None].transpose(3, 4).float()) * scale.scaling
+        logits = (part.float() @ keys[:, :, None].transpose(3, 4).float()).mul_(scale.scaling)
         if scale.softcap is not None:
             logits = scale.softcap * torch.tanh(logits / scale.softcap)
         if mask is not None:
-            logits = logits + mask[:, :, None, first : first + step]
+            logits += mask[:, :, None, first : first + step]
+        elif queries > 1:
+            own = torch.arange(first, first + part.shape[3], device=query.device)[:, None] + entries - queries
+            logits.masked_fill_(place > own, -torch.inf)
         yield first, logits.softmax(-1)
 
 

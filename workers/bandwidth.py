@@ -67,9 +67,8 @@ def memory_bandwidth(device: torch.device, working_set: int) -> float:
 
     The size matters: a small model lives in a processor's cache. Best of several tries, because what disturbs only slows down.
     """
-    half = torch.ones(max(working_set, LEAST_BYTES) // 8, dtype=torch.float32, device=device)
-    other = torch.empty_like(half)
-    whole = torch.ones(2 * half.numel(), dtype=torch.float32, device=device)
+    whole = torch.ones(max(working_set, LEAST_BYTES) // 8 * 2, dtype=torch.float32, device=device)
+    half, other = whole.chunk(2)
     size = whole.numel() * whole.element_size()
     best = 0.0
     for work in (lambda: other.copy_(half), lambda: whole.sum()):

@@ -19,9 +19,7 @@ from workers.slot_layer import SlotLayer, SlotStore
 class BatchCache(Cache):
     """The layers of a batch of cells that skip the same layers, observe the same things and order entries in the same way.
 
-    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head. The
-    entries of a policy that is not temporal are moved nevertheless, because that they lie in another order is what it is run for,
-    and so are those of a policy that rolls, whose keys change at a prune.
+    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class BatchCache(Cache):
         self.state = PassState(torch.tensor(list(row_ids) * len(tracks), device=device))
         prunes = tracks[0].settings.prunes
         self.state.rotary = Rotary.of(config) if tracks[0].policy.rolls else None
-        in_slots = short_passes and all(t.policy.entrywise and t.policy.temporal and not t.policy.rolls for t in tracks)
+        in_slots = short_passes and all(track.in_slots for track in tracks)
         super().__init__(
             layers=[
                 (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self.state, layer, tracks, prunes(i))

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.footprint import OBSERVED_QUERIES
 from workers.policy_files import PATTERN, PolicyError, digest
 from workers.process_state import whole_process_state
 from workers.settings import POLICY_NAMES
-
-OBSERVED_QUERIES = 32
-"""How many of the last queries a policy that observes queries can ask for."""
 
 ALWAYS = torch.finfo(torch.float32).max
 """The score of an entry that stays whatever the others' scores are. Scores are finite."""

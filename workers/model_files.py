@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from workers.architecture import Limit, read_architecture
 from workers.cache_folder import cache_folder
+from workers.footprint import hidden_width, inner_width
 from workers.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
 from workers.model_settings import count_of, share_of, table_of, text_settings
 from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
@@ -86,6 +87,14 @@ class ModelFacts:
     """Whether weights may be read from formats that can run code."""
     vocabulary: int | None = None
     """Ids that the model has embeddings for: those below it. None where the configuration does not say."""
+    heads: int = 0
+    """Query heads."""
+    hidden: int = 0
+    """Width of a hidden state."""
+    inner: int = 0
+    """Width of the layers' middle (``footprint.inner_width``)."""
+    stored_bytes: int = 0
+    """Of the weight files; 0 where they are not here yet."""
 
     def limit_exceeded(self, length: int) -> str:
         """What a text of ``length`` tokens exceeds, in words; empty where it can be measured."""
@@ -149,7 +158,7 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
         index = [weights.index] if weights.index else []
         digest = identity(folder, [*weights.files, *index, *settings_files(folder), *code])
         stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
-        held = weights.held(stored_bytes)
+        held, stored = weights.held(stored_bytes), sum(file.stat().st_size for file in weights.files)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
     facts = _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters)
@@ -158,7 +167,7 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
             f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and the names of the "
             f"weights beside it go up to layer {held.layers - 1:,}, of {held.layers:,} at most"
         )
-    return facts
+    return replace(facts, stored_bytes=stored)
 
 
 def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts:
@@ -218,6 +227,7 @@ def _facts(
         kv_heads = count_of(text, "num_key_value_heads") or heads
         _check_shape(heads, kv_heads, head_dim)
         vocabulary = count_of(text, "vocab_size")
+        hidden = hidden_width(text) or heads * head_dim
         positions = positions_of(text, head_dim)
     except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
         if refusals:  # of those there are whose shape has no place here, such as models without attention
@@ -229,7 +239,7 @@ def _facts(
         name=name, revision=revision, source=source, commit=commit, architecture=str(text.get("model_type", "unknown")),
         layers=layers, context=context, positions=positions, limits=architecture.limits, refusals=refusals,
         kv_heads=kv_heads, head_dim=head_dim, parameters=parameters, tokenizer_file=str(folder / "tokenizer.json"),
-        vocabulary=vocabulary,
+        vocabulary=vocabulary, heads=heads, hidden=hidden, inner=inner_width(text, hidden),
     )  # fmt: skip
 
 

@@ -31,6 +31,15 @@ class Track:
     """Index of the next event; the first one happens when the cell leaves the shared prefix."""
 
     @property
+    def in_slots(self) -> bool:
+        """Whether its entries may stay where they are in short passes.
+
+        Not those of a policy that is not temporal, because that they lie in another order is what it is run for, and not those
+        of a policy that rolls, whose keys change at a prune.
+        """
+        return self.policy.entrywise and self.policy.temporal and not self.policy.rolls
+
+    @property
     def target(self) -> int:
         """Tokens seen at the next event, or at the end."""
         events = self.schedule.events

@@ -1,45 +1,68 @@
-"""Peak memory of one run, by the counter of its device; none where there is none, never a made-up zero."""
+"""Peak memory of one run, by the counter of its device; none where there is none, never a made-up zero.
+
+There is one counter, and a run may be measured within a unit that is measured too: whoever starts the counter anew
+first tells those who are still measuring what it said.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import ClassVar
+from weakref import WeakSet
 
 import torch
+
+METHODS = {
+    "cuda": "cuda allocator, peak allocated",
+    "mps": "mps driver, largest of samples after each token",
+    "cpu": "process peak resident set (VmHWM, freed memory returned and reset before the run)",
+}
 
 
 class PeakMemory:
     """``start()``, ``sample()`` after every step, ``result()``: (bytes, method), or (None, None) without a counter."""
 
+    _measuring: ClassVar[WeakSet[PeakMemory]] = WeakSet()
+
     def __init__(self, device: torch.device) -> None:
-        self.device, self._counts, self._sampled = device, False, 0
+        self.device, self._counts, self._highest = device, False, 0
 
     def start(self) -> None:
         """Forget earlier peaks: what a run before this one left behind must not count for this one."""
+        for other in self._measuring:
+            other.sample()
+        self._highest = 0
+        self._measuring.add(self)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._counts = True
         elif self.device.type == "mps":
-            self._counts, self._sampled = True, torch.mps.driver_allocated_memory()
+            self._counts = True
         elif self.device.type == "cpu" and sys.platform == "linux":
             self._counts = _reset_resident_peak()
 
     def sample(self) -> None:
-        """For devices that count only what is allocated now."""
+        """Note what the counter says: some count only what is allocated now."""
+        if self._counts:
+            self._highest = max(self._highest, self._counter())
+
+    def _counter(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         if self.device.type == "mps":
-            self._sampled = max(self._sampled, torch.mps.driver_allocated_memory())
+            return torch.mps.driver_allocated_memory()
+        with open("/proc/self/status") as status:
+            held = next(line for line in status if line.startswith("VmHWM:"))
+        return int(held.split()[1]) * 1024
 
     def result(self) -> tuple[int | None, str | None]:
         """Peak in bytes since ``start``, and how it was obtained."""
         if not self._counts:
             return None, None
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device), "cuda allocator, peak allocated"
-        if self.device.type == "mps":
-            return self._sampled, "mps driver, largest of samples after each token"
-        with open("/proc/self/status") as status:
-            held = next(line for line in status if line.startswith("VmHWM:"))
-        return int(held.split()[1]) * 1024, "process peak resident set (VmHWM, freed memory returned and reset before the run)"
+        self.sample()
+        self._measuring.discard(self)
+        return self._highest, METHODS[self.device.type]
 
 
 def _reset_resident_peak() -> bool:

@@ -18,16 +18,14 @@ from workers.batch_cache import BatchCache
 from workers.budget import Budget, Schedule
 from workers.cell_scores import CellScores, Validity
 from workers.eviction import find_policy
+from workers.footprint import SHORT_PASS_TOKENS, Group, Shape, cells_at_once
 from workers.memory import is_out_of_memory, without_frames
+from workers.model_shape import shape_of
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
 from workers.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
-from workers.settings import CELLS_BYTES, PruneSettings
+from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
-
-SHORT_PASS_TOKENS = 512
-"""Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""
-
 
 Outcome = CellScores | Exception | None
 """Of a cell: its scores, what made it fail, or None where it never prunes and *is* the dense cell."""
@@ -69,22 +67,13 @@ def evaluate(
     for index in sorted(set(range(len(cells))) - {track.index for track in tracks}):
         watch.ended(dense, index, results[index])
 
-    for group in _groups(tracks, tokens.shape[0], dense.kv_bytes_per_entry, count):
+    for group in _groups(tracks, tokens.shape[0], shape_of(model)):
         if wanted is not None and not any(track.index in wanted for track in group):
             continue
         for part, outcome in _attempt(model, tokens, prefix, (dense, twin), group, row_ids, watch):
             results[part.index] = outcome
             watch.ended(dense, part.index, outcome)
     return dense, results
-
-
-def window_bytes(model: nn.Module, length: int) -> int:
-    """Roughly what a window of ``length`` tokens takes at most: the dense cache, its activations, a batch of cells."""
-    config = model.config.get_text_config()  # pyright: ignore
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    weight = next(model.parameters())
-    cache = 2 * config.num_hidden_layers * config.hidden_size
-    return length * weight.element_size() * (cache + 8 * config.hidden_size + 3 * inner)
 
 
 def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
@@ -138,7 +127,7 @@ def _check_finite(nll: Tensor) -> None:
         raise FloatingPointError(NOT_FINITE)
 
 
-def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int) -> Iterator[list[Track]]:
+def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[list[Track]]:
     """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the same schedule."""
     groups: dict[object, list[Track]] = {}
     for track in tracks:
@@ -147,13 +136,15 @@ def _groups(tracks: Sequence[Track], windows: int, entry_bytes: int, layers: int
         key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
-        pruned = sum(group[0].settings.prunes(i) for i in range(layers))
-        peak = max(track.schedule.peak for track in group)
-        row = (pruned * peak + (layers - pruned) * group[0].schedule.steps) * entry_bytes
-        size = max(1, CELLS_BYTES // max(1, row * windows))
+        first = group[0]
+        together = Group.of(
+            [track.schedule for track in group], windows, len(first.settings.skipped), first.policy.observes,
+            in_slots=first.in_slots and _is_short(first, windows), is_even=not _is_short(first, windows),
+        )  # fmt: skip
+        size = cells_at_once(shape, together)
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _is_short(track: Track, windows: int) -> bool:

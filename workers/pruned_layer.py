@@ -12,15 +12,12 @@ from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
 from workers.attention import Scale, attention, probe
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
+from workers.footprint import with_room
 from workers.layer_record import LayerRecord
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
-
-STEP, SHARE = 32, 16
-"""A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is made: appending copies
-what is held once in so many passes, and the room costs a sixteenth at most."""
 
 
 class PrunedLayer(AttendingLayer):
@@ -121,7 +118,7 @@ class PrunedLayer(AttendingLayer):
 
     def _room(self, held: int) -> int:
         """Entries to have room for where ``held`` are: a step further, and never further than to the next prune."""
-        grown = held + max(STEP, held // SHARE)
+        grown = with_room(held)
         start, end = self.state.outside
         if not self.prunes or not self.budget.checks_steps:
             return grown

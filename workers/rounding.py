@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from workers.perplexity import evaluate, window_bytes
+from workers.footprint import windows_at_once
+from workers.model_shape import shape_of
+from workers.perplexity import evaluate
 from workers.reference_pass import reference_nll
-from workers.settings import BATCH_WINDOWS_BYTES, PruneSettings
+from workers.settings import PruneSettings
 
 MEASURED = 2
 """Of the cells that share passes, so many are compared."""
@@ -49,7 +51,7 @@ def distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> tup
     tokens: [texts, length] on the model's device, of which so many are taken as a unit would take together. Raises what makes a
     cell fail.
     """
-    rows = max(1, min(len(tokens), BATCH_WINDOWS_BYTES // window_bytes(model, tokens.shape[1])))
+    rows = min(len(tokens), windows_at_once(shape_of(model), tokens.shape[1]))
     found = list(_distances(model, tokens[:rows], cells))
     reference, company = found[0]
     for other_reference, other_company in found[1:]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.architecture import LOGIT_SCALES
+from workers.footprint import tile_of
 
 NOT_FINITE = "the model gave NaN or infinite logits; try dtype float32"
 
@@ -72,7 +73,7 @@ class Scored:
 
 def tile_size(device: torch.device) -> tuple[int, int]:
     """Tokens and words whose logits exist at one time: on a CPU as many as its cache holds."""
-    return (1024, 2048) if device.type == "cpu" else (8192, 8192)
+    return tile_of(device.type)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch.nn import functional
 from workers.attention import NAME as OWN_ATTENTION
 from workers.cache_folder import cache_folder
 from workers.code_digest import code_digest
+from workers.footprint import CHECK_LOGITS_BYTES
 from workers.memory import is_out_of_memory
 from workers.model_files import ModelError, ModelFacts
 from workers.perplexity import evaluate
@@ -44,8 +45,6 @@ DRAWS = 3
 """Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
 SHORT = 48
 """The beginning of a text is compared by itself: there passes are short, and entries lie in slots (``slot_layer``)."""
-LOGITS_BYTES = 512 * 2**20
-"""What the stock model's logits may take at a time."""
 SHORTEST = 5
 """Tokens of a text that can be pruned and scored afterwards."""
 
@@ -207,15 +206,17 @@ def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
     hold of a large vocabulary, where the model's code can leave out the others. And by how much rounding of the largest logit to
     the model's dtype may have moved one."""
     steps, chooses = tokens.shape[1] - 1, "logits_to_keep" in inspect.signature(model.forward).parameters
-    at_once = max(1, LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])) if chooses else steps
+    at_once = max(1, CHECK_LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])) if chooses else steps
     parts, rounding = [], 0.0
     with _stock_attention(model):
         for places in torch.arange(steps, device=tokens.device).split(at_once):
             kept = {"logits_to_keep": places} if len(places) < steps else {}
             own = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
             if own.dtype.itemsize < 4:  # half a unit in the last place of the wanted logit, and as much of the largest
-                rounding = max(rounding, float(own.abs().max()) * torch.finfo(own.dtype).eps)
-            parts.append(functional.cross_entropy(own.float(), tokens[0, places + 1], reduction="none").cpu())
+                rounding = max(rounding, float(max(own.max(), -own.min())) * torch.finfo(own.dtype).eps)
+            own = own.float()  # the model's own are gone before the next ones of their size are made
+            parts.append(functional.cross_entropy(own, tokens[0, places + 1], reduction="none").cpu())
+            del own
     return torch.cat(parts)[None], rounding
 
 

@@ -16,13 +16,6 @@ POLICY_NAMES = (
 
 ``module:function`` names a policy of the user's own."""
 
-MAX_BATCH_WINDOWS = 16
-BATCH_WINDOWS_BYTES = 4 * 2**30
-"""Windows that go through a model together: so many, or as many as take so much. Constants, for a result must not depend on what
-memory happened to be free."""
-CELLS_BYTES = 2**30
-"""Keys and values of the cells of a unit that go through together, at most."""
-
 
 @dataclass(frozen=True)
 class PruneSettings:

@@ -60,9 +60,7 @@ class PrefixLayer(AttendingLayer):
         done = 0
         for point in self.points:
             keys = self.keys[:, :, :point]
-            mask = torch.zeros(point - done, point, device=query.device)
-            mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(done + 1), -torch.inf)[None, None]
-            for _, chance in probabilities(query[:, :, done:point], keys, scale, mask):
+            for _, chance in probabilities(query[:, :, done:point], keys, scale, None):
                 total[..., :point] += chance.sum((2, 3))
             self.mass[point], done = total[..., :point].clone(), point
 

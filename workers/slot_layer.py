@@ -50,10 +50,8 @@ class SlotStore:
     def __init__(self, layers: Sequence[SlotLayer], held: Tensor) -> None:
         """held: [rows], entries of each row; they are in the first places."""
         self.layers, self.device = layers, layers[0].device
-        self.keys, self.values, self.positions, self.sums = (
-            torch.stack([getattr(layer, name) for layer in layers], 1 if name == "sums" else 0)
-            for name in ("keys", "values", "positions", "sums")
-        )
+        self.keys, self.values, self.positions = (_joined(layers, name) for name in ("keys", "values", "positions"))
+        self.sums = torch.stack([layer.sums for layer in layers], 1)
         self.heads = torch.arange(self.positions.shape[2], device=self.device)
         self.room = self.positions.shape[3]
         kind = self.keys.dtype
@@ -153,6 +151,18 @@ class SlotStore:
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone."""
-        self.keys, self.values, self.positions = self.keys[:, rows], self.values[:, rows], self.positions[:, rows]
+        for name in ("keys", "values", "positions"):  # one after the other, so that no two are there twice
+            setattr(self, name, getattr(self, name)[:, rows])
+            self._bind()
         self.free, self.sums = self.free[:, rows], self.sums[:, :, rows]
         self._bind()
+
+
+def _joined(layers: Sequence[SlotLayer], name: str) -> Tensor:
+    """[layers, ...], a tensor of each layer; the layer's own is given up as soon as it is copied."""
+    first = getattr(layers[0], name)
+    whole = first.new_empty(len(layers), *first.shape)
+    for i, layer in enumerate(layers):
+        whole[i] = getattr(layer, name)
+        setattr(layer, name, whole[i])
+    return whole

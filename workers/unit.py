@@ -14,13 +14,15 @@ from workers.answers import AnswersWatch, answers
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
+from workers.footprint import questions_at_once, windows_at_once
 from workers.generated_text import described, end_tokens
 from workers.layer_choice import choose_layers
 from workers.memory import is_out_of_memory
-from workers.perplexity import Outcome, Watch, evaluate, schedule_of, window_bytes
+from workers.model_shape import shape_of
+from workers.perplexity import Outcome, Watch, evaluate, schedule_of
 from workers.rounds import Timed, timed_rounds
 from workers.self_check import Passed
-from workers.settings import BATCH_WINDOWS_BYTES, MAX_BATCH_WINDOWS, PruneSettings
+from workers.settings import PruneSettings
 from workers.telling import Tell, Telling
 from workers.windows import Window
 from workers.work import Failure, GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
@@ -64,7 +66,7 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     telling.expect(len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells)))
     failed: set[str] = set()
     given: set[tuple[str, int]] = set()
-    start, size = 0, _batch_windows(model, work.tokens.shape[1])
+    start, size = 0, windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
         batch = _WindowBatch(unit, work, part, (failed, given), result, telling)
@@ -131,11 +133,6 @@ def in_words(settings: PruneSettings) -> str:
         return "dense"
     protected = f" +{settings.protect_sink}/{settings.protect_recent}" if settings.protect_sink or settings.protect_recent else ""
     return f"{settings.policy} {settings.keep_ratio:g}{protected}"
-
-
-def _batch_windows(model: nn.Module, length: int) -> int:
-    """Windows that go through together. Never by what memory is free now: a batch of another size gives other last bits."""
-    return max(1, min(MAX_BATCH_WINDOWS, BATCH_WINDOWS_BYTES // window_bytes(model, length)))
 
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
@@ -247,9 +244,9 @@ def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
 def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     work = unit.work
     assert isinstance(work, RetrievalWork)
-    size = _batch_windows(model, max(question.context_tokens for question in work.questions))
     cells = [cell for cell in unit.cells if cell.cell_id not in unit.complete]
     length = max(question.context_tokens for question in work.questions)
+    size = questions_at_once(shape_of(model), length)
     telling.expect(len(work.questions) * (length + len(cells) * ANSWER_WORK))
 
     def worked(questions: int, cell: int) -> None:

@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.footprint import Shape, contexts_at_once
 from workers.harness.counts import Counts
 from workers.memory import is_out_of_memory
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
 from workers.scoring import body_of
 from workers.settings import PruneSettings
-
-ROWS = 16
-"""Continuations that go on together from the contexts of a batch, at least."""
 
 Result = TypeVar("Result")
 
@@ -33,8 +31,11 @@ def text_id(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()[:4]) >> 1
 
 
-def batches(contexts: Sequence[Sequence[int]], size: int) -> Iterator[list[list[int]]]:
-    """Indices of equal contexts together, and up to ``size`` such groups of one length together; longest first."""
+def batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) -> Iterator[list[list[int]]]:
+    """Indices of equal contexts together, and such groups of one length together; longest first.
+
+    ``size`` groups at most, and as many as the model of this shape takes at once (``footprint``).
+    """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, context in enumerate(contexts):
         same.setdefault(tuple(context), []).append(i)
@@ -42,8 +43,8 @@ def batches(contexts: Sequence[Sequence[int]], size: int) -> Iterator[list[list[
     for context, group in same.items():
         by_length.setdefault(len(context), []).append(group)
     for length in sorted(by_length, reverse=True):
-        groups = by_length[length]
-        yield from (groups[first : first + size] for first in range(0, len(groups), size))
+        groups, count = by_length[length], min(size, contexts_at_once(shape, length))
+        yield from (groups[first : first + count] for first in range(0, len(groups), count))
 
 
 def in_halves(run: Callable[[list[list[int]]], dict[int, Result]], batch: list[list[int]]) -> dict[int, Result]:

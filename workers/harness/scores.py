@@ -9,8 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from workers.footprint import rows_at_once
 from workers.harness.counts import Counts
-from workers.harness.rows import ROWS, Rows, batches, in_halves
+from workers.harness.rows import Rows, batches, in_halves
+from workers.model_shape import shape_of
 from workers.prefill import Prefill
 from workers.scoring import NOT_FINITE, OutputLayer, score
 from workers.settings import PruneSettings
@@ -40,7 +42,7 @@ def score_continuations(
     """
     OutputLayer.of(model)
     found: dict[int, ContinuationScore] = {}
-    for batch in batches([context for context, _ in pairs], batch_size):
+    for batch in batches([context for context, _ in pairs], batch_size, shape_of(model)):
         found |= in_halves(partial(_score_batch, model, settings, pairs, device), batch)
         done(sum(map(len, batch)))
     return [found[i] for i in range(len(pairs))]
@@ -54,7 +56,7 @@ def _score_batch(
     first = prefill.logits.float().log_softmax(-1)
     rows = [(place, i) for place, group in enumerate(batch) for i in group]
     found: dict[int, ContinuationScore] = {}
-    size = max(ROWS, len(batch))
+    size = rows_at_once(shape_of(model), len(contexts[0]), len(batch))
     for start in range(0, len(rows), size):
         places, indices = zip(*rows[start : start + size], strict=True)
         going = Rows(model, prefill, settings, contexts, places)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers.footprint import MAX_AT_ONCE
 from workers.harness.counts import total
 from workers.harness.tasks import find_task
 from workers.model_files import ModelFacts
@@ -36,10 +37,10 @@ class TaskResult:
 
 
 def task_rows(
-    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork, batch_size: int = 8,
-    worked: Callable[[float], None] = lambda share: None,
+    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork,
+    batch_size: int = MAX_AT_ONCE, worked: Callable[[float], None] = lambda share: None,
 ) -> TaskResult:  # fmt: skip
-    """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time, which changes no figure.
+    """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time at most.
     ``worked`` is told of the shares of the task's requests that are done.
 
     The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness or the task is

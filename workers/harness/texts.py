@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from workers.footprint import rows_at_once
 from workers.harness.counts import Counts
-from workers.harness.rows import ROWS, Rows, batches, in_halves, text_id
+from workers.harness.rows import Rows, batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
+from workers.model_shape import shape_of
 from workers.prefill import Prefill
 from workers.scoring import check_chosen, next_logits
 from workers.settings import PruneSettings
@@ -79,7 +81,7 @@ class Writer:
     ) -> list[Generated]:  # fmt: skip
         """One text for each context, in order; a context that comes n times gives n draws where sampling is asked for."""
         found: dict[int, Generated] = {}
-        for batch in batches(contexts, batch_size):
+        for batch in batches(contexts, batch_size, shape_of(self.model)):
             found |= in_halves(partial(self._batch, contexts, decoding), batch)
             done(sum(map(len, batch)))
         return [found[i] for i in range(len(contexts))]
@@ -89,7 +91,7 @@ class Writer:
         prefill = Prefill(self.model, torch.tensor(prompts, device=self.device), [self.settings.policy])
         rows = [(place, i, draw) for place, group in enumerate(batch) for draw, i in enumerate(group)]
         found: dict[int, Generated] = {}
-        size = max(ROWS, len(batch))
+        size = rows_at_once(shape_of(self.model), len(prompts[0]), len(batch))
         for start in range(0, len(rows), size):
             places, indices, draws = zip(*rows[start : start + size], strict=True)
             seeds = [hash((self.settings.seed, text_id(prompts[p]), draw)) for p, draw in zip(places, draws, strict=True)]
