@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.cache_memory
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.datasets

@@ -1,4 +1,4 @@
-"""Memory that a pruned cache keeps, over the dense cache's: ``python -m benchmarks.memory``.
+"""Memory that a pruned cache keeps, over the dense cache's: ``python -m benchmarks.cache_memory``.
 
 Per model and threshold, the dense cell and knorm at several keep_ratios generate the same number of tokens through the loop that
 is timed. Side by side: entries held at the end, bytes allocated for them at the end and at most between two passes (buffers with
