@@ -137,7 +137,7 @@ def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
     return sum(one(cell, rates) for cell in unit.cells)
 
 
-def _perplexity(rates: Rates, cells: list[Cell], need: Need, windows: tuple[Window, ...], before: int) -> Iterator[PlannedUnit]:
+def _perplexity(rates: Rates, cells: list[Cell], windows: tuple[Window, ...], before: int) -> Iterator[PlannedUnit]:
     longest = max(UNIT_SECONDS, SHARED_PARTS * dense_seconds(cells[0], rates))
 
     parts = [part for batch in sharing_passes(cells) for part in _with_passes(batch, rates, longest)]

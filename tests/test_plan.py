@@ -176,7 +176,10 @@ def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
         ({"datasets": "[pydoc]"}, ["dataset 'pydoc' is unknown; allowed: pydocs, wikitext-2"]),
         ({"datasets": '["text:/no/such/file"]'}, ["there is no file /no/such/file"]),
         ({"models": "[/no/such/model]"}, ["model '/no/such/model': there is no such directory"]),
-        ({"models": "[no-such/model]"}, ["model 'no-such/model': not one of reference-neox, reference-llama, not a local"]),
+        (
+            {"models": "[no-such/model]"},
+            ["model 'no-such/model': not one of reference-neox, reference-llama, smollm2, not a local"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
