@@ -45,7 +45,8 @@ def _listed(items: Any, sentence: Any) -> str:
 def _model(model: dict[str, Any]) -> str:
     bos = model.get("bos")
     begins = f"texts begin {'with' if bos else 'without'} BOS" if isinstance(bos, bool) else f"BOS {MISSING}"
-    return f"{model.get('name')} (revision {model.get('revision')}, {model.get('layers')} layers, {begins})"
+    stored = f", converted from {model['quantization']}" if model.get("quantization") else ""
+    return f"{model.get('name')} (revision {model.get('revision')}, {model.get('layers')} layers, {begins}{stored})"
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

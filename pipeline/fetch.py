@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from workers.cache_folder import cache_folder, make_folder
+from workers.gguf.converted import RECORD
 from workers.gguf.process import ConversionError, convert_file, missing_packages
-from workers.model_files import RECORD
 from workers.model_json import one_line, read_json_if_there
 
 

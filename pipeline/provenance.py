@@ -65,6 +65,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
 def _model(facts: ModelFacts, bos: int | None) -> dict[str, Any]:
     named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context", *TRUST)}
     named |= {"bos": bos is not None, "bos_token_id": bos}
+    named |= {"quantization": facts.quantization} if facts.quantization else {}
     return named | {"positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}}
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Raised whenever a table gets another column."""
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
 ANSWER_TOKENS = 8
@@ -48,6 +48,7 @@ CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "special_tokens_in_text": pl.String,
     "skip_layers_rule": pl.String,
     "norm_attention": pl.List(pl.Float64),
+    "quantization": pl.String,
 }
 """The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the layers that were
 really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were listed; a cell's id covers the rule, and
@@ -55,7 +56,8 @@ of a cell with a rule that failed the layers are null. ``norm_attention``: per l
 the model (Spearman, ``workers/diagnosis.py``); of policies that go by norms, null elsewhere and where it could not be had.
 Both columns are null in files of older schemas. ``bos``: whether each
 text began with BOS; ``special_tokens_in_text``: whether special tokens that a text spells were letters (``literal``) or tokens
-(``parse``). Both are null in files of older schemas."""
+(``parse``). Both are null in files of older schemas. ``quantization``: how the GGUF file that the model was made of stored its
+weights (``Q4_K_M``), null for models of no such file, and in files of older schemas."""
 
 TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
     "perplexity": {

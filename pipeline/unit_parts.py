@@ -68,7 +68,8 @@ class PartWriter:
     def _columns(self, unit: PlannedUnit, run_id: str, device_name: str) -> dict[str, dict[str, Any]]:
         """By cell, the columns that every table starts with."""
         dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
-        return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name) for cell in unit.cells}
+        stored_as = self.plan.resolved.models[unit.cells[0].model].quantization
+        return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name, stored_as) for cell in unit.cells}
 
     def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answers of retrieval as text, and whether that is right; a worker gives ids."""
@@ -82,12 +83,14 @@ class PartWriter:
         return told
 
 
-def cell_columns(cell: Cell, dense_id: str, run_id: str, device_name: str) -> dict[str, Any]:
-    """The columns that every table starts with."""
+def cell_columns(
+    cell: Cell, dense_id: str, run_id: str, device_name: str, quantization: str | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The columns that every table starts with; ``quantization`` is of the model's facts."""
     own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
     rule = cell.skip_layers if isinstance(cell.skip_layers, str) else None
     layers = None if rule else list(cell.skip_layers)  # a worker's rows name those that a rule chose
     told = {"dense_cell_id": dense_id, "skip_layers": layers, "skip_layers_rule": rule, "norm_attention": None}
-    told["bos"] = cell.bos is not None
+    told |= {"bos": cell.bos is not None, "quantization": quantization}
     rest = cell.values() | own | told
     return {name: rest[name] for name in CELL_COLUMNS}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from workers.architecture import Limit, read_architecture
 from workers.cache_folder import cache_folder
 from workers.footprint import hidden_width, inner_width
+from workers.gguf.converted import converted, quantization_of
 from workers.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
 from workers.model_settings import count_of, share_of, table_of, text_settings
 from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
@@ -19,8 +20,7 @@ EMBEDDED = Path(__file__).parent / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
 FETCHED_NAMES = ("smollm2",)
 """Models that ``kvsweep fetch`` puts into the cache folder under these names."""
-RECORD = "kvsweep.json"
-"""Where a folder that kvsweep made of other files says of which; no part of the model."""
+GGUF = ".gguf"
 
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt")
 """Model types with one learned vector per position: past the last there is none."""
@@ -95,6 +95,8 @@ class ModelFacts:
     """Width of the layers' middle (``footprint.inner_width``)."""
     stored_bytes: int = 0
     """Of the weight files; 0 where they are not here yet."""
+    quantization: str | None = None
+    """How the GGUF file stored the weights that this model was made of, such as ``Q4_K_M``; None for one of no such file."""
 
     def limit_exceeded(self, length: int) -> str:
         """What a text of ``length`` tokens exceeds, in words; empty where it can be measured."""
@@ -125,6 +127,8 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle
         return _local(name, EMBEDDED / name)
     if name in FETCHED_NAMES:
         return _fetched(name)
+    if name.lower().endswith(GGUF) and not _is_folder(folder, name):
+        return _gguf(name, folder)
     if is_local:
         if not _is_folder(folder, name):
             raise ModelError(f"model {shown(name)}: there is no such directory")
@@ -137,6 +141,20 @@ def _fetched(name: str) -> ModelFacts:
     if not _is_folder(folder, name):
         beside = f"; the folder of this name that lies here is ./{name}" if Path(name).is_dir() else ""
         raise ModelError(f"model {name!r}: it is not in {folder.parent}; run `kvsweep fetch {name}` once{beside}")
+    return _local(name, folder)
+
+
+def _gguf(name: str, file: Path) -> ModelFacts:
+    """A file of llama.cpp's format, which becomes an ordinary folder in the cache folder where it has not yet."""
+    try:
+        if not file.is_file():
+            raise ModelError(f"model {shown(name)}: there is no such file")
+        folder = converted(file)
+    except (ValueError, OSError) as error:
+        if isinstance(error, ModelError):
+            raise
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(f"model {shown(name)}: {words}") from error
     return _local(name, folder)
 
 
@@ -159,6 +177,7 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
         digest = identity(folder, [*weights.files, *index, *settings_files(folder), *code])
         stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
         held, stored = weights.held(stored_bytes), sum(file.stat().st_size for file in weights.files)
+        quantization = quantization_of(folder)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
     facts = _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters)
@@ -167,7 +186,7 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
             f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and the names of the "
             f"weights beside it go up to layer {held.layers - 1:,}, of {held.layers:,} at most"
         )
-    return replace(facts, stored_bytes=stored)
+    return replace(facts, stored_bytes=stored, quantization=quantization)
 
 
 def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts:
