@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import waiting
 from pipeline.compaction import compact
-from pipeline.cutting import PlannedUnit
+from pipeline.cutting import PlannedUnit, unit_seconds
 from pipeline.executors import RayExecutor
 from pipeline.inline import InlineExecutor
 from pipeline.placement import Need
 from pipeline.progress import Progress
 from pipeline.run_log import RunLog
 from pipeline.schedule import Fault, Retry, gave_up, run_units
+from pipeline.seconds import Rates
 from pipeline.session import Session
 from pipeline.store_errors import RunUnreadableError
 from pipeline.time_left import TimeLeft
@@ -95,6 +96,9 @@ class _Turn:
 
     def hear(self, unit: PlannedUnit, news: News) -> None:
         """Store what a unit has finished while it goes on."""
+        if news.pace is not None:
+            rates = Rates.measured(news.pace)
+            self._time_left.hint((unit.task, unit.need), unit_seconds(unit, rates) / unit.cost_seconds)
         rows = 0
         if news.rows:
             self.session.lease.hold()

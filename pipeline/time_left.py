@@ -48,6 +48,7 @@ class TimeLeft:
         self._units: dict[str, _Planned] = {}
         self._kinds: defaultdict[Kind, _Kind] = defaultdict(_Kind)
         self._going: set[str] = set()
+        self._hints: dict[Kind, float] = {}
         self.cost = self.cost_done = 0.0
         """Estimated seconds of all units, and of those that ended."""
 
@@ -63,6 +64,10 @@ class TimeLeft:
         unit = self._units[unit_id]
         unit.share, unit.seconds = share, seconds
         (self._going.add if share > 0 else self._going.discard)(unit_id)
+
+    def hint(self, kind: Kind, rate: float) -> None:
+        """Real seconds per estimated one, by a measurement of a kind's model; counts until units have told better."""
+        self._hints[kind] = rate
 
     def ended(self, unit_id: str, seconds: float) -> None:
         """It ended after this many seconds of its worker's time, which is 0 where it never ran."""
@@ -101,7 +106,7 @@ class TimeLeft:
             if unit.seconds >= LEAST_SECONDS:
                 estimated, real, units = seen.get(unit.kind, (0.0, 0.0, 0.0))
                 seen[unit.kind] = (estimated + unit.cost * unit.share, real + unit.seconds, units + unit.share)
-        return seen
+        return seen or {kind: (1.0, rate, PRIOR_UNITS) for kind, rate in self._hints.items() if rate > 0}
 
     def _done_of_kinds(self) -> defaultdict[Kind, float]:
         """Estimated seconds of what is done of the units that go on."""

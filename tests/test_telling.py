@@ -24,7 +24,7 @@ from workers.perplexity import evaluate
 from workers.settings import PruneSettings
 from workers.telling import News, Telling
 from workers.unit import run_unit
-from workers.work import GenerationWork, RetrievalWork, UnitCell, WorkUnit
+from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
@@ -47,6 +47,12 @@ UNITS = {
     "retrieval": of_cells("retrieval", RetrievalWork(questions(), False)),
     "generation": of_cells("generation", GenerationWork((tuple(range(1, 20)),), 4, 5, 5, 1.0, 1, 0)),
 }
+
+
+def perplexity_tokens() -> np.ndarray:
+    work = UNITS["perplexity"].work
+    assert isinstance(work, PerplexityWork)
+    return work.tokens
 
 
 def told(unit: WorkUnit) -> tuple[list[News], list[dict[str, Any]]]:
@@ -88,18 +94,18 @@ def test_what_serves_complete_cells_alone_is_left_out_and_the_others_keep_their_
     unit = UNITS[task]
     name = [cell.cell_id for cell in unit.cells]
     whole = by_key(run_unit(unit, tiny_model("llama"), CPU).rows)
-    worked: list[float] = []
+    worked: list[tuple[float, str]] = []
     monkeypatch.setattr(Telling, "worked", lambda self, work, doing="": worked.append((work, doing)))
     rows = by_key(run_unit(replace(unit, complete=frozenset({name[0], name[2]})), tiny_model("llama"), CPU).rows)
     assert "h2o 0.5" not in {doing for _, doing in worked}
     assert {key[0] for key in rows} >= {name[1], name[3]} and name[2] not in {key[0] for key in rows}
     for key, row in rows.items():
         for column in ("nll", "answer_nll", "answer"):
-            assert np.array_equal(row.get(column), whole[key].get(column))
+            assert np.array_equal(np.asarray(row.get(column)), np.asarray(whole[key].get(column)))
 
 
 def test_cells_that_are_not_wanted_are_computed_where_they_share_passes_and_only_there():
-    tokens, passes = UNITS["perplexity"].work.tokens.astype(np.int64), []
+    tokens, passes = np.asarray(perplexity_tokens(), dtype=np.int64), []
     watch = perplexity.Watch(worked=lambda count, cell: passes.append(cell))
     _, outcomes = evaluate(tiny_model("llama"), torch.from_numpy(tokens), CELLS, [0, 1, 2, 3], {1}, watch)
     assert outcomes[1] is not None and outcomes[3] is not None and outcomes[2] is None

@@ -99,3 +99,11 @@ def test_a_unit_that_goes_on_tells_how_long_it_and_its_kind_will_take():
     assert left.share() == 0 and left.seconds() is None, "it begins again"
     left.ended("t/a 0", 20.0)
     assert left.share() == pytest.approx(0.25) and left.seconds() == pytest.approx(60.0)
+
+
+def test_a_measured_pace_is_believed_until_a_unit_has_told_better():
+    left = made(1, (A, 4), (("u", "b"), 2))
+    left.hint(A, 3.0)
+    assert left.seconds() == pytest.approx(6 * 30)
+    left.ended("t/a 0", 10.0)
+    assert left.seconds() == pytest.approx(5 * 10)

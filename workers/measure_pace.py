@@ -55,11 +55,14 @@ def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     return median(taken)
 
 
-def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.device) -> None:
+def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.device) -> Pace:
     """Measure and remember, unless that was done on this machine before."""
     threads = torch.get_num_threads()
-    if remembered(facts, dtype, device.type, threads) is None:
-        remember(measure(model, device), facts, dtype, device.type, threads)
+    pace = remembered(facts, dtype, device.type, threads)
+    if pace is None:
+        pace = measure(model, device)
+        remember(pace, facts, dtype, device.type, threads)
+    return pace
 
 
 def main(name: str, revision: str, dtype: str, device: str, threads: str) -> None:

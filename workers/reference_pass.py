@@ -12,8 +12,8 @@ from workers.pruned_cache import PrunedCache
 from workers.scoring import body_of, score
 from workers.settings import PruneSettings
 
-SINGLE_PASSES = 2048
-"""Texts of so many tokens go through one token at a time. In longer ones so many tokens would take hours."""
+SINGLE_PASSES = 256
+"""Texts of so many tokens go through one token at a time. In longer ones that takes minutes, or hours."""
 STRETCH = 32
 """Of a longer text so many tokens go through one by one before every power of two, and all of its start and behind its first
 prune."""

@@ -35,7 +35,7 @@ from workers.rounding import Distance, distances
 from workers.settings import PruneSettings
 
 KEEP_RATIO = 0.5
-LATE = 256
+LATE = 128
 """A pruned cell is compared over so many tokens at least behind its first prune, and in short texts over half of the text."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """Largest difference of a token's NLL from the stock model's that is rounding and not a fault; beside it what rounding its own

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.pace import Pace
+
 ROWS_SECONDS, SHARE_SECONDS = 20.0, 1.0
 """How often finished rows, and how often the share of the work alone, are told."""
 
@@ -29,6 +31,8 @@ class News:
     """The cell at hand, in words."""
     seconds: float
     """Since the unit began, without what it took to load the model."""
+    pace: Pace | None = None
+    """How fast the unit's model was found to run, once it is loaded."""
 
 
 Tell = Callable[[News], None]

@@ -19,7 +19,7 @@ from workers.model_files import ModelError
 from workers.models import load
 from workers.process_state import whole_process_state
 from workers.self_check import Passed, check_once, rounding_note
-from workers.telling import Tell
+from workers.telling import News, Tell
 from workers.unit import run_unit
 from workers.work import Failure, UnitResult, WorkUnit
 
@@ -31,6 +31,8 @@ class Worker:
         torch.set_num_threads(threads)
         self._key: tuple[str, str, str] | None = None
         self._model: nn.Module | None = None
+        self._told: tuple[str, str, str] | None = None
+        """The model of which the pace was told last."""
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
 
@@ -46,9 +48,8 @@ class Worker:
             device = torch.device(unit.device)
             with whole_process_state():
                 model = self._loaded(unit, device)
+                self._tell_pace(unit, model, device, tell)
                 passed = self._checked(unit, model)
-                with contextlib.suppress(Exception):  # which only leaves the plans of other sweeps rough
-                    measure_once(model, unit.model, unit.dtype, device)
                 loaded = time.perf_counter()
                 result = run_unit(unit, model, device, passed, tell)
             if passed is not None and unit.dtype != "float32":
@@ -70,6 +71,16 @@ class Worker:
             gc.collect()
             self._model, self._key = load(unit.model, unit.dtype, device), key
         return self._model
+
+    def _tell_pace(self, unit: WorkUnit, model: nn.Module, device: torch.device, tell: Tell | None) -> None:
+        """Before the model is checked, which takes a while: the driver then knows how long all will take."""
+        key = _key_of(unit)
+        if tell is None or self._told == key:
+            return
+        self._told = key
+        with contextlib.suppress(Exception):  # without it times are rough; what is wrong with a model, its check finds
+            pace = measure_once(model, unit.model, unit.dtype, device)
+            tell(News([], "", 0.0, "check of the model against transformers' own", 0.0, pace))
 
     def _checked(self, unit: WorkUnit, model: nn.Module) -> Passed | None:
         """Check the model on texts of the unit; None where only running it brings them. Raises ModelError."""
