@@ -154,7 +154,7 @@ def _gguf(name: str, file: Path) -> ModelFacts:
         if isinstance(error, ModelError):
             raise
         words = error.strerror if isinstance(error, OSError) else str(error)
-        raise ModelError(f"model {shown(name)}: {words}") from error
+        raise ModelError(f"model {name!r}: {words}") from error
     return _local(name, folder)
 
 

@@ -12,7 +12,7 @@ from workers.cache_folder import cache_folder, make_folder
 from workers.gguf.header import read_header
 from workers.gguf.process import ConversionError, convert_file, missing_packages
 from workers.gguf.refusals import refusals
-from workers.model_json import read_json_if_there, shown
+from workers.model_json import read_json_if_there
 
 RECORD = "kvsweep.json"
 """Where a folder that kvsweep made of other files says of which; no part of the model."""
@@ -50,12 +50,12 @@ def _make(file: Path, digest: str, folder: Path) -> None:
         needed, free = 4 * header.parameters, shutil.disk_usage(scratch).free
         if free < needed:
             raise ConversionError(f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed")
-        _say(f"converting {shown(str(file))} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into {folder}")
+        _say(f"converting {str(file)!r} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into {folder}")
         convert_file(file, scratch / "made")
         record = {"file": file.name, "gguf_sha256": digest, "quantization": header.quantization}
         (scratch / "made" / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    make_folder(folder, fill, lambda: _say(f"another process is converting {shown(str(file))}; waiting for it"))
+    make_folder(folder, fill, lambda: _say(f"another process is converting {str(file)!r}; waiting for it"))
 
 
 def _say(text: str) -> None:
