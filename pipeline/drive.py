@@ -22,6 +22,7 @@ from pipeline.session import Session
 from pipeline.store_errors import RunUnreadableError
 from pipeline.time_left import TimeLeft
 from pipeline.unit_inputs import work_unit
+from pipeline.unit_memory import beyond_plan
 from pipeline.unit_parts import PartWriter
 from workers.code_digest import OtherCodeError, code_digest
 from workers.telling import News
@@ -126,12 +127,14 @@ class _Turn:
             "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
             rows=len(result.rows), failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
             load_seconds=round(result.load_seconds, 4), estimated_seconds=round(unit.cost_seconds, 4),
-            left_seconds=self._time_left.seconds(),
+            left_seconds=self._time_left.seconds(), peak_bytes=result.peak_bytes, planned_bytes=unit.need.memory_bytes,
         )  # fmt: skip
         for (kind, message), count in Counter((failure.error_type, failure.message) for failure in failed).items():
             self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])
         for warning in result.warnings:
             self._warn(warning)
+        if (beyond := beyond_plan(unit.task, first.model, unit.need, result.peak_bytes)) is not None:
+            self._warn(beyond, about=f"memory of {unit.task} {first.model}")
         self.progress.finished(unit.unit_id, _what(unit), missing, {failure.cell_id for failure in failed})
         self._count_part(unit.task)
         if failed:
@@ -154,11 +157,11 @@ class _Turn:
             strike=fault.strike, node=fault.node,
         )  # fmt: skip
 
-    def _warn(self, warning: str) -> None:
-        """Once, though every unit of a model may say it."""
-        if warning in self._warned:
+    def _warn(self, warning: str, about: str = "") -> None:
+        """Once, though every unit of a model may say it; ``about`` stands for warnings whose figures differ."""
+        if (about or warning) in self._warned:
             return
-        self._warned.add(warning)
+        self._warned.add(about or warning)
         self.log.write("warning", message=warning)
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -1,7 +1,12 @@
-"""What failed is remembered by its words: an error holds its frames, and those hold models and caches."""
+"""Nothing outlives its use: caches, models and tensors are gone with the last reference, without the cycle collector.
 
+What failed is remembered by its words: an error holds its frames, and those hold models and caches.
+"""
+
+import contextlib
 import dataclasses
 import gc
+import shutil
 import weakref
 
 import pytest
@@ -15,6 +20,7 @@ from workers import eviction
 from workers.answers import answers
 from workers.eviction import Policy
 from workers.model_files import ModelError
+from workers.models import load
 from workers.perplexity import evaluate
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
@@ -60,8 +66,88 @@ def test_a_failed_cell_holds_no_cache(alive):
     errors = [rounds.failed[1], outcomes[1], scored[0]]
     assert [type(error) for error in errors] == [ZeroDivisionError] * 3
     assert all("in fails" in Failure.of("a", error).traceback for error in errors), "what is recorded still has its frames"
-    gc.collect()
     assert len(alive) == 0
+
+
+@contextlib.contextmanager
+def nothing_stays():
+    """No tensor is there behind the block that was not there before it, though no collector runs."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        before = tensors()
+        yield
+        left = [tuple(each.shape) for key, each in tensors().items() if key not in before]
+        assert not left, f"{len(left)} tensors are still there, such as {sorted(left)[-5:]}"
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def tensors():
+    """By identity."""
+    return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
+
+
+BLOCKS = {
+    "perplexity": "{window: 64, stride: 64, windows: 3}",
+    "generation": "{prompt_tokens: [40], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0}",
+    "retrieval": "{kinds: [passkey], context_tokens: [230], depths: [0.5], questions: 2, question_pruned: [true, false]}",
+}
+
+
+def units_of(task, sweep_file, policies):
+    """Units of one task, as workers are sent them."""
+    keys = {"perplexity": None, "policies": policies, task: BLOCKS[task], "skip_layers": '[[], [0], "auto:1"]'}
+    plan = make_plan(load_spec(str(sweep_file(**keys))))
+    return [work_unit(plan, unit) for unit in plan.units]
+
+
+@pytest.mark.parametrize("task", BLOCKS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_unit_leaves_no_tensor_behind(task, fails, sweep_file, monkeypatch, tmp_path):
+    """Prefills, forks, batches of cells, slots, masks, mass and queries, the diagnosis, and what a failed cell had."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the self-check runs
+    if fails:
+        monkeypatch.setitem(eviction._OWN, "recent", Policy(without_score))
+    units = units_of(task, sweep_file, "[knorm, recent, h2o, snapkv]")
+    worker = Worker(1)
+    worker.run(units[0])  # what is made once: rotary tables, kept diagnoses
+    with nothing_stays():
+        for unit in units:
+            failed = {failure.error_type for failure in worker.run(unit).failures}
+            assert failed == ({"ZeroDivisionError"} if fails else set())
+
+
+def without_score(view):
+    raise ZeroDivisionError("no score")
+
+
+def test_a_worker_has_one_model_at_a_time(sweep_file, monkeypatch, tmp_path, tiny_model_dir):
+    """The old one is gone before the next is loaded, and the last with the worker."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_dir, other)
+    (other / "generation_config.json").write_text('{"max_length": 99}')
+    plan = make_plan(load_spec(str(sweep_file(models=f"[{tiny_model_dir}, {other}]"))))
+    units = [work_unit(plan, unit) for unit in plan.units]
+    assert len({unit.model.revision for unit in units}) == 2
+    loaded, before = weakref.WeakSet(), []
+
+    def watched(*arguments):
+        before.append(len(loaded))
+        model = load(*arguments)
+        loaded.add(model)
+        return model
+
+    monkeypatch.setattr("workers.worker.load", watched)
+    worker = Worker(1)
+    with nothing_stays():
+        for unit in [*units, *units]:
+            assert not worker.run(unit).failures
+        assert len(before) >= 3 and not any(before), "a model was still there when the next one was loaded"
+        del worker
+        assert len(loaded) == 0
 
 
 def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_by_themselves(sweep_file, monkeypatch, tmp_path):
@@ -86,7 +172,6 @@ def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_b
     worker.run(other)
     assert len(failing) == 2, "another text is"
     worker._model = None
-    gc.collect()
     assert len(models) == 0
 
 

@@ -52,9 +52,7 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self.device)
         if self.device.type == "mps":
             return torch.mps.driver_allocated_memory()
-        with open("/proc/self/status") as status:
-            held = next(line for line in status if line.startswith("VmHWM:"))
-        return int(held.split()[1]) * 1024
+        return _status("VmHWM:")
 
     def result(self) -> tuple[int | None, str | None]:
         """Peak in bytes since ``start``, and how it was obtained."""
@@ -63,6 +61,17 @@ class PeakMemory:
         self.sample()
         self._measuring.discard(self)
         return self._highest, METHODS[self.device.type]
+
+
+def resident_bytes() -> int | None:
+    """What this process has in memory now; None where the system does not say."""
+    return _status("VmRSS:") if sys.platform == "linux" else None
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as status:
+        held = next(line for line in status if line.startswith(name))
+    return int(held.split()[1]) * 1024
 
 
 def _reset_resident_peak() -> bool:

@@ -133,5 +133,7 @@ class UnitResult:
     seconds: float = 0.0
     """Without what it took to load the model."""
     load_seconds: float = 0.0
+    peak_bytes: int | None = None
+    """The most memory that the worker took, loading and self-check included; None without a counter."""
     code: str = ""
     """Digest of the code that made it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import os
 import platform
@@ -12,11 +11,14 @@ import time
 import torch
 from torch import nn
 
+from workers.attention import forget_masks
 from workers.check_text import check_text
 from workers.code_digest import check_same_code, code_digest
+from workers.footprint import PROCESS_BYTES
 from workers.measure_pace import measure_once
 from workers.model_files import ModelError
 from workers.models import load
+from workers.peak_memory import PeakMemory, resident_bytes
 from workers.process_state import whole_process_state
 from workers.self_check import Passed, check_once, rounding_note
 from workers.telling import News, Tell
@@ -35,6 +37,8 @@ class Worker:
         """The model of which the pace was told last."""
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
+        self._others = max(0, (resident_bytes() or 0) - PROCESS_BYTES)
+        """What somebody else has in this process, such as the driver its plan where there is no Ray: no unit's memory."""
 
     def run(self, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
         """All rows of the unit but those that ``tell`` was told of while it went on.
@@ -43,9 +47,12 @@ class Worker:
         same way.
         """
         begin = loaded = time.perf_counter()
+        memory = None
         try:
             check_same_code(unit.code, unit.code_root)
             device = torch.device(unit.device)
+            memory = PeakMemory(device)
+            memory.start()
             with whole_process_state():
                 model = self._loaded(unit, device)
                 self._tell_pace(unit, model, device, tell)
@@ -58,17 +65,23 @@ class Worker:
             raise
         except BaseException as error:  # SystemExit too, which code that comes with a model may raise
             result = UnitResult(failures=[Failure.of(cell.cell_id, error) for cell in unit.cells])
+        result.peak_bytes = self._peak(memory)
+        forget_masks()
         result.code = code_digest()
         result.node, result.load_seconds = f"{platform.node()}:{os.getpid()}", loaded - begin
         result.seconds = time.perf_counter() - loaded
         return result
+
+    def _peak(self, memory: PeakMemory | None) -> int | None:
+        """What a unit took, by its counter."""
+        peak = None if memory is None else memory.result()[0]
+        return peak if peak is None or memory is None or memory.device.type != "cpu" else peak - self._others
 
     def _loaded(self, unit: WorkUnit, device: torch.device) -> nn.Module:
         """The unit's model, loaded unless it is the one that the last unit used."""
         key = _key_of(unit)
         if self._model is None or self._key != key:
             self._model = None
-            gc.collect()
             self._model, self._key = load(unit.model, unit.dtype, device), key
         return self._model
 
