@@ -27,7 +27,7 @@ from workers.retrieval import Question
 from workers.rounds import timed_rounds
 from workers.self_check import check
 from workers.settings import PruneSettings
-from workers.work import Failure, GenerationWork, RetrievalWork
+from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork
 from workers.worker import Worker
 
 PROMPT, CPU = repetitive_tokens(1, 40), torch.device("cpu")
@@ -157,6 +157,7 @@ def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_b
 
     def watched(model, name, dtype, tokens=None):
         models.add(model)
+        assert tokens is not None
         failing.append(tokens.shape)
         if len(failing) == 1:
             raise ModelError(f"{name} differs")
@@ -165,6 +166,7 @@ def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_b
     monkeypatch.setattr("workers.self_check.check", watched)
     plan = make_plan(load_spec(str(sweep_file())))
     unit, worker = work_unit(plan, plan.units[0]), Worker(1)
+    assert isinstance(unit.work, PerplexityWork) and unit.work.checked is not None
     other = dataclasses.replace(unit, work=dataclasses.replace(unit.work, checked=unit.work.checked[::-1]))
     first = worker.run(unit)
     assert {failure.error_type for failure in first.failures} == {"ModelError"}
