@@ -32,7 +32,7 @@ def cells(sweep_file):
     """(task, schedule, ratio, threshold) -> the planned cell."""
     sweep = sweep_file(
         generation=GENERATION, retrieval=RETRIEVAL, keep_ratios="[0.9, 0.5]", prune_after="[16, 44]",
-        schedules="[every_step, prefill_once]",
+        schedules="[every_step, prefill_once, constant]",
     )  # fmt: skip
     plan = make_plan(load_spec(str(sweep)))
     found = make_grid(plan.spec, plan.resolved.targets).cells
@@ -41,7 +41,7 @@ def cells(sweep_file):
 
 @pytest.mark.parametrize("ratio", thinned([0.5, 0.9], 1))
 @pytest.mark.parametrize("after", [16, 44])
-@pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
+@pytest.mark.parametrize("schedule", ["every_step", "prefill_once", "constant"])
 def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule):
     model, dense = tiny_model("neox"), PruneSettings("dense")
     cell = cells["generation", schedule, ratio, after]
@@ -59,10 +59,15 @@ def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule
     assert planned_budget(cell).events == rows["prune_events"]
     assert planned_budget(cell).share == pytest.approx(rows["cache_tokens_mean"] / full["cache_tokens_mean"])
 
+    rows, full = (rows[0] for rows in answers(model, CPU, [prune_settings(cell), dense], RetrievalWork((question,), False), 4))
+    share = rows["cache_tokens_mean"] / full["cache_tokens_mean"]
+    assert planned_budget(cell).share == pytest.approx(share, abs=20 / 200), "the question's own tokens are kept out"
 
+
+@pytest.mark.parametrize("schedule", ["every_step", "constant"])
 @pytest.mark.parametrize("ratio", thinned([0.5, 0.9], 1))
-def test_of_perplexity_and_with_layers_that_are_skipped(cells, ratio):
-    model, cell = tiny_model("neox"), replace(cells["perplexity", "every_step", ratio, 16], skip_layers=(0,))
+def test_of_perplexity_and_with_layers_that_are_skipped(cells, ratio, schedule):
+    model, cell = tiny_model("neox"), replace(cells["perplexity", schedule, ratio, 16], skip_layers=(0,))
     dense, (found,) = evaluate(model, repetitive_tokens(1, 64), [prune_settings(cell)], [0])
     planned = planned_budget(cell)
     assert planned.events == found.validity.prune_events
