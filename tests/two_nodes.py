@@ -72,7 +72,13 @@ class TwoNodes:
     def raylet_of_held(self, machine: PrivateMachine, run: Run) -> str:
         """Process id, as the machine counts, of the raylet whose worker waits there; once one does."""
         reached = self.folder / f"reached-{machine.name}"
-        run.until(lambda: reached.exists() and reached.read_text() != "", 60)
+
+        def tells_a_raylet() -> bool:
+            """A worker that has just lost its raylet lives on for a moment and tells the number of who took it over."""
+            number = reached.read_text() if reached.exists() else ""
+            return number != "" and machine.here(f"cat /proc/{number}/comm").stdout.strip() == "raylet"
+
+        run.until(tells_a_raylet, 60)
         return reached.read_text()
 
     def run(self, sweep: Path, *options: str) -> Run:
@@ -114,7 +120,7 @@ class Run:
             assert time.monotonic() < deadline, f"not within {seconds:g} s: {self.said()}"
             time.sleep(0.1)
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 240) -> int:
         """The exit status, which comes in this time; otherwise the test fails with what the run said."""
         self._wait(lambda: self.process.poll() is not None, seconds)
         return self.process.returncode
