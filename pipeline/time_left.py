@@ -15,6 +15,8 @@ Kind = tuple[str, Hashable]
 
 PRIOR_UNITS = 0.25
 """What the other kinds say of one counts as much as so many units of its own."""
+OLDER_SHARE = 0.9
+"""What an ended unit counts for once another of its kind has ended: a machine may become faster or slower on the way."""
 LEAST_SECONDS = 3.0
 """What a unit that goes on says before is too little to go by."""
 
@@ -78,7 +80,9 @@ class TimeLeft:
         kind.cost_left -= unit.cost
         kind.units_left -= 1
         if seconds > 0:
-            kind.estimated, kind.real, kind.units = kind.estimated + unit.cost, kind.real + seconds, kind.units + 1
+            kind.estimated = OLDER_SHARE * kind.estimated + unit.cost
+            kind.real = OLDER_SHARE * kind.real + seconds
+            kind.units = OLDER_SHARE * kind.units + 1
 
     def share(self) -> float:
         """Of the estimated work, what is done."""

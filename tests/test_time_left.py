@@ -107,3 +107,12 @@ def test_a_measured_pace_is_believed_until_a_unit_has_told_better():
     assert left.seconds() == pytest.approx(6 * 30)
     left.ended("t/a 0", 10.0)
     assert left.seconds() == pytest.approx(5 * 10)
+
+
+def test_a_machine_that_others_leave_halfway_is_believed_to_be_faster():
+    left = made(1, (A, 60))
+    for i in range(20):
+        left.ended(f"t/a {i}", 100.0)
+    for i in range(20, 40):
+        left.ended(f"t/a {i}", 20.0)
+    assert left.seconds() < 2 * 20 * 20
