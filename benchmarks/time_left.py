@@ -1,8 +1,9 @@
-"""How right the time left was: from the logs of finished runs, what was said at each tenth of a run against what it then took.
+"""How right the time left was: from the logs of finished runs, what was said at each tenth of a run against what it then took,
+and what each kind of unit took against its estimate.
 
     python -m benchmarks.time_left DIR [DIR ...]
 
-The aim: within a factor of 2 from a tenth of a run on, also where its units are of many kinds.
+The aim: within a factor of 2 from a tenth of a run on, also where its units are of many kinds, and so for each kind of unit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def report(name: str, turn: list[dict[str, Any]]) -> None:
     said = [
         (datetime.datetime.fromisoformat(line["time"]).timestamp(), line["left_seconds"])
         for line in turn
-        if line["event"] == "unit" and line["left_seconds"]
+        if line["event"] in ("unit", "news") and line["left_seconds"]
     ]
     kinds = {(line["task"], line["model"]) for line in turn if line["event"] == "unit"}
     units = sum(line["event"] == "unit" for line in turn)
@@ -42,6 +43,15 @@ def report(name: str, turn: list[dict[str, Any]]) -> None:
         worst = max(worst, ratio, 1 / ratio) if tenth < 9 else worst
         print(f"  at {(now - begin) / (end - begin):4.0%}: said {left:6.0f} s, was {end - now:6.0f} s, ratio {ratio:.2f}")
     print(f"  largest factor up to 80 %: {worst:.2f}")
+    print(f"  first said after {said[0][0] - begin:.0f} s")
+    for task, model in sorted(kinds):
+        own = [line for line in turn if line["event"] == "unit" and (line["task"], line["model"]) == (task, model)]
+        estimated, taken = (sum(line[name] for line in own) for name in ("estimated_seconds", "seconds"))
+        longest = max(line["seconds"] for line in own)
+        print(
+            f"  {task} {model}: {len(own)} units, estimated {estimated / len(own):.1f} s each, took {taken / len(own):.1f} "
+            f"(ratio {taken / estimated:.2f}), {longest:.1f} at most"
+        )
 
 
 def main() -> None:

@@ -82,10 +82,11 @@ class _Turn:
     failures: list[Failure] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
-    _told: float = 0.0
+    _told: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._time_left = TimeLeft(self._workers)
+        self._samples = {(unit.task, unit.need): unit for unit in self.session.pending}
         for unit in self.session.pending:
             self._time_left.planned(unit.unit_id, (unit.task, unit.need), unit.cost_seconds)
         self.progress = Progress(self.session.missing.values(), self._time_left)
@@ -98,8 +99,7 @@ class _Turn:
     def hear(self, unit: PlannedUnit, news: News) -> None:
         """Store what a unit has finished while it goes on."""
         if news.pace is not None:
-            rates = Rates.measured(news.pace)
-            self._time_left.hint((unit.task, unit.need), unit_seconds(unit, rates) / unit.cost_seconds)
+            self._hint(unit, Rates.measured(news.pace))
         rows = 0
         if news.rows:
             self.session.lease.hold()
@@ -107,12 +107,18 @@ class _Turn:
             self._count_part(unit.task)
         self._time_left.moved(unit.unit_id, news.share, news.seconds)
         self.progress.moved(unit.unit_id, _what(unit), news.doing)
-        if rows or time.monotonic() - self._told > NEWS_SECONDS:
+        if rows or (news.share > 0 and time.monotonic() - self._told > NEWS_SECONDS):
             self._told = time.monotonic()
             self.log.write(
                 "news", unit_id=unit.unit_id, rows=rows, share=round(news.share, 4), seconds=round(news.seconds, 4),
                 left_seconds=self._time_left.seconds(),
             )  # fmt: skip
+
+    def _hint(self, unit: PlannedUnit, rates: Rates) -> None:
+        """How long units of every kind with this unit's model take, as one of each tells."""
+        for kind, sample in self._samples.items():
+            if (sample.need.model, sample.need.device) == (unit.need.model, unit.need.device):
+                self._time_left.hint(kind, unit_seconds(sample, rates) / sample.cost_seconds)
 
     def finished(self, unit: PlannedUnit, result: UnitResult, starts: int) -> None:
         """Store a result before the next is asked for."""
@@ -120,13 +126,14 @@ class _Turn:
         result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
         self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
+        estimated = self._time_left.estimate(unit.unit_id)
         self._time_left.ended(unit.unit_id, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
         self.log.write(
             "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
             rows=len(result.rows), failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
-            load_seconds=round(result.load_seconds, 4), estimated_seconds=round(unit.cost_seconds, 4),
+            load_seconds=round(result.load_seconds, 4), estimated_seconds=round(estimated, 4),
             left_seconds=self._time_left.seconds(), peak_bytes=result.peak_bytes, planned_bytes=unit.need.memory_bytes,
         )  # fmt: skip
         for (kind, message), count in Counter((failure.error_type, failure.message) for failure in failed).items():

@@ -71,6 +71,11 @@ class TimeLeft:
         """Real seconds per estimated one, by a measurement of a kind's model; counts until units have told better."""
         self._hints[kind] = rate
 
+    def estimate(self, unit_id: str) -> float:
+        """Seconds of a unit before anything of it was done, at the pace of its model where that was measured."""
+        unit = self._units[unit_id]
+        return unit.cost * self._hints.get(unit.kind, 1.0)
+
     def ended(self, unit_id: str, seconds: float) -> None:
         """It ended after this many seconds of its worker's time, which is 0 where it never ran."""
         unit = self._units.pop(unit_id)
