@@ -37,9 +37,10 @@ ROOM_STEP, ROOM_SHARE = 32, 16
 """A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is made: appending copies
 what is held once in so many passes, and the room costs a sixteenth at most."""
 
-PROCESS_BYTES = 560 * 2**20
-"""A worker with its libraries and no model: measured 415 MiB alone, 460 beside the driver, 480 as a Ray actor,
-and 35 to 60 more when a model's own code is loaded."""
+STARTED_BYTES = 480 * 2**20
+"""A worker as it starts: measured 415 MiB alone, 460 beside the driver, 480 as a Ray actor."""
+PROCESS_BYTES = STARTED_BYTES + 80 * 2**20
+"""The same with the code of a model and what else is imported when it is used (measured: 35 to 60 MiB)."""
 HARNESS_BYTES = 96 * 2**20
 """What lm-evaluation-harness adds to it (measured: 80 MiB)."""
 HARNESS_LONGEST = 8192

@@ -14,7 +14,7 @@ from torch import nn
 from workers.attention import forget_masks
 from workers.check_text import check_text
 from workers.code_digest import check_same_code, code_digest
-from workers.footprint import PROCESS_BYTES
+from workers.footprint import STARTED_BYTES
 from workers.measure_pace import measure_once
 from workers.model_files import ModelError
 from workers.models import load
@@ -37,7 +37,7 @@ class Worker:
         """The model of which the pace was told last."""
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
-        self._others = max(0, (resident_bytes() or 0) - PROCESS_BYTES)
+        self._others = max(0, (resident_bytes() or 0) - STARTED_BYTES)
         """What somebody else has in this process, such as the driver its plan where there is no Ray: no unit's memory."""
 
     def run(self, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
