@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.cache_memory
+	$(BIN)/python -m benchmarks.long_windows
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.datasets

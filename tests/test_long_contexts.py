@@ -1,52 +1,20 @@
 """What a long window takes grows with its length, not with its square: no mask and no probabilities of queries x entries."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from benchmarks.long_windows import peaks_of
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import attention as attentions
 from workers.attention import Scale, attention, forget_masks, probe
 
-CHILD = """
-import sys
-import torch
-from tests.tiny import repetitive_tokens, tiny_model
-from workers.peak_memory import PeakMemory, resident_bytes
-from workers.perplexity import evaluate
-from workers.settings import PruneSettings
-
-policy, model, peaks = sys.argv[1], tiny_model("llama"), []
-model.config.max_position_embeddings = 2**16
-for length in map(int, sys.argv[2:]):
-    cells = [PruneSettings(policy, 0.5, length * part // 16) for part in range(3, 15)]
-    memory = PeakMemory(torch.device("cpu"))
-    memory.start()
-    before = resident_bytes()
-    dense, found = evaluate(model, repetitive_tokens(1, length), cells, [0])
-    assert not any(isinstance(each, Exception) for each in found), found
-    peaks.append(memory.result()[0] - before)
-print(peaks)
-"""
-
-
-def peaks_of(policy: str, *lengths: int) -> list[int]:
-    """Peak bytes of a window with 12 thresholds, in a process of their own."""
-    command = [sys.executable, "-c", CHILD, policy, *map(str, lengths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["knorm", "h2o"])
-def test_a_window_of_32768_tokens_takes_eight_times_one_of_4096(policy):
-    peaks = peaks_of(policy, 4096, 8192, 16384, 32768)
-    print(policy, [f"{peak / 2**20:.0f} MiB" for peak in peaks])
-    growth = [b / a for a, b in zip(peaks, peaks[1:], strict=False)]
-    assert max(growth) < 2.6 and peaks[-1] < 1.1 * 2**30
+def test_a_window_of_twice_the_length_takes_twice_the_memory(policy):
+    """Whole masks of them are four times as large: 64 and 256 MiB each, and as much again as probabilities of each head."""
+    shorter, longer = peaks_of(policy, 4096, 8192)
+    assert longer < 2.6 * shorter and longer < 2**29
 
 
 def test_attention_in_parts_is_that_of_one_mask(monkeypatch):

@@ -41,8 +41,8 @@ STARTED_BYTES = 480 * 2**20
 """A worker as it starts: measured 415 MiB alone, 460 beside the driver, 480 as a Ray actor."""
 PROCESS_BYTES = STARTED_BYTES + 80 * 2**20
 """The same with the code of a model and what else is imported when it is used (measured: 35 to 60 MiB)."""
-HARNESS_BYTES = 96 * 2**20
-"""What lm-evaluation-harness adds to it (measured: 80 MiB)."""
+HARNESS_BYTES = 128 * 2**20
+"""What lm-evaluation-harness and what it reads its datasets with add to it (measured: 80 MiB, and tables)."""
 HARNESS_LONGEST = 8192
 """Contexts of the harness's tasks are planned as if they were as long as the model takes, and no longer than this: only running a
 task tells. Longer ones make a worker exceed its plan, which it says."""
@@ -131,10 +131,14 @@ class Shape:
         In the middle its widest state three times (one factor, the other, their product); in attention queries and keys with what
         turning them takes; in 16 bits three copies in float32 where it is normalised.
         """
-        middle = 2 * self.hidden + 3 * self.inner
-        attention = 2 * self.hidden + (5 * self.heads + 4 * self.kv_heads) * self.head_dim
+        middle = (2 * self.hidden + 3 * self.inner) * self.width
         normal = 2 * self.hidden * self.width + 3 * 4 * self.hidden
-        return max(middle * self.width, attention * self.width, normal)
+        return max(middle, self.attending, normal)
+
+    @property
+    def attending(self) -> int:
+        """The part of it in attention."""
+        return (2 * self.hidden + (5 * self.heads + 4 * self.kv_heads) * self.head_dim) * self.width
 
     @property
     def scoring(self) -> int:
@@ -149,6 +153,12 @@ class Shape:
         expanded = rows * entries * (self.kv_heads + 2 * self.heads) * self.head_dim * 4
         of_a_query = 4 * rows * self.heads * entries
         return 3 * max(of_a_query, min(PROBABILITY_BYTES, of_a_query * entries)) + expanded
+
+    def pass_over(self, rows: int, length: int, *, probed: bool) -> int:
+        """A dense pass over prompts without their cache; ``probed``: one that notes what each entry is attended to."""
+        tokens = rows * length
+        probing = tokens * self.attending + self.probing(rows, length) if probed else 0
+        return max(tokens * self.passing, probing)
 
     def observing(self, policy: str, rows: int, entries: int) -> int:
         """What a cache keeps of what its policy observes, in all layers."""
@@ -294,7 +304,7 @@ def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Pr
             points.add((seen, schedule.first_event or 0))
             noted += shape.observing(cell.policy, windows, schedule.first_event or 0)
     if any(seen == "mass" for seen, _ in points):
-        first += shape.probing(windows, steps)
+        first = max(first, windows * length * shape.cached + shape.pass_over(windows, length, probed=True))
     largest = 0
     for (skip, seen, in_slots, short), schedules in going.items():  # pyright: ignore[reportGeneralTypeIssues]
         group = Group.of(
@@ -334,24 +344,27 @@ def retrieval_bytes(shape: Shape, length: int, questions: int, cells: Sequence[P
     forks = max((fork_bytes(shape, cell, length + QUESTION_TOKENS, 2 * rows) for cell in cells), default=0)
     layer = 4 * rows * length * shape.entry  # of the dense cache, with the entries of the question, once joined and once apart
     asking = 2 * rows * (QUESTION_TOKENS * shape.passing + 12 * shape.vocabulary)
-    noted = _noted(shape, cells, rows, length)
-    return max(prompts + rows * length * shape.passing, prompts + max(forks, layer) + asking) + noted + shape.scoring
+    return prompts + max(_prefill(shape, cells, rows, length), max(forks, layer) + asking) + _noted(shape, cells, rows, length)
+
+
+def _prefill(shape: Shape, cells: Iterable[Prunes], rows: int, length: int) -> int:
+    """A pass over prompts for these cells, without its cache."""
+    return shape.pass_over(rows, length, probed=any(observes(cell.policy) == "mass" for cell in cells))
 
 
 def _noted(shape: Shape, cells: Iterable[Prunes], rows: int, length: int) -> int:
     """What a pass over prompts notes for the policies of cells."""
     kinds = {observes(cell.policy): cell.policy for cell in cells}
-    probing = shape.probing(rows, length) if "mass" in kinds else 0
-    return probing + sum(shape.observing(policy, rows, length) for kind, policy in kinds.items() if kind)
+    return sum(shape.observing(policy, rows, length) for kind, policy in kinds.items() if kind)
 
 
 def generation_bytes(shape: Shape, prompt: int, batch: int, new_tokens: int, cells: Sequence[Prunes], weights: int) -> int:
     """Of a timed unit; ``weights``: the working set in which the memory's bandwidth is measured before it."""
     length = prompt + new_tokens
     held = batch * with_room(length) * shape.cached
-    probing = max((_noted(shape, [cell], batch, prompt) for cell in cells), default=0)
+    noted = max((shape.observing(cell.policy, batch, length) for cell in cells), default=0)
     logits = 3 * batch * shape.vocabulary * 4
-    return max(held + batch * prompt * shape.passing + probing + logits, weights)
+    return max(held + _prefill(shape, cells, batch, prompt) + noted + logits, weights)
 
 
 def contexts_at_once(shape: Shape, length: int) -> int:
@@ -378,7 +391,7 @@ def _contexts_bytes(shape: Shape, length: int, cell: Prunes) -> int:
     prompts = contexts * length * shape.cached
     going = fork_bytes(shape, cell, length, rows) + rows * (QUESTION_TOKENS * shape.passing + 12 * shape.vocabulary)
     noted = _noted(shape, [cell], contexts, length)
-    return prompts + max(contexts * length * shape.passing, going) + noted + shape.scoring
+    return prompts + max(_prefill(shape, [cell], contexts, length), going) + noted + shape.scoring
 
 
 # ---- a worker
