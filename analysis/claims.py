@@ -49,13 +49,17 @@ SORT = ["kind", "digits", "distractors", "question_pruned"]
 
 
 def audit(evidence: Evidence) -> pl.DataFrame:
-    """One row per claim: number, claim, claimed, reproduced (the same protocol), honest, verdict, why; null where nothing."""
+    """One row per claim: number, claim, claimed, reproduced (the same protocol), honest, model, verdict, why.
+
+    Null where nothing.
+    """
     own = replace(evidence, cells=largest(evidence.cells))
+    model = labels.text(evidence.model.get("name"))
     found = []
     for number, (claim, claimed, rule) in enumerate(CLAIMS, start=1):
         ruling = rule(own)
-        found.append((number, claim, claimed, ruling.reproduced, ruling.honest, ruling.verdict, ruling.why))
-    texts = dict.fromkeys(("claim", "claimed", "reproduced", "honest", "verdict", "why"), pl.String)
+        found.append((number, claim, claimed, ruling.reproduced, ruling.honest, model, ruling.verdict, ruling.why))
+    texts = dict.fromkeys(("claim", "claimed", "reproduced", "honest", "model", "verdict", "why"), pl.String)
     return pl.DataFrame(found, schema={"number": pl.Int64, **texts}, orient="row")
 
 

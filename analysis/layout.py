@@ -221,7 +221,7 @@ EXCLUDED = [
 CLAIMS = [
     Column("number", "#", "count"), Column("claim", "claim", "text"), Column("claimed", "as claimed", "text"),
     Column("reproduced", "the same protocol here", "text"), Column("honest", "measured, with 95 % interval", "text"),
-    Column("verdict", "verdict", "text"), Column("why", "why", "text"),
+    Column("model", "model", "text"), Column("verdict", "verdict", "text"), Column("why", "why", "text"),
 ]  # fmt: skip
 
 CONTROL = [

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from analysis import coverage, labels, layout, tables
 from analysis.charts import charts, not_drawn
-from analysis.claims import Evidence, audit, control_experiment, evidences
+from analysis.claim_models import Judged, head, judged
+from analysis.claims import audit, control_experiment, evidences
 from analysis.curve_shape import shapes
 from analysis.findings import findings, warnings
 from analysis.load import Results
@@ -45,7 +46,7 @@ MANY_CHARTS = 60
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: what the audit's parts are about."""
+    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: the audit's parts, if any."""
 
     results: Results
     tolerance: float
@@ -53,7 +54,7 @@ class Contents:
     speeds: pl.DataFrame
     tables: dict[str, tuple[pl.DataFrame, list[layout.Column]]]
     charts: dict[str, list[Chart]]
-    audited: list[str]
+    audited: list[Judged]
     norm_lines: dict[str, list[str]]
     """By task: how key norm and attention go together in the models of its knorm cells."""
 
@@ -66,8 +67,8 @@ LAYOUT = {
 }  # fmt: skip
 
 
-def contents(results: Results, tolerance: float, *, judged: bool = False) -> Contents:
-    """Read the rows and make every table and chart; ``judged`` adds the audit of the reports' claims.
+def contents(results: Results, tolerance: float, *, with_audit: bool = False) -> Contents:
+    """Read the rows and make every table and chart; ``with_audit`` adds the audit of the reports' claims.
 
     Raises RunUnreadableError where a part cannot be read.
     """
@@ -95,24 +96,20 @@ def contents(results: Results, tolerance: float, *, judged: bool = False) -> Con
             "failures": failed,
         }
         shown = {name: (frames[name], columns) for name, columns in LAYOUT.items()}
-        evidence = evidences(results, measured, cells, speeds, answers) if judged else []
+        audited: list[Judged] = []
+        evidence = evidences(results, measured, cells, speeds, answers) if with_audit else []
         for number, own in enumerate(evidence, start=1):
-            shown[f"claims-{number}"] = audit(own), layout.CLAIMS
+            audited.append(judged(own, audit(own)))
+            shown[f"claims-{number}"] = audited[-1].claims, layout.CLAIMS
             shown[f"control-{number}"] = control_experiment(own.cells), layout.CONTROL
         drawn = charts(results, cells, curves, speeds, answers, scores)
         norms = {task: in_words(norm_attention(results, task)) for task in ("perplexity", "generation", "retrieval", "tasks")}
-        return Contents(results, tolerance, cells, speeds, shown, drawn, [_about(own) for own in evidence], norms)
+        return Contents(results, tolerance, cells, speeds, shown, drawn, audited, norms)
     except (pl.exceptions.ComputeError, OSError) as error:
         where = ", ".join(run.directory for run in results.runs)
         raise RunUnreadableError(
             f"{where}: a part cannot be read ({error}). `kvsweep run` into that directory sets broken parts aside."
         ) from error
-
-
-def _about(evidence: Evidence) -> str:
-    """Model, dataset and device of an audit, in words."""
-    frame = next((f for f in (evidence.cells, evidence.speeds, evidence.answers) if f.height), evidence.cells)
-    return " · ".join(labels.text(frame[name][0]) for name in ("model", "dataset", "device", "dtype") if frame.height)
 
 
 def render(shown: Contents) -> str:
@@ -141,7 +138,8 @@ def render(shown: Contents) -> str:
         choices=_choices(shown),
         opens_on_one=len(panels) > MANY_CHARTS,
         tables={name: layout.table(name, *table) for name, table in shown.tables.items()},
-        audited=shown.audited,
+        audited=[each.words for each in shown.audited],
+        audit_head=head(shown.audited),
         norm_lines=shown.norm_lines,
         tolerance=shown.tolerance,
         failure_kinds=coverage.failure_kinds(frames["failures"]).to_dicts(),

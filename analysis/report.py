@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a script: the packages lie beside this directory
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from analysis.claim_models import in_words
 from analysis.export import write_charts, write_tables
 from analysis.load import load
 from analysis.page import contents, render
@@ -20,11 +22,31 @@ FORMS = ("png", "svg", "csv")
 """What can be written beside the page: every chart as a picture, every table whole."""
 
 
+@dataclass(frozen=True)
+class Report:
+    """Where a report lies, and the audit's verdicts in words; none where no audit was asked for."""
+
+    place: str
+    verdicts: list[str]
+
+    def __str__(self) -> str:
+        """The verdicts; the place is the last line."""
+        return "\n".join([*self.verdicts, self.place])
+
+
 def write_report(
     directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
     folders: Mapping[str, str] | None = None, *, audit: bool = False,
 ) -> str:  # fmt: skip
-    """Write the report of one or several run directories; returns where it lies.
+    """``make_report``; returns where it lies."""
+    return make_report(directories, output, tolerance, folders, audit=audit).place
+
+
+def make_report(
+    directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
+    folders: Mapping[str, str] | None = None, *, audit: bool = False,
+) -> Report:  # fmt: skip
+    """Write the report of one or several run directories.
 
     ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. ``folders``: where to write ``FORMS``, by
     form. ``audit``: judge the reports' claims by these rows. Default place: ``report.html`` in the first directory, which may be
@@ -33,8 +55,9 @@ def write_report(
     place = None if output is None else local_file(output)
     places = {form: local_file(folder) for form, folder in (folders or {}).items()}
     results = load(directories)
-    shown = contents(results, tolerance, judged=audit)
+    shown = contents(results, tolerance, with_audit=audit)
     page = render(shown).encode()
+    verdicts = in_words(shown.audited)
     for form, folder in places.items():
         if form == "csv":
             write_tables(shown.tables, folder)
@@ -42,10 +65,10 @@ def write_report(
             write_charts((chart for panels in shown.charts.values() for chart in panels), folder, form)
     if place is not None:
         Path(place).write_bytes(page)
-        return place
+        return Report(place, verdicts)
     store = RunStore(results.runs[0].directory)
     store.put("report.html", page, overwrite=True)
-    return f"{store.directory}/report.html"
+    return Report(f"{store.directory}/report.html", verdicts)
 
 
 def local_file(text: str) -> str:
@@ -85,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         folders = {form: folder for form in FORMS if (folder := getattr(arguments, form))}
-        print(write_report(arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit))
+        print(make_report(arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit))
     except (RunUnreadableError, PlaceError, OSError) as error:
         print(f"report: {next(iter(str(error).splitlines()), '')}", file=sys.stderr)
         return 2

@@ -195,7 +195,14 @@ def audit(
         str | None, typer.Option(help="Where the runs go (default: results/audit); an existing one is resumed.")
     ] = None,
     models: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Another model than the embedded one; may be given again.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A model to judge by (default: reference-neox); may be given again, each has verdicts."
+        ),
+    ] = None,
+    short: Annotated[
+        bool | None,
+        typer.Option("--short/--full", help="Fewer cells and windows (default: where a model is named that is not embedded)."),
     ] = None,
     set_: Set = None,
     address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
@@ -209,10 +216,15 @@ def audit(
     if table is not None:
         _audit_table(table)
     from pipeline.sweep import RunOptions, run_sweep
+    from workers.model_files import EMBEDDED_NAMES
 
+    if short is None and (short := not set(models or []) <= set(EMBEDDED_NAMES)):
+        print(
+            "note: by the short form of the audit, half an hour with a model of 135M parameters; --full for all", file=sys.stderr
+        )
     chosen = [f"models={json.dumps(models)}"] if models else []
     options = RunOptions(out or "results/audit", address, inline, audit=True, retry_failed=retry_failed)
-    raise typer.Exit(run_sweep("seed_reports", [*chosen, *(set_ or [])], options))
+    raise typer.Exit(run_sweep("seed_reports_short" if short else "seed_reports", [*chosen, *(set_ or [])], options))
 
 
 @app.command()

@@ -124,10 +124,10 @@ def _run(session: Session, options: RunOptions) -> int:
         what = str(error) if isinstance(error, StoreError) else f"{store.directory}: {first_line_of(error)}"
         print(f"error: {what}; what is done is kept, the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
-    from analysis.report import write_report
+    from analysis.report import make_report
 
     try:
-        report = write_report([store.directory], audit=options.audit)
+        report = make_report([store.directory], audit=options.audit)
     except (RunUnreadableError, *STORE_ERRORS) as error:
         print(f"error: no report: {_no_report(store, error)}", file=sys.stderr)
         return SOME_FAILED

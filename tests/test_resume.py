@@ -64,7 +64,7 @@ def company_matters(patch: pytest.MonkeyPatch) -> None:
         return result
 
     patch.setattr(Worker, "run", in_company)
-    patch.setattr("analysis.report.write_report", lambda directories, audit: "report.html")
+    patch.setattr("analysis.report.make_report", lambda directories, audit: "report.html")
 
 
 @pytest.fixture(autouse=True)

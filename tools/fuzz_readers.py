@@ -252,7 +252,7 @@ def read_part(content: bytes, folder: Path) -> None:
     store = RunStore(str(folder))
     try:
         describe_run(store)
-        contents(load([str(folder)]), 0.01, judged=True)
+        contents(load([str(folder)]), 0.01, with_audit=True)
     finally:
         store.set_aside_unreadable(task.decode(), thorough=True)
         for known in TABLES:
