@@ -14,6 +14,7 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from workers.attention import NAME
 from workers.peak_memory import PeakMemory, resident_bytes
 from workers.perplexity import evaluate
 from workers.settings import PruneSettings
@@ -24,9 +25,10 @@ def peak_here(policy: str, length: int) -> int:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-        num_key_value_heads=2, max_position_embeddings=2**16, attn_implementation="kvsweep",
+        num_key_value_heads=2, max_position_embeddings=2**16,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model.set_attn_implementation(NAME)
     cells = [PruneSettings(policy, 0.5, length * part // 16) for part in range(3, 15)]
     memory, before = PeakMemory(torch.device("cpu")), resident_bytes()
     memory.start()
