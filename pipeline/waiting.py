@@ -41,11 +41,13 @@ class Waiting:
         self.counts = {need: count for need, count in queued.items() if need not in served and not self.fleet.places(need)}
         self._since = {need: self._since.get(need, self.clock()) for need in queued if need not in served}
         never = {}
-        for need, since in self._since.items():
+        for need in self._since:
+            if self.fleet.places(need) > 0 and self.fleet.is_taken():  # it waits for our own work, however long that takes
+                self._since[need] = self.clock()
+                continue
             hope = need in self._had or self.fleet.places(need, self.kinds or ()) > 0 or self.patience.unknown_types
-            busy = self.fleet.places(need) > 0 and self.fleet.is_taken()
             limit = self.patience.growing if hope else self.patience.starting
-            if not busy and self.clock() - since >= limit:
+            if self.clock() - self._since[need] >= limit:
                 never[need] = self._reason(need, limit)
         return never
 

@@ -117,3 +117,19 @@ def test_node_types_are_read_from_what_ray_up_leaves_on_the_head(tmp_path):
     assert node_types(tmp_path / "absent.yaml") is None
     file.write_text("cluster_name: x\n")
     assert node_types(file) is None
+
+
+def test_hours_behind_our_own_work_are_no_wait_for_a_node_once_it_has_ended():
+    """Timed units wait until all others have ended, and then the place is free: that is no time that a node was missing."""
+    wait, clock = waiting(PLAIN)
+    timed = replace(CPU, timed=True)
+    seat = wait.fleet.find(CPU)
+    wait.fleet.take(seat)
+    for clock.now in (0, 1000, 5000):
+        assert wait.look({timed: 1}, set()) == {}
+    wait.fleet.free(seat)
+    assert wait.look({timed: 1}, set()) == {}, "it is sent out now"
+    clock.now = 6199
+    assert wait.look({timed: 1}, set()) == {}
+    clock.now = 6200
+    assert list(wait.look({timed: 1}, set())) == [timed], "others' work is in the way for so long"
