@@ -34,10 +34,13 @@ def test_attention_in_parts_is_that_of_one_mask(monkeypatch):
 
 
 def test_masks_are_given_back():
-    attentions._open_then_causal(3, 9, torch.device("cpu"))
-    assert attentions._open_then_causal.cache_info().currsize
     forget_masks()
-    assert not attentions._open_then_causal.cache_info().currsize
+    attentions._open_then_causal(3, 2**21, torch.device("cpu"))
+    assert not attentions._remembered_mask.cache_info().currsize, "a large one is not kept at all"
+    attentions._open_then_causal(3, 9, torch.device("cpu"))
+    assert attentions._remembered_mask.cache_info().currsize
+    forget_masks()
+    assert not attentions._remembered_mask.cache_info().currsize
 
 
 def test_no_mask_is_larger_than_said(monkeypatch):

@@ -48,15 +48,22 @@ class Scale(NamedTuple):
     softcap: float | None
 
 
-@lru_cache(maxsize=8)
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
     """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last query's own."""
+    is_small = queries * entries <= MASK_PLACES
+    return _remembered_mask(queries, entries, device) if is_small else _new_mask(queries, entries, device)
+
+
+def _new_mask(queries: int, entries: int, device: torch.device) -> Tensor:
     return torch.ones(queries, entries, dtype=torch.bool, device=device).tril(entries - queries)
+
+
+_remembered_mask = lru_cache(maxsize=8)(_new_mask)
 
 
 def forget_masks() -> None:
     """Give back the masks that were kept for the next layer and pass: behind a unit nobody needs them."""
-    _open_then_causal.cache_clear()
+    _remembered_mask.cache_clear()
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None) -> Tensor:
