@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.kvsweep-setup
 
-.PHONY: setup sweep real test slow check bench clean
+.PHONY: setup sweep real test slow check bench gpu-check clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.datasets
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale
+
+# At most eight minutes on one CUDA device; downloads nothing but what setup installs. Results: benchmarks/results/gpu.
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
