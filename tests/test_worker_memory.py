@@ -3,9 +3,7 @@
 What failed is remembered by its words: an error holds its frames, and those hold models and caches.
 """
 
-import contextlib
 import dataclasses
-import gc
 import shutil
 import weakref
 
@@ -15,6 +13,7 @@ import torch
 from pipeline.plan import make_plan
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
+from tests.leaks import nothing_stays
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import eviction
 from workers.answers import answers
@@ -69,42 +68,22 @@ def test_a_failed_cell_holds_no_cache(alive):
     assert len(alive) == 0
 
 
-@contextlib.contextmanager
-def nothing_stays():
-    """No tensor is there behind the block that was not there before it, though no collector runs."""
-    gc.collect()
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        before = tensors()
-        yield
-        left = [tuple(each.shape) for key, each in tensors().items() if key not in before]
-        assert not left, f"{len(left)} tensors are still there, such as {sorted(left)[-5:]}"
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def tensors():
-    """By identity."""
-    return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
-
-
 BLOCKS = {
     "perplexity": "{window: 64, stride: 64, windows: 3}",
-    "generation": "{prompt_tokens: [40], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0}",
+    "generation": "{prompt_tokens: [40], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, policies: [h2o, recent]}",
     "retrieval": "{kinds: [passkey], context_tokens: [230], depths: [0.5], questions: 2, question_pruned: [true, false]}",
 }
 
 
 def units_of(task, sweep_file, policies):
     """Units of one task, as workers are sent them."""
-    keys = {"perplexity": None, "policies": policies, task: BLOCKS[task], "skip_layers": '[[], [0], "auto:1"]'}
+    keys = {"perplexity": None, "policies": policies, task: BLOCKS[task], "keep_ratios": "[0.5]"}
+    keys["skip_layers"] = '[[0], "auto:1"]'
     plan = make_plan(load_spec(str(sweep_file(**keys))))
     return [work_unit(plan, unit) for unit in plan.units]
 
 
-@pytest.mark.parametrize("task", BLOCKS)
+@pytest.mark.parametrize("task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_unit_leaves_no_tensor_behind(task, fails, sweep_file, monkeypatch, tmp_path):
     """Prefills, forks, batches of cells, slots, masks, mass and queries, the diagnosis, and what a failed cell had."""
@@ -114,7 +93,7 @@ def test_a_unit_leaves_no_tensor_behind(task, fails, sweep_file, monkeypatch, tm
     units = units_of(task, sweep_file, "[knorm, recent, h2o, snapkv]")
     worker = Worker(1)
     worker.run(units[0])  # what is made once: rotary tables, kept diagnoses
-    with nothing_stays():
+    with nothing_stays(monkeypatch):
         for unit in units:
             failed = {failure.error_type for failure in worker.run(unit).failures}
             assert failed == ({"ZeroDivisionError"} if fails else set())
@@ -142,7 +121,7 @@ def test_a_worker_has_one_model_at_a_time(sweep_file, monkeypatch, tmp_path, tin
 
     monkeypatch.setattr("workers.worker.load", watched)
     worker = Worker(1)
-    with nothing_stays():
+    with nothing_stays(monkeypatch):
         for unit in [*units, *units]:
             assert not worker.run(unit).failures
         assert len(before) >= 3 and not any(before), "a model was still there when the next one was loaded"

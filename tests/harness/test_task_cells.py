@@ -13,7 +13,9 @@ from pipeline.sweep import DONE, SOME_FAILED
 from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
+from tests.leaks import nothing_stays
 from workers.work import HarnessWork
+from workers.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,15 @@ def test_another_definition_makes_other_cells(task_sweep, folder):
     finally:
         file.write_text(content)
     assert ids() == before
+
+
+def test_a_task_leaves_no_tensor_behind(task_sweep, monkeypatch):
+    plan = make_plan(load_spec(str(task_sweep("kv_choice", limit=2, policies="[h2o]", keep_ratios="[0.5]"))))
+    units, worker = [work_unit(plan, unit) for unit in plan.units], Worker(1)
+    worker.run(units[0])
+    with nothing_stays(monkeypatch):
+        for unit in units:
+            assert not worker.run(unit).failures
 
 
 def test_a_sweep_of_tasks_runs_stores_the_harness_figures_and_is_not_run_again(task_sweep, out):
