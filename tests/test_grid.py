@@ -297,7 +297,7 @@ def test_a_timed_cell_is_silent_exactly_where_it_prunes_its_prompt_and_nothing_a
     assert prunes_while_decoding(cell.dense) and prunes_while_decoding(replace(CELL))
 
 
-@pytest.mark.parametrize("sweep", ["default", "seed_reports", "gpu", "pythia"])
+@pytest.mark.parametrize("sweep", ["default", "seed_reports", "seed_reports_short", "gpu", "pythia"])
 def test_the_timed_cells_of_embedded_sweeps_prune_while_decoding(sweep):
     """At 0.9 a prompt of 512 keeps 461, and no 48 new tokens reach 512 again: such a time per token says nothing of pruning."""
     cells = [cell for cell in make_grid(load_spec(sweep), [TARGET]).cells if cell.task == "generation"]
