@@ -133,8 +133,9 @@ def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
         return Passes.of(unit.cells).seconds(rates, len(unit.windows))
     if unit.asked is not None:
         return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, _questions(unit))
-    one = generation_seconds if unit.task == "generation" else harness_seconds
-    return sum(one(cell, rates) for cell in unit.cells)
+    if unit.task == "generation":
+        return generation_seconds(unit.cells, rates)
+    return sum(harness_seconds(cell, rates) for cell in unit.cells)
 
 
 def _perplexity(rates: Rates, cells: list[Cell], windows: tuple[Window, ...], before: int) -> Iterator[PlannedUnit]:

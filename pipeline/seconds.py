@@ -19,8 +19,8 @@ from workers.pace import Pace
 FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
 SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Of a nominal device: one core, one GPU."""
-TIMED_SHARE = 2.5
-"""What a timed run takes for a second of its passes alone: the dense cell twice a round, prunes, clocks (the default sweep)."""
+RUN_SECONDS = 0.25
+"""Of a timed run beside its passes: memory given back, garbage collected, prunes, clocks (the default sweep)."""
 ANSWER_PASSES = 20
 """An answer's passes, and as many again for what is pruned and copied, of a batch of questions."""
 ASKED_TOKENS = 24
@@ -94,12 +94,12 @@ def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, question
     return prompt_seconds(rates, length, questions) + len(cells) * own
 
 
-def generation_seconds(cell: Cell, rates: Rates) -> float:
-    """Of all rounds of a timed cell."""
-    settings = settings_of(cell)
+def generation_seconds(cells: Sequence[Cell], rates: Rates) -> float:
+    """Of all rounds of timed cells, in each of which the dense one runs twice."""
+    settings = settings_of(cells[0])
     per_step = rates.single_pass + settings["batch_size"] * rates.token
     one = settings["batch_size"] * settings["prompt_tokens"] * rates.token + settings["new_tokens"] * per_step
-    return TIMED_SHARE * one * (settings["max_repeats"] + settings["warmup"])
+    return (len(cells) + 1) * (settings["max_repeats"] + settings["warmup"]) * (one + RUN_SECONDS)
 
 
 def harness_seconds(cell: Cell, rates: Rates) -> float:
