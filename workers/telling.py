@@ -15,6 +15,8 @@ from workers.pace import Pace
 
 ROWS_SECONDS, SHARE_SECONDS = 20.0, 1.0
 """How often finished rows, and how often the share of the work alone, are told."""
+MOST_SHARE = 0.99
+"""Of a unit that goes on: timed rounds may be more than were expected."""
 
 
 @dataclass(frozen=True)
@@ -86,5 +88,5 @@ class Telling:
         if with_rows:
             rows, self.rows, self._told_rows = self.rows, [], now
         self._told = now
-        share = min(1.0, self._done / self._work) if self._work else 0.0
+        share = min(MOST_SHARE, self._done / self._work) if self._work else 0.0
         self.tell(News(rows, self.device_name, share, self.doing, now - self._begin))
