@@ -31,6 +31,9 @@ POOLED_SETTINGS = [
 POOLED = {"perplexity": ["window", "stride"], "retrieval": [], "tasks": ["num_fewshot"]}
 """The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
 
+CUT_SHORT = ("perplexity", "retrieval")
+"""The tables whose cells give rows text by text, so that one may fail with some of them stored."""
+
 TOKENS_READ = {
     "perplexity": pl.col("window"),
     "generation": pl.col("prompt_tokens") + pl.col("new_tokens"),
@@ -74,13 +77,16 @@ class Results:
     scanned: dict[str, pl.LazyFrame]
 
     def rows(self, task: str) -> pl.LazyFrame:
-        """The rows of a table, each once (units are delivered at least once, and runs may share cells).
+        """The rows of a table, each once (units are delivered at least once, and runs may share cells); none of cells that failed
+        halfway.
 
         Adds ``pool_id``, ``impossible`` (a figure that cannot be, in words) and, but for tasks and failures, ``beyond_context``:
         more tokens than the model was trained on (null where run.json does not say).
         """
         judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
         rows = once(judged, ROW_KEYS[task])
+        if task in CUT_SHORT:
+            rows = rows.join(self._cut_short(rows), on=["cell_id", *VERSION_COLUMNS], how="anti", nulls_equal=True)
         if task in TOKENS_READ:
             rows = rows.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
             rows = rows.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
@@ -92,6 +98,21 @@ class Results:
         if task == "perplexity":
             return rows.with_columns(**OF_LISTS).drop(LONG_COLUMNS, strict=False).collect(engine="streaming").lazy()
         return rows.drop(LONG_COLUMNS, strict=False)
+
+    def _cut_short(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Cells that failed and have fewer rows than their dense twin: they failed halfway.
+
+        What they gave before is stored, and a figure made of it would be one of the texts on which they survived.
+        """
+        own = ["cell_id", *VERSION_COLUMNS]
+        counts = rows.group_by(*own, "dense_cell_id").agg(given=pl.len())
+        twins = counts.select("cell_id", *VERSION_COLUMNS, asked="given")
+        failed = self.scanned["failures"].select(own).unique()
+        known = counts.join(failed, on=own, how="semi", nulls_equal=True)
+        paired = known.join(
+            twins, left_on=["dense_cell_id", *VERSION_COLUMNS], right_on=own, how="left", nulls_equal=True
+        )  # fmt: skip
+        return paired.filter(pl.col("given") < pl.col("asked")).select(own)
 
     def lists(self, cell_ids: Sequence[str], *columns: str) -> pl.DataFrame:
         """The perplexity rows of some cells, each once: ``cell_id``, versions, ``window_index`` and these columns.

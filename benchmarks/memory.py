@@ -30,6 +30,7 @@ from pipeline.estimates import worker_bytes
 from pipeline.plan import Plan, PlannedUnit, make_plan
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
+from workers.cache_folder import cache_folder
 from workers.check_text import check_text
 from workers.footprint import PROCESS_BYTES
 from workers.model_files import EMBEDDED
@@ -184,7 +185,7 @@ def main() -> None:
         return child(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["reference-llama", "smollm2", "large"])
-    parser.add_argument("--smollm2", default="HuggingFaceTB/SmolLM2-135M", help="where SmolLM2 135M lies")
+    parser.add_argument("--smollm2", type=Path, default=cache_folder() / "smollm2", help="the folder of SmolLM2 135M")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tasks", nargs="+", default=[*TASKS, "check"])
     parser.add_argument("--policies", nargs="+", default=["knorm", "h2o", "snapkv"])
@@ -198,6 +199,10 @@ def main() -> None:
         (folder / "words.txt").write_text(" ".join(read_text("pydocs").text.split()[:TEXT_WORDS]))
         print(HEADER)
         for model in args.models:
+            if model == "smollm2" and not args.smollm2.is_dir():
+                hint = "`kvsweep fetch smollm2` brings it, or give --smollm2 FOLDER"
+                print(f"smollm2 is left out: {args.smollm2} is not there; {hint}")
+                continue
             path, dtype = prepared(folder, model, args)
             for length in args.lengths:
                 for task in args.tasks:
@@ -210,7 +215,7 @@ def prepared(folder: Path, model: str, args: argparse.Namespace) -> tuple[Path, 
         return reference_with_context(folder / model, 8192), "float32"
     if model == "large":
         return large_model(folder / model), "bfloat16"
-    return Path(args.smollm2), "float32"
+    return args.smollm2, "float32"
 
 
 def line(

@@ -2,8 +2,8 @@
 
 How a group is cut follows from the plan and from nominal rates of a kind of device, never from how fast a machine is or what is
 left to do: a cell computed in other company may differ in the last bits, and the same sweep must give the same bits everywhere.
-A model's pass over a text is shared by the cells of a unit, so where that pass alone takes long a unit is longer: what cells do
-themselves takes at least twice as long as what they share.
+A model's pass over a text is shared by the cells of a unit, so where that pass alone takes long a unit is longer: up to three
+times as long as what its cells share. Timed comparisons and tasks of the harness are units of any length.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
     model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
     rates = Rates.nominal(facts, dense.device)
     if dense.task == "retrieval":
-        units = list(_retrieval(rates, cells, plan.documents_expected(dense)))
+        units = list(_retrieval(rates, cells, plan.documents_expected(dense), before=len(plan.units)))
     elif dense.task == "perplexity":
         units = list(_perplexity(rates, cells, plan.windows(dense), before=len(plan.units)))
     else:  # all cells of a timed comparison take turns in one unit
@@ -127,10 +127,13 @@ def _questions(unit: PlannedUnit) -> int:
     return 0 if unit.asked is None else (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
 
 
-def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
-    """What a unit takes at these rates."""
+def unit_seconds(unit: PlannedUnit, rates: Rates, known: dict[int, Passes] | None = None) -> float:
+    """What a unit takes at these rates; ``known``: passes by identity of the cells, kept for units of the same ones."""
     if unit.task == "perplexity":
-        return Passes.of(unit.cells).seconds(rates, len(unit.windows))
+        passes = (known or {}).get(id(unit.cells)) or Passes.of(unit.cells)
+        if known is not None:
+            known[id(unit.cells)] = passes
+        return passes.seconds(rates, len(unit.windows))
     if unit.asked is not None:
         return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, _questions(unit))
     if unit.task == "generation":
@@ -160,7 +163,7 @@ def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[
     return [*_with_passes(cells[:middle], rates, longest), *_with_passes(cells[middle:], rates, longest)]
 
 
-def _retrieval(rates: Rates, cells: list[Cell], documents: int) -> Iterator[PlannedUnit]:
+def _retrieval(rates: Rates, cells: list[Cell], documents: int, before: int) -> Iterator[PlannedUnit]:
     settings = settings_of(cells[0])
     depths = len(settings["depths"])
     for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
@@ -171,9 +174,13 @@ def _retrieval(rates: Rates, cells: list[Cell], documents: int) -> Iterator[Plan
 
         longest = max(UNIT_SECONDS, SHARED_PARTS * shared)
         size = _most(min(len(cells), MOST_ASKED_CELLS), lambda count, seconds=seconds: seconds(cells[:count], 1), longest)
+        _check_units(before + math.ceil(len(cells) / size), documents, "documents to ask about")  # refused before any is made
         for batch in _parts(cells, size):
             most = _most(documents, lambda count, batch=batch, seconds=seconds: seconds(batch, count))
-            for part in _evenly(documents, most):
+            parts = _evenly(documents, most)
+            before += len(parts)
+            _check_units(before, documents, "documents to ask about")
+            for part in parts:
                 asked = Documents(kind, length, part.start, part.stop)
                 yield PlannedUnit("retrieval", batch, (), 0.0, NO_NEED, asked)
 
@@ -193,11 +200,12 @@ def _evenly(count: int, most: int) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise(bounds)]
 
 
-def _check_units(count: int, windows: int) -> None:
+def _check_units(count: int, texts: int, kind: str = "windows of a text") -> None:
     if count > MAX_UNITS:
+        fewer = "perplexity.windows" if kind == "windows of a text" else "retrieval.questions"
         raise SweepError([
-            f"the sweep makes {count:,} units of work ({windows:,} windows of a text among them), and {MAX_UNITS:,} is the most; "
-            "lower perplexity.windows, leave values of axes out, or make several sweeps of it"
+            f"the sweep makes {count:,} units of work ({texts:,} {kind} among them), and {MAX_UNITS:,} is the most; "
+            f"lower {fewer}, leave values of axes out, or make several sweeps of it"
         ])  # fmt: skip
 
 

@@ -82,6 +82,8 @@ class _Turn:
     failures: list[Failure] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
+    _rows: Counter[str] = field(default_factory=Counter)
+    """Of units that go on, what they have told of."""
     _told: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class _Turn:
         if news.rows:
             self.session.lease.hold()
             rows = self._writer.hear(unit, news)
+            self._rows[unit.unit_id] += rows
             self._count_part(unit.task)
         self._time_left.moved(unit.unit_id, news.share, news.seconds)
         self.progress.moved(unit.unit_id, _what(unit), news.doing)
@@ -130,9 +133,10 @@ class _Turn:
         self._time_left.ended(unit.unit_id, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
+        rows = self._rows.pop(unit.unit_id, 0) + len(result.rows)
         self.log.write(
             "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
-            rows=len(result.rows), failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
+            rows=rows, failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
             load_seconds=round(result.load_seconds, 4), estimated_seconds=round(estimated, 4),
             left_seconds=self._time_left.seconds(), peak_bytes=result.peak_bytes, planned_bytes=unit.need.memory_bytes,
         )  # fmt: skip

@@ -161,6 +161,9 @@ class RayExecutor:
         assert unit_id is not None
         try:
             value: News | UnitResult = self.ray.get(next(slot.pending) if slot.ready else slot.pending)
+        except StopIteration:
+            self._drop(slot)
+            return Outcome(unit_id, Fault("ActorDiedError", "its worker ended without a result", node=self._host(slot)))
         except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
             host, lost = self._host(slot), self._lost_node(slot, error)

@@ -12,13 +12,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 
 from pipeline.cluster_head import STORE_BYTES
 from pipeline.cutting import PlannedUnit, unit_seconds
 from pipeline.placement import Fleet, Need, Node
 from pipeline.plan import Plan
-from pipeline.seconds import Rates
+from pipeline.seconds import Passes, Rates
+from workers.code_digest import ROOT
 from workers.gpus import gpu_memory_bytes, list_gpus
 from workers.machine import this_machine
 from workers.model_files import ModelFacts
@@ -39,10 +39,17 @@ class WallClock:
     """At once, at most."""
     unmeasured: tuple[str, ...]
     """Models of which only nominal rates are known."""
+    without_place: int = 0
+    """Units that this machine cannot hold; they are counted as if it could."""
+    failed: tuple[str, ...] = ()
+    """Models that could not be measured now."""
 
     def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         rough = f"; rough, as {', '.join(self.unmeasured)} was not measured on this machine" if self.unmeasured else ""
-        return f"{_duration(self.seconds)} with {self.workers} workers on this machine{rough}"
+        lost = f"; {self.without_place} units find no place on this machine" if self.without_place else ""
+        why = f"; measuring {', '.join(self.failed)} failed or took too long (--no-measure leaves it out)" if self.failed else ""
+        return f"{_duration(self.seconds)} with {workers} on this machine{rough}{lost}{why}"
 
 
 def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
@@ -54,19 +61,26 @@ def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
         kinds[unit.need].append(unit)
 
     paces: dict[tuple[str, str, str], Pace | None] = {}
-    seconds, workers = 0.0, 1
+    failed: set[str] = set()
+    passes: dict[int, Passes] = {}
+    seconds, workers, without_place = 0.0, 1, 0
     for need, units in kinds.items():
-        first = units[0].cells[0]
+        first, places = units[0].cells[0], fleet.places(need)
         facts, key = plan.resolved.models[first.model], (first.model, first.dtype, first.device)
         if key not in paces:
-            paces[key] = _pace(facts, first.dtype, first.device, measure=measure and is_long)
+            may = measure and is_long and places > 0 and facts.parameters > 0
+            paces[key] = remembered(facts, *key[1:], 1) or (_measured(facts, *key[1:]) if may else None)
+            failed |= {first.model} if may and paces[key] is None else set()
         pace = paces[key]
         rates = Rates.nominal(facts, first.device) if pace is None else Rates.measured(pace)
-        at_once = max(1, min(len(units), fleet.places(need)))
-        workers = max(workers, at_once)
-        taken = [unit_seconds(unit, rates) for unit in units]
-        seconds += max(sum(taken) * math.ceil(len(units) / at_once) / (len(units) / at_once) / at_once, max(taken))
-    return WallClock(seconds, workers, tuple(sorted({key[0] for key, pace in paces.items() if pace is None})))
+
+        at_once = max(1, min(len(units), places))
+        workers, without_place = max(workers, at_once), without_place + (0 if places else len(units))
+        taken = [unit_seconds(unit, rates, passes) for unit in units]
+        rounds = math.ceil(len(units) / at_once) * at_once / len(units)  # the last round leaves some idle
+        seconds += max(sum(taken) * rounds / at_once, max(taken))
+    unmeasured = tuple(sorted({key[0] for key, pace in paces.items() if pace is None}))
+    return WallClock(seconds, workers, unmeasured, without_place, tuple(sorted(failed)))
 
 
 def _this_machine() -> Fleet:
@@ -77,18 +91,20 @@ def _this_machine() -> Fleet:
     return Fleet(nodes={"here": node})
 
 
-def _pace(facts: ModelFacts, dtype: str, device: str, *, measure: bool) -> Pace | None:
-    """As it was measured here with one thread; measured now where it was not and may be."""
-    recall = partial(remembered, facts, dtype, device, 1)
-    pace = recall()
-    if pace is not None or not measure or not facts.parameters or facts.trust_remote_code or facts.allow_pickle:
-        return pace
-    command = [sys.executable, "-m", "workers.measure_pace", facts.name, facts.commit or "", dtype, device, "1"]
+def _measured(facts: ModelFacts, dtype: str, device: str) -> Pace | None:
+    """As a process with torch finds it now, with one thread; None where it cannot.
+
+    The process stands where this one does, because a model may be named by a relative path, and imports nothing from there.
+    """
+    if facts.trust_remote_code or facts.allow_pickle:
+        return None
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workers.measure_pace import main; main(*sys.argv[1:])"
+    command = [sys.executable, "-P", "-c", start, facts.name, facts.commit or "", dtype, device, "1"]
     try:
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MEASURING_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return recall()
+    return remembered(facts, dtype, device, 1)
 
 
 def _duration(seconds: float) -> str:

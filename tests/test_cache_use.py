@@ -345,7 +345,7 @@ def test_masks_that_are_kept_take_little_memory():
         attention._open_then_causal(n // 2, n, torch.device("cpu"))
         attention._open_then_causal(2, n, torch.device("cpu"))
     kept = attention._remembered_mask.cache_info()
-    assert kept.maxsize * attention.REMEMBERED_MASK <= 2**25 and kept.currsize == 8
+    assert kept.maxsize * attention.MASK_PLACES <= 2**25 and kept.currsize == 8
 
 
 @pytest.mark.parametrize("implementation", ["kvsweep", "sdpa"])

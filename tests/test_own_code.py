@@ -101,14 +101,14 @@ def test_files_on_the_path_that_have_a_packages_name_are_named(name, kind, tmp_p
 def test_a_checkout_behind_a_link_is_no_obstacle(tmp_path):
     (tmp_path / "link").symlink_to(ROOT)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "link")}
-    command = [sys.executable, "-P", "-c", SCRIPT, "plan", "ucurve"]
+    command = [sys.executable, "-P", "-c", SCRIPT, "plan", "ucurve", "--no-measure"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_in_the_way_is_no_obstacle(tmp_path):
     (tmp_path / "workers.py").touch()
-    done = console_script("plan", "ucurve", folder=tmp_path)
+    done = console_script("plan", "ucurve", "--no-measure", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

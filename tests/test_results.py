@@ -136,13 +136,14 @@ def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_ce
     assert read["event_kept"].to_list() == [[29, 29], [], None]
 
 
-LATEST = {task: ["bos", "special_tokens_in_text"] for task in ("perplexity", "generation", "retrieval")}
-"""What schemas 5 and 6 added; 7 has a wider ``document``. A change here needs another version, and old files must be read."""
+BOTH = ["bos", "special_tokens_in_text", "quantization"]
+LATEST = {"perplexity": BOTH, "generation": BOTH, "retrieval": [*BOTH, "correct_text"]}
+"""What schemas 5, 6 and 8 added; 7 has a wider ``document``. A change here needs another version, and old files must be read."""
 
 
 @pytest.mark.parametrize("task", LATEST)
 def test_files_of_the_schema_before_are_read_with_nulls_for_what_came_after(store, task):
-    assert SCHEMA_VERSION == 7
+    assert SCHEMA_VERSION == 8
     row = {"perplexity": perplexity_row, "generation": generation_row, "retrieval": retrieval_row}[task](0)
     store.add_part(task, "old", to_arrow(task, [row]).drop_columns(LATEST[task]))
     read = store.scan(task).collect()

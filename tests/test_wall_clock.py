@@ -13,7 +13,7 @@ from pipeline.cutting import UNIT_SECONDS, unit_seconds
 from pipeline.placement import Fleet, Node
 from pipeline.plan import make_plan
 from pipeline.seconds import Rates
-from pipeline.spec import load_spec
+from pipeline.spec import SweepError, load_spec
 from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
 from workers.model_files import find_model
@@ -72,7 +72,9 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
     wall_clock(long, measure=False)
     assert not started
     assert wall_clock(long).unmeasured, "a process that gave nothing leaves the plan rough"
-    assert [command[2] for command in started] == ["workers.measure_pace"]
+    ((_, isolated, _, program, *_),) = started
+    assert isolated == "-P" and "from workers.measure_pace import main" in program
+    assert "failed or took too long (--no-measure leaves it out)" in str(wall_clock(long))
     monkeypatch.setattr(clocks.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(subprocess.TimeoutExpired("x", 1)))
     assert wall_clock(long).unmeasured
 
@@ -126,3 +128,42 @@ def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_ce
             assert taken <= max(UNIT_SECONDS, 3 * shared) * 1.001 or single, (parameters, unit.task)
         tasks = {unit.task for unit in made.units if unit.cost_seconds > UNIT_SECONDS / 4}
         assert tasks == (set() if parameters == 10**5 else {"perplexity", "retrieval"}), "and not much shorter"
+
+
+def test_what_this_machine_cannot_hold_is_said_and_never_loaded(sweep_file, no_cache, monkeypatch):
+    started = []
+    monkeypatch.setattr(clocks.subprocess, "run", lambda command, **_: started.append(command))
+    monkeypatch.setattr(clocks, "_this_machine", lambda: Fleet(nodes={"here": Node("here", 2, 0, 2**20, 1)}))
+    plan = plan_of(sweep_file)
+    long = replace(plan, units=[replace(unit, cost_seconds=100.0) for unit in plan.units])
+    found = wall_clock(long)
+    assert started == [] and found.without_place == len(long.units)
+    assert f"with 1 worker on this machine; rough, as {found.unmeasured[0]}" in str(found)
+    assert f"{len(long.units)} units find no place on this machine" in str(found)
+
+
+@pytest.mark.slow
+def test_measuring_imports_nothing_from_the_current_directory(tmp_path, no_cache, monkeypatch):
+    """Planning runs none of a user's code: a file named like a library stays where it is."""
+    (tmp_path / "torch.py").write_text("from pathlib import Path; Path('was-run').touch(); raise SystemExit")
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    facts = find_model("reference-llama")
+    assert clocks._measured(facts, "float32", "cpu") is not None and not (tmp_path / "was-run").exists()
+
+
+def test_without_a_home_nothing_is_remembered_and_nothing_is_lost(monkeypatch):
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("workers.pace.cache_folder", no_home)
+    facts = find_model("reference-llama")
+    remember(PACE, facts, "float32", "cpu", 1)
+    assert remembered(facts, "float32", "cpu", 1) is None
+
+
+def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, monkeypatch):
+    monkeypatch.setattr("pipeline.cutting.MAX_UNITS", 0)
+    with pytest.raises(SweepError, match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions"):
+        plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")

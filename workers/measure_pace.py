@@ -5,7 +5,6 @@ python -m workers.measure_pace MODEL REVISION DTYPE DEVICE THREADS
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from statistics import median
@@ -66,12 +65,8 @@ def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.
 
 
 def main(name: str, revision: str, dtype: str, device: str, threads: str) -> None:
-    """Load a model and measure it."""
+    """Load a model and measure it; what a plan starts (``pipeline/wall_clock.py``)."""
     torch.set_num_threads(int(threads))
     facts = find_model(name, revision or None)
     place = torch.device(device)
     measure_once(load(facts, dtype, place), facts, dtype, place)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -9,11 +9,11 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from workers.cache_folder import cache_folder
 from workers.model_files import ModelFacts
 
 
@@ -34,8 +34,8 @@ class Pace:
 
 def remember(pace: Pace, facts: ModelFacts, dtype: str, device: str, threads: int) -> None:
     """For plans that are made on this machine later."""
-    file = _file(facts, dtype, device, threads)
-    with contextlib.suppress(OSError):  # a home that cannot be written to only means that plans stay rough
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written to: plans stay rough
+        file = _file(facts, dtype, device, threads)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(pace)), encoding="utf-8")
 
@@ -44,12 +44,11 @@ def remembered(facts: ModelFacts, dtype: str, device: str, threads: int) -> Pace
     """None where it was never measured here, or the file that says so is none of ours."""
     try:
         return Pace(**json.loads(_file(facts, dtype, device, threads).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, RuntimeError, ValueError, TypeError):
         return None
 
 
 def _file(facts: ModelFacts, dtype: str, device: str, threads: int) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     counted = threads if device == "cpu" else 0
     key = f"{platform.node()} {platform.processor()} {facts.revision} {dtype} {device} {counted}"
-    return cache / "kvsweep" / "pace" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_folder() / "pace" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
