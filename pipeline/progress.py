@@ -23,6 +23,8 @@ SHOWN = 2
 """Units of which a line says what they are at."""
 HEARTBEAT_SECONDS, LINE_SECONDS = 10.0, 1.0
 """Without a terminal: a line at least, and at most, this often."""
+REDRAW_SECONDS = 0.5
+"""On a terminal, where the table is made anew at most so often."""
 
 
 class Progress:
@@ -40,7 +42,7 @@ class Progress:
         self.cells = len(self._units_left)
         self.done = self.running = self.queued = 0
         self.waiting: Sequence[str] = ()
-        self.begin = self.last_line = time.monotonic()
+        self.begin = self.last_line = self._drawn = time.monotonic()
         self._unsaid: str | None = None
         self._stream = sys.stderr  # the harness's tasks redirect it while they run in this process
         self._console = Console(file=self._stream)
@@ -95,7 +97,9 @@ class Progress:
 
     def _show(self, *, at_once: bool = False) -> None:
         if self._live:
-            self._live.update(self._table())
+            if at_once or time.monotonic() - self._drawn > REDRAW_SECONDS:
+                self._drawn = time.monotonic()
+                self._live.update(self._table())
         elif at_once or time.monotonic() - self.last_line > HEARTBEAT_SECONDS:
             self._line(self._at_hand() or "working")
 

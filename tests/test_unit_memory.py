@@ -34,7 +34,7 @@ def test_what_was_planned_is_held_against_what_was_taken(device, peak, said):
     assert said is None or (warning and warning.startswith(said))
 
 
-@pytest.mark.parametrize("numbers", [1, 2**28])
+@pytest.mark.parametrize("numbers", [1, pytest.param(2**28, marks=pytest.mark.slow)])
 def test_a_run_warns_of_a_unit_that_takes_more_than_its_plan(numbers, sweep_file, out, tmp_path, monkeypatch, capsys):
     """A policy of a user's own that takes a gibibyte, which no plan can know."""
     (tmp_path / f"wasteful{numbers}.py").write_text(POLICY.format(numbers=numbers))

@@ -85,7 +85,7 @@ def units_of(task, sweep_file, policies):
 
 
 @pytest.mark.parametrize("task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_unit_leaves_no_tensor_behind(task, fails, sweep_file, monkeypatch, tmp_path):
     """Prefills, forks, batches of cells, slots, masks, mass and queries, the diagnosis, and what a failed cell had."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the self-check runs
