@@ -18,7 +18,7 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,9 @@ class Idle:
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
 
-    @ray.method
-    def run(self, unit: WorkUnit) -> UnitResult:
-        return UnitResult(rows=[row(cell.cell_id) for cell in unit.cells], seconds=1e-4, node="idle", device_name="none")
+    @ray.method(num_returns="streaming")
+    def run(self, unit: WorkUnit) -> Iterator[UnitResult]:
+        yield UnitResult(rows=[row(cell.cell_id) for cell in unit.cells], seconds=1e-4, node="idle", device_name="none")
 
     @ray.method
     def nothing(self, unit: int) -> int:
@@ -111,10 +111,10 @@ def bare(method: str, payloads: list[Any]) -> float:
     begin_at = time.perf_counter()
     pending = {getattr(actor, method).remote(next(waiting)): actor for actor in actors}
     while pending:
-        done, _ = ray.wait(list(pending), num_returns=1)
+        done: list[Any] = ray.wait(list(pending), num_returns=1)[0]
         for ref in done:
             actor = pending.pop(ref)
-            ray.get(ref)
+            ray.get(next(ref) if method == "run" else ref)  # a unit's stream, or what a plain call gave
             if (payload := next(waiting, None)) is not None:
                 pending[getattr(actor, method).remote(payload)] = actor
     rate = len(payloads) / (time.perf_counter() - begin_at)
@@ -214,9 +214,10 @@ def compare(units: int, rounds: int) -> None:
 class Sleepers:
     """Many workers in one process: each call sleeps as long as its unit is said to take."""
 
-    async def run(self, seconds: float, cells: list[str]) -> UnitResult:
+    @ray.method(num_returns="streaming")
+    async def run(self, seconds: float, cells: list[str]) -> AsyncIterator[UnitResult]:
         await asyncio.sleep(seconds)
-        return UnitResult(rows=[row(cell) for cell in cells], seconds=seconds, node="asleep", device_name="none")
+        yield UnitResult(rows=[row(cell) for cell in cells], seconds=seconds, node="asleep", device_name="none")
 
     async def ready(self) -> bool:
         return True

@@ -118,13 +118,16 @@ class RayExecutor:
         """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see ``Executor.wanted``."""
         for slot in list(self._idle):
             self._drop(slot)
+        keep_for_gpus = any(need.device == "cuda" for need in queued)
+        if keep_for_gpus != self.fleet.keep_for_gpus:
+            self.fleet.keep_for_gpus = keep_for_gpus
+            self._full.clear()  # what had no place while CPUs were kept may have one now
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS and self._slots:
             return {}
         self._looked = now
         if now - self._refreshed > REFRESH_SECONDS:
             self._refresh()
-        self.fleet.keep_for_gpus = any(need.device == "cuda" for need in queued)
         served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
         never = self._waiting.look(queued, served)
         if self._kinds is not None or self._waiting.patience.unknown_types:

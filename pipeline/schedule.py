@@ -130,7 +130,8 @@ def run_units(
     loop = _Loop(executor, prepare, on_result, on_retry)
 
     def hear(unit_id: str, news: News) -> None:
-        on_news(loop.running[unit_id], news)
+        if (unit := loop.running.get(unit_id)) is not None:  # not of one that was given up meanwhile
+            on_news(unit, news)
 
     executor.hear = hear
     for unit in units:
