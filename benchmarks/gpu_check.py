@@ -1,4 +1,4 @@
-"""What only a GPU can show, in one script of at most eight minutes: ``make gpu-check``, ``python -m benchmarks.gpu_check``.
+"""What only a GPU can show, in one script of about eight minutes: ``make gpu-check``, ``python -m benchmarks.gpu_check``.
 
 Nothing is downloaded: the models are the embedded ones, and random weights in Llama 3.2 1B's shape. Sections, in this order:
 - self_checks: our attention and caches against the stock models, float32 and bfloat16.

@@ -68,6 +68,8 @@ class PlannedUnit:
     need: Need
     asked: Documents | None = None
     """Of a retrieval unit."""
+    passes: Passes | None = None
+    """Of a perplexity unit: what it puts through a model. Units of the same cells on other windows share it."""
     scout: bool = False
     """Runs before the others: shows how long its kind takes, and at once whether its model works at all."""
 
@@ -110,7 +112,7 @@ def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
         units = [PlannedUnit(dense.task, batch, (), 0.0, NO_NEED) for batch in batches]
 
     need = Need(dense.device, timed, _largest_bytes(facts, units), model, least)
-    return [replace(unit, need=need, cost_seconds=unit.cost_seconds or unit_seconds(unit, rates)) for unit in units]
+    return [replace(unit, need=need, cost_seconds=unit_seconds(unit, rates)) for unit in units]
 
 
 def _largest_bytes(facts: ModelFacts, units: list[PlannedUnit]) -> int:
@@ -127,13 +129,10 @@ def _questions(unit: PlannedUnit) -> int:
     return 0 if unit.asked is None else (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
 
 
-def unit_seconds(unit: PlannedUnit, rates: Rates, known: dict[int, Passes] | None = None) -> float:
-    """What a unit takes at these rates; ``known``: passes by identity of the cells, kept for units of the same ones."""
-    if unit.task == "perplexity":
-        passes = (known or {}).get(id(unit.cells)) or Passes.of(unit.cells)
-        if known is not None:
-            known[id(unit.cells)] = passes
-        return passes.seconds(rates, len(unit.windows))
+def unit_seconds(unit: PlannedUnit, rates: Rates) -> float:
+    """What a unit takes at these rates."""
+    if unit.passes is not None:
+        return unit.passes.seconds(rates, len(unit.windows))
     if unit.asked is not None:
         return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, _questions(unit))
     if unit.task == "generation":
@@ -150,8 +149,8 @@ def _perplexity(rates: Rates, cells: list[Cell], windows: tuple[Window, ...], be
 
     for (batch, passes), stretches in zip(parts, ranges, strict=True):
         for stretch in stretches:
-            cost = passes.seconds(rates, len(stretch))
-            yield PlannedUnit("perplexity", batch, windows[stretch.start : stretch.stop], cost, NO_NEED)
+            part = windows[stretch.start : stretch.stop]
+            yield PlannedUnit("perplexity", batch, part, 0.0, NO_NEED, passes=passes)
 
 
 def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[tuple[tuple[Cell, ...], Passes]]:
@@ -165,24 +164,28 @@ def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[
 
 def _retrieval(rates: Rates, cells: list[Cell], documents: int, before: int) -> Iterator[PlannedUnit]:
     settings = settings_of(cells[0])
-    depths = len(settings["depths"])
     for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
-        shared = prompt_seconds(rates, length, depths)
-
-        def seconds(batch: Sequence[Cell], count: int, length: int = length) -> float:
-            return retrieval_seconds(batch, rates, length, depths * count)
-
-        longest = max(UNIT_SECONDS, SHARED_PARTS * shared)
-        size = _most(min(len(cells), MOST_ASKED_CELLS), lambda count, seconds=seconds: seconds(cells[:count], 1), longest)
-        _check_units(before + math.ceil(len(cells) / size), documents, "documents to ask about")  # refused before any is made
-        for batch in _parts(cells, size):
-            most = _most(documents, lambda count, batch=batch, seconds=seconds: seconds(batch, count))
-            parts = _evenly(documents, most)
-            before += len(parts)
+        for batch, stretches in _about(rates, cells, length, documents):
+            before += len(stretches)
             _check_units(before, documents, "documents to ask about")
-            for part in parts:
-                asked = Documents(kind, length, part.start, part.stop)
+            for stretch in stretches:
+                asked = Documents(kind, length, stretch.start, stretch.stop)
                 yield PlannedUnit("retrieval", batch, (), 0.0, NO_NEED, asked)
+
+
+def _about(
+    rates: Rates, cells: list[Cell], length: int, documents: int
+) -> Iterator[tuple[tuple[Cell, ...], list[range]]]:  # fmt: skip
+    """Batches of cells, and the stretches of documents of one length about which a unit asks them."""
+    depths = len(settings_of(cells[0])["depths"])
+    longest = max(UNIT_SECONDS, SHARED_PARTS * prompt_seconds(rates, length, depths))
+
+    def seconds(many: int, about: int) -> float:
+        return retrieval_seconds(cells[:many], rates, length, depths * about)
+
+    size = _most(min(len(cells), MOST_ASKED_CELLS), lambda many: seconds(many, 1), longest)
+    for batch in _parts(cells, size):
+        yield batch, _evenly(documents, _most(documents, partial(seconds, len(batch))))
 
 
 def _most(limit: int, seconds: Callable[[int], float], longest: float = UNIT_SECONDS) -> int:

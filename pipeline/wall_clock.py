@@ -17,7 +17,7 @@ from pipeline.cluster_head import STORE_BYTES
 from pipeline.cutting import PlannedUnit, unit_seconds
 from pipeline.placement import Fleet, Need, Node
 from pipeline.plan import Plan
-from pipeline.seconds import Passes, Rates
+from pipeline.seconds import Rates
 from workers.code_digest import ROOT
 from workers.gpus import gpu_memory_bytes, list_gpus
 from workers.machine import this_machine
@@ -62,13 +62,13 @@ def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
 
     paces: dict[tuple[str, str, str], Pace | None] = {}
     failed: set[str] = set()
-    passes: dict[int, Passes] = {}
     seconds, workers, without_place = 0.0, 1, 0
     for need, units in kinds.items():
         first, places = units[0].cells[0], fleet.places(need)
         facts, key = plan.resolved.models[first.model], (first.model, first.dtype, first.device)
         if key not in paces:
-            may = measure and is_long and places > 0 and facts.parameters > 0
+            is_plain = facts.parameters > 0 and not (facts.trust_remote_code or facts.allow_pickle)
+            may = measure and is_long and places > 0 and is_plain
             paces[key] = remembered(facts, *key[1:], 1) or (_measured(facts, *key[1:]) if may else None)
             failed |= {first.model} if may and paces[key] is None else set()
         pace = paces[key]
@@ -76,7 +76,7 @@ def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
 
         at_once = max(1, min(len(units), places))
         workers, without_place = max(workers, at_once), without_place + (0 if places else len(units))
-        taken = [unit_seconds(unit, rates, passes) for unit in units]
+        taken = [unit_seconds(unit, rates) for unit in units]
         rounds = math.ceil(len(units) / at_once) * at_once / len(units)  # the last round leaves some idle
         seconds += max(sum(taken) * rounds / at_once, max(taken))
     unmeasured = tuple(sorted({key[0] for key, pace in paces.items() if pace is None}))
@@ -96,8 +96,6 @@ def _measured(facts: ModelFacts, dtype: str, device: str) -> Pace | None:
 
     The process stands where this one does, because a model may be named by a relative path, and imports nothing from there.
     """
-    if facts.trust_remote_code or facts.allow_pickle:
-        return None
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workers.measure_pace import main; main(*sys.argv[1:])"
     command = [sys.executable, "-P", "-c", start, facts.name, facts.commit or "", dtype, device, "1"]
     try:

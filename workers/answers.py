@@ -78,12 +78,16 @@ def answers(
 
     for batch in batches(work.questions, work.question_pruned, size):
         _answer(model, device, cells, batch, work, results, watch)
-    order = {id(question): place for place, question in enumerate(work.questions)}
-    for i, rows in enumerate(results):
+    order = {_asked(_described(question, work)): place for place, question in enumerate(work.questions)}
+    for rows in results:
         if not isinstance(rows, Exception):
-            rows.sort(key=lambda row: order[row["question"]])
-            results[i] = [{name: value for name, value in row.items() if name != "question"} for row in rows]
+            rows.sort(key=lambda row: order[_asked(row)])
     return results
+
+
+def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a question from the others of its unit."""
+    return tuple(row[name] for name in ("kind", "context_tokens", "digits", "distractors", "depth", "question_index"))
 
 
 def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
@@ -133,7 +137,7 @@ def _answer(
             rows = results[i]
             assert isinstance(rows, list)
             told = [_described(question, work) | row for question, row in zip(batch.questions, found, strict=True)]
-            rows += [row | {"question": id(question)} for question, row in zip(batch.questions, told, strict=True)]
+            rows += told
             watch.answered(i, told)
         watch.worked(len(batch.questions), i)
 

@@ -25,7 +25,16 @@ from workers.self_check import Passed
 from workers.settings import PruneSettings
 from workers.telling import Tell, Telling
 from workers.windows import Window
-from workers.work import Failure, GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, WorkUnit
+from workers.work import (
+    Failure,
+    GenerationWork,
+    HarnessWork,
+    PerplexityWork,
+    RetrievalWork,
+    UnitCell,
+    UnitResult,
+    WorkUnit,
+)
 
 ANSWER_WORK = 64
 """What a cell's answer to a question takes, in tokens of its prompt: for the share of a unit that is done, no more."""
@@ -64,21 +73,19 @@ def _perplexity(unit: WorkUnit, model: nn.Module, device: torch.device, result: 
     assert isinstance(work, PerplexityWork)
     steps = work.tokens.shape[1] - 1
     telling.expect(len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells)))
-    failed: set[str] = set()
-    given: set[tuple[str, int]] = set()
+    made = _PerplexityRows(unit, work, result, telling)
     start, size = 0, windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
-        batch = _WindowBatch(unit, work, part, (failed, given), result, telling)
-        tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
+        windows = work.windows[part]
         try:
-            batch.evaluate(model, tokens)
+            made.evaluate(model, device, part)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(batch.windows) == 1:
+            if not is_out_of_memory(error) or len(windows) == 1:
                 raise
-            size = (len(batch.windows) + 1) // 2
+            size = (len(windows) + 1) // 2
             continue
-        start += len(batch.windows)
+        start += len(windows)
 
 
 def _own_tokens(settings: PruneSettings, steps: int) -> int:
@@ -87,43 +94,47 @@ def _own_tokens(settings: PruneSettings, steps: int) -> int:
     return 0 if first is None else steps - first
 
 
-class _WindowBatch:
-    """Windows of a perplexity unit that go through together, and what is made of each cell's scores as it ends."""
+class _PerplexityRows:
+    """What is made of a unit's cells as they end, batch of windows after batch."""
 
-    def __init__(
-        self, unit: WorkUnit, work: PerplexityWork, part: slice, over: tuple[set[str], set[tuple[str, int]]], result: UnitResult,
-        telling: Telling,
-    ) -> None:  # fmt: skip
-        """``over``: ids of cells that failed, and (cell, window) whose rows were given, in this unit so far."""
-        self.failed, self.given = over
-        self.windows, self.documents, self.stride = work.windows[part], work.documents[part], work.stride
-        self.cells = [cell for cell in unit.cells if cell.cell_id not in self.failed]
-        self.wanted = {i for i, cell in enumerate(self.cells) if cell.cell_id not in unit.complete}
-        self.result, self.telling = result, telling
+    def __init__(self, unit: WorkUnit, work: PerplexityWork, result: UnitResult, telling: Telling) -> None:
+        self.unit, self.work, self.result, self.telling = unit, work, result, telling
+        self.failed: set[str] = set()
+        self.given: set[tuple[str, int]] = set()
+        """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in halves."""
 
-    def evaluate(self, model: nn.Module, tokens: Tensor) -> None:
-        """tokens: [windows, length] ids on the device. Raises as ``perplexity.evaluate`` does."""
-        settings, row_ids = [cell.settings for cell in self.cells], [window.text_id for window in self.windows]
-        evaluate(model, tokens, settings, row_ids, self.wanted, Watch(self._ended, self._worked))
+    def evaluate(self, model: nn.Module, device: torch.device, part: slice) -> None:
+        """The windows of ``part`` together. Raises as ``perplexity.evaluate`` does."""
+        cells = [cell for cell in self.unit.cells if cell.cell_id not in self.failed]
+        wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in self.unit.complete}
+        tokens = torch.from_numpy(self.work.tokens[part].astype(np.int64)).to(device)
+        row_ids = [window.text_id for window in self.work.windows[part]]
 
-    def _worked(self, tokens: int, cell: int) -> None:
-        self.telling.worked(tokens, "dense" if cell < 0 else in_words(self.cells[cell].settings))
+        def worked(tokens: int, cell: int) -> None:
+            self.telling.worked(tokens, "dense" if cell < 0 else in_words(cells[cell].settings))
 
-    def _ended(self, dense: CellScores, index: int, outcome: Outcome) -> None:
-        """Rows of a cell of this batch, but for those that it gave before memory ran out and the batch was tried in halves."""
-        cell = self.cells[index]
-        if isinstance(outcome, Exception):
-            self.failed.add(cell.cell_id)
-            self.result.failures.append(Failure.of(cell.cell_id, outcome))
-            self.telling.forget(cell.cell_id)
-            return
-        scores, reused = dense if outcome is None else outcome, outcome is None and cell.settings.policy != "dense"
+        def ended(dense: CellScores, cell: int, outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                self._fail(cells[cell].cell_id, outcome)
+            else:
+                self._give(cells[cell], part, dense, outcome)
+
+        evaluate(model, tokens, [cell.settings for cell in cells], row_ids, wanted, Watch(ended, worked))
+
+    def _fail(self, cell_id: str, error: Exception) -> None:
+        self.failed.add(cell_id)
+        self.result.failures.append(Failure.of(cell_id, error))
+        self.telling.forget(cell_id)
+
+    def _give(self, cell: UnitCell, part: slice, dense: CellScores, own: CellScores | None) -> None:
+        """A cell's rows; without scores of its own it *is* the dense one."""
+        scores, reused = own or dense, own is None and cell.settings.policy != "dense"
         rows = []
-        for i, (window, document) in enumerate(zip(self.windows, self.documents, strict=True)):
+        for i, (window, document) in enumerate(zip(self.work.windows[part], self.work.documents[part], strict=True)):
             if (cell.cell_id, window.index) not in self.given:
                 self.given.add((cell.cell_id, window.index))
                 row = _perplexity_row(window, i, scores, reused=reused)
-                rows.append({"cell_id": cell.cell_id, **row, "document": document, "stride": self.stride})
+                rows.append({"cell_id": cell.cell_id, **row, "document": document, "stride": self.work.stride})
         self.telling.give(rows)
 
 
