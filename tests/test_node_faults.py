@@ -116,10 +116,10 @@ def test_units_of_a_node_that_dies_or_hangs_run_elsewhere_and_it_is_not_held_aga
     nodes.join()
     nodes.hold(nodes.head, nodes.worker)
     with nodes.run(sweep) as run:
-        for blow, retries in (("KILL", 1), ("STOP", 2)):
-            raylet = nodes.raylet_of_held(nodes.worker, run)
+        for blow in ("KILL", "STOP"):
+            raylet, before = nodes.raylet_of_held(nodes.worker, run), len(log(run.out, "retry"))
             assert nodes.worker.here(f"kill -{blow} {raylet}").returncode == 0
-            run.until(lambda retries=retries: len(log(run.out, "retry")) == retries, 60)
+            run.until(lambda before=before: len(log(run.out, "retry")) > before, 60)
             if blow == "KILL":
                 nodes.hold(nodes.worker)
                 nodes.join()
@@ -127,8 +127,8 @@ def test_units_of_a_node_that_dies_or_hangs_run_elsewhere_and_it_is_not_held_aga
         assert run.end() == DONE, run.said()
     nodes.leave()
     assert "Traceback" not in run.said() and table(run.out, "failures").is_empty()
-    retries = log(run.out, "retry")
-    assert [line["strike"] for line in retries] == [False, False], retries
+    retries = log(run.out, "retry")  # more than two where a busy machine leaves a node without an answer for too long
+    assert len(retries) >= 2 and {line["strike"] for line in retries} == {False}, "\n".join(map(str, retries))
     again = Counter(line["unit_id"] for line in retries)
     starts = {line["unit_id"]: line["starts"] for line in log(run.out, "unit")}
     assert starts == {name: 1 + again[name] for name in starts} and again.keys() <= starts.keys()
