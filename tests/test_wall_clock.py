@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline import wall_clock as clocks
 from pipeline.cutting import UNIT_SECONDS, unit_seconds
@@ -16,7 +18,9 @@ from pipeline.seconds import Rates
 from pipeline.spec import SweepError, load_spec
 from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
+from workers.measure_pace import TOKENS, measure
 from workers.model_files import find_model
+from workers.models import load
 from workers.pace import Pace, remember, remembered
 
 PACE = Pace(0.01, 0.5)
@@ -167,3 +171,14 @@ def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, m
     monkeypatch.setattr("pipeline.cutting.MAX_UNITS", 0)
     with pytest.raises(SweepError, match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions"):
         plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")
+
+
+def test_what_other_programs_take_of_the_processor_is_no_pace_of_the_model(tiny_model_dir):
+    """A wait stands for them: before each pass the thread does nothing for a while."""
+    model, threads = load(find_model(str(tiny_model_dir)), "float32", torch.device("cpu")), torch.get_num_threads()
+    model.base_model.register_forward_pre_hook(lambda *_: time.sleep(0.5))  # pyright: ignore[reportCallIssue]
+    try:
+        torch.set_num_threads(1)
+        assert measure(model, torch.device("cpu")).token_seconds < 0.5 / TOKENS
+    finally:
+        torch.set_num_threads(threads)
