@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from pipeline.cell import Cell, settings_of
 from pipeline.cell_reach import never_prunes, prunes_while_decoding, tokens_read
@@ -19,11 +20,13 @@ from pipeline.cutting import PlannedUnit, cut
 from pipeline.grid import Grid, make_grid
 from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.resolve import Resolved, resolve, with_own_policies
-from pipeline.sweep_keys import SweepSpec
+from pipeline.sweep_keys import BLOCK_OF, SweepSpec, cell_value
 from workers.windows import Window
 
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
+LISTED = 5
+"""Values of an axis that a note says."""
 PHASES = ("perplexity", "retrieval", "tasks", "generation")
 """The order of tasks: timings last, when a machine can be left to them alone."""
 
@@ -113,6 +116,7 @@ def _notes(plan: Plan) -> list[str]:
         notes.append(
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
+    notes += _without_cells(plan.spec)
     silent = [cell for cell in plan.grid.cells if not prunes_while_decoding(cell)]
     if silent:
         notes.append(_silent_note(silent))
@@ -154,6 +158,25 @@ def _notes(plan: Plan) -> list[str]:
                 f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
             )
     return list(dict.fromkeys(notes))
+
+
+def _without_cells(spec: SweepSpec) -> list[str]:
+    """Tasks whose block names, for an axis, only values that the sweep does not have: nothing is pruned in them."""
+    notes = []
+    for block in (block for block in BLOCK_OF.values() if getattr(spec, block)):
+        for axis, chosen in getattr(spec, block).named().items():
+            values = [cell_value(axis, value) for value in getattr(spec, axis)]
+            if chosen and not set(chosen) & set(values):
+                notes.append(
+                    f"{block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "
+                    f"({_listed(values)}), and none is in both; list it in both"
+                )
+    return notes
+
+
+def _listed(values: Sequence[Any]) -> str:
+    shown = ", ".join(str(list(value) if isinstance(value, tuple) else value) for value in values[:LISTED])
+    return f"{shown}, ..." if len(values) > LISTED else shown
 
 
 def _silent_note(cells: Sequence[Cell]) -> str:

@@ -204,6 +204,18 @@ def test_texts_beyond_the_context_run_when_asked_for_and_are_noted(plan_of, tiny
         plan_of(models=f"[{folder}]", **longer)
 
 
+def test_a_task_that_its_own_filter_leaves_without_a_pruned_cell_is_noted(plan_of):
+    asked = "context_tokens: [240], depths: [0.5], questions: 2, schedules: [{}]"
+    plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once')}}}")
+    assert [cell.policy for cell in plan.grid.cells] == ["dense"]
+    assert (
+        "retrieval has dense cells alone: its schedules (prefill_once) restrict the sweep's (every_step), and none is in both; "
+        "list it in both"
+    ) in plan.notes
+    plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once, every_step')}}}")
+    assert len(plan.grid.cells) > 1 and not any("dense cells alone" in note for note in plan.notes)
+
+
 def test_the_wrong_protocol_is_called_wrong_before_it_runs(plan_of):
     made = plan_of(generation="{prompt_tokens: [32], new_tokens: 8, protocol: report_2025}")
     assert any("wrongly on purpose" in note for note in made.notes)
