@@ -3,7 +3,8 @@
 Per task, model, policy and length: a sweep of few cells is planned, and a fresh process loads the model and does its
 largest unit. Planned is what the plan gives the unit's worker; measured is the process's peak resident set, or on CUDA
 the allocator's peak, which is held against the plan less the process. Held to: measured <= planned <= 1.5 x measured.
-The self-check has lines of its own, for it takes as much as a unit of few texts.
+The self-check has lines of its own, for it takes as much as a unit of few texts. Questions go through with their contexts, all of
+one length: where lengths differ fewer go through together, and less is taken than the plan counts with.
 
 reference-llama has a context of 2,048 tokens; here it is the same model with one of 8,192. For the harness's tasks every
 model has a context of the length in question, because only running a task tells how long its texts are, and the plan
@@ -26,13 +27,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.estimates import worker_bytes
+from pipeline.estimates import shape_of, worker_bytes
 from pipeline.plan import Plan, PlannedUnit, make_plan
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from workers.cache_folder import cache_folder
 from workers.check_text import check_text
-from workers.footprint import PROCESS_BYTES
+from workers.footprint import MAX_AT_ONCE, PROCESS_BYTES, contexts_at_once
+from workers.heap import limit_heap_blocks
 from workers.model_files import EMBEDDED
 from workers.models import load
 from workers.peak_memory import PeakMemory
@@ -118,7 +120,7 @@ def sweep(
             "prompt_tokens": [length - 16], "batch_sizes": [1], "new_tokens": 8, "repeats": 5, "max_repeats": 5, "warmup": 0,
         },
         "retrieval": {
-            "kinds": ["needle"], "context_tokens": [length], "depths": [0.5], "questions": texts, "question_pruned": [False],
+            "kinds": ["needle"], "context_tokens": [length], "depths": [0.5], "questions": texts, "question_pruned": [True],
             "prune_after": [length // 2],
         },
         "tasks": {"tasks": ["long"], "limit": texts, "include_path": str(folder / f"task-{length}")},
@@ -144,6 +146,7 @@ def child(path: str, what: str) -> None:
     """Do a unit in this process and print its peak in bytes and the seconds without loading."""
     unit: WorkUnit = pickle.loads(Path(path).read_bytes())
     torch.set_num_threads(os.cpu_count() or 1)
+    limit_heap_blocks()
     device = torch.device(unit.device)
     memory = PeakMemory(device)
     memory.start()
@@ -224,7 +227,12 @@ def line(
     texts = 1 if task == "generation" else TEXTS.get((model, length > 1024), 1)
     if task == "tasks":
         path = with_context(path, folder / f"{model}-{length}", length)
+        texts = MAX_AT_ONCE
     plan = sweep(args, folder, "perplexity" if task == "check" else task, path, dtype, policy, length, texts)
+    if task == "tasks":  # as many documents as go through at once: more would only take longer
+        cell = plan.units[0].cells[0]
+        texts = contexts_at_once(shape_of(plan.resolved.models[cell.model], cell), length)
+        plan = sweep(args, folder, task, path, dtype, policy, length, texts)
     planned = largest(plan)
     unit = work_unit(plan, planned)
     if task == "tasks":

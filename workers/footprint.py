@@ -51,9 +51,8 @@ QUESTION_TOKENS = 64
 CHECK_CELLS = 3
 """Cells of the self-check."""
 FRAGMENT_BYTES = 160 * 2**20
-"""What glibc keeps of freed memory at most, beside what is in use: it takes blocks below 32 MiB from its heap,
-where those that live on part the free ones (measured: 90 to 190 MiB behind passes over windows; blocks of 1 MiB
-and more taken from the system instead leave 5 MiB, and cost 20 to 35 % of the time of a unit)."""
+"""What glibc keeps of freed memory at most, beside what is in use: it takes blocks below ``heap.OWN_PAGES_BYTES`` from its heap,
+where those that live on part the free ones (measured: 40 to 130 MiB behind passes over windows)."""
 
 OBSERVES: Mapping[str, str] = {"h2o": "mass", "snapkv": "queries", "snapkv_max7": "queries", "tova": "queries"}
 """What policies observe besides keys; others nothing. A test holds it equal to ``eviction.POLICIES``.

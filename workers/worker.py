@@ -15,6 +15,7 @@ from workers.attention import forget_masks
 from workers.check_text import check_text
 from workers.code_digest import check_same_code, code_digest
 from workers.footprint import STARTED_BYTES
+from workers.heap import limit_heap_blocks
 from workers.measure_pace import measure_once
 from workers.model_files import ModelError
 from workers.models import load
@@ -31,6 +32,7 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        limit_heap_blocks()
         self._key: tuple[str, str, str] | None = None
         self._model: nn.Module | None = None
         self._told: tuple[str, str, str] | None = None
