@@ -31,8 +31,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.cells_alone import dense_passes
 from benchmarks.memory import LARGE
-from benchmarks.perplexity import STRICT, dense_passes
+from benchmarks.perplexity import STRICT
 from workers.attention import NAME as OWN_ATTENTION
 from workers.budget import kept_count
 from workers.cell_scores import CellScores

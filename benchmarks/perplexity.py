@@ -1,35 +1,37 @@
-"""kvsweep against one token per pass, and against the dense floor, side by side: ``python -m benchmarks.perplexity``.
+"""kvsweep against one token per pass, and against stock dense passes, side by side: ``python -m benchmarks.perplexity``.
 
-Per model and threshold, over the whole grid of keep_ratios, in one process and in turns:
+Per model, policy and threshold, in one process and in turns, a line of the whole grid of keep_ratios:
 - reference: the protocol that defines the numbers, as public scripts run it: one token per forward pass, one window at a time.
-  It is timed on the first ``--reference-windows`` windows and multiplied up (its windows do not share anything).
+  It is timed on the first ``--reference-windows`` windows and multiplied up (its windows do not share anything); 0 leaves it out.
 - kvsweep: ``workers.perplexity.evaluate``, all cells and all windows.
 - floor: stock dense passes with streamed cross-entropy, one over all tokens for what the cells share, and for each cell one
   over the tokens behind its first prune event, with the ones before it in a stock cache. floor / kvsweep is the efficiency.
 Next to each: the largest difference of a token's NLL between kvsweep and the reference. Where it is above 1e-4, a rounding error
 decided a cut between two nearly equal scores: the line below says how many cuts, and the difference with the same cuts.
+
+Then a line of each cell that prunes, run with no other: its own seconds (what it takes beyond the dense pass that all cells
+share), the same of its floor, floor / own, and where both spend their time (``time_spent``).
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM
-from transformers.cache_utils import DynamicLayer
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from benchmarks import cells_alone
 from benchmarks.cuts import Cuts
+from benchmarks.time_spent import best_clock
 from workers.cell_scores import CellScores
 from workers.corpora import read_text, tokenize
-from workers.eviction import _OWN
+from workers.eviction import _OWN, POLICIES
 from workers.model_files import find_model
 from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference, schedule_of
-from workers.scoring import score
 from workers.self_check import check
 from workers.settings import PruneSettings
 from workers.windows import plan_windows
@@ -53,33 +55,19 @@ def pythia_70m_shape() -> torch.nn.Module:
     return model
 
 
-def load_models(names: list[str]) -> dict[str, tuple[Any, torch.Tensor]]:
-    """Models with the ids of pydocs in their vocabulary."""
-    facts = find_model("reference-neox")
+def model_and_ids(name: str) -> tuple[Any, torch.Tensor]:
+    """A model and the ids of pydocs by its own tokenizer; the made-up shape has that of reference-neox."""
+    made_up = name == "pythia-70m-shape"
+    facts = find_model("reference-neox" if made_up else name)
     ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
-    cpu = torch.device("cpu")
-    return {n: (pythia_70m_shape() if n == "pythia-70m-shape" else load(find_model(n), "float32", cpu), ids) for n in names}
+    return pythia_70m_shape() if made_up else load(facts, "float32", torch.device("cpu")), ids
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begin = time.perf_counter()
+    clock = best_clock()
+    begin = clock()
     result = work()
-    return time.perf_counter() - begin, result
-
-
-@torch.inference_mode()
-def dense_passes(model: Any, tokens: torch.Tensor, firsts: list[int]) -> None:
-    """A stock dense pass over all tokens, then one from each of ``firsts`` on, with streamed cross-entropy."""
-    steps, shared = tokens.shape[1] - 1, DynamicCache()
-    hidden = model.base_model(input_ids=tokens[:, :steps], past_key_values=shared).last_hidden_state
-    score(model, hidden, tokens[:, 1:])
-    for first in firsts:
-        cache = DynamicCache()
-        for i, layer in enumerate(shared.layers):
-            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            cache.update(layer.keys[:, :, :first], layer.values[:, :, :first], i)
-        hidden = model.base_model(input_ids=tokens[:, first:steps], past_key_values=cache).last_hidden_state
-        score(model, hidden, tokens[:, first + 1 :])
+    return clock() - begin, result
 
 
 def speeds(
@@ -91,7 +79,7 @@ def speeds(
     floors, ours, scores = [], [], []
     for _ in range(rounds):
         model.set_attn_implementation("sdpa")
-        floors.append(timed(lambda: dense_passes(model, tokens, firsts))[0])
+        floors.append(timed(lambda: cells_alone.dense_passes(model, tokens, firsts))[0])
         model.set_attn_implementation("kvsweep")
         seconds, (dense, results) = timed(lambda: evaluate(model, tokens, cells, starts))
         ours.append(seconds)
@@ -118,6 +106,9 @@ def with_the_same_cuts(model: Any, tokens: torch.Tensor, start: int, cell: Prune
 def compare(model: Any, tokens: torch.Tensor, starts: list[int], cells: list[PruneSettings], args: argparse.Namespace) -> str:
     """One line of the table, and one for each cell whose NLLs differ by more than STRICT from the reference's."""
     fast, floor, efficiency, scores = speeds(model, tokens, starts, cells, args.rounds)
+    if not args.reference_windows:
+        return f"{'-':>11} {fast:9.2f} {'-':>7} {floor:8.2f} {efficiency:10.2f} {'-':>22}"
+
     theirs, worst, notes = 0.0, 0.0, ""
     for cell, found in zip(cells, scores, strict=True):
         for i in range(args.reference_windows):
@@ -132,38 +123,62 @@ def compare(model: Any, tokens: torch.Tensor, starts: list[int], cells: list[Pru
                     f"{cuts.otherwise} of {len(cuts.kept)} cuts otherwise (scores within {cuts.largest_gap:.1e}); "
                     f"with the same cuts {left:.1e}"
                 )
-    theirs *= tokens.shape[0] / max(1, args.reference_windows)
+    theirs *= tokens.shape[0] / args.reference_windows
     return f"{theirs:11.1f} {fast:9.2f} {theirs / fast:6.1f}x {floor:8.2f} {efficiency:10.2f} {worst:22.1e}{notes}"
 
 
-def main() -> None:
+def show(
+    model: Any, tokens: torch.Tensor, starts: list[int], threshold: int, args: argparse.Namespace
+) -> None:  # fmt: skip
+    """The tables of one model and threshold."""
+    grids = {policy: [PruneSettings(policy, ratio, threshold) for ratio in args.keep_ratios] for policy in args.policies}
+    if "grid" in args.lines:
+        print("  policy           reference s kvsweep s   ratio  floor s efficiency largest NLL difference")
+        for policy, cells in grids.items():
+            print(f"  {policy:16} {compare(model, tokens, starts, cells, args)}", flush=True)
+    if "cells" in args.lines:
+        print(cells_alone.HEADER)
+        cells = [cell for each in grids.values() for cell in each]
+        for line in cells_alone.lines(model, tokens, starts, cells, args.rounds):
+            print(line, flush=True)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's; exit status 2 for what it cannot mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["reference-neox", "pythia-70m-shape"])
+    parser.add_argument("--models", nargs="+", default=["reference-neox", "pythia-70m-shape"], help="names or paths")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--reference-windows", type=int, default=2)
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--prune-after", type=int, nargs="+", default=[32, 512])
-    parser.add_argument("--policies", nargs="+", default=["knorm"])
+    parser.add_argument("--policies", nargs="+", default=["knorm"], choices=[*POLICIES, "all"], metavar="POLICY")
+    parser.add_argument("--lines", nargs="+", default=["grid", "cells"], choices=["grid", "cells"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    args.policies = list(POLICIES) if "all" in args.policies else args.policies
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the tables."""
+    args = parsed(arguments)
     torch.set_num_threads(args.threads)
+    clock = "processor's seconds" if args.threads == 1 else "seconds of the wall"
     print(
-        f"torch {torch.__version__}, {args.threads} threads, {args.windows} windows of {args.window} of pydocs, float32, "
-        f"{len(args.keep_ratios)} keep_ratios; reference timed on {args.reference_windows} windows one at a time"
+        f"torch {torch.__version__}, {args.threads} threads ({clock}), {args.windows} windows of {args.window} of pydocs, "
+        f"float32, medians of {args.rounds} rounds; reference on {args.reference_windows} windows one at a time"
     )
-    print("model            policy prune_after reference s kvsweep s   ratio  floor s efficiency largest NLL difference")
-    for name, (model, ids) in load_models(args.models).items():
+    for name in args.models:
+        model, ids = model_and_ids(name)
         windows = plan_windows(len(ids), args.window, args.window, args.windows)
         tokens = torch.stack([ids[w.start : w.start + w.length] for w in windows])
         starts = [w.start for w in windows]
         evaluate(model, tokens[:, :64], [PruneSettings("knorm", 0.5, 32)], starts)  # warm-up
-        for policy in args.policies:
-            for threshold in args.prune_after:
-                cells = [PruneSettings(policy, ratio, threshold) for ratio in args.keep_ratios]
-                line = compare(model, tokens, starts, cells, args)
-                print(f"{name:16} {policy:6} {threshold:11} {line}", flush=True)
+        for threshold in args.prune_after:
+            print(f"{name}, prune_after {threshold}, {len(args.keep_ratios)} keep_ratios")
+            show(model, tokens, starts, threshold, args)
 
 
 if __name__ == "__main__":
