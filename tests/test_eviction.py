@@ -1,10 +1,11 @@
 """Score functions and selection: signs, ties, temporal order, independence of the batch."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.eviction import (
@@ -16,6 +17,7 @@ from workers.eviction import (
     round_significant,
     select,
     select_ragged,
+    take_entries,
 )
 from workers.policy_files import PolicyError, resolved
 from workers.settings import POLICY_NAMES
@@ -92,11 +94,44 @@ def test_a_policy_that_rolls_keeps_temporal_order():
         Policy(lambda view: view.positions.float(), rolls=True, temporal=False)
 
 
+@pytest.mark.parametrize("count", [0, 33])
+def test_a_policy_that_looks_back_further_than_queries_are_kept_is_refused(count):
+    with pytest.raises(ValueError, match=f"1 to 32.*got {count}"):
+        Policy(lambda view: view.positions.float(), observes="queries", looks_back=count)
+
+
 def test_observed_queries_do_not_see_what_came_after_them():
     chance = view(n=40).attention(32)
     assert chance.shape == (2, 3, 2, 32, 40)
     assert torch.equal(chance > 0, torch.ones(32, 40, dtype=torch.bool).tril(8).expand_as(chance))
     assert torch.allclose(chance.sum(-1), torch.ones(2, 3, 2, 32))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_attention_of_queries_is_that_of_each_query_head_by_itself(softcap):
+    """Entry by entry in plain Python, the heads that share a KV head one after the other, also of entries in another order."""
+    order = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(3)).argsort(-1)
+    whole = view(n=40)
+    queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(4))
+    mixed = replace(
+        whole, keys=take_entries(whole.keys, order), positions=order.int(), queries=queries, scaling=0.4, softcap=softcap
+    )
+    chance = mixed.attention(4)
+    for head, query, last in ((0, 0, 3), (1, 2, 0), (2, 5, 1)):
+        logits = []
+        for key, position in zip(mixed.keys[1, head], order[1, head].tolist(), strict=True):
+            logit = 0.4 * float(queries[1, query, -4 + last] @ key)
+            logit = logit if softcap is None else softcap * math.tanh(logit / softcap)
+            logits.append(logit if position <= 36 + last else -math.inf)
+        expected = torch.tensor(logits).softmax(-1)
+        assert torch.allclose(chance[1, head, query % 2, last], expected, atol=1e-6)
+
+
+def test_attention_that_the_pass_made_is_not_made_again_but_where_more_is_asked():
+    whole = view(n=40)
+    made = replace(whole, weights=torch.full((2, 3, 2, 3, 40), 0.5))
+    assert torch.equal(made.attention(2), torch.full((2, 3, 2, 2, 40), 0.5))
+    assert torch.equal(made.attention(4), whole.attention(4))
 
 
 def test_tova_heads_of_a_layer_keep_the_same():
@@ -138,6 +173,7 @@ def test_selection_among_entries_in_any_order_keeps_the_same_and_lays_them_best_
 
 
 @given(st.integers(0, 1000), st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4), st.booleans())
+@example(5, [(24, 14), (20, 20), (22, 21), (15, 14)], True)
 def test_ragged_selection_is_selection_row_by_row(seed, rows, temporal):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-4, 4, (len(rows), 2, max(n for n, _ in rows) + 1), generator=generator).float()
@@ -148,6 +184,10 @@ def test_ragged_selection_is_selection_row_by_row(seed, rows, temporal):
     positions = None if temporal else shuffled
     index, tied = select_ragged(scores, keep, lengths, int(keep.max()), protected, positions)
     assert int(index.min()) >= 0 and int(index.max()) < scores.shape[-1]
+    quick, quick_tied = select_ragged(scores, keep, lengths, int(keep.max()), protected, positions, int(keep.min()))
+    assert int(quick.min()) >= 0 and int(quick.max()) < scores.shape[-1] and torch.equal(tied, quick_tied)
+    for row, k in enumerate(keep.tolist()):
+        assert torch.equal(index[row, :, :k], quick[row, :, :k])
     for i, (n, k) in enumerate(zip(lengths.tolist(), keep.tolist(), strict=True)):
         if k == n:
             assert index[i, :, :k].sort().values.tolist() == [list(range(n))] * 2

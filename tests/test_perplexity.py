@@ -201,6 +201,29 @@ def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(mon
         assert a.validity.score_ties == pytest.approx(b.validity.score_ties)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_that_policies_ask_for_attends_too_with_the_same_result(architecture, monkeypatch):
+    """Where a pass brings no more queries than its cell's policy asks for: of snapkv so at 0.95, of tova and at 0.3 never."""
+    model, tokens, made = MODELS[architecture], repetitive_tokens(2, 180), []
+    many = [PruneSettings(policy, ratio, 60) for policy, ratio in (("snapkv", 0.95), ("snapkv", 0.3), ("tova", 0.95))]
+    asks = BatchLayer._is_asked_of_all
+
+    def noted(layer, plan, asked):
+        made.append((plan.tracks[0].settings, asks(layer, plan, asked)))
+        return made[-1][1]
+
+    monkeypatch.setattr(BatchLayer, "_is_asked_of_all", noted)
+    together = [evaluate(model, tokens, [cell], [0, 180])[1][0] for cell in many]
+    assert {cell for cell, is_made in made if is_made} == {many[0]}
+    assert sum(is_made for _, is_made in made) > 50
+    monkeypatch.setattr("workers.cell_batch.WEIGHT_BYTES", 0)
+    for cell, result in zip(many, together, strict=True):
+        _, (apart,) = evaluate(model, tokens, [cell], [0, 180])
+        assert torch.allclose(result.nll, apart.nll, atol=TOLERANCE)
+        assert result.validity == apart.validity
+    assert not any(is_made for _, is_made in made[-50:])
+
+
 def test_a_cell_that_never_prunes_is_the_dense_cell():
     _, results = evaluate(
         MODELS["neox"], repetitive_tokens(1, 30), [PruneSettings("knorm", 0.5, 30), PruneSettings("dense")], [0]

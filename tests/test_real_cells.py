@@ -21,7 +21,7 @@ CELLS = [
     PruneSettings("knorm", 0.95, 32), PruneSettings("knorm", 0.5, 32, (0,)), PruneSettings("knorm", 0.9, 512),
     PruneSettings("knorm", 0.3, 512, (0,)), PruneSettings("knorm", 0.75, 512, position_mode="cache_length"),
     PruneSettings("random", 0.9, 32), PruneSettings("streaming", 0.75, 32), PruneSettings("h2o", 0.9, 512),
-    PruneSettings("snapkv", 0.75, 512), PruneSettings("tova", 0.9, 512),
+    PruneSettings("snapkv", 0.75, 512), PruneSettings("snapkv", 0.95, 512), PruneSettings("tova", 0.9, 512),
 ]  # fmt: skip
 
 

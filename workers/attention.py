@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function
 
 from workers.attending_layer import forget_waiting, layer_of
+from workers.attention_weights import Scale, grouped_logits, of_values
 from workers.footprint import PROBABILITY_BYTES
 
 NAME = "kvsweep"
@@ -39,13 +40,6 @@ PACKED_OFFSET = -1
 
 MASK_PLACES = 2**22
 """A mask of queries x entries has so many places at most: of longer passes as many queries attend at a time as it takes."""
-
-
-class Scale(NamedTuple):
-    """What turns query-key products into logits."""
-
-    scaling: float
-    softcap: float | None
 
 
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
@@ -115,7 +109,7 @@ def probe(
     mass = torch.zeros(*keys.shape[:3], device=keys.device)
     outputs = []
     for first, chance in probabilities(query, keys, scale, mask):
-        outputs.append((chance.to(values.dtype) @ values[:, :, None]).flatten(1, 2))
+        outputs.append(of_values(chance, values))
         if counted is not None:
             chance = chance * counted[:, None, None, first : first + chance.shape[3], None]
         mass += chance.sum((2, 3))
@@ -124,20 +118,18 @@ def probe(
 
 def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """(index of its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by slice."""
-    batch, heads, queries, width = query.shape
-    kv_heads, entries = keys.shape[1:3]
-    place = torch.arange(entries, device=query.device)
+    batch, heads, queries = query.shape[:3]
+    entries = keys.shape[2]
     step = max(1, PROBABILITY_BYTES // (4 * batch * heads * entries))
     for first in range(0, queries, step):
-        part = query[:, :, first : first + step].reshape(batch, kv_heads, heads // kv_heads, -1, width)
-        logits = (part.float() @ keys[:, :, None].transpose(3, 4).float()).mul_(scale.scaling)
-        if scale.softcap is not None:
-            logits = scale.softcap * torch.tanh(logits / scale.softcap)
+        logits = grouped_logits(query[:, :, first : first + step], keys, scale)
         if mask is not None:
             logits += mask[:, :, None, first : first + step]
         elif queries > 1:
-            own = torch.arange(first, first + part.shape[3], device=query.device)[:, None] + entries - queries
-            logits.masked_fill_(place > own, -torch.inf)
+            own = entries - queries + first  # the entry of the slice's first query: what lies before it all of them see
+            newer = torch.arange(own, entries, device=query.device)
+            later = newer > newer[: logits.shape[3], None]
+            logits[..., own:].masked_fill_(later, -torch.inf)
         yield first, logits.softmax(-1)
 
 

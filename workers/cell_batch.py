@@ -15,12 +15,16 @@ from torch import Tensor
 
 from workers.attending_layer import AttendingLayer
 from workers.attention import Scale, attention, probe
+from workers.attention_weights import of_values, weights
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
 from workers.layer_record import RECENT, retained
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
+
+WEIGHT_BYTES = 16 * 2**20
+"""Attention that policies ask for is made for all rows at once where it takes no more than this."""
 
 
 class BatchLayer(AttendingLayer):
@@ -45,6 +49,8 @@ class BatchLayer(AttendingLayer):
         self.sums = torch.zeros(3, rows, heads, device=self.device)
         observes = tracks[0].policy.observes if prunes else "nothing"
         self.queries = self.mass = None
+        self.weights: Tensor | None = None
+        """Attention of the last queries of the pass at hand, where policies asked for it and it was made."""
         if observes == "queries":
             shape = next(iter(prefix.queries.values())).shape
             self.queries = prefix.keys.new_zeros(rows, shape[1], OBSERVED_QUERIES, shape[3])
@@ -98,7 +104,14 @@ class BatchLayer(AttendingLayer):
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
         """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads, head_dim]."""
-        slots = (plan.pruned if self.prunes else plan.full).slots
+        layout = plan.pruned if self.prunes else plan.full
+        if layout.mask is None:  # each row has as many entries and brings as many tokens
+            new = slice(layout.entries - plan.widest, layout.entries)
+            self.keys[:, :, new], self.values[:, :, new] = plan.by_row(key_states), plan.by_row(value_states)
+            if self.positions is not None:
+                self.positions[:, :, new] = plan.true_positions.view(-1, 1, plan.widest)
+            return
+        slots = layout.slots
         self.keys[plan.rows, :, slots] = key_states
         self.values[plan.rows, :, slots] = value_states
         if self.positions is not None:
@@ -113,21 +126,37 @@ class BatchLayer(AttendingLayer):
         """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan says."""
         self.clear_mark()
         plan = self.state.current
-        keys, values, mask = self.visible(plan)
         laid_out = plan.laid_out(query)
-        if self.mass is not None:
-            counted = torch.arange(plan.widest, device=self.device) < plan.count_rows[:, None]
-            out, mass = probe(laid_out, keys, values, scale, mask, counted)
-            self.mass[:, :, : keys.shape[2]] += mass
-        else:
-            out = attention(laid_out, keys, values, scale, mask)
         if self.queries is not None:
-            both = torch.cat([self.queries, laid_out], 2)
-            last = plan.count_rows[:, None] + torch.arange(OBSERVED_QUERIES, device=self.device)
-            self.queries = both.gather(2, last[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
+            self.queries = plan.last_queries(self.queries, laid_out)
+        out = self._attended(plan, laid_out, scale)
         if self.prunes and any(plan.is_due):
             self.prune(plan)
+        self.weights = None
         return plan.packed(out)
+
+    def _attended(self, plan: Pass, query: Tensor, scale: Scale) -> Tensor:
+        """query [rows, heads, widest, head_dim] -> the same shape; notes the attention that the cells' policies look at."""
+        keys, values, mask = self.visible(plan)
+        if self.mass is not None:
+            place = torch.arange(plan.widest, device=self.device)
+            out, mass = probe(query, keys, values, scale, mask, None if plan.is_even else place < plan.count_rows[:, None])
+            self.mass[:, :, : keys.shape[2]] += mass
+            return out
+        asked = max(track.policy.looks_back for track in plan.tracks)
+        if self.queries is None or self.positions is None or not self._is_asked_of_all(plan, asked):
+            return attention(query, keys, values, scale, mask)
+
+        positions = self.positions[:, :, : keys.shape[2]]
+        self.weights = weights(self.queries[:, :, -asked:], keys, scale, positions, plan.seen_rows[:, None, None])
+        return of_values(self.weights[:, :, :, -plan.widest :], values)
+
+    def _is_asked_of_all(self, plan: Pass, asked: int) -> bool:
+        """Whether policies ask what every query of this pass attends to: then that is made once, and attends."""
+        assert self.queries is not None
+        size = 4 * len(plan.seen_rows) * self.queries.shape[1] * asked * plan.pruned.entries
+        is_whole = plan.pruned.mask is None and min(track.target for track in plan.tracks) >= asked
+        return is_whole and any(plan.is_due) and plan.widest <= asked and size <= WEIGHT_BYTES
 
     def prune(self, plan: Pass) -> None:
         """Move what stays of each row to its left, in temporal order, or best first where the cells' policy is not temporal."""
@@ -139,7 +168,9 @@ class BatchLayer(AttendingLayer):
         if plan.keep is not None:
             index, tied = select(scores, plan.keep, protected, places)
         else:
-            index, tied = select_ragged(scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places)
+            index, tied = select_ragged(
+                scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places, plan.narrowest_keep
+            )
         kept, width = positions.gather(2, index), index.shape[2]
         kept_keys = take_entries(keys, index)
         if self.state.rotary is not None:
@@ -179,9 +210,10 @@ class BatchLayer(AttendingLayer):
                 x[rows, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.state.row_ids)
             )
             mass = None if self.mass is None else self.mass[rows, :, :n]
+            made = None if self.weights is None else self.weights[rows]
             view = CacheView(
                 keys[rows, :, :n], positions[rows, :, :n], seen, keep, torch.full_like(seed, self.index), seed, ids, queries,
-                mass, *self.scale,
+                mass, *self.scale, made,
             )  # fmt: skip
             parts.append(torch.nn.functional.pad(scores_of(policy, view), (0, keys.shape[2] - n)))
             first = last

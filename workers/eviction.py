@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.attention_weights import Scale, weights
 from workers.footprint import OBSERVED_QUERIES
 from workers.policy_files import PATTERN, PolicyError, digest
 from workers.process_state import whole_process_state
@@ -65,20 +66,16 @@ class CacheView:
     """[batch, kv_heads, n], attention that each entry got from all queries so far, summed over the head's group."""
     scaling: float = 1.0
     softcap: float | None = None
+    weights: Tensor | None = None
+    """[batch, kv_heads, group, w, n], attention of some of the last queries where the pass itself made it."""
 
     def attention(self, last: int) -> Tensor:
         """Attention of the last queries over the entries held now: [batch, kv_heads, group, w, n], w = min(last, seen)."""
         assert self.queries is not None
         queries = self.queries[:, :, -last:]
-        batch, heads, count, width = queries.shape
-        kv_heads = self.keys.shape[1]
-        grouped = queries.view(batch, kv_heads, heads // kv_heads, count, width)
-        logits = (grouped.float() @ self.keys[:, :, None].transpose(3, 4).float()) * self.scaling
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        asked_at = self.seen[..., None] - count + torch.arange(count, device=queries.device)[:, None]
-        later = self.positions[:, :, None] > asked_at
-        return logits.masked_fill(later[:, :, None], -torch.inf).softmax(-1)
+        if self.weights is not None and self.weights.shape[3] >= queries.shape[2]:
+            return self.weights[:, :, :, -queries.shape[2] :]
+        return weights(queries, self.keys, Scale(self.scaling, self.softcap), self.positions, self.seen)
 
     def rounded(self, scores: Tensor) -> Tensor:
         """Non-negative scores without what is only noise in keys of this dtype (``SIGNIFICANT_BITS``)."""
@@ -94,6 +91,8 @@ class Policy:
 
     score: Score
     observes: Literal["nothing", "queries", "mass"] = "nothing"
+    looks_back: int = OBSERVED_QUERIES
+    """Of a policy that observes queries: how many of the last ones it asks the attention of, at most."""
     entrywise: bool = False
     """An entry's score depends on that entry alone, on its key and its position."""
     temporal: bool = True
@@ -107,7 +106,10 @@ class Policy:
     """Whether it is one of kvsweep's, which may see the entries themselves, in any order and among places that hold nothing."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a policy that rolls keys which lie in no temporal order: nothing says where they would go."""
+        """Raises ValueError for more queries than are kept, and for a policy that rolls keys which lie in no temporal order:
+        nothing says where they would go."""
+        if not 1 <= self.looks_back <= OBSERVED_QUERIES:
+            raise ValueError(f"looks_back must be 1 to {OBSERVED_QUERIES}, the queries that are kept (got {self.looks_back})")
         if self.rolls and not self.temporal:
             raise ValueError("a policy that rolls must be temporal")
 
@@ -210,7 +212,7 @@ _OWN = {
         Policy(h2o, name="h2o", own=True, observes="mass"),
         Policy(snapkv, name="snapkv", own=True, observes="queries"),
         Policy(snapkv_max7, name="snapkv_max7", own=True, observes="queries"),
-        Policy(tova, name="tova", own=True, observes="queries"),
+        Policy(tova, name="tova", own=True, observes="queries", looks_back=1),
     )
 }
 POLICIES: Mapping[str, Policy] = MappingProxyType(_OWN)
@@ -271,25 +273,69 @@ def select(scores: Tensor, keep: int, protected: Tensor | None = None, positions
     ones before others. Returns ([batch, kv_heads, keep], ascending without positions, and [batch, kv_heads] bool).
     """
     places = torch.arange(scores.shape[-1], device=scores.device) if positions is None else positions
-    best, index = order_by_score(scores, places, protected).topk(keep + 1, dim=-1)
+    order = order_by_score(scores, places, protected)
+    if positions is None and keep > scores.shape[-1] // 2:
+        return _without_the_worst(order, keep)
+
+    best, index = order.topk(keep + 1, dim=-1)
     tied = (best[..., keep - 1] >> 24) == (best[..., keep] >> 24)
     kept = index[..., :keep]
     return (kept.sort(dim=-1).values if positions is None else kept), tied
 
 
+def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """``select`` in temporal order where few entries go: those are looked for, and the others are counted past them."""
+    gone = order.shape[-1] - keep
+    worst, index = order.topk(gone + 1, dim=-1, largest=False)
+    tied = (worst[..., gone - 1] >> 24) == (worst[..., gone] >> 24)
+
+    return _staying(index[..., :gone].sort(dim=-1).values, keep), tied
+
+
+def _without_the_worst_of_rows(
+    order: Tensor, keep: Tensor, lengths: Tensor, widest: int, narrowest: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``_without_the_worst`` for rows of unequal length, in which what lies behind a row's entries is worst."""
+    n = order.shape[-1]
+    spare = n - keep
+    worst, index = order.topk(min(n, n - narrowest + 1), dim=-1, largest=False)
+    at = spare.expand(-1, order.shape[1], -1)
+    dropped, kept = (worst.gather(-1, place.clamp(0, worst.shape[-1] - 1)) >> 24 for place in (at - 1, at))
+    tied = (dropped == kept)[..., 0] & (keep < lengths[:, None, None])[..., 0]
+
+    rank = torch.arange(index.shape[-1], device=order.device)
+    goes = index.masked_fill(rank >= spare, 2 * n).sort(dim=-1).values
+    return _staying(goes, widest).clamp_(max=n - 1), tied
+
+
+def _staying(goes: Tensor, keep: int) -> Tensor:
+    """The first ``keep`` indices, ascending, that are not among ``goes`` [batch, kv_heads, g], ascending.
+
+    Before the j-th that goes (from 0) lie j that go and so many others, which stay.
+    """
+    staying_before = goes - torch.arange(goes.shape[-1], device=goes.device)
+    rank = torch.arange(keep, device=goes.device).expand(*goes.shape[:-1], -1).contiguous()
+    return rank + torch.searchsorted(staying_before, rank, right=True)
+
+
 def select_ragged(
-    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None, positions: Tensor | None = None,
+    narrowest: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <= lengths[i]``.
 
-    scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``. Returns ([batch, kv_heads, widest]
-    in the order of ``select``, meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
+    scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``; narrowest: the smallest, or less, which
+    is slower. Returns ([batch, kv_heads, widest] in the order of ``select``, meaningless behind each row's keep but inside the
+    tensor, and [batch, kv_heads] bool).
     """
     n = scores.shape[-1]
     slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]
     order = order_by_score(scores, slot if positions is None else positions, protected).masked_fill(
         slot >= lengths[:, None, None], -(1 << 62)
     )
+    if positions is None and narrowest > n // 2:
+        return _without_the_worst_of_rows(order, keep, lengths, widest, narrowest)
+
     best, index = order.sort(dim=-1, descending=True)
     at = keep.expand(-1, scores.shape[1], -1)
     cut = (best.gather(-1, at - 1) >> 24) == (best.gather(-1, at.clamp(max=n - 1)) >> 24)

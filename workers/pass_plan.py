@@ -148,6 +148,18 @@ class Pass:
         out[self.rows, self.offset] = tokens
         return out.transpose(1, 2)
 
+    def by_row(self, packed: Tensor) -> Tensor:
+        """packed [tokens, kv_heads, width], of rows that bring as many -> [rows, kv_heads, widest, width]."""
+        return packed.unflatten(0, (-1, self.widest)).transpose(1, 2)
+
+    def last_queries(self, before: Tensor, laid_out: Tensor) -> Tensor:
+        """The last ones of each row, as many as ``before`` [rows, heads, w, width] had, after ``laid_out`` came."""
+        both, count = torch.cat([before, laid_out], 2), before.shape[2]
+        if self.is_even:
+            return both[:, :, self.widest :]
+        last = self.count_rows[:, None] + torch.arange(count, device=self.device)
+        return both.gather(2, last[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
+
     def packed(self, laid_out: Tensor) -> Tensor:
         """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""
         by_row = laid_out.transpose(1, 2)
