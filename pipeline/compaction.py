@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 import pyarrow.parquet as pq
 
+from pipeline.answer_files import drop_useless
 from pipeline.part_files import unreadable
 from pipeline.results import TASK_COLUMNS, RunStore, RunUnreadableError, as_parquet, scan_files
 
@@ -26,6 +27,8 @@ PREFIX, REPLACES = "compact-", "kvsweep_replaces"
 
 def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> int:
     """Put small parts together; returns how many were replaced. The caller is the only writer of the run.
+
+    Answers whose rows are stored (``answer_files``) are deleted.
 
     Raises RunUnreadableError where a part cannot be read or was written by a newer kvsweep: nothing is replaced then.
     """
@@ -42,6 +45,8 @@ def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> in
             store.add_file(f"{task}/{PREFIX}{digest[:8]}", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
             store.delete_all(names)
             replaced += len(names)
+    if "tasks" in tasks:
+        drop_useless(store)
     return replaced
 
 

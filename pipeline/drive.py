@@ -96,15 +96,22 @@ class _Turn:
 
     def prepare(self, unit: PlannedUnit) -> WorkUnit:
         """What a worker is sent; a unit that is started again is asked for what is not stored yet."""
-        return work_unit(self.session.plan, unit, self.session.done.complete(unit))
+        complete = self.session.done.complete(unit)
+        answers = self.session.answers.of(cell.cell_id for cell in unit.cells if cell.cell_id not in complete)
+        if answers:
+            self.log.write("known", unit_id=unit.unit_id, answers=sum(len(each.answers) for each in answers))
+        return work_unit(self.session.plan, unit, complete, answers)
 
     def hear(self, unit: PlannedUnit, news: News) -> None:
         """Store what a unit has finished while it goes on."""
         if news.pace is not None:
             self._hint(unit, Rates.measured(news.pace))
         rows = 0
-        if news.rows:
+        if news.rows or news.answers:
             self.session.lease.hold()
+        if news.answers:
+            self.session.answers.add(news.answers)
+        if news.rows:
             rows = self._writer.hear(unit, news)
             self._rows[unit.unit_id] += rows
             self._count_part(unit.task)
@@ -128,6 +135,7 @@ class _Turn:
         self.session.lease.hold()
         result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
+        self.session.answers.drop(self.session.done.complete(unit))  # whose rows were stored, and read back
         self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
         estimated = self._time_left.estimate(unit.unit_id)
         self._time_left.ended(unit.unit_id, result.seconds)

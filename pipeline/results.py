@@ -147,11 +147,24 @@ class RunStore:
                 with contextlib.suppress(FileNotFoundError):
                     obstore.delete(self.store, name)
 
+    def delete_empty(self, folder: str) -> None:
+        """Remove a folder that holds nothing any more; an object store has none."""
+        if not is_remote(self.directory):
+            with contextlib.suppress(OSError):  # somebody's own file is in it
+                (Path(self.directory) / folder).rmdir()
+
     def sizes(self, task: str) -> dict[str, int]:
         """Names of a table's parts, sorted, and their bytes."""
+        return self._listed(task, ".parquet")
+
+    def names(self, folder: str, ending: str) -> list[str]:
+        """Names of the objects in a folder that end so, sorted."""
+        return list(self._listed(folder, ending))
+
+    def _listed(self, folder: str, ending: str) -> dict[str, int]:
         with self._explained():
-            found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{task}/") for meta in batch}
-        return {name: found[name] for name in sorted(found) if name.count("/") == 1 and name.endswith(".parquet")}
+            found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{folder}/") for meta in batch}
+        return {name: found[name] for name in sorted(found) if name.count("/") == 1 and name.endswith(ending)}
 
     def parts(self, task: str) -> list[str]:
         """Names of a table's parts, sorted."""

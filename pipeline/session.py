@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from pipeline.answer_files import AnswerFiles
 from pipeline.cutting import PlannedUnit
 from pipeline.done import DoneIndex
 from pipeline.exclusion import PROBE
@@ -37,6 +38,7 @@ class Session:
     store: RunStore
     lease: Lease
     done: DoneIndex
+    answers: AnswerFiles
     run_id: str
     pending: list[PlannedUnit]
     missing: dict[str, list[str]]
@@ -96,7 +98,9 @@ def open_store(out: str) -> RunStore:
 def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> Session:
     """Look over what is stored, and write run.json. Raises RunUnreadableError where it is not one that may be written anew."""
     previous = read_run(store)
-    done = _look_over(plan, store)
+    done, answers = _look_over(plan, store), AnswerFiles(store)
+    kept = answers.cells
+    answers.drop([cell.cell_id for cell in plan.grid.cells if cell.cell_id in kept and done.has_rows(cell)])
     pending, missing, before = [], {}, {}
     for unit in plan.units:
         lacking = done.missing(unit)
@@ -107,7 +111,7 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
             before |= {cell: done.errors[cell] for cell in lacking}
     run = describe_run(plan, previous)
     _write(store, {CELLS_NAME: planned_cells(plan), RUN_NAME: as_json(run)}, fresh=previous is None)
-    return Session(plan, store, lease, done, run["run_id"], pending, missing, before)
+    return Session(plan, store, lease, done, answers, run["run_id"], pending, missing, before)
 
 
 def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:

@@ -10,18 +10,26 @@ from pipeline.cell import Cell, settings_of
 from pipeline.cutting import PlannedUnit
 from pipeline.plan import Plan
 from workers.check_text import TEXTS
+from workers.kept_answers import KeptAnswers
 from workers.retrieval import Question, build_questions, filler_tokens
 from workers.settings import PruneSettings
 from workers.text_tokens import open_tokenizer
 from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitCell, Work, WorkUnit
 
 
-def work_unit(plan: Plan, unit: PlannedUnit, complete: frozenset[str] = frozenset()) -> WorkUnit:
-    """A planned unit with the token ids that its worker needs; ``complete``: cells of which nothing is asked."""
+def work_unit(
+    plan: Plan, unit: PlannedUnit, complete: frozenset[str] = frozenset(), answers: tuple[KeptAnswers, ...] = ()
+) -> WorkUnit:  # fmt: skip
+    """A planned unit with the token ids that its worker needs.
+
+    ``complete``: cells of which nothing is asked; ``answers``: what is known of the others.
+    """
     first = unit.cells[0]
     cells = tuple(UnitCell(cell.cell_id, prune_settings(cell)) for cell in unit.cells)
     model = plan.resolved.models[first.model]
-    return WorkUnit(unit.unit_id, unit.task, model, first.device, first.dtype, cells, _work(plan, unit), complete=complete)
+    return WorkUnit(
+        unit.unit_id, unit.task, model, first.device, first.dtype, cells, _work(plan, unit), complete=complete, answers=answers
+    )
 
 
 def prune_settings(cell: Cell) -> PruneSettings:

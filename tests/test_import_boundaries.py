@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers")
 TORCH_FREE_WORKERS = (
     "architecture", "bos", "budget", "cache_folder", "check_text", "code_digest", "corpora", "families",
     "footprint", "gguf.converted", "gguf.header", "gguf.process", "gguf.refusals", "gguf.tokenizer_kinds",
-    "gguf.types", "gpus", "harness.arguments", "harness.counts", "harness.tasks", "machine", "model_files",
+    "gguf.types", "gpus", "harness.arguments", "harness.counts", "harness.tasks", "kept_answers", "machine", "model_files",
     "model_json", "model_settings", "pace", "policy_files", "retrieval", "sampling", "settings",
     "skip_rule", "telling", "text_cuts", "text_tokens", "weight_files", "windows", "work",
 )  # fmt: skip

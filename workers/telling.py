@@ -1,6 +1,6 @@
-"""What a worker tells while its unit goes on: rows that are finished, how far it is, the cell at hand.
+"""What a worker tells while its unit goes on: rows that are finished, answers that rows are made of, how far it is.
 
-Rows are told at intervals, so that what is lost with a worker is little and what is stored is not many small files; whatever a
+Both are told at intervals, so that what is lost with a worker is little and what is stored is not many small files; whatever a
 short unit gives is told at its end alone, by its result.
 """
 
@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.kept_answers import KeptAnswers
 from workers.pace import Pace
 
 ROWS_SECONDS, SHARE_SECONDS = 20.0, 4.0
-"""How often finished rows, and how often the share of the work alone, are told: a thousand workers tell 250 times a second."""
+"""How often what is finished (rows, answers), and how often the share of the work alone, is told.
+
+A thousand workers tell 250 times a second."""
 MOST_SHARE = 0.99
 """Of a unit that goes on: timed rounds may be more than were expected."""
 
@@ -35,6 +38,8 @@ class News:
     """Since the unit began, without what it took to load the model."""
     pace: Pace | None = None
     """How fast the unit's model was found to run, once it is loaded."""
+    answers: list[KeptAnswers] = field(default_factory=list)
+    """Of cells whose rows are not there yet, told of for the first time."""
 
 
 Tell = Callable[[News], None]
@@ -50,6 +55,7 @@ class Telling:
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By cell: what every row of it gets."""
     rows: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[KeptAnswers] = field(default_factory=list)
     doing: str = ""
     _work: float = 0.0
     _done: float = 0.0
@@ -70,6 +76,13 @@ class Telling:
     def give(self, rows: list[dict[str, Any]]) -> None:
         """Rows that are finished, each with the ``cell_id`` of its cell."""
         self.rows += [row | self.columns.get(row["cell_id"], {}) for row in rows]
+        finished = {row["cell_id"] for row in rows}
+        self.answers = [each for each in self.answers if each.cell_id not in finished]  # they were kept for these rows
+        self._tell_in_time()
+
+    def answered(self, answers: KeptAnswers) -> None:
+        """Requests are answered whose rows come later."""
+        self.answers.append(answers)
         self._tell_in_time()
 
     def forget(self, cell_id: str) -> None:
@@ -80,13 +93,16 @@ class Telling:
         if self.tell is None:
             return
         now = time.monotonic()
-        with_rows = bool(self.rows) and now - self._told_rows >= ROWS_SECONDS
+        with_rows = bool(self.rows or self.answers) and now - self._told_rows >= ROWS_SECONDS
         if not with_rows and now - self._told < SHARE_SECONDS:
             return
 
         rows: list[dict[str, Any]] = []
+        answers: list[KeptAnswers] = []
         if with_rows:
-            rows, self.rows, self._told_rows = self.rows, [], now
+            rows, self.rows = self.rows, []
+            answers, self.answers = self.answers, []
+            self._told_rows = now
         self._told = now
         share = min(MOST_SHARE, self._done / self._work) if self._work else 0.0
-        self.tell(News(rows, self.device_name, share, self.doing, now - self._begin))
+        self.tell(News(rows, self.device_name, share, self.doing, now - self._begin, answers=answers))

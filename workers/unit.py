@@ -16,6 +16,7 @@ from workers.cell_scores import CellScores
 from workers.clock import device_name
 from workers.footprint import questions_at_once, windows_at_once
 from workers.generated_text import described, end_tokens
+from workers.kept_answers import AnswerBook
 from workers.layer_choice import choose_layers
 from workers.memory import is_out_of_memory
 from workers.model_shape import shape_of
@@ -288,8 +289,10 @@ def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitR
             telling.worked(share, words)
 
         telling.expect(1)
+        made_with = f"{result.device_name} {cell.settings}"
+        book = AnswerBook(cell.cell_id, made_with, unit.answers, telling.answered)
         try:
-            found = task_rows(model, unit.model, device, cell.settings, work, worked=worked)
+            found = task_rows(model, unit.model, device, cell.settings, work, worked=worked, book=book)
         except Exception as error:
             result.failures.append(Failure.of(cell.cell_id, error))
             continue

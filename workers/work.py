@@ -10,6 +10,7 @@ import numpy as np
 
 from workers.bos import Bos
 from workers.code_digest import ROOT, code_digest
+from workers.kept_answers import KeptAnswers
 from workers.model_files import ModelFacts
 from workers.retrieval import Question
 from workers.settings import PruneSettings
@@ -97,6 +98,8 @@ class WorkUnit:
     """Where that code lies."""
     complete: frozenset[str] = frozenset()
     """Cells whose rows of this unit are all stored: what serves them alone is left out."""
+    answers: tuple[KeptAnswers, ...] = ()
+    """What is stored of cells that are not complete: these requests are not computed again."""
 
 
 class FromOutside(Exception):  # noqa: N818 - a mark beside an error's own type

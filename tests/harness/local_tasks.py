@@ -1,7 +1,9 @@
 """Tasks for lm-evaluation-harness in a folder: a question with choices, a text to score, a text to write; and a group."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,9 +18,9 @@ QUESTIONS = [
 ]
 
 
-def write_tasks(folder: Path) -> Path:
+def write_tasks(folder: Path, questions: Sequence[Mapping[str, Any]] = QUESTIONS) -> Path:
     """``kv_choice``, ``kv_rolling``, ``kv_text`` and ``kv_group`` with their data; returns the folder."""
-    (folder / "data.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    (folder / "data.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     common = {
         "dataset_path": "json", "test_split": "test", "doc_to_text": "{{text}}", "metadata": {"version": 1.0},
         "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}, "cache_dir": str(folder / "cache")},

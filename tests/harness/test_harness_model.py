@@ -225,17 +225,17 @@ def test_sharing_a_context_and_a_batch_changes_nothing(pruned_model):
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(pruned_model, monkeypatch):
-    import workers.harness.scores as scores
+    import workers.harness.rows as rows
 
     def small(model, prompts, policies):
         if len(prompts) > 1:
             raise torch.OutOfMemoryError("no")
         return real(model, prompts, policies)
 
-    real = scores.Prefill
+    real = rows.Prefill
     pairs = [("abc", " de"), ("abd", " fgh"), ("abe", " i")]
     expected = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
-    monkeypatch.setattr(scores, "Prefill", small)
+    monkeypatch.setattr(rows, "Prefill", small)
     found = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
     assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-5)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from workers.settings import PruneSettings
+
+MOST = 2**40
+"""More is no count of one request."""
 
 
 @dataclass
@@ -27,6 +31,22 @@ class Counts:
         """Add what another counted."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def plain(self) -> list[int | float]:
+        """As JSON can hold it; ``of_plain`` reads it."""
+        return list(astuple(self))
+
+    @classmethod
+    def of_plain(cls, values: Any) -> Counts:
+        """Raises ValueError for what are no counts."""
+        if not isinstance(values, list) or len(values) != len(fields(cls)):
+            raise ValueError("no counts")
+        *whole, entries = values
+        if not all(type(value) is int and 0 <= value < MOST for value in whole):
+            raise ValueError("counts that are no whole numbers")
+        if type(entries) is not float or not math.isfinite(entries):
+            raise ValueError("a count of entries that is no number")
+        return cls(*values)
 
     @property
     def cache_tokens_mean(self) -> float | None:

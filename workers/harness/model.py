@@ -34,6 +34,7 @@ from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.tasks import HarnessError
 from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
+from workers.kept_answers import AnswerBook
 from workers.layer_choice import with_layers
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
@@ -87,6 +88,8 @@ class PrunedModel(TemplateLM):
         self._first = bos_token(facts, bos) if bos == "always" else None
         self.worked: Callable[[float], None] = lambda share: None
         """Told, while requests are answered, of the shares of them that are done."""
+        self.book = AnswerBook()
+        """What is known of the requests, and who is told of what is new."""
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self.rounding: str | None = None
         """How far figures in 16 bits are from exact, once something was asked."""
@@ -186,7 +189,7 @@ class PrunedModel(TemplateLM):
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
                 longest = max(contexts, key=len, default=[])
                 self._check([continued(longest, len(longest) + way.max_tokens).tolist()] if longest else [])
-                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, done), strict=True):
+                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, done, self.book), strict=True):
                     self._count(requests[i], [one])
                     text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
                     texts[i] = postprocess_generated_text(text, list(way.until), None)
@@ -231,7 +234,7 @@ class PrunedModel(TemplateLM):
     def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
         self._check(context + continuation for context, continuation in pairs)
         with self._bar(what, len(pairs), quiet) as done:
-            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, done)
+            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, done, self.book)
 
     @contextlib.contextmanager
     def _bar(self, what: str, count: int, quiet: bool) -> Iterator[Callable[[int], None]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from workers.footprint import Shape, contexts_at_once
 from workers.harness.counts import Counts
+from workers.kept_answers import digest_of
 from workers.memory import is_out_of_memory
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
@@ -58,6 +60,27 @@ def in_halves(run: Callable[[list[list[int]]], dict[int, Result]], batch: list[l
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     return {**in_halves(run, batch[:middle]), **in_halves(run, batch[middle:])}
+
+
+class Contexts:
+    """Contexts of one length that go through together, once something is to go on from them."""
+
+    def __init__(self, model: nn.Module, ids: Sequence[Sequence[int]], settings: PruneSettings, device: torch.device) -> None:
+        self.model, self.ids, self.settings, self.device = model, ids, settings, device
+
+    @cached_property
+    def name(self) -> str:
+        """Tells this batch from others."""
+        return digest_of(self.ids)
+
+    @cached_property
+    def prefill(self) -> Prefill:
+        """Their pass, made when it is first asked for. Raises as ``Prefill`` does."""
+        return Prefill(self.model, torch.tensor(self.ids, device=self.device), [self.settings.policy])
+
+    def rows(self, places: Sequence[int]) -> Rows:
+        """Rows that go on from the contexts at these places."""
+        return Rows(self.model, self.prefill, self.settings, self.ids, places)
 
 
 class Rows:

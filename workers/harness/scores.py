@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from workers.footprint import rows_at_once
 from workers.harness.counts import Counts
-from workers.harness.rows import Rows, batches, in_halves
+from workers.harness.rows import Contexts, Rows, batches, in_halves
+from workers.kept_answers import AnswerBook
 from workers.model_shape import shape_of
-from workers.prefill import Prefill
 from workers.scoring import NOT_FINITE, OutputLayer, score
 from workers.settings import PruneSettings
 
@@ -29,40 +31,65 @@ class ContinuationScore:
     greedy: bool
     counts: Counts
 
+    def plain(self) -> list[Any]:
+        """As JSON can hold it; ``of_plain`` reads it."""
+        return [self.logprob, self.greedy, self.counts.plain()]
+
+    @classmethod
+    def of_plain(cls, values: Any) -> ContinuationScore:
+        """Raises ValueError for what is no score."""
+        if not isinstance(values, list) or len(values) != 3:
+            raise ValueError("no score")
+        logprob, greedy, counts = values
+        if type(logprob) is not float or not math.isfinite(logprob) or type(greedy) is not bool:
+            raise ValueError("no score")
+        return cls(logprob, greedy, Counts.of_plain(counts))
+
 
 @torch.inference_mode()
 def score_continuations(
     model: nn.Module, settings: PruneSettings, pairs: Sequence[Pair], device: torch.device, batch_size: int = 1,
-    done: Callable[[int], object] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None, book: AnswerBook | None = None,
 ) -> list[ContinuationScore]:  # fmt: skip
     """Scores of all pairs, in order. Equal contexts share their pass and its check, which changes no figure.
 
-    ``done`` is told of pairs as they are finished. Raises FloatingPointError for NaN logits, ValueError for an output layer whose
-    likelihoods cannot be told.
+    ``done`` is told of pairs as they are finished; what ``book`` knows is not computed.
+
+    Raises FloatingPointError for NaN logits, ValueError for an output layer whose likelihoods cannot be told.
     """
     OutputLayer.of(model)
+    book = book or AnswerBook()
     found: dict[int, ContinuationScore] = {}
     for batch in batches([context for context, _ in pairs], batch_size, shape_of(model)):
-        found |= in_halves(partial(_score_batch, model, settings, pairs, device), batch)
+        found |= in_halves(partial(_score_batch, model, settings, pairs, device, book), batch)
         done(sum(map(len, batch)))
     return [found[i] for i in range(len(pairs))]
 
 
 def _score_batch(
-    model: nn.Module, settings: PruneSettings, pairs: Sequence[Pair], device: torch.device, batch: list[list[int]]
-) -> dict[int, ContinuationScore]:
-    contexts = [pairs[group[0]][0] for group in batch]
-    prefill = Prefill(model, torch.tensor(contexts, device=device), [settings.policy])
-    first = prefill.logits.float().log_softmax(-1)
+    model: nn.Module, settings: PruneSettings, pairs: Sequence[Pair], device: torch.device, book: AnswerBook,
+    batch: list[list[int]],
+) -> dict[int, ContinuationScore]:  # fmt: skip
+    contexts = Contexts(model, [pairs[group[0]][0] for group in batch], settings, device)
     rows = [(place, i) for place, group in enumerate(batch) for i in group]
     found: dict[int, ContinuationScore] = {}
-    size = rows_at_once(shape_of(model), len(contexts[0]), len(batch))
+    size = rows_at_once(shape_of(model), len(contexts.ids[0]), len(batch))
     for start in range(0, len(rows), size):
         places, indices = zip(*rows[start : start + size], strict=True)
-        going = Rows(model, prefill, settings, contexts, places)
-        scored = _score_rows(going, first[list(places)], [pairs[i][1] for i in indices])
+        continuations = [pairs[i][1] for i in indices]
+        asked = [contexts.name, places, indices, continuations]
+        compute = partial(_score_places, contexts, places, continuations)
+        scored = book.answers(asked, len(places), ContinuationScore, compute)
         found |= dict(zip(indices, scored, strict=True))
     return found
+
+
+def _score_places(
+    contexts: Contexts, places: Sequence[int], continuations: Sequence[list[int]]
+) -> list[ContinuationScore]:  # fmt: skip
+    """Scores of continuations, each of the context at its place."""
+    first = contexts.prefill.logits.float().log_softmax(-1)
+    return _score_rows(contexts.rows(places), first[list(places)], continuations)
 
 
 def _score_rows(rows: Rows, first: Tensor, continuations: Sequence[list[int]]) -> list[ContinuationScore]:

@@ -18,6 +18,7 @@ from torch import nn
 from workers.footprint import MAX_AT_ONCE
 from workers.harness.counts import total
 from workers.harness.tasks import find_task
+from workers.kept_answers import AnswerBook
 from workers.model_files import ModelFacts
 from workers.settings import PruneSettings
 from workers.work import HarnessWork
@@ -39,9 +40,10 @@ class TaskResult:
 def task_rows(
     model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork,
     batch_size: int = MAX_AT_ONCE, worked: Callable[[float], None] = lambda share: None,
+    book: AnswerBook | None = None,
 ) -> TaskResult:  # fmt: skip
     """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time at most.
-    ``worked`` is told of the shares of the task's requests that are done.
+    ``worked`` is told of the shares of the task's requests that are done; what ``book`` knows is not computed.
 
     The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness or the task is
     missing, and what the harness raises.
@@ -53,7 +55,7 @@ def task_rows(
     from workers.harness.model import PrunedModel
 
     pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, bos=work.bos, progress=False)
-    pruned.worked = worked
+    pruned.worked, pruned.book = worked, book or AnswerBook()
     with _quiet():
         given = simple_evaluate(
             model=pruned, tasks=[file], num_fewshot=work.num_fewshot, limit=work.limit, bootstrap_iters=BOOTSTRAP,

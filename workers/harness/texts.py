@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.footprint import rows_at_once
 from workers.harness.counts import Counts
-from workers.harness.rows import Rows, batches, in_halves, text_id
+from workers.harness.rows import Contexts, Rows, batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
+from workers.kept_answers import AnswerBook
 from workers.model_shape import shape_of
-from workers.prefill import Prefill
 from workers.scoring import check_chosen, next_logits
 from workers.settings import PruneSettings
 
@@ -63,6 +63,20 @@ class Generated:
     tokens: list[int]
     counts: Counts
 
+    def plain(self) -> list[Any]:
+        """As JSON can hold it; ``of_plain`` reads it."""
+        return [self.tokens, self.counts.plain()]
+
+    @classmethod
+    def of_plain(cls, values: Any) -> Generated:
+        """Raises ValueError for what is no generated text."""
+        if not isinstance(values, list) or len(values) != 2:
+            raise ValueError("no generated text")
+        tokens, counts = values
+        if not isinstance(tokens, list) or not tokens or not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+            raise ValueError("no tokens")
+        return cls(tokens, Counts.of_plain(counts))
+
 
 class Writer:
     """Generates with one model, tokenizer and way of pruning."""
@@ -77,28 +91,44 @@ class Writer:
     @torch.inference_mode()
     def write(
         self, contexts: Sequence[list[int]], decoding: Decoding, batch_size: int = 1,
-        done: Callable[[int], object] = lambda count: None,
+        done: Callable[[int], object] = lambda count: None, book: AnswerBook | None = None,
     ) -> list[Generated]:  # fmt: skip
-        """One text for each context, in order; a context that comes n times gives n draws where sampling is asked for."""
+        """One text for each context, in order; a context that comes n times gives n draws where sampling is asked for.
+
+        ``done`` is told of texts as they are finished; what ``book`` knows is not computed.
+        """
+        book = book or AnswerBook()
         found: dict[int, Generated] = {}
         for batch in batches(contexts, batch_size, shape_of(self.model)):
-            found |= in_halves(partial(self._batch, contexts, decoding), batch)
+            found |= in_halves(partial(self._batch, contexts, decoding, book), batch)
             done(sum(map(len, batch)))
         return [found[i] for i in range(len(contexts))]
 
-    def _batch(self, contexts: Sequence[list[int]], decoding: Decoding, batch: list[list[int]]) -> dict[int, Generated]:
-        prompts = [contexts[group[0]] for group in batch]
-        prefill = Prefill(self.model, torch.tensor(prompts, device=self.device), [self.settings.policy])
+    def _batch(
+        self, texts: Sequence[list[int]], decoding: Decoding, book: AnswerBook, batch: list[list[int]]
+    ) -> dict[int, Generated]:  # fmt: skip
+        contexts = Contexts(self.model, [texts[group[0]] for group in batch], self.settings, self.device)
         rows = [(place, i, draw) for place, group in enumerate(batch) for draw, i in enumerate(group)]
         found: dict[int, Generated] = {}
-        size = rows_at_once(shape_of(self.model), len(prompts[0]), len(batch))
+        size = rows_at_once(shape_of(self.model), len(contexts.ids[0]), len(batch))
         for start in range(0, len(rows), size):
             places, indices, draws = zip(*rows[start : start + size], strict=True)
-            seeds = [hash((self.settings.seed, text_id(prompts[p]), draw)) for p, draw in zip(places, draws, strict=True)]
-            going = Rows(self.model, prefill, self.settings, prompts, places)
-            tokens = self._decode(going, prefill.logits[list(places)], decoding, seeds)
-            found |= {i: Generated(ids, counts) for i, ids, counts in zip(indices, tokens, going.counts, strict=True)}
+            asked = [contexts.name, places, indices, draws, asdict(decoding)]
+            compute = partial(self._write_places, contexts, places, draws, decoding)
+            written = book.answers(asked, len(places), Generated, compute)
+            found |= dict(zip(indices, written, strict=True))
         return found
+
+    def _write_places(
+        self, contexts: Contexts, places: Sequence[int], draws: Sequence[int], decoding: Decoding
+    ) -> list[Generated]:  # fmt: skip
+        """Texts that go on, each from the context at its place."""
+        seeds = [
+            hash((self.settings.seed, text_id(contexts.ids[place]), draw)) for place, draw in zip(places, draws, strict=True)
+        ]
+        going = contexts.rows(places)
+        tokens = self._decode(going, contexts.prefill.logits[list(places)], decoding, seeds)
+        return [Generated(*text) for text in zip(tokens, going.counts, strict=True)]
 
     def _decode(self, rows: Rows, logits: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[list[int]]:
         """New tokens of each row; logits [rows, vocabulary] of the first."""
