@@ -20,6 +20,6 @@ def kvsweep(
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def run_inline(sweep: Path, out: Path, *, retry_failed: bool = False) -> int:
+def run_inline(sweep: Path, out: Path | str, *, retry_failed: bool = False) -> int:
     """The same as ``kvsweep run --inline`` in this process."""
     return run_sweep(str(sweep), [], RunOptions(out=str(out), inline=True, threads=1, retry_failed=retry_failed))

@@ -23,6 +23,7 @@ from pipeline.results import RunStore
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import ROOT, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
+from tests.s3_server import s3_server, settings
 from workers.harness.rows import Rows
 from workers.kept_answers import KeptAnswers
 from workers.telling import Telling
@@ -30,14 +31,29 @@ from workers.work import WorkUnit
 from workers.worker import Worker
 
 
+def tell_at_once(patch: pytest.MonkeyPatch) -> list[int]:
+    """Everything is told as soon as it is there, no report is written; returns how many rows go on from contexts, in order."""
+    patch.setattr("analysis.report.make_report", lambda directories, audit: "report.html")
+    patch.setattr("workers.telling.ROWS_SECONDS", 0.0)
+    patch.setattr("workers.telling.SHARE_SECONDS", 0.0)
+    counts: list[int] = []
+    start = Rows.__init__
+
+    def counted(self, model, prefill, settings, contexts, places):
+        counts.append(len(places))
+        start(self, model, prefill, settings, contexts, places)
+
+    patch.setattr(Rows, "__init__", counted)
+    return counts
+
+
 @pytest.fixture
-def at_once(monkeypatch):
-    """Everything is told as soon as it is there."""
-    monkeypatch.setattr("workers.telling.ROWS_SECONDS", 0.0)
-    monkeypatch.setattr("workers.telling.SHARE_SECONDS", 0.0)
+def made(monkeypatch) -> list[int]:
+    """Continuations and texts that went on from contexts in this test, batch by batch."""
+    return tell_at_once(monkeypatch)
 
 
-def rows(out: Path) -> pl.DataFrame:
+def rows(out: Path | str) -> pl.DataFrame:
     frame = RunStore(str(out)).scan("tasks").drop("run_id").collect()
     return frame.sort("cell_id", "metric", "filter", "doc_index", nulls_last=False)
 
@@ -56,15 +72,22 @@ def folder(tmp_path_factory):
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.fixture
-def task_sweep(sweep_file, folder):
-    """``task_sweep(task)``: one task, dense and pruned."""
-
-    def write(task: str) -> Path:
-        block = f"{{tasks: [{task}], include_path: {folder}}}"
-        return sweep_file(perplexity=None, datasets=None, keep_ratios="[0.5]", lm_eval=block)
-
-    return write
+@pytest.fixture(scope="module")
+def undisturbed(folder, tiny_model_dir, tmp_path_factory):
+    """By task: a sweep of it, dense and pruned; a run of that; and what it ``made``."""
+    found: dict[str, tuple[Path, Path, list[int]]] = {}
+    for task in ("kv_choice", "kv_text"):
+        place = tmp_path_factory.mktemp(task)
+        keys = {
+            "name": "tiny", "models": [str(tiny_model_dir)], "devices": ["cpu"], "keep_ratios": [0.5], "prune_after": [16],
+            "lm_eval": {"tasks": [task], "include_path": str(folder)},
+        }  # fmt: skip
+        (place / "sweep.yaml").write_text(json.dumps(keys))
+        with pytest.MonkeyPatch.context() as patch:
+            made = tell_at_once(patch)
+            assert run_inline(place / "sweep.yaml", place / "whole") == DONE
+        found[task] = place / "sweep.yaml", place / "whole", made
+    return found
 
 
 @pytest.fixture
@@ -74,20 +97,6 @@ def asked(monkeypatch) -> list[WorkUnit]:
     run = Worker.run
     monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell))
     return units
-
-
-@pytest.fixture
-def made(monkeypatch) -> list[int]:
-    """Continuations and texts that went on from a context, in order."""
-    counts: list[int] = []
-    start = Rows.__init__
-
-    def counted(self, model, prefill, settings, contexts, places):
-        counts.append(len(places))
-        start(self, model, prefill, settings, contexts, places)
-
-    monkeypatch.setattr(Rows, "__init__", counted)
-    return counts
 
 
 def stopping(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
@@ -103,14 +112,10 @@ def stopping(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> Non
     patch.setattr(Telling, "answered", stopped)
 
 
-@pytest.mark.parametrize("task", ["kv_choice", "kv_text"])
-@pytest.mark.parametrize("stop", [1, 5])
-def test_a_task_that_is_cut_off_computes_the_rest_alone(task, stop, task_sweep, tmp_path, monkeypatch, at_once, asked, made):
+@pytest.mark.parametrize(("task", "stop"), [("kv_choice", 5), ("kv_text", 1)])
+def test_a_task_that_is_cut_off_computes_the_rest_alone(task, stop, undisturbed, out, monkeypatch, asked, made):
     """Of two cells with three contexts of different lengths each."""
-    whole, out, sweep = tmp_path / "whole", tmp_path / "out", task_sweep(task)
-    assert run_inline(sweep, whole) == DONE
-    all_made = made.copy()
-    made.clear()
+    sweep, whole, all_made = undisturbed[task]
     with monkeypatch.context() as patch:
         stopping(patch, stop, KeyboardInterrupt())
         assert run_inline(sweep, out) == INTERRUPTED
@@ -128,10 +133,25 @@ def test_a_task_that_is_cut_off_computes_the_rest_alone(task, stop, task_sweep, 
     assert names(out) == names(whole)
 
 
-def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(task_sweep, tmp_path, monkeypatch, at_once, made):
-    whole, out, sweep = tmp_path / "whole", tmp_path / "out", task_sweep("kv_choice")
-    assert run_inline(sweep, whole) == DONE
-    all_made = made.copy()
+@pytest.mark.slow
+def test_in_an_object_store_too(undisturbed, monkeypatch, made):
+    sweep, whole, all_made = undisturbed["kv_choice"]
+    with s3_server() as address:
+        for name, value in settings(address).items():
+            monkeypatch.setenv(name, value)
+        with monkeypatch.context() as patch:
+            stopping(patch, 5, KeyboardInterrupt())
+            assert run_inline(sweep, "s3://bucket/run") == INTERRUPTED
+        store = RunStore("s3://bucket/run")
+        assert len(store.names("answers", ".jsonl")) == 2
+        made.clear()
+        assert run_inline(sweep, "s3://bucket/run") == DONE
+        assert made == all_made[5:] and store.names("answers", ".jsonl") == []
+        assert rows("s3://bucket/run").equals(rows(whole))
+
+
+def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(undisturbed, out, monkeypatch, made):
+    sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
         stopping(patch, 5, ArithmeticError("made up"))
         assert run_inline(sweep, out) == SOME_FAILED
@@ -141,21 +161,19 @@ def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(task_
     assert made == all_made[5:] and rows(out).equals(rows(whole)) and "answers" not in names(out)
 
 
-def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the_next_start(task_sweep, out):
-    sweep = task_sweep("kv_choice")
-    assert run_inline(sweep, out) == DONE
+def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the_next_start(undisturbed, out, made):
+    sweep, whole, _ = undisturbed["kv_choice"]
+    shutil.copytree(whole, out)
     before, cell = names(out), rows(out)["cell_id"][0]
     for mend in (lambda: run_inline(sweep, out), lambda: compact(RunStore(str(out)))):
         AnswerFiles(RunStore(str(out))).add([KeptAnswers(cell, "0" * 32, [])])
         assert names(out) == before | {"answers"}
         mend()
-        assert names(out) == before
+        assert names(out) == before and made == []
 
 
-def test_answers_that_are_broken_or_of_others_are_left_aside(task_sweep, tmp_path, monkeypatch, at_once, made):
-    whole, out, sweep = tmp_path / "whole", tmp_path / "out", task_sweep("kv_choice")
-    assert run_inline(sweep, whole) == DONE
-    all_made = made.copy()
+def test_answers_that_are_broken_or_of_others_are_left_aside(undisturbed, out, monkeypatch, made):
+    sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
         stopping(patch, 3, KeyboardInterrupt())
         assert run_inline(sweep, out) == INTERRUPTED
