@@ -29,9 +29,9 @@ class AnswerFiles:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._names: defaultdict[str, list[str]] = defaultdict(list)
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
         for name in store.names(FOLDER, ENDING):
-            self._names[_cell_of(name)].append(name)
+            self._names[_cell_of(name)].add(name)
 
     @property
     def cells(self) -> frozenset[str]:
@@ -47,11 +47,11 @@ class AnswerFiles:
             content = "".join(json.dumps(vars(each)) + "\n" for each in own).encode()
             name = f"{FOLDER}/{cell_id}-{_digest(content)}{ENDING}"
             self._store.put(name, content, overwrite=True)
-            self._names[cell_id].append(name)
+            self._names[cell_id].add(name)
 
     def of(self, cell_ids: Iterable[str]) -> tuple[KeptAnswers, ...]:
         """What can be read of these cells' answers. Raises as the store does."""
-        names = [name for cell_id in cell_ids for name in self._names.get(cell_id, ())]
+        names = sorted(name for cell_id in cell_ids for name in self._names.get(cell_id, ()))
         if not names:
             return ()
         with ThreadPoolExecutor(READERS) as pool:
@@ -59,7 +59,7 @@ class AnswerFiles:
 
     def drop(self, cell_ids: Collection[str]) -> None:
         """Delete the answers of cells whose rows are stored. Raises as the store does."""
-        names = [name for cell_id in cell_ids for name in self._names.pop(cell_id, ())]
+        names = sorted(name for cell_id in cell_ids for name in self._names.pop(cell_id, ()))
         if names:
             self._store.delete_all(names)
             self._store.delete_empty(FOLDER)

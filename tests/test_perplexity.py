@@ -15,6 +15,7 @@ from workers import eviction
 from workers.attention import attention
 from workers.cell_batch import BatchLayer
 from workers.eviction import POLICIES, Policy, round_significant
+from workers.footprint import OBSERVED_QUERIES
 from workers.perplexity import evaluate, evaluate_reference
 from workers.settings import PruneSettings
 
@@ -222,6 +223,21 @@ def test_attention_that_policies_ask_for_attends_too_with_the_same_result(archit
         assert torch.allclose(result.nll, apart.nll, atol=TOLERANCE)
         assert result.validity == apart.validity
     assert not any(is_made for _, is_made in made[-50:])
+
+
+def test_of_the_queries_of_a_pass_only_those_that_policies_look_at_are_kept(monkeypatch):
+    """A view of all of them would keep as many as a pass brings, in every layer."""
+    prune, held = BatchLayer.prune, []
+
+    def noted(layer, plan):
+        assert layer.queries is not None
+        held.append(layer.queries.untyped_storage().nbytes() / (layer.queries.shape[0] * OBSERVED_QUERIES))
+        prune(layer, plan)
+
+    monkeypatch.setattr(BatchLayer, "prune", noted)
+    evaluate(MODELS["llama"], repetitive_tokens(1, 400), [PruneSettings("snapkv", 0.5, 128)], [0])
+    heads, head_dim = MODELS["llama"].config.num_attention_heads, MODELS["llama"].config.head_dim
+    assert set(held) == {4 * heads * head_dim}
 
 
 def test_a_cell_that_never_prunes_is_the_dense_cell():

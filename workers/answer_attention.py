@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from workers.attending_layer import AttendingLayer
-from workers.attention import Scale, attention, probabilities
+from workers.attention import attention, probabilities
+from workers.attention_weights import Scale
 from workers.retrieval import Question
 from workers.scoring import body_of
 from workers.shared_prefix import PrefixLayer, SharedPrefix

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 if TYPE_CHECKING:
-    from workers.attention import Scale
+    from workers.attention_weights import Scale
 
 LAYER = "kvsweep_layer"
 """Attribute of the keys that a cache layer's ``update`` returns: the layer, which then attends."""

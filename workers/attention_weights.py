@@ -44,6 +44,5 @@ def weights(query: Tensor, keys: Tensor, scale: Scale, positions: Tensor, seen: 
     """
     count = query.shape[2]
     asked_at = (seen[..., None] - count + torch.arange(count, device=query.device)[:, None]).to(positions.dtype)
-    open_or_hidden = torch.zeros((), device=query.device), torch.full((), -torch.inf, device=query.device)
-    mask = torch.where(positions[:, :, None] > asked_at, open_or_hidden[1], open_or_hidden[0])
-    return grouped_logits(query, keys, scale).add_(mask[:, :, None]).softmax(-1)
+    later = positions[:, :, None] > asked_at
+    return grouped_logits(query, keys, scale).masked_fill_(later[:, :, None], -torch.inf).softmax(-1)

@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from workers.attending_layer import AttendingLayer
-from workers.attention import Scale, attention, probe
-from workers.attention_weights import of_values, weights
+from workers.attention import attention, probe
+from workers.attention_weights import Scale, of_values, weights
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
+from workers.footprint import WEIGHT_BYTES
 from workers.layer_record import RECENT, retained
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
 from workers.shared_prefix import PrefixLayer
-
-WEIGHT_BYTES = 16 * 2**20
-"""Attention that policies ask for is made for all rows at once where it takes no more than this."""
 
 
 class BatchLayer(AttendingLayer):
@@ -143,8 +141,10 @@ class BatchLayer(AttendingLayer):
             out, mass = probe(query, keys, values, scale, mask, None if plan.is_even else place < plan.count_rows[:, None])
             self.mass[:, :, : keys.shape[2]] += mass
             return out
+        if self.queries is None or self.positions is None:
+            return attention(query, keys, values, scale, mask)
         asked = max(track.policy.looks_back for track in plan.tracks)
-        if self.queries is None or self.positions is None or not self._is_asked_of_all(plan, asked):
+        if not self._is_asked_of_all(plan, asked):
             return attention(query, keys, values, scale, mask)
 
         positions = self.positions[:, :, : keys.shape[2]]

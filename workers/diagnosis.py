@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from workers.attention import Scale, probabilities
+from workers.attention import probabilities
+from workers.attention_weights import Scale
 from workers.bos import bos_token
 from workers.corpora import Corpus, read_text, tokenize
 from workers.eviction import round_significant

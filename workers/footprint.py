@@ -31,6 +31,8 @@ PROBABILITY_BYTES = 64 * 2**20
 """Where probabilities are needed themselves they are made for so many queries at a time."""
 CHECK_LOGITS_BYTES = 512 * 2**20
 """What the stock model's logits may take at a time in the self-check."""
+WEIGHT_BYTES = 16 * 2**20
+"""Attention of the last queries that policies look at is made with the pass, for all rows at once, where it takes no more."""
 OBSERVED_QUERIES = 32
 """How many of the last queries a policy that observes queries can ask for."""
 ROOM_STEP, ROOM_SHARE = 32, 16
@@ -148,10 +150,13 @@ class Shape:
 
     def probing(self, rows: int, entries: int) -> int:
         """Probabilities of as many queries of a layer over so many entries, slice by slice, three slices at a time,
-        and the keys and values that make them, for each query head."""
-        expanded = rows * entries * (self.kv_heads + 2 * self.heads) * self.head_dim * 4
+        and keys in float32 where they are not."""
         of_a_query = 4 * rows * self.heads * entries
-        return 3 * max(of_a_query, min(PROBABILITY_BYTES, of_a_query * entries)) + expanded
+        return 3 * max(of_a_query, min(PROBABILITY_BYTES, of_a_query * entries)) + self.keys_in_float32(rows, entries)
+
+    def keys_in_float32(self, rows: int, entries: int) -> int:
+        """Copies of a layer's keys that probabilities are made of; none where they are in float32 already."""
+        return 4 * rows * entries * self.kv_heads * self.head_dim if self.width < 4 else 0
 
     def pass_over(self, rows: int, length: int, *, probed: bool) -> int:
         """A dense pass over prompts without their cache; ``probed``: one that notes what each entry is attended to."""
@@ -281,6 +286,8 @@ def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
         masks += rows * group.stride * widest * (5 + sharing * shape.width)
     if group.observes == "mass":
         passing += shape.probing(rows, group.room)
+    if group.observes == "queries":
+        passing += 3 * WEIGHT_BYTES + shape.keys_in_float32(rows, group.room)
     fork = group.windows * group.room * kv * (2 * shape.head_dim * shape.width + 64)
     return stored + masks + max(passing, choosing, stored // 2) + fork
 

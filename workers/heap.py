@@ -20,9 +20,9 @@ KEPT_BYTES = 64 * 2**20
 
 def limit_heap_blocks() -> None:
     """For the rest of this process, where it runs on glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return
     with contextlib.suppress(OSError, AttributeError):
+        if platform.libc_ver()[0] != "glibc":
+            return
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, OWN_PAGES_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

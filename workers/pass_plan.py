@@ -154,9 +154,10 @@ class Pass:
 
     def last_queries(self, before: Tensor, laid_out: Tensor) -> Tensor:
         """The last ones of each row, as many as ``before`` [rows, heads, w, width] had, after ``laid_out`` came."""
-        both, count = torch.cat([before, laid_out], 2), before.shape[2]
-        if self.is_even:
-            return both[:, :, self.widest :]
+        count = before.shape[2]
+        if self.is_even:  # a copy of these alone: a view would keep all queries of the pass
+            return torch.cat([before, laid_out[:, :, -count:]], 2)[:, :, -count:].clone()
+        both = torch.cat([before, laid_out], 2)
         last = self.count_rows[:, None] + torch.arange(count, device=self.device)
         return both.gather(2, last[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
 

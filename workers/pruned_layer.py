@@ -10,7 +10,8 @@ from torch import Tensor
 
 from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
-from workers.attention import Scale, attention, probe
+from workers.attention import attention, probe
+from workers.attention_weights import Scale
 from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
 from workers.footprint import with_room
 from workers.layer_record import LayerRecord

@@ -16,7 +16,8 @@ from transformers import Cache, PretrainedConfig
 
 from workers.architecture import usable
 from workers.attending_layer import AttendingLayer, WrongUseError
-from workers.attention import Scale, attention, probabilities
+from workers.attention import attention, probabilities
+from workers.attention_weights import Scale
 from workers.eviction import OBSERVED_QUERIES
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 
 from workers.answers import AnswersWatch, answers
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.cell_scores import CellScores
 from workers.clock import device_name
+from workers.code_digest import code_digest
 from workers.footprint import questions_at_once, windows_at_once
 from workers.generated_text import described, end_tokens
 from workers.kept_answers import AnswerBook
@@ -278,6 +280,11 @@ def _retrieval(unit: WorkUnit, model: nn.Module, device: torch.device, result: U
             telling.forget(cell.cell_id)
 
 
+def _versions() -> str:
+    """Of the code whose answers may stand in one row: another version's may differ in the last bits."""
+    return f"{torch.__version__} {transformers.__version__} {code_digest()}"
+
+
 def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
     from workers.harness.task_rows import task_rows  # an optional dependency
 
@@ -289,7 +296,7 @@ def _tasks(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitR
             telling.worked(share, words)
 
         telling.expect(1)
-        made_with = f"{result.device_name} {cell.settings}"
+        made_with = f"{result.device_name} {torch.get_num_threads()} {_versions()} {cell.settings}"
         book = AnswerBook(cell.cell_id, made_with, unit.answers, telling.answered)
         try:
             found = task_rows(model, unit.model, device, cell.settings, work, worked=worked, book=book)

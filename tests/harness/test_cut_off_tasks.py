@@ -186,6 +186,18 @@ def test_answers_that_are_broken_or_of_others_are_left_aside(undisturbed, out, m
     assert made == all_made and rows(out).equals(rows(whole))
 
 
+def test_answers_of_other_code_are_left_aside(undisturbed, out, monkeypatch, made):
+    """They stand in one row with the others, where nothing could tell them apart."""
+    sweep, whole, all_made = undisturbed["kv_choice"]
+    with monkeypatch.context() as patch:
+        stopping(patch, 3, KeyboardInterrupt())
+        patch.setattr("workers.unit.code_digest", lambda: "another")
+        assert run_inline(sweep, out) == INTERRUPTED
+    made.clear()
+    assert run_inline(sweep, out) == DONE
+    assert made == all_made and rows(out).equals(rows(whole))
+
+
 LONG = [
     {"text": QUESTIONS[0]["text"] + " and on" * 2 + "." * i, "choices": ["ships", "a lamp"], "answer": i % 2} for i in range(60)
 ]
