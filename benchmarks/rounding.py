@@ -28,11 +28,12 @@ from workers import scoring
 from workers.budget import kept_count
 from workers.cell_scores import CellScores
 from workers.corpora import read_text, tokenize
-from workers.eviction import _OWN, SIGNIFICANT_BITS, round_significant, select
+from workers.eviction import _OWN, SIGNIFICANT_BITS, round_significant
 from workers.model_files import find_model
 from workers.models import DTYPES, load
 from workers.perplexity import evaluate, evaluate_reference
 from workers.scoring import body_of
+from workers.selection import select
 from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
 from workers.windows import plan_windows

@@ -8,18 +8,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.eviction import (
-    POLICIES,
-    SIGNIFICANT_BITS,
-    CacheView,
-    Policy,
-    find_policy,
-    round_significant,
-    select,
-    select_ragged,
-    take_entries,
-)
+from workers.eviction import POLICIES, SIGNIFICANT_BITS, CacheView, Policy, find_policy, round_significant
 from workers.policy_files import PolicyError, resolved
+from workers.selection import select, select_ragged, take_entries
 from workers.settings import POLICY_NAMES
 
 

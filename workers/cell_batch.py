@@ -16,12 +16,13 @@ from torch import Tensor
 from workers.attending_layer import AttendingLayer
 from workers.attention import attention, probe
 from workers.attention_weights import Scale, of_values, weights
-from workers.eviction import OBSERVED_QUERIES, CacheView, select, select_ragged, take_entries
-from workers.footprint import WEIGHT_BYTES
+from workers.eviction import CacheView
+from workers.footprint import OBSERVED_QUERIES, WEIGHT_BYTES
 from workers.layer_record import RECENT, retained
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
+from workers.selection import select, select_ragged, take_entries
 from workers.shared_prefix import PrefixLayer
 
 

@@ -12,11 +12,12 @@ from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
 from workers.attention import attention, probe
 from workers.attention_weights import Scale
-from workers.eviction import OBSERVED_QUERIES, CacheView, select, take_entries
-from workers.footprint import with_room
+from workers.eviction import CacheView
+from workers.footprint import OBSERVED_QUERIES, with_room
 from workers.layer_record import LayerRecord
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
+from workers.selection import select, take_entries
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from workers.cell_batch import BatchLayer
-from workers.eviction import CacheView, order_by_score, take_entries
+from workers.eviction import CacheView
 from workers.layer_record import RECENT
 from workers.pass_plan import Pass
 from workers.policy_calls import scores_of
+from workers.selection import order_by_score, take_entries
 
 FREE = 2**31 - 1
 """Position of a place that holds nothing: later than any query, so no query sees it."""
