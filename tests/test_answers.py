@@ -1,6 +1,7 @@
 """Batched answers with a shared prefill = each question alone through a cache of its own; what is dropped, what is kept out."""
 
 import dataclasses
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -65,6 +66,21 @@ def alone(model, settings, question, question_pruned):
         if i + 1 < len(question.answer_ids):
             logits = forward(model, torch.tensor([[token]]), cache)
     return answer, nll, events
+
+
+def test_a_cells_cache_is_gone_before_the_next_ones_is_made(monkeypatch):
+    """The dense cell's is the largest, and the first."""
+    made, alive = Prefill.cache, WeakSet()
+
+    def noted(self, settings, row_ids):
+        assert not len(alive)
+        cache = made(self, settings, row_ids)
+        alive.add(cache)
+        return cache
+
+    monkeypatch.setattr(Prefill, "cache", noted)
+    found = answers(tiny_model("llama"), CPU, CELLS, RetrievalWork(questions(), False), 16)
+    assert not any(isinstance(rows, Exception) for rows in found)
 
 
 @pytest.mark.parametrize("question_pruned", [True, False])

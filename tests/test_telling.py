@@ -68,6 +68,18 @@ def by_key(rows: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
     return found
 
 
+def test_rows_are_told_soon_at_first_and_then_at_intervals(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("workers.telling.time.monotonic", lambda: clock[0])
+    news: list[News] = []
+    telling = Telling(news.append)
+    for second in range(60):
+        clock[0] = float(second)
+        telling.give([{"cell_id": "c", "second": second}])
+    assert [each.seconds for each in news if each.rows] == [8.0, 28.0, 48.0]
+    assert [row["second"] for each in news for row in each.rows] == list(range(49))
+
+
 @pytest.mark.parametrize("task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)])
 def test_every_row_is_told_once_and_the_share_grows_to_the_whole(task, at_once):
     whole = by_key(run_unit(UNITS[task], tiny_model("llama"), CPU).rows)

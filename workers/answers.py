@@ -129,8 +129,7 @@ def _answer(
     watch.worked(len(batch.questions), -1)
     for i in going:
         try:
-            cache = prefill.cache(cells[i], batch.row_ids)
-            found = _Answers(model, cache, batch, question_pruned, prefill.logits, weights).rows()
+            found = _of_cell(model, prefill, cells[i], batch, question_pruned, weights)
         except Exception as error:
             results[i] = without_frames(error)
         else:
@@ -140,6 +139,14 @@ def _answer(
             rows += told
             watch.answered(i, told)
         watch.worked(len(batch.questions), i)
+
+
+def _of_cell(
+    model: nn.Module, prefill: Prefill, cell: PruneSettings, batch: Batch, question_pruned: bool, weights: Tensor
+) -> Rows:  # fmt: skip
+    """What a cell answers. Its cache ends with this call: the next cell's is made where nothing is left of it."""
+    cache = prefill.cache(cell, batch.row_ids)
+    return _Answers(model, cache, batch, question_pruned, prefill.logits, weights).rows()
 
 
 def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:

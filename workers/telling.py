@@ -18,6 +18,8 @@ ROWS_SECONDS, SHARE_SECONDS = 20.0, 4.0
 """How often what is finished (rows, answers), and how often the share of the work alone, is told.
 
 A thousand workers tell 250 times a second."""
+FIRST_ROWS_SECONDS = 8.0
+"""When what is finished is told for the first time: whoever watches a sweep of a large model sees rows within its first minute."""
 MOST_SHARE = 0.99
 """Of a unit that goes on: timed rounds may be more than were expected."""
 
@@ -93,7 +95,9 @@ class Telling:
         if self.tell is None:
             return
         now = time.monotonic()
-        with_rows = bool(self.rows or self.answers) and now - self._told_rows >= ROWS_SECONDS
+        is_first = self._told_rows == self._begin
+        interval = min(FIRST_ROWS_SECONDS, ROWS_SECONDS) if is_first else ROWS_SECONDS
+        with_rows = bool(self.rows or self.answers) and now - self._told_rows >= interval
         if not with_rows and now - self._told < SHARE_SECONDS:
             return
 
