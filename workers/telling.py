@@ -19,7 +19,7 @@ ROWS_SECONDS, SHARE_SECONDS = 20.0, 4.0
 
 A thousand workers tell 250 times a second."""
 FIRST_ROWS_SECONDS = 8.0
-"""When what is finished is told for the first time: whoever watches a sweep of a large model sees rows within its first minute."""
+"""When what is finished is told for the first time: who watches a sweep of a large model sees rows within its first minute."""
 MOST_SHARE = 0.99
 """Of a unit that goes on: timed rounds may be more than were expected."""
 
