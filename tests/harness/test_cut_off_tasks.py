@@ -112,7 +112,7 @@ def stopping(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> Non
     patch.setattr(Telling, "answered", stopped)
 
 
-@pytest.mark.parametrize(("task", "stop"), [("kv_choice", 5), ("kv_text", 1)])
+@pytest.mark.parametrize(("task", "stop"), [("kv_choice", 5), pytest.param("kv_text", 1, marks=pytest.mark.slow)])
 def test_a_task_that_is_cut_off_computes_the_rest_alone(task, stop, undisturbed, out, monkeypatch, asked, made):
     """Of two cells with three contexts of different lengths each."""
     sweep, whole, all_made = undisturbed[task]
@@ -150,6 +150,7 @@ def test_in_an_object_store_too(undisturbed, monkeypatch, made):
         assert rows("s3://bucket/run").equals(rows(whole))
 
 
+@pytest.mark.slow
 def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(undisturbed, out, monkeypatch, made):
     sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
@@ -161,6 +162,7 @@ def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(undis
     assert made == all_made[5:] and rows(out).equals(rows(whole)) and "answers" not in names(out)
 
 
+@pytest.mark.slow
 def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the_next_start(undisturbed, out, made):
     sweep, whole, _ = undisturbed["kv_choice"]
     shutil.copytree(whole, out)
@@ -172,6 +174,7 @@ def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the
         assert names(out) == before and made == []
 
 
+@pytest.mark.slow
 def test_answers_that_are_broken_or_of_others_are_left_aside(undisturbed, out, monkeypatch, made):
     sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
