@@ -161,12 +161,15 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def _without_cells(spec: SweepSpec) -> list[str]:
-    """Tasks whose block names, for an axis, only values that the sweep does not have: nothing is pruned in them."""
+    """Values of an axis that a task's block names and the sweep does not have: they make no cells."""
     notes = []
     for block in (block for block in BLOCK_OF.values() if getattr(spec, block)):
         for axis, chosen in getattr(spec, block).named().items():
             values = [cell_value(axis, value) for value in getattr(spec, axis)]
-            if chosen and not set(chosen) & set(values):
+            lacking = [value for value in chosen if value not in values and value != "dense"]
+            if lacking and len(lacking) < len(chosen):
+                notes.append(f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: no cell has them")
+            elif lacking:
                 notes.append(
                     f"{block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "
                     f"({_listed(values)}), and none is in both; list it in both"

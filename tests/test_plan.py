@@ -214,6 +214,9 @@ def test_a_task_that_its_own_filter_leaves_without_a_pruned_cell_is_noted(plan_o
     ) in plan.notes
     plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once, every_step')}}}")
     assert len(plan.grid.cells) > 1 and not any("dense cells alone" in note for note in plan.notes)
+    assert "retrieval.schedules names prefill_once, which the sweep's own schedules lack: no cell has them" in plan.notes
+    plan = plan_of(perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 2, policies: [dense]}")
+    assert not any("policies" in note for note in plan.notes), "the dense cell alone is what was asked for"
 
 
 def test_the_wrong_protocol_is_called_wrong_before_it_runs(plan_of):

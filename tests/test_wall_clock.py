@@ -84,7 +84,9 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
 
 
 NO_PACES = ("", "[]", "{}", '{"token_seconds": "x", "pass_seconds": 1}', '{"token_seconds": 0, "pass_seconds": 1}',
-            '{"token_seconds": NaN, "pass_seconds": 1}')  # fmt: skip
+            '{"token_seconds": NaN, "pass_seconds": 1}', '{"token_seconds": 1e305, "pass_seconds": 1}',
+            '{"token_seconds": 1' + "0" * 400 + ', "pass_seconds": 1}', '{"token_seconds": 1, "pass_seconds": true}',
+            '{"token_seconds": 1e-320, "pass_seconds": 0}')  # fmt: skip
 
 
 @pytest.mark.parametrize("content", NO_PACES)

@@ -43,8 +43,9 @@ STARTED_BYTES = 480 * 2**20
 """A worker as it starts: measured 415 MiB alone, 460 beside the driver, 480 as a Ray actor."""
 PROCESS_BYTES = STARTED_BYTES + 80 * 2**20
 """The same with the code of a model and what else is imported when it is used (measured: 35 to 60 MiB)."""
-HARNESS_BYTES = 128 * 2**20
-"""What lm-evaluation-harness and what it reads its datasets with add to it (measured: 80 MiB, and tables)."""
+HARNESS_BYTES = 224 * 2**20
+"""What lm-evaluation-harness and what it reads its datasets with add to it (measured: 80 MiB, and tables), and what is kept of
+freed memory beyond FRAGMENT_BYTES where many caches are pruned at once (measured: 80 MiB behind 16 contexts of SmolLM2)."""
 HARNESS_LONGEST = 8192
 """Contexts of the harness's tasks are planned as if they were as long as the model takes, and no longer than this: only running a
 task tells. Longer ones make a worker exceed its plan, which it says."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from workers.cache_folder import cache_folder
 from workers.model_files import ModelFacts
+
+LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e5
+"""What a token can take."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,11 @@ class Pace:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no measurement gives."""
-        if not all(0 <= seconds < math.inf for seconds in (self.token_seconds, self.pass_seconds)) or not self.token_seconds:
-            raise ValueError("seconds are finite and not negative")
+        both = (self.token_seconds, self.pass_seconds)
+        if any(isinstance(seconds, bool) or not 0 <= seconds <= MOST_SECONDS for seconds in both):
+            raise ValueError(f"seconds are from 0 to {MOST_SECONDS:g}")
+        if self.token_seconds < LEAST_SECONDS:
+            raise ValueError(f"no token takes less than {LEAST_SECONDS:g} seconds")
 
 
 def remember(pace: Pace, facts: ModelFacts, dtype: str, device: str, threads: int) -> None:
