@@ -220,7 +220,7 @@ def test_sharing_a_context_and_a_batch_changes_nothing(pruned_model):
         alone = pruned_model(settings)
         expected = [alone.loglikelihood([request])[0] for request in requests(PAIRS)]
         found = together.loglikelihood(requests(PAIRS))
-        assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-5)
+        assert numbers([found]) == pytest.approx(numbers([expected]), rel=1e-6, abs=1e-5)  # float32 over 20 tokens
         assert together.counts["own"].figures() == alone.counts["own"].figures()
 
 
@@ -237,7 +237,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(pruned_model, monkeypatch):
     expected = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
     monkeypatch.setattr(rows, "Prefill", small)
     found = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
-    assert numbers([found]) == pytest.approx(numbers([expected]), abs=1e-5)
+    assert numbers([found]) == pytest.approx(numbers([expected]), rel=1e-6, abs=1e-5)  # float32 over 20 tokens
 
 
 def test_what_was_never_pruned_says_so(pruned_model, folder, caplog):
