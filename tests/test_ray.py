@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.schedule import MAX_ATTEMPTS, Outcome, run_units
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from tests.ready import Ready, unwrap
+from workers.telling import News
 from workers.work import UnitResult, WorkUnit
 
 pytestmark = pytest.mark.slow
@@ -64,14 +65,18 @@ def renamed(ready: Ready, unit_id: str, **changes: object) -> Ready:
 
 
 def collected(units: list[Ready], executor: RayExecutor | InlineExecutor) -> dict[str, tuple[UnitResult, int]]:
-    """Result and attempts of each unit; each reported once."""
+    """Result and attempts of each unit; each reported once, with the rows that were told of while it went on."""
     results: dict[str, tuple[UnitResult, int]] = {}
+    told: defaultdict[str, list[dict]] = defaultdict(list)
+
+    def hear(unit: Ready, news: News) -> None:
+        told[unit.unit_id] += news.rows
 
     def keep(unit: Ready, result: UnitResult, attempts: int) -> None:
         assert unit.unit_id not in results
-        results[unit.unit_id] = result, attempts
+        results[unit.unit_id] = replace(result, rows=told[unit.unit_id] + result.rows), attempts
 
-    run_units(units, executor, unwrap, keep)
+    run_units(units, executor, unwrap, keep, on_news=hear)
     assert results.keys() == {unit.unit_id for unit in units}
     return results
 
