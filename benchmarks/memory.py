@@ -151,6 +151,9 @@ def child(path: str, what: str) -> None:
     memory = PeakMemory(device)
     memory.start()
     model = load(unit.model, unit.dtype, device)
+    with torch.inference_mode():
+        for weight in model.parameters():  # a worker's self-check reads them; until then a mapped file takes no memory
+            weight.sum()
     begin, failures = time.perf_counter(), []
     if what == "check":
         text = check_text(unit)
