@@ -102,7 +102,7 @@ def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
     facts = plan.resolved.models[dense.model]
     timed = dense.task == "generation"
     model, least = f"{facts.revision} {dense.dtype}", least_bytes(facts, dense)
-    rates = Rates.nominal(facts, dense.device)
+    rates = Rates.nominal(facts, dense)
     if dense.task == "retrieval":
         units = list(_retrieval(rates, cells, plan.documents_expected(dense), before=len(plan.units)))
     elif dense.task == "perplexity":

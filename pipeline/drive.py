@@ -25,6 +25,7 @@ from pipeline.unit_inputs import work_unit
 from pipeline.unit_memory import beyond_plan
 from pipeline.unit_parts import PartWriter
 from workers.code_digest import OtherCodeError, code_digest
+from workers.pace import Pace
 from workers.telling import News
 from workers.work import Failure, UnitResult, WorkUnit
 
@@ -105,7 +106,7 @@ class _Turn:
     def hear(self, unit: PlannedUnit, news: News) -> None:
         """Store what a unit has finished while it goes on."""
         if news.pace is not None:
-            self._hint(unit, Rates.measured(news.pace))
+            self._hint(unit, news.pace)
         rows = 0
         if news.rows or news.answers:
             self.session.lease.hold()
@@ -124,8 +125,10 @@ class _Turn:
                 left_seconds=self._time_left.seconds(),
             )  # fmt: skip
 
-    def _hint(self, unit: PlannedUnit, rates: Rates) -> None:
+    def _hint(self, unit: PlannedUnit, pace: Pace) -> None:
         """How long units of every kind with this unit's model take, as one of each tells."""
+        first = unit.cells[0]
+        rates = Rates.measured(pace, self.session.plan.resolved.models[first.model], first)
         for kind, sample in self._samples.items():
             if (sample.need.model, sample.need.device) == (unit.need.model, unit.need.device):
                 self._time_left.hint(kind, unit_seconds(sample, rates) / sample.cost_seconds)

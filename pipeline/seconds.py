@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.cell import Cell, settings_of
+from pipeline.estimates import shape_of
 from workers.budget import Schedule
 from workers.footprint import MAX_AT_ONCE
 from workers.model_files import ModelFacts
@@ -21,9 +22,10 @@ SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Of a nominal device: one core, one GPU."""
 RUN_SECONDS = 0.25
 """Of a timed run beside its passes: memory given back, garbage collected, prunes, clocks (the default sweep)."""
-ANSWER_PASSES = 20
-"""An answer's passes, and as many again for what is pruned and copied, of a batch of questions."""
-ASKED_TOKENS = 24
+ANSWERED_BYTES_PER_SECOND = {"cpu": 4e8, "cuda": 8e10, "mps": 8e9}
+"""Of the keys and values of a cell's answers: they are forked, copied for each answer and read by every pass of it (measured on
+one core with three models, of 3, 12 and 46 KB a token: 4.1e8)."""
+ASKED_TOKENS = 16
 """Of a question."""
 HARNESS_DOCUMENTS, HARNESS_TOKENS, HARNESS_PASSES = 1000, 400, 8
 """What a document of the harness takes, where only running it can tell."""
@@ -31,21 +33,27 @@ HARNESS_DOCUMENTS, HARNESS_TOKENS, HARNESS_PASSES = 1000, 400, 8
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a token among many of one pass, and of a pass beside its tokens."""
+    """Seconds of a token among many of one pass, of a pass beside its tokens, of a token held while a question is answered."""
 
     token: float
     single_pass: float
+    held_token: float
 
     @classmethod
-    def nominal(cls, facts: ModelFacts, device: str) -> Rates:
+    def nominal(cls, facts: ModelFacts, cell: Cell) -> Rates:
         """Of a model on a nominal device, the same everywhere."""
-        token = 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[device]
-        return cls(token, SECONDS_PER_PASS_LAYER[device] * facts.layers)
+        token = 2 * max(facts.parameters, 1) / FLOPS_PER_SECOND[cell.device]
+        return cls(token, SECONDS_PER_PASS_LAYER[cell.device] * facts.layers, _held_seconds(facts, cell))
 
     @classmethod
-    def measured(cls, pace: Pace) -> Rates:
-        """As they were found on a machine."""
-        return cls(pace.token_seconds, pace.pass_seconds)
+    def measured(cls, pace: Pace, facts: ModelFacts, cell: Cell) -> Rates:
+        """As they were found on a machine; what is held is read at a nominal rate."""
+        return cls(pace.token_seconds, pace.pass_seconds, _held_seconds(facts, cell))
+
+
+def _held_seconds(facts: ModelFacts, cell: Cell) -> float:
+    """Of one token that a cell's cache holds, all layers together, while one answer is made."""
+    return shape_of(facts, cell).cached / ANSWERED_BYTES_PER_SECOND[cell.device]
 
 
 def schedule_of(cell: Cell, steps: int) -> Schedule:
@@ -89,9 +97,13 @@ def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, question
     Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
     """
     settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_AT_ONCE)
-    tokens = 2 * (max(settings["digits"]) + (0 if settings["question_pruned"] else ASKED_TOKENS))
-    own = questions * tokens * rates.token + batches * ANSWER_PASSES * rates.single_pass
-    return prompt_seconds(rates, length, questions) + len(cells) * own
+    answered, is_asked_apart = max(settings["digits"]) + 1, not settings["question_pruned"]
+
+    tokens = 2 * questions * (answered + ASKED_TOKENS * is_asked_apart)
+    passes = batches * (answered + is_asked_apart)
+    each = tokens * rates.token + passes * rates.single_pass
+    held = 2 * questions * length * sum(cell.keep_ratio for cell in cells)
+    return prompt_seconds(rates, length, questions) + len(cells) * each + held * rates.held_token
 
 
 def generation_seconds(cells: Sequence[Cell], rates: Rates) -> float:

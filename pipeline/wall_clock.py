@@ -72,7 +72,7 @@ def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
             paces[key] = remembered(facts, *key[1:], 1) or (_measured(facts, *key[1:]) if may else None)
             failed |= {first.model} if may and paces[key] is None else set()
         pace = paces[key]
-        rates = Rates.nominal(facts, first.device) if pace is None else Rates.measured(pace)
+        rates = Rates.nominal(facts, first) if pace is None else Rates.measured(pace, facts, first)
 
         at_once = max(1, min(len(units), places))
         workers, without_place = max(workers, at_once), without_place + (0 if places else len(units))

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from pipeline import wall_clock as clocks
+from pipeline.cell import Cell
 from pipeline.cutting import UNIT_SECONDS, unit_seconds
 from pipeline.placement import Fleet, Node
 from pipeline.plan import make_plan
-from pipeline.seconds import Rates
+from pipeline.seconds import Rates, retrieval_seconds
 from pipeline.spec import SweepError, load_spec
 from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
-from workers.measure_pace import TOKENS, measure
+from workers.measure_pace import TOKENS, _quickest, measure
 from workers.model_files import find_model
 from workers.models import load
 from workers.pace import Pace, remember, remembered
@@ -83,6 +84,34 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
     assert wall_clock(long).unmeasured
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_time_that_other_programs_had_is_not_in_a_pace(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert _quickest(lambda: time.sleep(0.4), torch.device("cpu")) < 0.2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_answers_are_estimated_by_what_their_caches_hold(sweep_file):
+    """Of a model with four times the keys, and of cells that keep more, they take longer though nothing is computed more."""
+    plan = plan_of(
+        sweep_file, keep_ratios="[0.9, 0.3]", prune_after="[8]", perplexity=None,
+        retrieval="{context_tokens: [240], depths: [0.5], questions: 4}",
+    )  # fmt: skip
+    (facts,) = plan.resolved.models.values()
+    dense, most, least = plan.grid.cells
+    no_computing = Pace(1e-9, 0.0)
+
+    def seconds(kv_heads: int, cell: Cell) -> float:
+        wide = replace(facts, kv_heads=kv_heads)
+        return retrieval_seconds([cell], Rates.measured(no_computing, wide, cell), 240, 4)
+
+    assert seconds(8, dense) == pytest.approx(4 * seconds(2, dense), rel=1e-3)
+    assert seconds(2, most) == pytest.approx(3 * seconds(2, least), rel=1e-2)
+
+
 NO_PACES = ("", "[]", "{}", '{"token_seconds": "x", "pass_seconds": 1}', '{"token_seconds": 0, "pass_seconds": 1}',
             '{"token_seconds": NaN, "pass_seconds": 1}', '{"token_seconds": 1e305, "pass_seconds": 1}',
             '{"token_seconds": 1' + "0" * 400 + ', "pass_seconds": 1}', '{"token_seconds": 1, "pass_seconds": true}',
@@ -126,7 +155,7 @@ def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_ce
         made = make_plan(plan.spec)
         for unit in made.units:
             facts = made.resolved.models[unit.cells[0].model]
-            rates = Rates.nominal(facts, "cpu")
+            rates = Rates.nominal(facts, unit.cells[0])
             shared = (64 if unit.task == "perplexity" else 2 * 240) * rates.token
             taken = unit_seconds(unit, rates)
             assert taken == pytest.approx(unit.cost_seconds)

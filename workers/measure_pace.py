@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import nn
@@ -23,8 +22,10 @@ from workers.settings import PruneSettings
 
 TOKENS, SINGLE_TOKENS = 256, 4
 """Of the long pass, and passes of one token."""
+FINE = 1e-3
+"""Seconds that a clock has to tell apart."""
 ENOUGH_SECONDS = 0.3
-"""What takes less is done three times, and the median counts."""
+"""What takes less is done three times, and the quickest counts."""
 
 
 @torch.inference_mode()
@@ -33,31 +34,40 @@ def measure(model: nn.Module, device: torch.device) -> Pace:
     vocabulary = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
     ids = torch.randint(0, vocabulary, (1, TOKENS + 1), generator=torch.Generator().manual_seed(0)).to(device)
     evaluate(model, ids[:, :17], [], [0])  # the first pass pays for what later ones find ready
-    token_seconds = _median_seconds(lambda: evaluate(model, ids, [], [0]), device) / TOKENS
+    token_seconds = _quickest(lambda: evaluate(model, ids, [], [0]), device) / TOKENS
 
     def single_tokens() -> None:
         cache = PrunedCache(model.config, PruneSettings("dense"))  # pyright: ignore[reportArgumentType]
         for place in range(SINGLE_TOKENS):
             forward(model, ids[:, place : place + 1], cache)
 
-    per_pass = _median_seconds(single_tokens, device) / SINGLE_TOKENS
+    per_pass = _quickest(single_tokens, device) / SINGLE_TOKENS
     return Pace(token_seconds, max(0.0, per_pass - token_seconds))
 
 
-def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What one thread does is timed by its own CPU seconds: other programs of the machine that go ahead of it count for nothing.
+def _quickest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the wall, but no more than the CPU seconds that all threads took: other programs of the machine that go ahead of
+    them count for little.
 
     A pace is remembered for long, and who measures it beside other work must not have slow plans ever after.
     """
-    is_alone = device.type == "cpu" and torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < 1e-3
-    clock = time.thread_time if is_alone else time.perf_counter
+    clock = _processor_seconds(device)
     taken: list[float] = []
     while len(taken) < 3 and sum(taken) < ENOUGH_SECONDS:
-        begin = clock()
+        begin, begin_of_threads = time.perf_counter(), clock()
         work()
         synchronize(device)
-        taken.append(clock() - begin)
-    return median(taken)
+        taken.append(min(time.perf_counter() - begin, clock() - begin_of_threads))
+    return min(taken)
+
+
+def _processor_seconds(device: torch.device) -> Callable[[], float]:
+    """A clock of the threads that compute; the wall's for another device than a CPU, and where such clocks are coarse."""
+    if device.type != "cpu":
+        return time.perf_counter
+    if torch.get_num_threads() == 1:
+        return time.thread_time if time.get_clock_info("thread_time").resolution < FINE else time.perf_counter
+    return time.process_time if time.get_clock_info("process_time").resolution < FINE else time.perf_counter
 
 
 def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.device) -> Pace:
