@@ -167,7 +167,9 @@ def _without_cells(spec: SweepSpec) -> list[str]:
         for axis, chosen in getattr(spec, block).named().items():
             values = [cell_value(axis, value) for value in getattr(spec, axis)]
             lacking = [value for value in chosen if value not in values and value != "dense"]
-            if lacking and len(lacking) < len(chosen):
+            if not chosen:
+                notes.append(f"{block} has dense cells alone: its {axis} are an empty list; leave it out for all of the sweep's")
+            elif lacking and len(lacking) < len(chosen):
                 notes.append(f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: no cell has them")
             elif lacking:
                 notes.append(

@@ -162,6 +162,11 @@ class RunStore:
         return list(self._listed(folder, ending))
 
     def _listed(self, folder: str, ending: str) -> dict[str, int]:
+        """Bytes by name. Raises RunUnreadableError where something else has the folder's name: nothing could be put there."""
+        place = None if is_remote(self.directory) else Path(self.directory) / folder
+        if place is not None and place.exists() and not place.is_dir():
+            raise RunUnreadableError(f"{place}: is no folder; move it away")
+
         with self._explained():
             found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{folder}/") for meta in batch}
         return {name: found[name] for name in sorted(found) if name.count("/") == 1 and name.endswith(ending)}

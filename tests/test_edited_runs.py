@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -100,6 +101,15 @@ def test_what_has_a_stored_file_s_name_and_is_none_is_refused_at_once(name, kind
         assert "driver.json is unreadable" in ask("status", tmp_path).stdout
     else:
         assert f"{place}: is no file (a folder, a pipe or a device)" in refused("status", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "failures", "answers"])
+def test_a_file_in_the_place_of_a_folder_refuses_a_run_at_its_start(name, sweep_file, out):
+    assert ask("run", sweep_file(), "--inline", "--out", out).exit_code == 0
+    shutil.rmtree(out / name, ignore_errors=True)
+    (out / name).write_text("mine")
+    assert f"{out / name}: is no folder; move it away" in refused("run", sweep_file(), "--inline", "--out", out)
+    assert (out / name).read_text() == "mine"
 
 
 def test_a_run_json_of_a_gigabyte_is_not_read(tmp_path):

@@ -217,6 +217,9 @@ def test_a_task_that_its_own_filter_leaves_without_a_pruned_cell_is_noted(plan_o
     assert "retrieval.schedules names prefill_once, which the sweep's own schedules lack: no cell has them" in plan.notes
     plan = plan_of(perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 2, policies: [dense]}")
     assert not any("policies" in note for note in plan.notes), "the dense cell alone is what was asked for"
+    plan = plan_of(perplexity="{window: 128, stride: 128, windows: 2, keep_ratios: []}")
+    assert [cell.policy for cell in plan.grid.cells] == ["dense"]
+    assert any("perplexity has dense cells alone: its keep_ratios are an empty list" in note for note in plan.notes)
 
 
 def test_the_wrong_protocol_is_called_wrong_before_it_runs(plan_of):
