@@ -16,6 +16,7 @@ share), the same of its floor, floor / own, and where both spend their time (``t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ from benchmarks.time_spent import best_clock
 from workers.cell_scores import CellScores
 from workers.corpora import read_text, tokenize
 from workers.eviction import _OWN, POLICIES
-from workers.model_files import find_model
+from workers.model_files import ModelError, find_model
 from workers.models import load
 from workers.perplexity import evaluate, evaluate_reference, schedule_of
 from workers.self_check import check
@@ -157,6 +158,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
+    if min(args.windows, args.rounds, args.threads, args.window - 1, *args.prune_after) < 1:
+        parser.error("--windows, --rounds, --threads and --prune-after must be 1 or more, and --window 2 or more")
     args.policies = list(POLICIES) if "all" in args.policies else args.policies
     return args
 
@@ -171,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"float32, medians of {args.rounds} rounds; reference on {args.reference_windows} windows one at a time"
     )
     for name in args.models:
-        model, ids = model_and_ids(name)
+        try:
+            model, ids = model_and_ids(name)
+        except ModelError as error:
+            sys.exit(f"{name}: {error}")
         windows = plan_windows(len(ids), args.window, args.window, args.windows)
         tokens = torch.stack([ids[w.start : w.start + w.length] for w in windows])
         starts = [w.start for w in windows]
