@@ -8,7 +8,8 @@ one length: where lengths differ fewer go through together, and less is taken th
 
 reference-llama has a context of 2,048 tokens; here it is the same model with one of 8,192. For the harness's tasks every
 model has a context of the length in question, because only running a task tells how long its texts are, and the plan
-counts with as much as the model takes. ``large`` has the shape of Llama 3.2 1B and random weights in bfloat16.
+counts with as much as the model takes. Generation is timed five times at 1,024 tokens and twice at more, where a round takes
+minutes: what a round takes is given back before the next. ``large`` has the shape of Llama 3.2 1B and random weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from workers.models import load
 from workers.peak_memory import PeakMemory
 from workers.self_check import check_once
 from workers.unit import run_unit
-from workers.work import WorkUnit
+from workers.work import GenerationWork, WorkUnit
 
 GIB = 2**30
 TASKS = ("perplexity", "generation", "retrieval", "tasks")
@@ -240,6 +241,8 @@ def line(
     unit = work_unit(plan, planned)
     if task == "tasks":
         unit = replace(unit, cells=unit.cells[-1:])
+    if isinstance(unit.work, GenerationWork) and length > 1024:
+        unit = replace(unit, work=replace(unit.work, repeats=2, max_repeats=2))
     peak, seconds = measured(unit, folder, "check" if task == "check" else "unit")
     allowed = planned.need.memory_bytes if task != "check" else worker_bytes(unit.model, planned.cells[:1])
     allowed -= PROCESS_BYTES if args.device == "cuda" else 0
