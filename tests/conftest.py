@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import secrets
@@ -21,6 +22,7 @@ os.environ |= {
     "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="kvcache"),  # passed self-checks
     "COLUMNS": "160",  # width of printed tables
 }
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side must not wait for one another by spinning
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
