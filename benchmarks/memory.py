@@ -3,8 +3,10 @@
 Per task, model, policy and length: a sweep of few cells is planned, and a fresh process loads the model and does its
 largest unit. Planned is what the plan gives the unit's worker; measured is the process's peak resident set, or on CUDA
 the allocator's peak, which is held against the plan less the process. Held to: measured <= planned <= 1.5 x measured.
-The self-check has lines of its own, for it takes as much as a unit of few texts. Questions go through with their contexts, all of
-one length: where lengths differ fewer go through together, and less is taken than the plan counts with.
+The self-check has lines of its own, for it takes as much as a unit of few texts. A worker does it before its first unit of a
+model, so of the check and the unit what takes more is the worker's peak, and is what the unit's line says. Questions go through
+with their contexts, all of one length: where lengths differ fewer go through together, and less is taken than the plan counts
+with.
 
 reference-llama has a context of 2,048 tokens; here it is the same model with one of 8,192. For the harness's tasks every
 model has a context of the length in question, because only running a task tells how long its texts are, and the plan
@@ -44,7 +46,7 @@ from workers.unit import run_unit
 from workers.work import GenerationWork, WorkUnit
 
 GIB = 2**30
-TASKS = ("perplexity", "generation", "retrieval", "tasks")
+TASKS = ("check", "perplexity", "generation", "retrieval", "tasks")
 HEADER = "task       model            dtype    policy  tokens texts cells  planned GiB  measured GiB  planned / measured  seconds"
 TEXT_WORDS = 60_000
 TEXTS = {("reference-llama", False): 16, ("reference-llama", True): 4, ("smollm2", False): 4, ("large", False): 2}
@@ -194,7 +196,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["reference-llama", "smollm2", "large"])
     parser.add_argument("--smollm2", type=Path, default=cache_folder() / "smollm2", help="the folder of SmolLM2 135M")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tasks", nargs="+", default=[*TASKS, "check"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--policies", nargs="+", default=["knorm", "h2o", "snapkv"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192])
     args = parser.parse_args()
@@ -212,9 +214,13 @@ def main() -> None:
                 continue
             path, dtype = prepared(folder, model, args)
             for length in args.lengths:
-                for task in args.tasks:
-                    for policy in args.policies if task != "check" else ["knorm"]:
-                        line(args, folder, task, model, path, dtype, policy, length)
+                check_peak = 0
+                for task in sorted(args.tasks, key=TASKS.index):
+                    if task == "check":
+                        check_peak = line(args, folder, task, model, path, dtype, "knorm", length)
+                        continue
+                    for policy in args.policies:
+                        line(args, folder, task, model, path, dtype, policy, length, check_peak)
 
 
 def prepared(folder: Path, model: str, args: argparse.Namespace) -> tuple[Path, str]:
@@ -226,8 +232,10 @@ def prepared(folder: Path, model: str, args: argparse.Namespace) -> tuple[Path, 
 
 
 def line(
-    args: argparse.Namespace, folder: Path, task: str, model: str, path: Path, dtype: str, policy: str, length: int
-) -> None:  # fmt: skip
+    args: argparse.Namespace, folder: Path, task: str, model: str, path: Path, dtype: str, policy: str, length: int,
+    check_peak: int = 0,
+) -> int:  # fmt: skip
+    """Print a line; the peak in bytes. ``check_peak``: that of the model's self-check on a text of this length."""
     texts = 1 if task == "generation" else TEXTS.get((model, length > 1024), 1)
     if task == "tasks":
         path = with_context(path, folder / f"{model}-{length}", length)
@@ -243,12 +251,14 @@ def line(
         unit = replace(unit, cells=unit.cells[-1:])
     if isinstance(unit.work, GenerationWork) and length > 1024:
         unit = replace(unit, work=replace(unit.work, repeats=2, max_repeats=2))
-    peak, seconds = measured(unit, folder, "check" if task == "check" else "unit")
+    own_peak, seconds = measured(unit, folder, "check" if task == "check" else "unit")
+    peak = max(own_peak, check_peak)
     allowed = planned.need.memory_bytes if task != "check" else worker_bytes(unit.model, planned.cells[:1])
     allowed -= PROCESS_BYTES if args.device == "cuda" else 0
     mark = "" if peak <= allowed <= 1.5 * peak else "  <-- outside"
     figures = f"{allowed / GIB:12.2f} {peak / GIB:13.2f} {allowed / peak:19.2f} {seconds:8.1f}{mark}"
     print(f"{task:10} {model:16} {dtype:8} {policy:7} {length:6} {texts:5} {len(unit.cells):5} {figures}", flush=True)
+    return own_peak
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ another size has other last bits: a row must not depend on what else its machine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,8 +52,10 @@ HARNESS_LONGEST = 8192
 task tells. Longer ones make a worker exceed its plan, which it says."""
 QUESTION_TOKENS = 64
 """Tokens of a question and its answer at most, roughly."""
-CHECK_CELLS = 3
-"""Cells of the self-check."""
+CHECK_RATIOS = (0.5, 0.9, 0.3)
+"""What the cells of the self-check keep; the first is the one that is judged."""
+CHECK_LATE = 128
+"""They prune where so many tokens of a long text are still to come, or half of a short one."""
 FRAGMENT_BYTES = 208 * 2**20
 """What glibc keeps of freed memory at most, beside what is in use: it takes blocks below ``heap.OWN_PAGES_BYTES`` from its heap,
 where those that live on part the free ones (measured: 40 to 130 MiB behind a unit, up to 210 in a worker that has done many)."""
@@ -404,11 +407,18 @@ def _contexts_bytes(shape: Shape, length: int, cell: Prunes) -> int:
 # ---- a worker
 
 
+def check_prune_after(length: int) -> int:
+    """Tokens that the self-check's cells see of a text before they prune."""
+    return max((length - 1) // 2, length - 1 - CHECK_LATE)
+
+
 def check_bytes(shape: Shape, length: int) -> int:
     """Of the self-check on a text of ``length`` tokens: the stock model's logits twice, or one window and the cells on it."""
     logits = min(4 * length * shape.vocabulary, CHECK_LOGITS_BYTES)
     stock = length * (shape.hidden * shape.width + shape.passing) + 2 * logits
-    cells = _dense_kept(shape, length) + (CHECK_CELLS + 1) * length * shape.cached
+    after = check_prune_after(length)
+    entries = length + sum(math.ceil(ratio * after) + length - after for ratio in CHECK_RATIOS)
+    cells = _dense_kept(shape, length) + entries * shape.cached
     return max(stock, _dense_pass(shape, length), cells) + shape.scoring
 
 

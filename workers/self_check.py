@@ -26,7 +26,7 @@ from torch.nn import functional
 from workers.attention import NAME as OWN_ATTENTION
 from workers.cache_folder import cache_folder
 from workers.code_digest import code_digest
-from workers.footprint import CHECK_LOGITS_BYTES
+from workers.footprint import CHECK_LOGITS_BYTES, CHECK_RATIOS, check_prune_after
 from workers.memory import is_out_of_memory
 from workers.model_files import ModelError, ModelFacts
 from workers.perplexity import evaluate
@@ -34,9 +34,6 @@ from workers.reference_pass import reference_nll
 from workers.rounding import Distance, distances
 from workers.settings import PruneSettings
 
-KEEP_RATIO = 0.5
-LATE = 128
-"""A pruned cell is compared over so many tokens at least behind its first prune, and in short texts over half of the text."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """Largest difference of a token's NLL from the stock model's that is rounding and not a fault; beside it what rounding its own
 logits to 16 bits may have done. For one token per pass and for a pruned cell it holds for the mean: an expert, or a key at a cut,
@@ -256,9 +253,8 @@ def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
 
 
 def _cells(length: int) -> list[PruneSettings]:
-    """The cell that is judged, first pruned where half of a short text or LATE tokens of a long one are still to come, and
+    """The cell that is judged, first pruned where half of a short text or CHECK_LATE tokens of a long one are to come, and
     others that share its passes; none for a text that is too short to prune."""
     if length < SHORTEST:
         return []
-    after = max((length - 1) // 2, length - 1 - LATE)
-    return [PruneSettings("knorm", ratio, after) for ratio in (KEEP_RATIO, 0.9, 0.3)]
+    return [PruneSettings("knorm", ratio, check_prune_after(length)) for ratio in CHECK_RATIOS]
