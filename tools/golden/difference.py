@@ -126,7 +126,7 @@ def _json(kept: Any, now: Any, where: str, *, exact: bool) -> list[str]:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+    return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
 def _lines(kept: Path, now: Path, name: str) -> Part:
