@@ -26,9 +26,10 @@ from torch import Tensor
 from benchmarks.cuts import Cuts
 from workers import scoring
 from workers.budget import kept_count
+from workers.cache_view import SIGNIFICANT_BITS, round_significant
 from workers.cell_scores import CellScores
 from workers.corpora import read_text, tokenize
-from workers.eviction import _OWN, SIGNIFICANT_BITS, round_significant
+from workers.eviction import _OWN
 from workers.model_files import find_model
 from workers.models import DTYPES, load
 from workers.perplexity import evaluate, evaluate_reference
@@ -51,7 +52,7 @@ class Rule:
 
 def rules(dtype: str, tried: list[int]) -> list[Rule]:
     """Those to compare in a dtype: in float32 old and new are the same."""
-    now = SIGNIFICANT_BITS[DTYPES[dtype]]
+    now = SIGNIFICANT_BITS[dtype]
     others = [Rule(f"{bits} bits", bits) for bits in tried]
     if dtype == "float32":
         return [Rule("now", now), *others]
@@ -61,7 +62,7 @@ def rules(dtype: str, tried: list[int]) -> list[Rule]:
 @contextmanager
 def in_force(rule: Rule, dtype: str) -> Iterator[None]:
     """The product under a rule."""
-    with mock.patch.dict(SIGNIFICANT_BITS, {DTYPES[dtype]: rule.bits}):
+    with mock.patch.dict(SIGNIFICANT_BITS, {dtype: rule.bits}):
         if not rule.own_logits:
             yield
             return
@@ -112,7 +113,7 @@ def first_cut(norms: Tensor, exact: Tensor, bits: int, cell: PruneSettings) -> s
     """How much of what the first prune drops it drops in float32 too: in layer 0, in all layers."""
     before = slice(0, cell.prune_after)
     keep = kept_count(cell.keep_ratio, cell.prune_after)
-    own, wanted = dropped(norms[..., before], bits, keep), dropped(exact[..., before], SIGNIFICANT_BITS[torch.float32], keep)
+    own, wanted = dropped(norms[..., before], bits, keep), dropped(exact[..., before], SIGNIFICANT_BITS["float32"], keep)
     shares = (own & wanted).sum((1, 2, 3)) / wanted.sum((1, 2, 3))
     return f"the first prune drops what it drops in float32: {float(shares[0]):.1%} in layer 0, {float(shares.mean()):.1%} in all"
 

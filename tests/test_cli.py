@@ -170,7 +170,7 @@ def test_a_damaged_part_is_set_aside_and_its_rows_computed_again(sweep_file, out
 
 def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, out, monkeypatch, capsys):
     from workers import eviction
-    from workers.eviction import Policy
+    from workers.policy import Policy
 
     def failing(view):
         raise RuntimeError("out of luck")

@@ -8,10 +8,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.eviction import POLICIES, SIGNIFICANT_BITS, CacheView, Policy, find_policy, round_significant
+from workers.attention_weights import Scale
+from workers.cache_view import SIGNIFICANT_BITS, round_significant, view_of
+from workers.eviction import POLICIES
+from workers.notes import Observed
+from workers.observation import LastQueries, Mass
+from workers.own_policies import find_policy
+from workers.policy import Policy
 from workers.policy_files import PolicyError, resolved
 from workers.selection import select, select_ragged, take_entries
-from workers.settings import POLICY_NAMES
 
 
 def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=1, keep=3, mass=None):
@@ -19,19 +24,16 @@ def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=
     keys = torch.randn(batch, heads, n, 8) if keys is None else keys
     positions = torch.arange(keys.shape[2], dtype=torch.int32).expand(*keys.shape[:2], -1)
     row_ids = torch.tensor(rows if rows is not None else list(range(keys.shape[0])))
-    seen, keep, seed = (torch.full((1, 1, 1), x) for x in (seen or keys.shape[2], keep, seed))
     queries = torch.ones(keys.shape[0], 2 * keys.shape[1], min(32, keys.shape[2]), keys.shape[3], dtype=keys.dtype)
     mass = torch.rand(keys.shape[:3]) if mass is None else mass
-    layer = torch.full((1, 1, 1), layer)
-    return CacheView(keys, positions, seen, keep, layer, seed, row_ids[:, None, None], queries, mass)
+    return view_of(
+        keys=keys, values=lambda: keys, positions=positions, seen=seen or keys.shape[2], keep=keep, layer=layer, seed=seed,
+        row_ids=row_ids, scale=Scale(1.0, None), observed=Observed(queries=queries, mass=mass),
+    )  # fmt: skip
 
 
 def kept(policy, v, keep):
     return select(POLICIES[policy].score(v), keep)[0]
-
-
-def test_every_named_policy_has_a_function():
-    assert set(POLICY_NAMES) == {"dense", *POLICIES}
 
 
 @pytest.mark.parametrize(
@@ -85,10 +87,13 @@ def test_a_policy_that_rolls_keeps_temporal_order():
         Policy(lambda view: view.positions.float(), rolls=True, temporal=False)
 
 
-@pytest.mark.parametrize("count", [0, 33])
-def test_a_policy_that_looks_back_further_than_queries_are_kept_is_refused(count):
-    with pytest.raises(ValueError, match=f"1 to 32.*got {count}"):
-        Policy(lambda view: view.positions.float(), observes="queries", looks_back=count)
+def test_an_observation_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"at least one query.*got 0"):
+        LastQueries(0)
+    with pytest.raises(ValueError, match=r"must be Nothing\(\), LastQueries\(count\) or Mass\(\) \(got 'queries'\)"):
+        Policy(lambda view: view.positions.float(), observes="queries")
+    with pytest.raises(ValueError, match="entrywise looks at each entry alone"):
+        Policy(lambda view: view.positions.float(), observes=Mass(), entrywise=True)
 
 
 def test_observed_queries_do_not_see_what_came_after_them():
@@ -105,7 +110,7 @@ def test_attention_of_queries_is_that_of_each_query_head_by_itself(softcap):
     whole = view(n=40)
     queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(4))
     mixed = replace(
-        whole, keys=take_entries(whole.keys, order), positions=order.int(), queries=queries, scaling=0.4, softcap=softcap
+        whole, keys=take_entries(whole.keys, order), positions=order.int(), queries=queries, scale=Scale(0.4, softcap)
     )
     chance = mixed.attention(4)
     for head, query, last in ((0, 0, 3), (1, 2, 0), (2, 5, 1)):
@@ -231,7 +236,7 @@ def test_scores_are_float32_whatever_the_cache():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_entries_kept_in_16_bits_are_those_kept_of_the_same_keys_in_float32(policy, dtype, monkeypatch):
     """A 16-bit run differs from a float32 run by its keys and by how far scores are rounded, never by how they are computed."""
-    monkeypatch.setitem(SIGNIFICANT_BITS, torch.float32, SIGNIFICANT_BITS[dtype])
+    monkeypatch.setitem(SIGNIFICANT_BITS, "float32", SIGNIFICANT_BITS[str(dtype).removeprefix("torch.")])
     narrow = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
     queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(8)).to(dtype)
     views = [replace(view(keys), queries=queries.to(keys.dtype)) for keys in (narrow, narrow.float())]

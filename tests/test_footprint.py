@@ -12,7 +12,6 @@ from pipeline.plan import make_plan
 from pipeline.spec import load_spec
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import footprint
-from workers.eviction import POLICIES
 from workers.footprint import (
     AT_ONCE_BYTES,
     Group,
@@ -28,17 +27,12 @@ from workers.footprint import (
 from workers.model_files import find_model
 from workers.model_shape import shape_of
 from workers.models import load
+from workers.observation import NOTHING
 from workers.prefill import Prefill
 from workers.settings import PruneSettings
 
 SMOLLM2 = Shape(30, 9, 3, 64, 576, 1536, 49152, 4)
 LARGE = Shape(16, 32, 8, 64, 2048, 8192, 128256, 2)
-
-
-def test_what_planning_knows_of_policies_is_what_they_are():
-    assert {name: p.observes for name, p in POLICIES.items() if p.observes != "nothing"} == dict(footprint.OBSERVES)
-    in_slots = {name for name, p in POLICIES.items() if p.entrywise and p.temporal and not p.rolls}
-    assert in_slots == footprint.IN_SLOTS
 
 
 @pytest.mark.parametrize("name", ["reference-neox", "reference-llama"])
@@ -62,7 +56,7 @@ def test_batches_are_sized_by_what_they_take_and_are_never_empty():
 def test_cells_that_keep_more_are_fewer_at_a_time(in_slots):
     def cells(after: int, windows: int = 16) -> int:
         schedules = [PruneSettings("knorm", 0.9, after).budget.event_schedule(1023)]
-        return cells_at_once(SMOLLM2, Group.of(schedules, windows, 0, "", in_slots=in_slots, is_even=not in_slots))
+        return cells_at_once(SMOLLM2, Group.of(schedules, windows, 0, NOTHING, in_slots=in_slots, is_even=not in_slots))
 
     counts = [cells(after) for after in (16, 64, 256, 900)]
     assert counts == sorted(counts, reverse=True) and counts[0] > 8 * counts[-1] >= 8

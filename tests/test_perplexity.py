@@ -13,10 +13,13 @@ from torch.nn import functional
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers import eviction
 from workers.attention import attention
+from workers.cache_view import round_significant
 from workers.cell_batch import BatchLayer
-from workers.eviction import POLICIES, Policy, round_significant
-from workers.footprint import OBSERVED_QUERIES
+from workers.eviction import POLICIES
+from workers.notes import QueryNotes
+from workers.observation import OBSERVED_QUERIES
 from workers.perplexity import evaluate, evaluate_reference
+from workers.policy import Policy
 from workers.settings import PruneSettings
 
 MODELS = {name: tiny_model(name) for name in ARCHITECTURES}
@@ -85,10 +88,10 @@ def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
         return attention(query, keys.gather(2, order), values.gather(2, order) if values_too else values, scale, mask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workers.pruned_layer.attention", shuffled)
+        patch.setattr("workers.notes.attention", shuffled)
         assert torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=TOLERANCE)
         if length > 20:  # the shuffle is real: keys that lose their values show
-            patch.setattr("workers.pruned_layer.attention", partial(shuffled, values_too=False))
+            patch.setattr("workers.notes.attention", partial(shuffled, values_too=False))
             assert not torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01)
 
 
@@ -207,22 +210,26 @@ def test_attention_that_policies_ask_for_attends_too_with_the_same_result(archit
     """Where a pass brings no more queries than its cell's policy asks for: of snapkv so at 0.95, of tova and at 0.3 never."""
     model, tokens, made = MODELS[architecture], repetitive_tokens(2, 180), []
     many = [PruneSettings(policy, ratio, 60) for policy, ratio in (("snapkv", 0.95), ("snapkv", 0.3), ("tova", 0.95))]
-    asks = BatchLayer._is_asked_of_all
+    attend = QueryNotes.attend
 
-    def noted(layer, plan, asked):
-        made.append((plan.tracks[0].settings, asks(layer, plan, asked)))
-        return made[-1][1]
+    def noted(notes, look):
+        out = attend(notes, look)
+        made.append(notes._weights is not None)
+        return out
 
-    monkeypatch.setattr(BatchLayer, "_is_asked_of_all", noted)
-    together = [evaluate(model, tokens, [cell], [0, 180])[1][0] for cell in many]
-    assert {cell for cell, is_made in made if is_made} == {many[0]}
-    assert sum(is_made for _, is_made in made) > 50
-    monkeypatch.setattr("workers.cell_batch.WEIGHT_BYTES", 0)
+    monkeypatch.setattr(QueryNotes, "attend", noted)
+    together, is_made = [], []
+    for cell in many:
+        made.clear()
+        together.append(evaluate(model, tokens, [cell], [0, 180])[1][0])
+        is_made.append(sum(made))
+    assert is_made[0] > 50 and is_made[1:] == [0, 0]
+    monkeypatch.setattr("workers.notes.WEIGHT_BYTES", 0)
     for cell, result in zip(many, together, strict=True):
         _, (apart,) = evaluate(model, tokens, [cell], [0, 180])
         assert torch.allclose(result.nll, apart.nll, atol=TOLERANCE)
         assert result.validity == apart.validity
-    assert not any(is_made for _, is_made in made[-50:])
+    assert not any(made[-50:])
 
 
 def test_of_the_queries_of_a_pass_only_those_that_policies_look_at_are_kept(monkeypatch):
@@ -230,8 +237,8 @@ def test_of_the_queries_of_a_pass_only_those_that_policies_look_at_are_kept(monk
     prune, held = BatchLayer.prune, []
 
     def noted(layer, plan):
-        assert layer.queries is not None
-        held.append(layer.queries.untyped_storage().nbytes() / (layer.queries.shape[0] * OBSERVED_QUERIES))
+        (queries,) = layer.notes.tensors()
+        held.append(queries.untyped_storage().nbytes() / (queries.shape[0] * OBSERVED_QUERIES))
         prune(layer, plan)
 
     monkeypatch.setattr(BatchLayer, "prune", noted)

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from tests.spy_policy import Spy
 from tests.thinned import thinned
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers import eviction
 from workers.answers import answers
 from workers.cell_scores import CellScores
 from workers.clock import Clock
-from workers.eviction import ALWAYS, POLICIES, Policy, find_policy
+from workers.eviction import ALWAYS, POLICIES
 from workers.generation import generate
+from workers.observation import NOTHING, LastQueries, Mass
+from workers.own_policies import find_policy
 from workers.perplexity import evaluate, evaluate_reference
+from workers.policy import Policy
 from workers.policy_files import PolicyError
 from workers.prefill import Prefill
+from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
 from workers.settings import PruneSettings
 from workers.work import RetrievalWork
@@ -100,12 +105,18 @@ def zeroes_mass(view):
     return scores
 
 
+def zeroes_values(view):
+    scores = newest(view)
+    view.values.zero_()
+    return scores
+
+
 @pytest.mark.parametrize("architecture", thinned(ARCHITECTURES, 1))
 @pytest.mark.parametrize(
     ("score", "observes", "entrywise"),
     [
-        (zeroes_keys, "nothing", True), (zeroes_keys, "nothing", False), (zeroes_queries, "queries", False),
-        (zeroes_mass, "mass", False),
+        (zeroes_keys, NOTHING, True), (zeroes_values, NOTHING, True), (zeroes_keys, NOTHING, False),
+        (zeroes_values, NOTHING, False), (zeroes_queries, LastQueries(), False), (zeroes_mass, Mass(), False),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("ratio", "prune_after"), [(0.9, 20), (0.5, 60)], ids=["short passes", "long passes"])
@@ -122,37 +133,48 @@ def test_a_policy_that_writes_into_its_view_changes_nothing(
     assert torch.allclose(evaluate_reference(model, TOKENS, cell, [0, 80]).nll, expected[0].nll, atol=2e-5)
 
 
-class Spy:
-    """Asserts what the contract promises of every view, and notes that it was asked."""
-
-    def __init__(self):
-        self.views = 0
-
-    def __call__(self, view):
-        batch, heads, n = view.positions.shape
-        assert view.keys.shape[:3] == (batch, heads, n) and view.positions.dtype == torch.int32
-        assert bool((view.positions.diff(dim=-1) > 0).all()), "temporal order"
-        assert bool((view.positions[..., -1:] == view.seen - 1).all()), "the newest entry is the last one"
-        assert bool(((view.positions >= 0) & (view.positions < view.seen)).all()), "every place holds an entry"
-        assert bool((view.keep < n).all() and (view.keep == view.keep[0]).all()), "asked only where something goes"
-        self.views += 1
-        return -view.keys.norm(dim=-1)
-
-
-@pytest.mark.parametrize("observes", thinned(["nothing", "queries", "mass"], 1))
-@pytest.mark.parametrize("entrywise", [False, True])
+@pytest.mark.parametrize(("observes", "entrywise"), [(NOTHING, False), (NOTHING, True), (LastQueries(), False), (Mass(), False)])
 @pytest.mark.parametrize("cells", [[(0.9, 20)], [(0.9, 20), (0.8, 30), (0.5, 24)], [(0.5, 60)], [(0.5, 60), (0.3, 50)]])
 def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells, monkeypatch):
     """In slots, in long passes of one cell and of several, at forks, in prefill and while decoding."""
-    spy, model = Spy(), tiny_model("llama")
+    model = tiny_model("llama")
+    spy = Spy(tiny_model("llama", "sdpa"), TOKENS, {0: 0, 80: 1})
     with_policy(monkeypatch, spy, observes=observes, entrywise=entrywise)
     settings = [PruneSettings("recent", ratio, after) for ratio, after in cells]
     _, found = evaluate(model, TOKENS, settings, [0, 80])
     assert [type(each) for each in found] == [CellScores] * len(cells)
-    asked = spy.views
+    asked, judged = spy.views, spy.judged
     evaluate_reference(model, TOKENS[:1], settings[0], [0])
+    spy.places = {0: 0, 1: 1}
     run = generate(model, TOKENS, settings[0], 12, Clock(CPU))
-    assert run.prune_events and spy.views > asked > 0
+    assert run.prune_events and spy.views > asked > 0 and spy.judged > judged > 0
+
+    asked, judged = spy.views, spy.judged
+    cache = Prefill(model, TOKENS, [settings[0].policy]).cache(settings[0], [0, 1])
+    assert cache.events and spy.views > asked and spy.judged > judged, "a prompt's cache that was forked from a dense pass"
+
+    asked, judged = spy.views, spy.judged
+    cache = PrunedCache(model.config, settings[0])
+    model.generate(TOKENS, past_key_values=cache, max_new_tokens=40, do_sample=False, attention_mask=torch.ones_like(TOKENS))
+    assert cache.events and spy.views > asked and spy.judged > judged, "transformers' own loop"
+
+
+def test_a_policy_may_observe_more_queries_than_ours_do(monkeypatch):
+    """64 of them, beside a cell that asks for one, whose figures stay."""
+    seen = []
+
+    def far(view):
+        seen.append(view.queries.shape[2])
+        return view.attention(64).mean((2, 3))
+
+    model, beside = tiny_model("llama"), PruneSettings("tova", 0.5, 70)
+    alone = evaluate(model, TOKENS, [beside], [0, 80])[1][0]
+    with_policy(monkeypatch, far, observes=LastQueries(64))
+    cell = PruneSettings("recent", 0.5, 70)
+    found = evaluate(model, TOKENS, [cell, beside], [0, 80])[1]
+    assert set(seen) == {64}
+    assert torch.allclose(found[1].nll, alone.nll, atol=1e-5)
+    assert torch.allclose(found[0].nll, evaluate_reference(model, TOKENS, cell, [0, 80]).nll, atol=2e-5)
 
 
 @pytest.mark.parametrize("prune_after", [20, 60])

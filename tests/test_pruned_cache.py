@@ -7,8 +7,8 @@ import torch
 
 from tests.thinned import thinned
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
+from workers.cache_view import round_significant
 from workers.clock import Clock
-from workers.eviction import round_significant
 from workers.generation import forward, generate
 from workers.model_files import find_model
 from workers.models import load

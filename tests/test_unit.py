@@ -12,10 +12,10 @@ from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import eviction
-from workers.eviction import Policy
 from workers.model_files import ModelFacts, Positions
 from workers.models import load
 from workers.perplexity import evaluate
+from workers.policy import Policy
 from workers.retrieval import Question
 from workers.self_check import check
 from workers.settings import PruneSettings

@@ -17,10 +17,10 @@ from tests.leaks import nothing_stays
 from tests.tiny import repetitive_tokens, tiny_model
 from workers import eviction
 from workers.answers import answers
-from workers.eviction import Policy
 from workers.model_files import ModelError
 from workers.models import load
 from workers.perplexity import evaluate
+from workers.policy import Policy
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
 from workers.rounds import timed_rounds

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workers.attention_weights import Scale
 from workers.budget import kept_count
+from workers.cache_view import CacheView, view_of
 from workers.corpora import read_text, tokenize
-from workers.eviction import CacheView, knorm
+from workers.eviction import knorm
 from workers.generation import forward
 from workers.model_files import find_model
 from workers.models import load
+from workers.notes import Observed
 from workers.pruned_cache import PrunedCache
 
 NEEDS = ["kvpress==0.5.5", "transformers<5.3", "pandas<3", "torch==2.13.0"]
@@ -51,8 +54,11 @@ def kept(model: Any, ids: list[int], policy: str, ratio: float) -> tuple[list[Te
     full = PrunedCache(model.config)
     forward(model, torch.tensor([ids]), full)
     for layer in full.pruned_layers:
-        like = torch.zeros(1, 1, 1, dtype=torch.long)
-        view = CacheView(layer.stored()[0], layer.stored_positions(), like, like, like, like, like)
+        keys, values = layer.stored()
+        view = view_of(
+            keys=keys, values=values.clone, positions=layer.stored_positions(), seen=0, keep=0, layer=0, seed=0,
+            row_ids=torch.zeros(1), scale=Scale(1.0, None), observed=Observed(),
+        )  # fmt: skip
         scores.append(knorm(view)[0])
     cache = PrunedCache(model.config, policy=policy, keep_ratio=ratio, prune_after=1, schedule="prefill_once")
     forward(model, torch.tensor([ids]), cache)

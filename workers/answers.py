@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from workers.answer_attention import answer_attention
-from workers.eviction import find_policy
 from workers.generation import forward
 from workers.memory import is_out_of_memory, without_frames
+from workers.own_policies import find_policy
 from workers.prefill import Prefill
 from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question

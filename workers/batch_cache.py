@@ -35,7 +35,7 @@ class BatchCache(Cache):
         self.state = PassState(torch.tensor(list(row_ids) * len(tracks), device=device))
         prunes = tracks[0].settings.prunes
         self.state.rotary = Rotary.of(config) if tracks[0].policy.rolls else None
-        in_slots = short_passes and all(track.in_slots for track in tracks)
+        in_slots = short_passes and all(track.policy.in_slots for track in tracks)
         super().__init__(
             layers=[
                 (SlotLayer if in_slots and prunes(i) else BatchLayer)(i, self.state, layer, tracks, prunes(i))

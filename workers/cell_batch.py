@@ -8,17 +8,18 @@ it, every row drops what its cell's schedule says. No two rows touch, so the fig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from workers.attending_layer import AttendingLayer
-from workers.attention import attention, probe
-from workers.attention_weights import Scale, of_values, weights
-from workers.eviction import CacheView
-from workers.footprint import OBSERVED_QUERIES, WEIGHT_BYTES
+from workers.attention_weights import Scale
+from workers.cache_view import view_of
 from workers.layer_record import RECENT, retained
+from workers.notes import Look, Notes
+from workers.observation import widest
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
@@ -41,20 +42,14 @@ class BatchLayer(AttendingLayer):
         windows, heads, steps = prefix.keys.shape[:3]
         self.room = max(max(t.schedule.peak, t.held) for t in tracks) if prunes else steps
         rows = windows * len(tracks)
-        self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])  # pyright: ignore
-        self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])  # pyright: ignore
+        self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])
+        self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
         self.positions = torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
         self.sums = torch.zeros(3, rows, heads, device=self.device)
-        observes = tracks[0].policy.observes if prunes else "nothing"
-        self.queries = self.mass = None
-        self.weights: Tensor | None = None
-        """Attention of the last queries of the pass at hand, where policies asked for it and it was made."""
-        if observes == "queries":
-            shape = next(iter(prefix.queries.values())).shape
-            self.queries = prefix.keys.new_zeros(rows, shape[1], OBSERVED_QUERIES, shape[3])
-        if observes == "mass":
-            self.mass = torch.zeros(rows, heads, self.room, device=self.device)
+        (observes,) = widest(track.policy.observes for track in tracks).values()
+        self.notes = observes.notes() if prunes else Notes()
+        self.notes.reserve(rows, self.room, prefix.keys, prefix.heads)
         for i, track in enumerate(tracks):
             self._fork(slice(i * windows, (i + 1) * windows), prefix, track)
 
@@ -65,13 +60,13 @@ class BatchLayer(AttendingLayer):
         if not self.prunes:
             self.keys[rows, :, :point], self.values[rows, :, :point] = keys, values
             return
-        queries, mass = prefix.queries.get(point), prefix.mass.get(point)
+        noted, notes = prefix.noted(track.policy.observes, point), track.policy.observes.notes()
+        if noted is not None:
+            notes.take_up(noted)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)
-        numbers = (point, track.held, self.index, track.settings.seed)
-        seen, keep, layer, seed = (torch.full((1, 1, 1), x, device=self.device) for x in numbers)
-        view = CacheView(
-            keys, positions, seen, keep, layer, seed, self.state.row_ids[rows, None, None], queries, mass,
-            *prefix.scale,
+        view = view_of(
+            keys=keys, values=lambda: values, positions=positions, seen=point, keep=track.held, layer=self.index,
+            seed=track.settings.seed, row_ids=self.state.row_ids[rows], scale=prefix.scale, observed=notes.observed(),
         )  # fmt: skip
         protected = None
         if track.settings.protect_sink or track.settings.protect_recent:
@@ -85,10 +80,8 @@ class BatchLayer(AttendingLayer):
         self.values[rows, :, : track.held] = take_entries(values, index)
         assert self.positions is not None
         self.positions[rows, :, : track.held] = kept
-        if self.mass is not None and mass is not None:
-            self.mass[rows, :, : track.held] = mass.gather(2, index)
-        if self.queries is not None and queries is not None:
-            self.queries[rows, :, OBSERVED_QUERIES - queries.shape[2] :] = queries
+        if noted is not None:
+            self.notes.fork(rows, noted, index)
         self.sums[:, rows] = torch.stack([*retained(kept, point), tied.float()])
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -125,46 +118,28 @@ class BatchLayer(AttendingLayer):
         """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan says."""
         self.clear_mark()
         plan = self.state.current
-        laid_out = plan.laid_out(query)
-        if self.queries is not None:
-            self.queries = plan.last_queries(self.queries, laid_out)
-        out = self._attended(plan, laid_out, scale)
+        out = self.notes.attend(self._look(plan, plan.laid_out(query), scale))
         if self.prunes and any(plan.is_due):
             self.prune(plan)
-        self.weights = None
         return plan.packed(out)
 
-    def _attended(self, plan: Pass, query: Tensor, scale: Scale) -> Tensor:
-        """query [rows, heads, widest, head_dim] -> the same shape; notes the attention that the cells' policies look at."""
+    def _look(self, plan: Pass, query: Tensor, scale: Scale) -> Look:
+        """The pass as it is in this layer; query [rows, heads, widest, head_dim]."""
         keys, values, mask = self.visible(plan)
-        if self.mass is not None:
-            place = torch.arange(plan.widest, device=self.device)
-            out, mass = probe(query, keys, values, scale, mask, None if plan.is_even else place < plan.count_rows[:, None])
-            self.mass[:, :, : keys.shape[2]] += mass
-            return out
-        if self.queries is None or self.positions is None:
-            return attention(query, keys, values, scale, mask)
-        asked = max(track.policy.looks_back for track in plan.tracks)
-        if not self._is_asked_of_all(plan, asked):
-            return attention(query, keys, values, scale, mask)
-
-        positions = self.positions[:, :, : keys.shape[2]]
-        self.weights = weights(self.queries[:, :, -asked:], keys, scale, positions, plan.seen_rows[:, None, None])
-        return of_values(self.weights[:, :, :, -plan.widest :], values)
-
-    def _is_asked_of_all(self, plan: Pass, asked: int) -> bool:
-        """Whether policies ask what every query of this pass attends to: then that is made once, and attends."""
-        assert self.queries is not None
-        size = 4 * len(plan.seen_rows) * self.queries.shape[1] * asked * plan.pruned.entries
-        is_whole = plan.pruned.mask is None and min(track.target for track in plan.tracks) >= asked
-        return is_whole and any(plan.is_due) and plan.widest <= asked and size <= WEIGHT_BYTES
+        counts = None if plan.is_even else plan.count_rows
+        if not self.prunes or self.positions is None:
+            return Look(query=query, keys=keys, values=values, scale=scale, mask=mask, counts=counts)
+        return Look(
+            query=query, keys=keys, values=values, scale=scale, mask=mask, counts=counts, asked=plan.asked_of_all,
+            positions=self.positions[:, :, : keys.shape[2]], seen=plan.seen_rows,
+        )  # fmt: skip
 
     def prune(self, plan: Pass) -> None:
         """Move what stays of each row to its left, in temporal order, or best first where the cells' policy is not temporal."""
         entries = plan.pruned.entries
         assert self.positions is not None
         keys, values, positions = (x[:, :, :entries] for x in (self.keys, self.values, self.positions))
-        scores, protected = self.scores(plan, keys, positions), plan.protected(positions)
+        scores, protected = self.scores(plan, keys, values, positions), plan.protected(positions)
         places = None if self.temporal else positions
         if plan.keep is not None:
             index, tied = select(scores, plan.keep, protected, places)
@@ -180,16 +155,13 @@ class BatchLayer(AttendingLayer):
         self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, take_entries(values, index)
         self.positions[:, :, :width] = kept
         stays = torch.arange(width, device=self.device) < plan.keep_rows[:, None, None]
-        if self.mass is not None:
-            mass = self.mass[:, :, :entries].gather(2, index)
-            self.mass.zero_()
-            self.mass[:, :, :width] = mass.masked_fill(~stays, 0.0)
+        self.notes.keep(index, stays)
         recent = (kept >= (plan.seen_rows - RECENT)[:, None, None]) & stays
         recent = recent.sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
         sink = ((kept == 0) & stays).any(-1)
         self.sums += torch.stack([recent, sink.float(), tied.float()]) * plan.due_rows
 
-    def scores(self, plan: Pass, keys: Tensor, positions: Tensor) -> Tensor:
+    def scores(self, plan: Pass, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding.
 
         A policy of a user's own is called for the cells that prune now and for no others.
@@ -206,15 +178,11 @@ class BatchLayer(AttendingLayer):
                 first = last
                 continue
             n = keys.shape[2] if whole else tracks[first].held + int(plan.counts[first])
-            queries = None if self.queries is None else self.queries[rows, :, -min(OBSERVED_QUERIES, tracks[first].target) :]
-            seen, keep, seed, ids = (
-                x[rows, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.state.row_ids)
-            )
-            mass = None if self.mass is None else self.mass[rows, :, :n]
-            made = None if self.weights is None else self.weights[rows]
-            view = CacheView(
-                keys[rows, :, :n], positions[rows, :, :n], seen, keep, torch.full_like(seed, self.index), seed, ids, queries,
-                mass, *self.scale, made,
+            view = view_of(
+                keys=keys[rows, :, :n], values=partial(_cut, values, rows, n), positions=positions[rows, :, :n],
+                seen=plan.seen_rows[rows], keep=plan.keep_rows[rows], layer=self.index, seed=plan.seeds[rows],
+                row_ids=self.state.row_ids[rows], scale=self.scale,
+                observed=self.notes.observed(rows, n, tracks[first].target),
             )  # fmt: skip
             parts.append(torch.nn.functional.pad(scores_of(policy, view), (0, keys.shape[2] - n)))
             first = last
@@ -223,9 +191,10 @@ class BatchLayer(AttendingLayer):
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone; the cells of the others are done."""
         self.sums = self.sums[:, rows]
-        for name in ("keys", "values", "positions", "queries", "mass"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name)[rows])
+        self.keys = self.keys[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.values = self.values[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.positions = None if self.positions is None else self.positions[rows]
+        self.notes.take_rows(rows)
 
     def get_seq_length(self) -> int:
         """Not a length: rows are at different points, and the caller gives positions."""
@@ -234,3 +203,8 @@ class BatchLayer(AttendingLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Of the packed tokens."""
         return query_length, 0
+
+
+def _cut(values: Tensor, rows: slice, entries: int) -> Tensor:
+    """The first entries of some rows."""
+    return values[rows, :, :entries]

@@ -18,8 +18,8 @@ from transformers import PretrainedConfig
 from workers.attention import probabilities
 from workers.attention_weights import Scale
 from workers.bos import bos_token
+from workers.cache_view import round_significant
 from workers.corpora import Corpus, read_text, tokenize
-from workers.eviction import round_significant
 from workers.model_files import ModelFacts
 from workers.scoring import NOT_FINITE, body_of
 from workers.shared_prefix import PrefixLayer, SharedPrefix
@@ -100,7 +100,7 @@ class _WatchedLayer(PrefixLayer):
     """Computes its figures while it attends, and holds no entries afterwards: memory is that of one layer's attention."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(index, (), wants_mass=False)
+        super().__init__(index)
         self._found: LayerDiagnosis | None = None
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from workers.budget import Budget, Schedule
+from workers.eviction import POLICIES
 from workers.model_settings import count_of
+from workers.observation import NOTHING, Mass, Observation, widest
 from workers.skip_rule import Skip, skipped_count
 
 AT_ONCE_BYTES = 2 * 2**30
@@ -32,10 +34,6 @@ PROBABILITY_BYTES = 64 * 2**20
 """Where probabilities are needed themselves they are made for so many queries at a time."""
 CHECK_LOGITS_BYTES = 512 * 2**20
 """What the stock model's logits may take at a time in the self-check."""
-WEIGHT_BYTES = 16 * 2**20
-"""Attention of the last queries that policies look at is made with the pass, for all rows at once, where it takes no more."""
-OBSERVED_QUERIES = 32
-"""How many of the last queries a policy that observes queries can ask for."""
 ROOM_STEP, ROOM_SHARE = 32, 16
 """A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is made: appending copies
 what is held once in so many passes, and the room costs a sixteenth at most."""
@@ -59,13 +57,6 @@ CHECK_LATE = 128
 FRAGMENT_BYTES = 208 * 2**20
 """What glibc keeps of freed memory at most, beside what is in use: it takes blocks below ``heap.OWN_PAGES_BYTES`` from its heap,
 where those that live on part the free ones (measured: 40 to 130 MiB behind a unit, up to 210 in a worker that has done many)."""
-
-OBSERVES: Mapping[str, str] = {"h2o": "mass", "snapkv": "queries", "snapkv_max7": "queries", "tova": "queries"}
-"""What policies observe besides keys; others nothing. A test holds it equal to ``eviction.POLICIES``.
-
-Of a user's own policy only its code tells, so it is planned as the one that takes most."""
-IN_SLOTS = frozenset({"knorm", "knorm_high", "random", "recent", "streaming"})
-"""Policies whose cells may leave entries where they are in short passes (``slot_layer``)."""
 
 
 class Prunes(Protocol):
@@ -168,11 +159,9 @@ class Shape:
         probing = tokens * self.attending + self.probing(rows, length) if probed else 0
         return max(tokens * self.passing, probing)
 
-    def observing(self, policy: str, rows: int, entries: int) -> int:
+    def observing(self, observed: Observation, rows: int, entries: int) -> int:
         """What a cache keeps of what its policy observes, in all layers."""
-        if observes(policy) == "mass":
-            return self.layers * rows * self.kv_heads * entries * 4
-        return self.layers * rows * self.heads * OBSERVED_QUERIES * self.head_dim * self.width if observes(policy) else 0
+        return self.layers * rows * (entries * observed.of_entry(self) + observed.of_row(self))
 
 
 def tile_of(device: str) -> tuple[int, int]:
@@ -180,9 +169,15 @@ def tile_of(device: str) -> tuple[int, int]:
     return (1024, 2048) if device == "cpu" else (8192, 8192)
 
 
-def observes(policy: str) -> str:
-    """``mass``, ``queries``, or empty for nothing."""
-    return "mass" if ":" in policy else OBSERVES.get(policy, "")
+def observation_of(policy: str) -> Observation:
+    """What is noted for a policy. Of a user's own only its code tells, so it is planned as one that observes what takes most."""
+    if ":" in policy:
+        return Mass()
+    return POLICIES[policy].observes if policy in POLICIES else NOTHING
+
+
+def _in_slots(policy: str) -> bool:
+    return policy in POLICIES and POLICIES[policy].in_slots
 
 
 def hidden_width(text: Mapping[str, Any]) -> int | None:
@@ -240,14 +235,14 @@ class Group:
     """Layers that never prune."""
     stride: int
     """Tokens that a pass brings to a window."""
-    observes: str
+    observes: Observation
     in_slots: bool
     is_even: bool
     """Whether all cells prune at the same tokens, so that no mask is needed."""
 
     @classmethod
     def of(
-        cls, schedules: Sequence[Schedule], windows: int, skipped: int, observes: str, *, in_slots: bool, is_even: bool
+        cls, schedules: Sequence[Schedule], windows: int, skipped: int, observes: Observation, *, in_slots: bool, is_even: bool
     ) -> Group:  # fmt: skip
         """Of cells with these schedules."""
         first = schedules[0]
@@ -273,10 +268,9 @@ def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
     """Of so many cells of a group: what they keep, and the larger of a pass and a prune."""
     rows, pruned = cells * group.windows, shape.layers - group.skipped
     kv, sharing, narrow = shape.kv_heads, shape.heads // shape.kv_heads, 4 if shape.width < 4 else 0
-    mass = 4 * kv if group.observes == "mass" else 0
-    queries = shape.heads * OBSERVED_QUERIES * shape.head_dim * shape.width if group.observes == "queries" else 0
-    entries = pruned * group.room * (shape.entry + 4 * kv + mass) + group.skipped * group.steps * shape.entry
-    stored = rows * (entries + pruned * queries)
+    entry = shape.entry + 4 * kv + group.observes.of_entry(shape)
+    entries = pruned * group.room * entry + group.skipped * group.steps * shape.entry
+    stored = rows * (entries + pruned * group.observes.of_row(shape))
     passing = rows * group.stride * (shape.passing + shape.hidden * shape.width)
     widest = max(group.room, group.steps if group.skipped else 0)
     score_of_one = shape.head_dim * (shape.width + narrow) + 64  # copies of its key, and numbers of 64 bits that order it
@@ -288,39 +282,53 @@ def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
         choosing = rows * kv * group.room * (score_of_one + 2 * shape.head_dim * shape.width)
     if group.in_slots and group.skipped:
         masks += rows * group.stride * widest * (5 + sharing * shape.width)
-    if group.observes == "mass":
-        passing += shape.probing(rows, group.room)
-    if group.observes == "queries":
-        passing += 3 * WEIGHT_BYTES + shape.keys_in_float32(rows, group.room)
+    passing += group.observes.of_pass(shape, rows, group.room)
     fork = group.windows * group.room * kv * (2 * shape.head_dim * shape.width + 64)
     return stored + masks + max(passing, choosing, stored // 2) + fork
+
+
+class _Shared(NamedTuple):
+    """What cells that share passes have in common."""
+
+    skip_layers: Skip
+    kind: str
+    in_slots: bool
+    events: tuple[int | None, int] | None
+    """Of cells whose passes are long: they prune at the same tokens. None for short passes, which all share."""
 
 
 def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Prunes]) -> int:
     """Of a unit of so many windows of ``length`` tokens."""
     steps, windows = length - 1, min(windows, windows_at_once(shape, length))
-    noted, first = 0, windows * _dense_pass(shape, length)
-    going: dict[object, list[Schedule]] = {}
-    points: set[tuple[str, int]] = set()
+    first = windows * _dense_pass(shape, length)
+    going: dict[_Shared, list[tuple[Schedule, Observation]]] = {}
+    points: dict[tuple[str, int], Observation] = {}
     for cell in cells:
         schedule, skipped = cell.budget.event_schedule(steps), skipped_count(cell.skip_layers)
         if not schedule.count or skipped >= shape.layers:
             continue
-        stride, seen = stride_of(schedule), observes(cell.policy)
-        is_short, in_slots = stride * windows < SHORT_PASS_TOKENS, cell.policy in IN_SLOTS
-        key = (cell.skip_layers, seen, in_slots, is_short or (schedule.full, schedule.kept))
-        going.setdefault(key, []).append(schedule)
-        if seen and (seen, schedule.first_event) not in points:
-            points.add((seen, schedule.first_event or 0))
-            noted += shape.observing(cell.policy, windows, schedule.first_event or 0)
-    if any(seen == "mass" for seen, _ in points):
+        stride, seen = stride_of(schedule), observation_of(cell.policy)
+        is_short, in_slots = stride * windows < SHORT_PASS_TOKENS, _in_slots(cell.policy)
+        shared = _Shared(cell.skip_layers, seen.kind, in_slots, None if is_short else (schedule.full, schedule.kept))
+        going.setdefault(shared, []).append((schedule, seen))
+        point = (seen.kind, schedule.first_event or 0)
+        points[point] = max(points.get(point, seen), seen, key=lambda observation: observation.amount)
+
+    noted = sum(shape.observing(seen, windows, seen_tokens) for (_, seen_tokens), seen in points.items())
+    if any(seen.probes for seen in points.values()):
         first = max(first, windows * length * shape.cached + shape.pass_over(windows, length, probed=True))
+
     largest = 0
-    for (skip, seen, in_slots, short), schedules in going.items():  # pyright: ignore[reportGeneralTypeIssues]
+    for shared, cells_of_it in going.items():
+        schedules = [schedule for schedule, _ in cells_of_it]
+        (seen,) = widest(seen for _, seen in cells_of_it).values()
+        is_short = shared.events is None
         group = Group.of(
-            schedules, windows, skipped_count(skip), seen, in_slots=in_slots and short is True, is_even=short is not True
+            schedules, windows, skipped_count(shared.skip_layers), seen, in_slots=shared.in_slots and is_short,
+            is_even=not is_short,
         )  # fmt: skip
         largest = max(largest, _group_bytes(shape, group, min(len(schedules), cells_at_once(shape, group))))
+
     return max(first, windows * _dense_kept(shape, length) + largest) + noted + shape.scoring
 
 
@@ -333,7 +341,7 @@ def fork_bytes(shape: Shape, cell: Prunes, length: int, rows: int) -> int:
     kept = cell.budget.kept(length)
     positions = 4 * shape.kv_heads
     pruned = (shape.layers - skipped) * with_room(kept) * (shape.entry + positions)
-    return rows * (pruned + skipped * with_room(length) * shape.entry) + shape.observing(cell.policy, rows, kept)
+    return rows * (pruned + skipped * with_room(length) * shape.entry) + shape.observing(observation_of(cell.policy), rows, kept)
 
 
 def questions_at_once(shape: Shape, length: int) -> int:
@@ -359,20 +367,20 @@ def retrieval_bytes(shape: Shape, length: int, questions: int, cells: Sequence[P
 
 def _prefill(shape: Shape, cells: Iterable[Prunes], rows: int, length: int) -> int:
     """A pass over prompts for these cells, without its cache."""
-    return shape.pass_over(rows, length, probed=any(observes(cell.policy) == "mass" for cell in cells))
+    return shape.pass_over(rows, length, probed=any(observation_of(cell.policy).probes for cell in cells))
 
 
 def _noted(shape: Shape, cells: Iterable[Prunes], rows: int, length: int) -> int:
     """What a pass over prompts notes for the policies of cells."""
-    kinds = {observes(cell.policy): cell.policy for cell in cells}
-    return sum(shape.observing(policy, rows, length) for kind, policy in kinds.items() if kind)
+    observed = widest(observation_of(cell.policy) for cell in cells)
+    return sum(shape.observing(each, rows, length) for each in observed.values())
 
 
 def generation_bytes(shape: Shape, prompt: int, batch: int, new_tokens: int, cells: Sequence[Prunes], weights: int) -> int:
     """Of a timed unit; ``weights``: the working set in which the memory's bandwidth is measured before it."""
     length = prompt + new_tokens
     held = batch * with_room(length) * shape.cached
-    noted = max((shape.observing(cell.policy, batch, length) for cell in cells), default=0)
+    noted = max((shape.observing(observation_of(cell.policy), batch, length) for cell in cells), default=0)
     logits = 3 * batch * shape.vocabulary * 4
     return max(held + _prefill(shape, cells, batch, prompt) + noted + logits, weights)
 

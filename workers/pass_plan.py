@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.budget import Schedule
-from workers.eviction import Policy
+from workers.policy import Policy
 from workers.rotary import Rotary
 from workers.settings import PruneSettings
 
@@ -29,15 +29,6 @@ class Track:
     """Entries that each pruning layer holds now."""
     event: int = 1
     """Index of the next event; the first one happens when the cell leaves the shared prefix."""
-
-    @property
-    def in_slots(self) -> bool:
-        """Whether its entries may stay where they are in short passes.
-
-        Not those of a policy that is not temporal, because that they lie in another order is what it is run for, and not those
-        of a policy that rolls, whose keys change at a prune.
-        """
-        return self.policy.entrywise and self.policy.temporal and not self.policy.rolls
 
     @property
     def target(self) -> int:
@@ -152,14 +143,13 @@ class Pass:
         """packed [tokens, kv_heads, width], of rows that bring as many -> [rows, kv_heads, widest, width]."""
         return packed.unflatten(0, (-1, self.widest)).transpose(1, 2)
 
-    def last_queries(self, before: Tensor, laid_out: Tensor) -> Tensor:
-        """The last ones of each row, as many as ``before`` [rows, heads, w, width] had, after ``laid_out`` came."""
-        count = before.shape[2]
-        if self.is_even:  # a copy of these alone: a view would keep all queries of the pass
-            return torch.cat([before, laid_out[:, :, -count:]], 2)[:, :, -count:].clone()
-        both = torch.cat([before, laid_out], 2)
-        last = self.count_rows[:, None] + torch.arange(count, device=self.device)
-        return both.gather(2, last[:, None, :, None].expand(-1, both.shape[1], -1, both.shape[3]))
+    @cached_property
+    def asked_of_all(self) -> int:
+        """How many of the last queries policies ask about behind this pass, where every row has as many, the pass's own are
+        among them and no row is padded; else 0."""
+        asked = max(track.policy.observes.amount for track in self.tracks)
+        is_whole = self.pruned.mask is None and min(track.target for track in self.tracks) >= asked
+        return asked if is_whole and any(self.is_due) and self.widest <= asked else 0
 
     def packed(self, laid_out: Tensor) -> Tensor:
         """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""

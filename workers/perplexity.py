@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from workers.batch_cache import BatchCache
 from workers.budget import Budget, Schedule
 from workers.cell_scores import CellScores, Validity
-from workers.eviction import find_policy
 from workers.footprint import SHORT_PASS_TOKENS, Group, Shape, cells_at_once
 from workers.memory import is_out_of_memory, without_frames
 from workers.model_shape import shape_of
+from workers.observation import NOTHING, widest
+from workers.own_policies import find_policy
 from workers.pass_plan import Pass, Track
 from workers.pruned_cache import PrunedCache
 from workers.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
@@ -98,9 +99,10 @@ def _dense(
     Raises FloatingPointError for NaN logits.
     """
     begin, steps = time.perf_counter(), tokens.shape[1] - 1
-    points = [track.seen for track in tracks if track.policy.observes != "nothing"]
-    wants_mass = any(track.policy.observes == "mass" for track in tracks)
-    prefix = SharedPrefix(model.config, points, wants_mass)  # pyright: ignore[reportArgumentType]
+    observing = [track for track in tracks if track.policy.observes != NOTHING]
+    observations = [track.policy.observes for track in observing]
+    points = [track.seen for track in observing]
+    prefix = SharedPrefix(model.config, points, observations)  # pyright: ignore[reportArgumentType]
     hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
     prefix.check_complete(steps)
     scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
@@ -132,14 +134,15 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
     groups: dict[object, list[Track]] = {}
     for track in tracks:
         policy, events = track.policy, track.schedule.events
-        how = (policy.entrywise, policy.observes, policy.temporal, policy.rolls)
+        how = (policy.entrywise, policy.observes.kind, policy.temporal, policy.rolls)
         key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
         first = group[0]
+        (observes,) = widest(track.policy.observes for track in group).values()
         together = Group.of(
-            [track.schedule for track in group], windows, len(first.settings.skipped), first.policy.observes,
-            in_slots=first.in_slots and _is_short(first, windows), is_even=not _is_short(first, windows),
+            [track.schedule for track in group], windows, len(first.settings.skipped), observes,
+            in_slots=first.policy.in_slots and _is_short(first, windows), is_even=not _is_short(first, windows),
         )  # fmt: skip
         size = cells_at_once(shape, together)
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together

@@ -10,7 +10,8 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from workers.eviction import CacheView, Policy
+from workers.cache_view import CacheView
+from workers.policy import Policy
 from workers.policy_files import PolicyError
 from workers.process_state import whole_process_state
 
@@ -24,9 +25,10 @@ def scores_of(policy: Policy, view: CacheView) -> Tensor:
     if policy.own:
         return policy.score(view)
     copies = {each.name: value.clone() for each in fields(view) if isinstance(value := getattr(view, each.name), Tensor)}
+    own = replace(view, **copies, take_values=lambda: view.values.clone())
     with whole_process_state():
         try:
-            scores = policy.score(replace(view, **copies))
+            scores = policy.score(own)
         except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:  # what is meant to end a process, or a task in it

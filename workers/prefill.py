@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from workers.eviction import find_policy
+from workers.own_policies import find_policy
 from workers.pruned_cache import PrunedCache
 from workers.scoring import body_of, next_logits
 from workers.settings import PruneSettings
@@ -26,9 +26,8 @@ class Prefill:
         """Raises PolicyError for an unknown policy."""
         self.config = model.config
         length = prompts.shape[1]
-        observed = {find_policy(policy).observes for policy in policies}
-        points = [length] if observed - {"nothing"} else []
-        self.prefix = SharedPrefix(model.config, points, "mass" in observed)  # pyright: ignore[reportArgumentType]
+        observations = [find_policy(policy).observes for policy in policies]
+        self.prefix = SharedPrefix(model.config, [length], observations)  # pyright: ignore[reportArgumentType]
         hidden = body_of(model)(
             input_ids=prompts, position_ids=torch.arange(length, device=prompts.device)[None], past_key_values=self.prefix,
             use_cache=True,

@@ -21,9 +21,9 @@ from transformers import Cache, PretrainedConfig
 from workers.architecture import usable
 from workers.attending_layer import WrongUseError
 from workers.cell_scores import Validity
-from workers.eviction import find_policy
 from workers.generate_calls import GenerateCall
 from workers.layer_record import LayerRecord
+from workers.own_policies import find_policy
 from workers.pruned_layer import PrunedLayer
 from workers.rotary import Rotary
 from workers.settings import PruneSettings

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
-from workers.attention import attention, probe
 from workers.attention_weights import Scale
-from workers.eviction import CacheView
-from workers.footprint import OBSERVED_QUERIES, with_room
+from workers.cache_view import CacheView, view_of
+from workers.footprint import with_room
 from workers.layer_record import LayerRecord
+from workers.notes import Look, Notes
+from workers.observation import NOTHING
 from workers.policy_calls import scores_of
 from workers.rotary import places_closed
 from workers.selection import select, take_entries
@@ -47,8 +48,7 @@ class PrunedLayer(AttendingLayer):
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
-        self._queries: Tensor | None = None
-        self._mass: Tensor | None = None
+        self._notes = self.state.policy.observes.notes() if self.prunes else Notes()
         self._is_shared = False
         self._scale = Scale(1.0, None)
         self.record = LayerRecord()
@@ -89,17 +89,17 @@ class PrunedLayer(AttendingLayer):
         if self.prunes:
             batch, heads = prefix.keys.shape[:2]
             self._positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(batch, heads, -1)
-            observes = self.state.policy.observes  # the prefix may hold what other cells' policies observe
-            self._queries = prefix.queries.get(self.seen) if observes == "queries" else None
-            self._mass, self._scale = prefix.mass.get(self.seen) if observes == "mass" else None, prefix.scale
+            self._scale = prefix.scale
+            noted = prefix.noted(self.state.policy.observes, self.seen)
+            if noted is not None:
+                self._notes.take_up(noted)
         self._prune_if_due()
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch alone; a row may come more than once."""
         self.check_attended()
         order = list(rows)
-        self._queries = None if self._queries is None else self._queries[order]
-        self._mass = None if self._mass is None else self._mass[order]
+        self._notes.take_rows(order)
         self.record.take_rows(order)
 
         (keys, values), positions = self.stored(), None if self._positions is None else self.stored_positions()
@@ -147,7 +147,7 @@ class PrunedLayer(AttendingLayer):
 
     def storages(self) -> Iterator[torch.UntypedStorage]:
         """The memory that the layer keeps: its buffers with their room, positions, and what its policy observes."""
-        for tensor in (self._keys, self._values, self._positions, self._queries, self._mass):
+        for tensor in (self._keys, self._values, self._positions, *self._notes.tensors()):
             if tensor is not None:
                 yield tensor.untyped_storage()
 
@@ -219,7 +219,7 @@ class PrunedLayer(AttendingLayer):
             return
         name, remedy = self.state.config._attn_implementation, f"call model.set_attn_implementation({OWN_ATTENTION!r}) first"
         settings = self.state.settings
-        if self.state.prunes_anything and self.state.policy.observes != "nothing":
+        if self.state.prunes_anything and self.state.policy.observes != NOTHING:
             raise ValueError(f"policy {settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}")
         if self.seen != self.held and not (name == "sdpa" and new == 1):
             raise ValueError(f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}")
@@ -231,18 +231,8 @@ class PrunedLayer(AttendingLayer):
         """
         self.clear_mark()
         keys, values = self.stored()
-        observes = self.state.policy.observes if self.prunes else "nothing"
-        if observes == "mass":
-            out, mass = probe(query, keys, values, scale)
-            if self._mass is not None:
-                mass[..., : self._mass.shape[2]] += self._mass
-            self._mass = mass
-        else:
-            out = attention(query, keys, values, scale)
-        if observes == "queries":
-            before = [] if self._queries is None else [self._queries]
-            self._queries = torch.cat([*before, query[:, :, -OBSERVED_QUERIES:]], 2)[:, :, -OBSERVED_QUERIES:]
-            self._scale = scale
+        self._scale = scale
+        out = self._notes.attend(Look(query=query, keys=keys, values=values, scale=scale))
 
         if self._is_checked:
             self._prune_if_due()
@@ -267,8 +257,7 @@ class PrunedLayer(AttendingLayer):
         scores, protected = scores_of(policy, self._view(keep)), self._protected(positions)
         index, tied = select(scores, keep, protected, None if policy.temporal else positions)
         kept_positions = positions.gather(2, index)
-        if self._mass is not None:
-            self._mass = self._mass.gather(2, index)
+        self._notes.keep(index)
         kept_keys = take_entries(keys, index)
         if self.state.rotary is not None:
             kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, self.held, keep))
@@ -279,14 +268,12 @@ class PrunedLayer(AttendingLayer):
         self.record.add(kept_positions, self.seen, tied)
 
     def _view(self, keep: int) -> CacheView:
-        keys, device = self.stored()[0], self.device
-
-        def scalar(value: int) -> Tensor:
-            return torch.full((1, 1, 1), value, device=device)
-
-        rows = self.state.rows(keys.shape[0], keys.device)[:, None, None]
-        numbers = (scalar(self.seen), scalar(keep), scalar(self.index), scalar(self.state.settings.seed))
-        return CacheView(keys, self.stored_positions(), *numbers, rows, self._queries, self._mass, *self._scale)
+        keys, values = self.stored()
+        return view_of(
+            keys=keys, values=lambda: values, positions=self.stored_positions(), seen=self.seen, keep=keep, layer=self.index,
+            seed=self.state.settings.seed, row_ids=self.state.rows(keys.shape[0], keys.device), scale=self._scale,
+            observed=self._notes.observed(),
+        )  # fmt: skip
 
     def _protected(self, positions: Tensor) -> Tensor | None:
         settings, start, end = self.state.settings, *self.state.outside

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.budget import SCHEDULES, Budget
+from workers.eviction import POLICIES
 from workers.policy_files import PATTERN
 from workers.skip_rule import Skip, checked_rule
 
-POLICY_NAMES = (
-    "dense", "knorm", "knorm_high", "knorm_sorted", "random", "recent", "streaming", "streaming_rolled", "h2o", "snapkv",
-    "snapkv_max7", "tova",
-)  # fmt: skip
-"""``dense`` never prunes; the others are the functions of ``eviction.POLICIES`` (a test holds the two together).
+POLICY_NAMES = ("dense", *POLICIES)
+"""``dense`` never prunes; the others are kvsweep's own.
 
 ``module:function`` names a policy of the user's own."""
 

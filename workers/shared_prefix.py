@@ -7,29 +7,30 @@ at the points asked for. The pass itself is the same whatever cells go on from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
 from workers.architecture import usable
 from workers.attending_layer import AttendingLayer, WrongUseError
-from workers.attention import attention, probabilities
+from workers.attention import attention
 from workers.attention_weights import Scale
-from workers.eviction import OBSERVED_QUERIES
+from workers.observation import Observation, widest
 
 
 class PrefixLayer(AttendingLayer):
     """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at some points."""
 
-    def __init__(self, index: int, points: Sequence[int], wants_mass: bool) -> None:
+    def __init__(self, index: int, points: Sequence[int] = (), observations: Iterable[Observation] = ()) -> None:
+        """``points``, ascending: tokens seen when something is noted of the ``observations``."""
         super().__init__()
-        self.index, self.points, self.wants_mass, self.seen = index, points, wants_mass, 0
+        self.index, self.points, self.seen = index, points, 0
+        self.heads = 0
         self.scale = Scale(1.0, None)
-        self.queries: dict[int, Tensor] = {}
-        self.mass: dict[int, Tensor] = {}
+        self._notes = {kind: each.notes() for kind, each in widest(observations).items()}
+        self._noted: dict[str, dict[int, Tensor]] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the one pass brings everything."""
@@ -44,26 +45,16 @@ class PrefixLayer(AttendingLayer):
         return self.marked(key_states), value_states
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """Causal attention; notes queries and mass at the points asked for."""
+        """Causal attention; notes at the points what policies observe."""
         self.clear_mark()
         assert self.keys is not None and self.values is not None
-        self.scale = scale
-        for point in self.points:
-            self.queries[point] = query[:, :, max(0, point - OBSERVED_QUERIES) : point].clone()
-        if self.wants_mass:
-            self._note_mass(query, scale)
+        self.scale, self.heads = scale, query.shape[1]
+        self._noted = {kind: notes.noted(query, self.keys, scale, self.points) for kind, notes in self._notes.items()}
         return attention(query, self.keys, self.values, scale).transpose(1, 2)
 
-    def _note_mass(self, query: Tensor, scale: Scale) -> None:
-        """Attention that each entry got from the queries before each point, queries in order so that sums grow as in a loop."""
-        assert self.keys is not None
-        total = torch.zeros(self.keys.shape[:3], device=self.keys.device)
-        done = 0
-        for point in self.points:
-            keys = self.keys[:, :, :point]
-            for _, chance in probabilities(query[:, :, done:point], keys, scale, None):
-                total[..., :point] += chance.sum((2, 3))
-            self.mass[point], done = total[..., :point].clone(), point
+    def noted(self, observation: Observation, point: int) -> Tensor | None:
+        """What was noted for an observation by the time that ``point`` tokens were seen; None where there is nothing."""
+        return self._noted.get(observation.kind, {}).get(point)
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -75,13 +66,15 @@ class PrefixLayer(AttendingLayer):
 
 
 class SharedPrefix(Cache):
-    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that observe queries."""
+    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that have ``observations``."""
 
-    def __init__(self, config: PretrainedConfig, points: Sequence[int] = (), wants_mass: bool = False) -> None:
+    def __init__(
+        self, config: PretrainedConfig, points: Sequence[int] = (), observations: Sequence[Observation] = ()
+    ) -> None:  # fmt: skip
         """Raises ValueError for a model that cannot be measured, with the reason."""
         self.architecture = usable(config)
         count, wanted = config.get_text_config().num_hidden_layers, sorted(set(points))
-        super().__init__(layers=[PrefixLayer(i, wanted, wants_mass) for i in range(count)])
+        super().__init__(layers=[PrefixLayer(i, wanted, observations) for i in range(count)])
 
     @property
     def prefix_layers(self) -> list[PrefixLayer]:

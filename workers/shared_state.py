@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from workers.architecture import Architecture
 from workers.attention import NAME as OWN_ATTENTION
-from workers.eviction import Policy
+from workers.policy import Policy
 from workers.rotary import Rotary
 from workers.settings import PruneSettings
 

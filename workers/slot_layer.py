@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from workers.cache_view import view_of
 from workers.cell_batch import BatchLayer
-from workers.eviction import CacheView
 from workers.layer_record import RECENT
+from workers.notes import Observed
 from workers.pass_plan import Pass
 from workers.policy_calls import scores_of
 from workers.selection import order_by_score, take_entries
@@ -122,11 +124,13 @@ class SlotStore:
                 first = last
                 continue
             keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
-            seen, keep, seed, ids = (
-                x[rows].repeat(count)[:, None, None] for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids)
-            )
-            layer = index.repeat_interleave(rows.stop - rows.start)[:, None, None]
-            scores = scores_of(policy, CacheView(keys, positions, seen, keep, layer, seed, ids))
+            seen, keep, seed, ids = (x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids))
+            view = view_of(
+                keys=keys, values=partial(_cut, self.values, rows), positions=positions, seen=seen, keep=keep,
+                layer=index.repeat_interleave(rows.stop - rows.start), seed=seed, row_ids=ids, scale=self.layers[0].scale,
+                observed=Observed(),
+            )  # fmt: skip
+            scores = scores_of(policy, view)
             parts.append(scores.unflatten(0, (count, -1)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -140,13 +144,14 @@ class SlotStore:
         if plan.is_due[place]:
             order = positions.argsort(-1)[..., : track.held + int(plan.counts[place])]
             keys = take_entries(self.keys[:, rows].flatten(0, 1), order)
-            seen, keep, seed, ids = (
-                x[rows].repeat(count)[:, None, None]
-                for x in (plan.seen_rows, plan.keep_rows, plan.seeds, self.layers[0].state.row_ids)
-            )
+            row_ids = self.layers[0].state.row_ids
+            seen, keep, seed, ids = (x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids))
             index = torch.tensor([layer.index for layer in self.layers], device=self.device)
-            layer = index.repeat_interleave(windows)[:, None, None]
-            view = CacheView(keys, positions.gather(-1, order), seen, keep, layer, seed, ids)
+            view = view_of(
+                keys=keys, values=lambda: take_entries(_cut(self.values, rows), order), positions=positions.gather(-1, order),
+                seen=seen, keep=keep, layer=index.repeat_interleave(windows), seed=seed, row_ids=ids,
+                scale=self.layers[0].scale, observed=Observed(),
+            )  # fmt: skip
             scores.scatter_(-1, order, scores_of(track.policy, view))
         return scores.unflatten(0, (count, -1))
 
@@ -157,6 +162,11 @@ class SlotStore:
             self._bind()
         self.free, self.sums = self.free[:, rows], self.sums[:, :, rows]
         self._bind()
+
+
+def _cut(values: Tensor, rows: slice) -> Tensor:
+    """[layers * some rows, kv_heads, room, head_dim] of values [layers, rows, kv_heads, room, head_dim]."""
+    return values[:, rows].flatten(0, 1)
 
 
 def _joined(layers: Sequence[SlotLayer], name: str) -> Tensor:

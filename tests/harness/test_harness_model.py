@@ -15,8 +15,10 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from tests.harness.local_tasks import QUESTIONS
+from tests.spy_policy import Spy
 from tests.thinned import thinned
 from tests.tokenizers_made import begins_with, byte_style, saved
+from workers import eviction
 from workers.generation import forward
 from workers.harness.arguments import parse
 from workers.harness.model import PrunedModel
@@ -24,6 +26,7 @@ from workers.harness.rows import text_id
 from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, _choose
 from workers.model_files import find_model
+from workers.policy import Policy
 from workers.pruned_cache import PrunedCache
 from workers.settings import PruneSettings
 
@@ -129,6 +132,13 @@ def test_pruned_is_one_token_per_pass(pruned_model, model, policy, schedule):
     assert counts.cache_tokens_mean == pytest.approx(mean)
     dense = pruned_model(PruneSettings("dense")).loglikelihood(requests(PAIRS))
     assert max(abs(a - b) for a, b in zip(numbers([found]), numbers([dense]), strict=True)) > 1e-2
+
+
+def test_a_policy_sees_whole_views_in_tasks_too(pruned_model, monkeypatch):
+    spy = Spy()
+    monkeypatch.setitem(eviction._OWN, "recent", Policy(spy, name="module:spy"))
+    pruned_model(PruneSettings("recent", 0.5, 8)).loglikelihood(requests(PAIRS))
+    assert spy.views > len(PAIRS) // 2
 
 
 def test_a_whole_text_goes_through_the_pruned_cache(pruned_model, model):

@@ -27,7 +27,6 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.bos import Bos, bos_token
 from workers.check_text import continued
-from workers.eviction import find_policy
 from workers.harness.arguments import parse
 from workers.harness.counts import Counts, total
 from workers.harness.scores import ContinuationScore, Pair, score_continuations
@@ -38,6 +37,7 @@ from workers.kept_answers import AnswerBook
 from workers.layer_choice import with_layers
 from workers.model_files import ModelError, ModelFacts, find_model
 from workers.models import load
+from workers.own_policies import find_policy
 from workers.self_check import check_once, rounding_note
 from workers.settings import PruneSettings
 

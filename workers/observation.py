@@ -1,0 +1,137 @@
+"""What a policy may ask a cache to note of the queries that go through, and how much memory that takes.
+
+A kind of observation is one class here, and one in ``workers/notes.py`` that says how a layer keeps it. Imports no torch,
+because planning counts bytes by it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from workers.footprint import Shape
+    from workers.notes import Notes
+
+OBSERVED_QUERIES = 32
+"""A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer share passes with
+those that ask for all."""
+WEIGHT_BYTES = 16 * 2**20
+"""Attention of the last queries that policies look at is made with the pass, for all rows at once, where it takes no more."""
+
+
+@dataclass(frozen=True)
+class Observation(ABC):
+    """What is noted. Sizes are bytes of one layer."""
+
+    kind: ClassVar[str]
+    """Cells whose policies observe the same kind of thing go through together."""
+    probes: ClassVar[bool] = False
+    """Whether the probabilities of a pass over prompts are made for it."""
+
+    @property
+    def amount(self) -> int:
+        """How much of it a policy asks for at most."""
+        return 0
+
+    @abstractmethod
+    def notes(self) -> Notes:
+        """What one layer keeps, empty."""
+
+    def of_entry(self, shape: Shape) -> int:
+        """What is kept for each entry of a row."""
+        return 0
+
+    def of_row(self, shape: Shape) -> int:
+        """What is kept for each row, whatever it holds."""
+        return 0
+
+    def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
+        """What a pass of so many rows takes for it, and gives back."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Nothing(Observation):
+    """The policy looks at keys, values and positions alone."""
+
+    kind = "nothing"
+
+    def notes(self) -> Notes:
+        """None."""
+        from workers.notes import Notes
+
+        return Notes()
+
+
+@dataclass(frozen=True)
+class LastQueries(Observation):
+    """The last ``count`` queries, whose attention over the entries held is what ``CacheView.attention`` gives."""
+
+    count: int = OBSERVED_QUERIES
+    kind = "queries"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a count that is none."""
+        if self.count < 1:
+            raise ValueError(f"LastQueries: at least one query has to be kept (got {self.count})")
+
+    @property
+    def amount(self) -> int:
+        """Queries whose attention is asked for."""
+        return self.count
+
+    @property
+    def kept(self) -> int:
+        """How many a layer keeps."""
+        return max(self.count, OBSERVED_QUERIES)
+
+    def notes(self) -> Notes:
+        """The queries themselves."""
+        from workers.notes import QueryNotes
+
+        return QueryNotes(self.kept)
+
+    def of_row(self, shape: Shape) -> int:
+        """The queries of all heads."""
+        return shape.heads * self.kept * shape.head_dim * shape.width
+
+    def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
+        """Their attention, with what it is made from."""
+        return 3 * WEIGHT_BYTES + shape.keys_in_float32(rows, entries)
+
+
+@dataclass(frozen=True)
+class Mass(Observation):
+    """The attention that each entry got from all queries so far."""
+
+    kind = "mass"
+    probes = True
+
+    def notes(self) -> Notes:
+        """A sum for each entry."""
+        from workers.notes import MassNotes
+
+        return MassNotes()
+
+    def of_entry(self, shape: Shape) -> int:
+        """A float32 for each KV head."""
+        return 4 * shape.kv_heads
+
+    def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
+        """The probabilities of the pass."""
+        return shape.probing(rows, entries)
+
+
+NOTHING = Nothing()
+
+
+def widest(observations: Iterable[Observation]) -> dict[str, Observation]:
+    """By kind, the one that asks for most: what serves it serves the others."""
+    found: dict[str, Observation] = {}
+    for each in observations:
+        if each.kind not in found or found[each.kind].amount < each.amount:
+            found[each.kind] = each
+    return found
