@@ -1,4 +1,4 @@
-"""kvsweep plan | run | status | diagnose | fetch | report | audit | export.
+"""kvsweep plan | run | status | check | diagnose | fetch | report | audit | export.
 
 Heavy imports stay inside: --help needs neither torch nor ray."""
 
@@ -93,6 +93,30 @@ def status(directory: str) -> None:
     except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
         _refuse([first_line_of(error)])
     print("\n".join(lines))
+
+
+@app.command()
+def check(
+    sweep: Sweep = None,
+    cell: Annotated[
+        str, typer.Option(metavar="ID", help="The cell's id or its beginning; `kvsweep plan --all` lists them.")
+    ] = "",
+    set_: Set = None,
+    windows: Annotated[int, typer.Option(min=1, help="How many of its windows; the reference takes a pass for each token.")] = 1,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write both NLLs of every token there.")] = None,
+) -> None:
+    """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they part."""
+    from pipeline.check_cell import CheckError, check_cell
+    from pipeline.spec import SweepError
+
+    try:
+        is_same = check_cell(sweep, set_ or [], cell, windows, csv)
+    except SweepError as error:
+        _refuse(error.faults)
+    except CheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if is_same else 1)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from workers.machine import this_machine
 from workers.skip_rule import skipped_count
 
 LISTED = 400
+SHOWN_OF_ID = 10
 
 
 def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
@@ -25,7 +26,7 @@ def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
     never = {cell.cell_id for cell in plan.never_prune}
     cells = plan.grid.cells if every else plan.grid.cells[:LISTED]
     for _, group in groupby(cells, key=lambda cell: cell.group):
-        console.print(_table(plan, list(group), never))
+        console.print(_table(plan, list(group), never, with_ids=every))
     if len(cells) < len(plan.grid.cells):
         console.print(f"... and {len(plan.grid.cells) - len(cells)} more cells (--all lists them)")
     console.print(f"{len(plan.grid.cells)} cells in {len(plan.units)} units")
@@ -41,13 +42,15 @@ def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
         console.print(f"note: that is more than the {usable / 2**20:,.0f} MiB that may be used on this machine", markup=False)
 
 
-def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
+def _table(plan: Plan, cells: list[Cell], never: set[str], *, with_ids: bool) -> Table:
     dense = cells[0]
     title = f"{dense.task}: {dense.model} on {dense.dataset}, {dense.device} {dense.dtype}"
     title += "" if dense.bos is None else ", BOS first"
     table = Table(title=_plain(title), title_justify="left")
     for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect", "mode", "events", "realised budget", ""):
         table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")
+    if with_ids:
+        table.add_column("cell", no_wrap=True)
     layers = plan.resolved.models[dense.model].layers
     for cell in cells:
         budget = planned_budget(cell)
@@ -56,6 +59,7 @@ def _table(plan: Plan, cells: list[Cell], never: set[str]) -> Table:
             cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
             _skipped(cell), f"{cell.protect_sink}/{cell.protect_recent}", _mode(cell),
             "" if budget is None else str(budget.events), share, "never prunes" if cell.cell_id in never else "",
+            *([cell.cell_id[:SHOWN_OF_ID]] if with_ids else []),
         )  # fmt: skip
     return table
 

@@ -150,6 +150,18 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
             yield group[start : start + size]
 
 
+def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> str:
+    """In words, how ``evaluate`` stores a cell's entries between its passes over windows [windows, length]."""
+    tracks = _tracks(0, cell, length - 1, layers)
+    if not tracks:
+        return "the dense pass alone, for it never prunes on this length"
+    if not _is_short(tracks[0], windows):
+        return "rows of one length, from which dropped entries are taken out (cell_batch)"
+    if tracks[0].policy.in_slots:
+        return "entries that stay where they are, new ones in the places of dropped ones (slot_layer)"
+    return "rows of unequal length, padded, from which dropped entries are taken out (cell_batch)"
+
+
 def _is_short(track: Track, windows: int) -> bool:
     """Whether the cell's passes bring few tokens."""
     events = track.schedule.events
