@@ -11,10 +11,12 @@ import yaml
 
 pytest.importorskip("lm_eval")
 
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 
 from workers.harness.arguments import parse
 from workers.harness.model import PrunedModel
-from workers.harness.task_rows import task_rows
+from workers.harness.task_rows import BOOTSTRAP, SEED, task_rows
 from workers.harness.tasks import HarnessError, find_task, task_digest
 from workers.settings import PruneSettings
 from workers.work import HarnessWork
@@ -41,6 +43,40 @@ def test_rows_of_a_task(model, facts, folder):
     assert {row["metric"] for row in rolling.rows} == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
     assert all(row["doc_index"] is None and row["prune_events"] == 0 for row in rolling.rows)
     assert "nothing was ever pruned" in rolling.warnings[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [None, 2])
+@pytest.mark.parametrize("own", [None, 0, 1])
+def test_a_task_is_set_up_as_the_harness_sets_it_up(model, facts, pruned_model, folder, tmp_path, asked, own):
+    """Judged by its ``simple_evaluate``, which also looks over the machine for each cell."""
+    definition = yaml.safe_load((folder / "kv_choice.yaml").read_text())
+    shots = {} if own is None else {"num_fewshot": own}
+    (tmp_path / "kv_shots.yaml").write_text(
+        yaml.safe_dump(
+            {**definition, **shots, "task": "kv_shots", "fewshot_split": "test", "fewshot_config": {"sampler": "default"}}
+        )
+    )
+    judge = simple_evaluate(
+        model=pruned_model(PRUNED), tasks=[str(tmp_path / "kv_shots.yaml")], num_fewshot=asked, bootstrap_iters=BOOTSTRAP,
+        task_manager=TaskManager(include_defaults=False), random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED,
+        fewshot_random_seed=SEED,
+    )  # fmt: skip
+    found = task_rows(model, facts, CPU, PRUNED, HarnessWork("kv_shots", None, asked, str(tmp_path))).rows
+    whole = {row["metric"]: (row["value"], row["stderr"]) for row in found if row["doc_index"] is None}
+    assert whole == {
+        name: (judge["results"]["kv_shots"][f"{name},none"], judge["results"]["kv_shots"][f"{name}_stderr,none"])
+        for name in ("acc", "acc_norm")
+    }
+    assert {row["num_fewshot"] for row in found} == {judge["n-shot"]["kv_shots"]} == {own if own == 0 else asked or own or 0}
+
+
+def test_no_process_is_started_for_a_cell(model, facts, folder, monkeypatch):
+    def started(*words, **_):
+        raise AssertionError(words)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    assert task_rows(model, facts, CPU, PRUNED, HarnessWork("kv_choice", 1, None, str(folder))).rows
 
 
 def test_a_digest_follows_the_definition_and_its_data(folder, tmp_path):

@@ -6,12 +6,14 @@ import contextlib
 import io
 import math
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +24,9 @@ from workers.kept_answers import AnswerBook
 from workers.model_files import ModelFacts
 from workers.settings import PruneSettings
 from workers.work import HarnessWork
+
+if TYPE_CHECKING:
+    from workers.harness.model import PrunedModel
 
 SEED = 1234
 """Of Python, numpy, torch and the choice of examples, the same for every cell: documents must be the same to be compared."""
@@ -49,20 +54,12 @@ def task_rows(
     missing, and what the harness raises.
     """
     file = _definition(work.task, work.include_path)
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
     from workers.harness.model import PrunedModel
 
     pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, bos=work.bos, progress=False)
     pruned.worked, pruned.book = worked, book or AnswerBook()
     with _quiet():
-        given = simple_evaluate(
-            model=pruned, tasks=[file], num_fewshot=work.num_fewshot, limit=work.limit, bootstrap_iters=BOOTSTRAP,
-            task_manager=TaskManager(include_defaults=False), random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
-        )  # fmt: skip
-    results: dict[str, Any] = {**(given or {})}
+        results = _evaluated(pruned, file, work)
     counted = total(pruned.counts.values())
     shared = {
         "task_name": work.task,
@@ -76,6 +73,31 @@ def task_rows(
     warning = counted.warning(settings)
     warnings = [each for each in (warning, pruned.rounding) if each]
     return TaskResult([shared | row for row in _rows(work.task, results)], warnings)
+
+
+def _evaluated(pruned: PrunedModel, file: str, work: HarnessWork) -> dict[str, Any]:
+    """What the harness's ``simple_evaluate`` gives of one task, by the same steps.
+
+    That function then describes the machine: it lists all packages in a process of its own and asks git, seconds for each cell,
+    which nobody reads (``pipeline/provenance.py`` says what a run ran on, once).
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    loaded = TaskManager(include_defaults=False).load([file])
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if work.num_fewshot is not None and own != 0:  # a task that says 0 means it
+            task.set_config(key="num_fewshot", value=work.num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEED)
+
+    given = evaluate(pruned, loaded, limit=work.limit, bootstrap_iters=BOOTSTRAP, fewshot_as_multiturn=True)
+    return {**(given or {})}
 
 
 @lru_cache(maxsize=256)
