@@ -65,8 +65,8 @@ def _chosen(plan: Plan, cell_id: str) -> Cell:
         raise SweepError([f"--cell {printable(cell_id)}: {count} an id that begins so; {listed}"])
     if found[0].task != "perplexity":
         raise SweepError([
-            f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only perplexity can be evaluated in both ways, token by token; "
-            "name one of its cells with the same settings"
+            f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only perplexity can be evaluated in both "
+            "ways, token by token; name one of its cells with the same settings"
         ])  # fmt: skip
     return found[0]
 
