@@ -17,13 +17,13 @@ from torch import Tensor
 from workers.attending_layer import AttendingLayer
 from workers.attention_weights import Scale
 from workers.cache_view import view_of
-from workers.layer_record import RECENT, retained
+from workers.layer_record import retained
 from workers.notes import Look, Notes
 from workers.observation import widest
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
-from workers.rotary import places_closed
-from workers.selection import select, select_ragged, take_entries
+from workers.prune_step import chosen, protected_entries, taken
+from workers.selection import select, select_ragged
 from workers.shared_prefix import PrefixLayer
 
 
@@ -68,16 +68,14 @@ class BatchLayer(AttendingLayer):
             keys=keys, values=lambda: values, positions=positions, seen=point, keep=track.held, layer=self.index,
             seed=track.settings.seed, row_ids=self.state.row_ids[rows], scale=prefix.scale, observed=notes.observed(),
         )  # fmt: skip
-        protected = None
-        if track.settings.protect_sink or track.settings.protect_recent:
-            protected = (positions < track.settings.protect_sink) | (positions >= point - track.settings.protect_recent)
-        index, tied = select(scores_of(track.policy, view), track.held, protected, None if self.temporal else positions)
+        settings, protected = track.settings, None
+        if settings.protects:
+            protected = protected_entries(positions, point, settings.protect_sink, settings.protect_recent)
+
+        index, tied = chosen(track.policy, view, track.held, protected)
         kept = positions.gather(2, index)
-        kept_keys = take_entries(keys, index)
-        if self.state.rotary is not None:
-            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, point, track.held))
-        self.keys[rows, :, : track.held] = kept_keys
-        self.values[rows, :, : track.held] = take_entries(values, index)
+        kept_keys, kept_values = taken(keys, values, index, self.state.rotary, point, track.held)
+        self.keys[rows, :, : track.held], self.values[rows, :, : track.held] = kept_keys, kept_values
         assert self.positions is not None
         self.positions[rows, :, : track.held] = kept
         if noted is not None:
@@ -148,18 +146,15 @@ class BatchLayer(AttendingLayer):
                 scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places, plan.narrowest_keep
             )
         kept, width = positions.gather(2, index), index.shape[2]
-        kept_keys = take_entries(keys, index)
-        if self.state.rotary is not None:
-            before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
-            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, before, after))
-        self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, take_entries(values, index)
+        before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
+        kept_keys, kept_values = taken(keys, values, index, self.state.rotary, before, after)
+        self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, kept_values
         self.positions[:, :, :width] = kept
+
         stays = torch.arange(width, device=self.device) < plan.keep_rows[:, None, None]
         self.notes.keep(index, stays)
-        recent = (kept >= (plan.seen_rows - RECENT)[:, None, None]) & stays
-        recent = recent.sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
-        sink = ((kept == 0) & stays).any(-1)
-        self.sums += torch.stack([recent, sink.float(), tied.float()]) * plan.due_rows
+        left = retained(kept, plan.seen_rows[:, None, None], stays)
+        self.sums += torch.stack([*left, tied.float()]) * plan.due_rows
 
     def scores(self, plan: Pass, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding.

@@ -10,13 +10,17 @@ RECENT = 8
 """``recent_retained`` looks at this many of the last positions."""
 
 
-def retained(positions: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+def retained(positions: Tensor, seen: int | Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is still there.
 
-    positions: [batch, kv_heads, kept], in any order -> [batch, kv_heads] float each.
+    positions: [..., batch, kv_heads, places], in any order -> [..., batch, kv_heads] float each. ``seen``: of all rows, or
+    [batch, 1, 1]; ``held``: bool like positions, which places hold an entry; all without it.
     """
-    recent = (positions >= seen - RECENT).sum(-1) / min(RECENT, seen)
-    return recent, (positions == 0).any(-1).float()
+    is_recent, is_sink = positions >= seen - RECENT, positions == 0
+    if held is not None:
+        is_recent, is_sink = is_recent & held, is_sink & held
+    most = min(RECENT, seen) if isinstance(seen, int) else seen[..., 0].clamp(max=RECENT)
+    return is_recent.sum(-1) / most, is_sink.any(-1).float()
 
 
 @dataclass

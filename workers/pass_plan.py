@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.budget import Schedule
 from workers.policy import Policy
+from workers.prune_step import protected_entries
 from workers.rotary import Rotary
 from workers.settings import PruneSettings
 
@@ -126,8 +127,8 @@ class Pass:
         """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects anything."""
         if not self._protects:
             return None
-        newest = (self.seen_rows - self._recent_rows)[:, None, None]
-        return (positions < self._sink_rows[:, None, None]) | (positions >= newest)
+        seen, sink, recent = (rows[:, None, None] for rows in (self.seen_rows, self._sink_rows, self._recent_rows))
+        return protected_entries(positions, seen, sink, recent)
 
     def laid_out(self, packed: Tensor) -> Tensor:
         """packed [1, heads, tokens, width] -> [rows, heads, widest, width], zeros behind shorter rows."""

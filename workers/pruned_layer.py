@@ -16,9 +16,7 @@ from workers.footprint import with_room
 from workers.layer_record import LayerRecord
 from workers.notes import Look, Notes
 from workers.observation import NOTHING
-from workers.policy_calls import scores_of
-from workers.rotary import places_closed
-from workers.selection import select, take_entries
+from workers.prune_step import chosen, protected_entries, taken
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
 
@@ -250,18 +248,15 @@ class PrunedLayer(AttendingLayer):
         return self.held - (min(end, self.seen) - start if start < self.seen else 0)
 
     def _prune(self) -> None:
-        policy, positions = self.state.policy, self.stored_positions()
-        keys, values = self.stored()
+        positions, (keys, values) = self.stored_positions(), self.stored()
         counted = self._counted()
         keep = self.budget.kept(counted) + self.held - counted
-        scores, protected = scores_of(policy, self._view(keep)), self._protected(positions)
-        index, tied = select(scores, keep, protected, None if policy.temporal else positions)
+
+        index, tied = chosen(self.state.policy, self._view(keep), keep, self._protected(positions))
         kept_positions = positions.gather(2, index)
+        kept = (*taken(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
         self._notes.keep(index)
-        kept_keys = take_entries(keys, index)
-        if self.state.rotary is not None:
-            kept_keys = self.state.rotary.turn(kept_keys, places_closed(index, self.held, keep))
-        kept = (kept_keys, take_entries(values, index), kept_positions)
+
         if not self._fits(keep):
             self._reserve(keys, values, self._room(keep))
         self._fill(*kept)
@@ -276,11 +271,10 @@ class PrunedLayer(AttendingLayer):
         )  # fmt: skip
 
     def _protected(self, positions: Tensor) -> Tensor | None:
-        settings, start, end = self.state.settings, *self.state.outside
-        if not settings.protect_sink and not settings.protect_recent and start == end:
+        settings, (start, end) = self.state.settings, self.state.outside
+        if not settings.protects and start == end:
             return None
-        own = (positions < settings.protect_sink) | (positions >= self.seen - settings.protect_recent)
-        return own | (positions >= start) & (positions < end)
+        return protected_entries(positions, self.seen, settings.protect_sink, settings.protect_recent, (start, end))
 
     def get_seq_length(self) -> int:
         """Tokens seen. The cache itself answers for the position of the next token."""

@@ -53,6 +53,11 @@ class PruneSettings:
             raise ValueError("policy streaming_rolled places its keys itself; position_mode must be absolute")
 
     @property
+    def protects(self) -> bool:
+        """Whether any entry stays whatever its score is."""
+        return self.protect_sink > 0 or self.protect_recent > 0
+
+    @property
     def budget(self) -> Budget:
         """How many entries a pruning layer holds and when it is looked at."""
         return Budget(self.keep_ratio if self.policy != "dense" else 1.0, self.prune_after, self.schedule)

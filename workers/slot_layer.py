@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.cache_view import view_of
 from workers.cell_batch import BatchLayer
-from workers.layer_record import RECENT
+from workers.layer_record import retained
 from workers.notes import Observed
 from workers.pass_plan import Pass
 from workers.policy_calls import scores_of
@@ -105,9 +105,8 @@ class SlotStore:
         tied = ((best_dropped >> 24) == (worst_kept >> 24))[..., 0]
         goes = torch.arange(worst.shape[3], device=self.device) < spare
         self.positions.scatter_(3, self.free, self.positions.gather(3, self.free).masked_fill_(goes, FREE))
-        near = self.positions >= (plan.seen_rows - RECENT)[:, None, None]
-        recent = (near & (self.positions != FREE)).sum(-1) / plan.seen_rows[:, None].clamp(max=RECENT)
-        self.sums += torch.stack([recent, (self.positions == 0).any(-1).float(), tied.float()]) * plan.due_rows
+        left = retained(self.positions, plan.seen_rows[:, None, None], self.positions != FREE)
+        self.sums += torch.stack([*left, tied.float()]) * plan.due_rows
 
     def _scores(self, plan: Pass) -> Tensor:
         """[layers, rows, kv_heads, room], a policy at a time."""
