@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -19,7 +20,7 @@ from pipeline.seconds import Rates, retrieval_seconds
 from pipeline.spec import SweepError, load_spec
 from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
-from workers.measure_pace import TOKENS, _quickest, measure
+from workers.measure_pace import TOKENS, measure
 from workers.model_files import find_model
 from workers.models import load
 from workers.pace import Pace, remember, remembered
@@ -84,14 +85,18 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
     assert wall_clock(long).unmeasured
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_time_that_other_programs_had_is_not_in_a_pace(threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def test_time_that_other_programs_had_is_not_in_a_pace(monkeypatch):
+    """Of one thread by its own clock; of several, whose every wait is seen to take long, by that of one."""
+    model = load(find_model("reference-llama"), "float32", torch.device("cpu"))
+    before, walls = torch.get_num_threads(), itertools.count()
+    monkeypatch.setattr("workers.measure_pace.time.perf_counter", lambda: 100.0 * next(walls))
     try:
-        assert _quickest(lambda: time.sleep(0.4), torch.device("cpu")) < 0.2
+        torch.set_num_threads(2)
+        pace = measure(model, torch.device("cpu"))
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert pace.token_seconds * TOKENS < 100.0 and pace.pass_seconds < 25.0
 
 
 def test_answers_are_estimated_by_what_their_caches_hold(sweep_file):

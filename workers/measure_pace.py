@@ -28,9 +28,25 @@ ENOUGH_SECONDS = 0.3
 """What takes less is done three times, and the quickest counts."""
 
 
-@torch.inference_mode()
 def measure(model: nn.Module, device: torch.device) -> Pace:
-    """Pace of a model under our attention on its device, with the threads that torch has."""
+    """Pace of a model under our attention on its device, with the threads that torch has.
+
+    Several threads that wait for one another are slowed by other programs of the machine many times over, and a pace is
+    remembered for long: so none counts that is slower than that of one thread, whose own processor's seconds are known.
+    """
+    pace, threads = _measured(model, device), torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return pace
+    torch.set_num_threads(1)
+    try:
+        alone = _measured(model, device)
+    finally:
+        torch.set_num_threads(threads)
+    return Pace(min(pace.token_seconds, alone.token_seconds), min(pace.pass_seconds, alone.pass_seconds))
+
+
+@torch.inference_mode()
+def _measured(model: nn.Module, device: torch.device) -> Pace:
     vocabulary = model.get_output_embeddings().weight.shape[0]  # pyright: ignore
     ids = torch.randint(0, vocabulary, (1, TOKENS + 1), generator=torch.Generator().manual_seed(0)).to(device)
     evaluate(model, ids[:, :17], [], [0])  # the first pass pays for what later ones find ready
@@ -46,28 +62,16 @@ def measure(model: nn.Module, device: torch.device) -> Pace:
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the wall, but no more than the CPU seconds that all threads took: other programs of the machine that go ahead of
-    them count for little.
-
-    A pace is remembered for long, and who measures it beside other work must not have slow plans ever after.
-    """
-    clock = _processor_seconds(device)
+    """Seconds of the wall; where one thread computes, its own CPU seconds: other programs that go ahead of it do not count."""
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < FINE
+    clock = time.thread_time if is_alone else time.perf_counter
     taken: list[float] = []
     while len(taken) < 3 and sum(taken) < ENOUGH_SECONDS:
-        begin, begin_of_threads = time.perf_counter(), clock()
+        begin = clock()
         work()
         synchronize(device)
-        taken.append(min(time.perf_counter() - begin, clock() - begin_of_threads))
+        taken.append(clock() - begin)
     return min(taken)
-
-
-def _processor_seconds(device: torch.device) -> Callable[[], float]:
-    """A clock of the threads that compute; the wall's for another device than a CPU, and where such clocks are coarse."""
-    if device.type != "cpu":
-        return time.perf_counter
-    if torch.get_num_threads() == 1:
-        return time.thread_time if time.get_clock_info("thread_time").resolution < FINE else time.perf_counter
-    return time.process_time if time.get_clock_info("process_time").resolution < FINE else time.perf_counter
 
 
 def measure_once(model: nn.Module, facts: ModelFacts, dtype: str, device: torch.device) -> Pace:

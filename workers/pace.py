@@ -15,7 +15,7 @@ from pathlib import Path
 from workers.cache_folder import cache_folder
 from workers.model_files import ModelFacts
 
-MEASURE = 2
+MEASURE = 3
 """Raised where a pace is measured in another way: what was remembered before counts no more."""
 LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e5
 """What a token can take."""
