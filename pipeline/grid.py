@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.cell import Cell, settings_of
+from pipeline.cell import DENSE, PRUNED_BY, Cell, settings_of
 from pipeline.cell_reach import prompt_tokens
 from pipeline.planning_progress import SILENT, PlanningProgress
 from pipeline.spec import SweepError
-from pipeline.sweep_keys import BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value
-from workers.skip_rule import Skip, skipped_count
+from pipeline.sweep_keys import AXES, BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value
+from workers.skip_rule import skipped_count
 
 MAX_COMBINATIONS = 5_000_000
 """Of all axes, those that are dropped with a reason included: a minute and 3 GB of planning."""
@@ -69,9 +69,9 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
     for target, task, settings in _asked(spec, targets, texts):
         special = "parse" if task == "tasks" else spec.special_tokens_in_text
         template = Cell(
-            task, target.model, target.model_revision, target.dataset, target.dataset_fingerprint, target.device, target.dtype,
-            "dense", 1.0, None, (), 0, 0, "every_step", "absolute", spec.seed, target.bos, special,
-            json.dumps(settings, sort_keys=True),
+            task=task, model=target.model, model_revision=target.model_revision, dataset=target.dataset,
+            dataset_fingerprint=target.dataset_fingerprint, device=target.device, dtype=target.dtype, **DENSE, seed=spec.seed,
+            bos=target.bos, special_tokens_in_text=special, settings=json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         cells, seen = [template], set[str]()
         for cell in _product(_axes(spec, task), template):
@@ -131,19 +131,9 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
     """A group of timed cells with the digest of what they take turns with: partners change a timing, so they are in its id."""
     digest = hashlib.sha256(" ".join(cell.cell_id for cell in cells).encode()).hexdigest()[:16]
     settings = json.dumps({**settings_of(cells[0]), "compared": digest}, sort_keys=True)
+    timed = replace(cells[0], settings=settings).pruned()
     for at, cell in enumerate(cells):  # one after the other, or a large grid would be held twice
-        cells[at] = _copy(
-            cell,
-            cell.policy,
-            cell.keep_ratio,
-            cell.prune_after,
-            cell.skip_layers,
-            cell.protect_sink,
-            cell.protect_recent,
-            cell.schedule,
-            cell.position_mode,
-            settings,
-        )
+        cells[at] = timed(cell.pruning)
     return cells
 
 
@@ -168,22 +158,14 @@ def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _product(axes: Mapping[str, list[Any]], template: Cell) -> Iterator[Cell]:
-    order = (
-        "policies", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedules", "position_modes", "keep_ratios",
-    )  # fmt: skip
-    for policy, threshold, skipped, sink, recent, schedule, mode, ratio in itertools.product(*(axes[axis] for axis in order)):
-        yield _copy(template, policy, ratio, threshold, skipped, sink, recent, schedule, mode, template.settings)
-
-
-def _copy(
-    of: Cell, policy: str, ratio: float, threshold: int | None, skipped: Skip, sink: int, recent: int, schedule: str, mode: str,
-    settings: str,
-) -> Cell:  # fmt: skip
-    """Another cell of the same target; ``dataclasses.replace`` takes four times as long, and there are millions."""
-    return Cell(
-        of.task, of.model, of.model_revision, of.dataset, of.dataset_fingerprint, of.device, of.dtype, policy, ratio, threshold,
-        skipped, sink, recent, schedule, mode, of.seed, of.bos, of.special_tokens_in_text, settings,
-    )  # fmt: skip
+    """A cell for each combination. The ratios turn fastest, so that the cells of a curve follow each other."""
+    assert PRUNED_BY[:2] == ("policy", "keep_ratio")
+    pruned = template.pruned()
+    others = [axes[AXES[name]] for name in PRUNED_BY[2:]]
+    for policy in axes[AXES["policy"]]:
+        for rest in itertools.product(*others):
+            for ratio in axes[AXES["keep_ratio"]]:
+                yield pruned((policy, ratio, *rest))
 
 
 class Exclusions:

@@ -8,15 +8,19 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cell import Cell
+from pipeline.cell import PRUNED_BY, Cell
 from pipeline.plan import Plan
 from pipeline.planned_budget import planned_budget
+from pipeline.schema import PRUNING
 from pipeline.wall_clock import WallClock
 from workers.machine import this_machine
 from workers.skip_rule import skipped_count
 
 LISTED = 400
 SHOWN_OF_ID = 10
+
+SHOWN = ("policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink", "protect_recent")
+"""Settings that have a column, or share one."""
 
 
 def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
@@ -71,8 +75,10 @@ def _skipped(cell: Cell) -> str:
 
 
 def _mode(cell: Cell) -> str:
-    """What departs from the default of pruning at every step with absolute positions."""
-    return ", ".join(value for value in (cell.schedule, cell.position_mode) if value not in ("every_step", "absolute"))
+    """The settings without a column of their own that depart from the dense cell's: a schedule, a position_mode."""
+    own = dict(zip(PRUNED_BY, cell.pruning, strict=True))
+    told = {name: value for name, value in own.items() if name not in SHOWN and value != PRUNING[name]}
+    return _plain(", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in told.items()))
 
 
 def _plain(text: str) -> str:

@@ -27,13 +27,26 @@ from pipeline import part_files
 from pipeline.part_files import LEAST_BYTES, SCHEMA_KEY, TAIL_BYTES, NewerSchemaError
 from pipeline.place import PlaceError, is_remote, local, placed
 from pipeline.run_json import required_run
-from pipeline.schema import ANSWER_TOKENS, CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, TASKS, answer_room, schema, to_arrow
+from pipeline.schema import (
+    ANSWER_TOKENS,
+    CELL_COLUMNS,
+    PRUNING,
+    SCHEMA_VERSION,
+    TARGET,
+    TASK_COLUMNS,
+    TASKS,
+    VERSIONS,
+    answer_room,
+    schema,
+    to_arrow,
+)
 from pipeline.store_access import Access, access
 from pipeline.store_errors import NO_BUCKET, RunUnreadableError, StoreError, explained, repeats
 
 __all__ = [
-    "ANSWER_TOKENS", "CELL_COLUMNS", "SCHEMA_VERSION", "STORE_ERRORS", "TASKS", "TASK_COLUMNS", "PlaceError", "RunStore",
-    "RunUnreadableError", "answer_room", "is_remote", "local", "placed", "required_run", "schema", "to_arrow",
+    "ANSWER_TOKENS", "CELL_COLUMNS", "PRUNING", "SCHEMA_VERSION", "STORE_ERRORS", "TARGET", "TASKS", "TASK_COLUMNS", "VERSIONS",
+    "PlaceError", "RunStore", "RunUnreadableError", "answer_room", "is_remote", "local", "placed", "required_run", "schema",
+    "to_arrow",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -23,33 +24,62 @@ def answer_room(digits: Collection[int]) -> int:
     return ANSWER_TOKENS + max(0, *digits, 5) - 5
 
 
-CELL_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "run_id": pl.String,
-    "protocol_version": pl.Int32,
-    "cell_id": pl.String,
-    "dense_cell_id": pl.String,
-    "model": pl.String,
-    "model_revision": pl.String,
-    "dataset": pl.String,
-    "dataset_fingerprint": pl.String,
-    "device": pl.String,
-    "device_name": pl.String,
-    "dtype": pl.String,
-    "policy": pl.String,
-    "keep_ratio": pl.Float64,
-    "prune_after": pl.Int32,
-    "skip_layers": pl.List(pl.Int32),
-    "protect_sink": pl.Int32,
-    "protect_recent": pl.Int32,
-    "schedule": pl.String,
-    "position_mode": pl.String,
-    "seed": pl.Int64,
-    "bos": pl.Boolean,
-    "special_tokens_in_text": pl.String,
-    "skip_layers_rule": pl.String,
-    "norm_attention": pl.List(pl.Float64),
-    "quantization": pl.String,
-}
+Kind = pl.DataType | type[pl.DataType]
+
+
+@dataclass(frozen=True)
+class CellColumn:
+    """A column that every table starts with, and what it is to those who compare rows.
+
+    A ``version`` makes numbers incomparable: another method, weights, text, or way to read it. A ``target`` is what was measured,
+    and on what. A setting of the ``pruning`` is what a cell is set to, and ``plain`` its value in the dense cell. All others tell
+    who made a row.
+    """
+
+    name: str
+    kind: Kind
+    role: Literal["version", "target", "pruning"] | None = None
+    plain: Any = None
+
+
+_CELL = (
+    CellColumn("run_id", pl.String),
+    CellColumn("protocol_version", pl.Int32, "version"),
+    CellColumn("cell_id", pl.String),
+    CellColumn("dense_cell_id", pl.String),
+    CellColumn("model", pl.String, "target"),
+    CellColumn("model_revision", pl.String, "version"),
+    CellColumn("dataset", pl.String, "target"),
+    CellColumn("dataset_fingerprint", pl.String, "version"),
+    CellColumn("device", pl.String, "target"),
+    CellColumn("device_name", pl.String),
+    CellColumn("dtype", pl.String, "target"),
+    CellColumn("policy", pl.String, "pruning", "dense"),
+    CellColumn("keep_ratio", pl.Float64, "pruning", 1.0),
+    CellColumn("prune_after", pl.Int32, "pruning"),
+    CellColumn("skip_layers", pl.List(pl.Int32), "pruning", ()),
+    CellColumn("protect_sink", pl.Int32, "pruning", 0),
+    CellColumn("protect_recent", pl.Int32, "pruning", 0),
+    CellColumn("schedule", pl.String, "pruning", "every_step"),
+    CellColumn("position_mode", pl.String, "pruning", "absolute"),
+    CellColumn("seed", pl.Int64),
+    CellColumn("bos", pl.Boolean, "version"),
+    CellColumn("special_tokens_in_text", pl.String, "version"),
+    CellColumn("skip_layers_rule", pl.String, "pruning"),
+    CellColumn("norm_attention", pl.List(pl.Float64)),
+    CellColumn("quantization", pl.String),
+)
+"""In the order in which they are stored: a new one comes last.
+
+One more setting of the pruning is one more line here. Whoever groups, joins, sorts or shows cells takes the names from below.
+"""
+
+VERSIONS = tuple(column.name for column in _CELL if column.role == "version")
+TARGET = tuple(column.name for column in _CELL if column.role == "target")
+PRUNING = {column.name: column.plain for column in _CELL if column.role == "pruning"}
+"""Setting -> its value in the dense cell."""
+
+CELL_COLUMNS: dict[str, Kind] = {column.name: column.kind for column in _CELL}
 """The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the layers that were
 really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were listed; a cell's id covers the rule, and
 of a cell with a rule that failed the layers are null. ``norm_attention``: per layer, how key norm and attention go together in
@@ -59,7 +89,7 @@ text began with BOS; ``special_tokens_in_text``: whether special tokens that a t
 (``parse``). Both are null in files of older schemas. ``quantization``: how the GGUF file that the model was made of stored its
 weights (``Q4_K_M``), null for models of no such file, and in files of older schemas."""
 
-TASK_COLUMNS: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
+TASK_COLUMNS: dict[str, dict[str, Kind]] = {
     "perplexity": {
         "window_index": pl.Int32,
         "window_start": pl.Int64,

@@ -68,6 +68,9 @@ FIELDS = {
 }  # fmt: skip
 """Axis of a sweep file -> the field of a cell that holds its value."""
 
+AXES = {name: axis for axis, name in FIELDS.items()}
+"""Field of a cell -> the axis that lists its values."""
+
 
 def cell_value(axis: str, value: Any) -> Any:
     """A listed value as cells hold it: layers in any order, or named twice, are the same layers; a rule is a text."""

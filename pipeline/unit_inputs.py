@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
-from pipeline.cell import Cell, settings_of
+from pipeline.cell import PRUNED_BY, Cell, settings_of
 from pipeline.cutting import PlannedUnit
 from pipeline.plan import Plan
 from workers.check_text import TEXTS
@@ -34,10 +35,9 @@ def work_unit(
 
 def prune_settings(cell: Cell) -> PruneSettings:
     """What the cache needs to know of a cell."""
-    return PruneSettings(
-        cell.policy, cell.keep_ratio, cell.prune_after or 1, cell.skip_layers, cell.protect_sink, cell.protect_recent,
-        cell.schedule, cell.position_mode, cell.seed,
-    )  # fmt: skip
+    asked: dict[str, Any] = dict(zip(PRUNED_BY, cell.pruning, strict=True))
+    asked["prune_after"] = cell.prune_after or 1  # None in the dense cell, which never prunes
+    return PruneSettings(**asked, seed=cell.seed)
 
 
 def _work(plan: Plan, unit: PlannedUnit) -> Work:

@@ -59,7 +59,7 @@ def test_the_passes_of_cells_are_estimated_once_and_not_for_each_stretch_of_wind
 
 
 def test_a_filter_leaves_out_values_and_does_not_sift_the_whole_product(plan_of, monkeypatch):
-    calls = counted(monkeypatch, grid, "_copy")
+    calls = counted(monkeypatch, grid, "_reason_to_drop")
     many = [n / 1000 for n in range(1, 1000)]
     made = plan_of(keep_ratios=many, perplexity={"window": 64, "keep_ratios": [0.25, 0.5], "policies": ["knorm"]})
     assert len(made.grid.cells) == 3 and len(calls) == 2
@@ -125,7 +125,7 @@ def test_models_of_one_tokenizer_share_the_tokens_of_a_text(sweep_file, tiny_mod
 
 def test_a_grid_that_nobody_can_run_is_refused_before_it_is_made(plan_of, monkeypatch):
     monkeypatch.setattr(grid, "MAX_COMBINATIONS", 100)
-    made = counted(monkeypatch, grid, "_copy")
+    made = counted(monkeypatch, grid, "_reason_to_drop")
     with pytest.raises(SweepError, match=r"more than 100 combinations \(120 in perplexity alone: 60 keep_ratios, 2 prune_after"):
         plan_of(keep_ratios=[n / 100 for n in range(1, 61)], prune_after=[8, 16])
     assert made == []

@@ -40,6 +40,7 @@ from pipeline.results import STORE_ERRORS, RunStore, RunUnreadableError, schema,
 from pipeline.run_json import parsed
 from pipeline.run_status import describe as describe_run
 from pipeline.spec import EMBEDDED_SWEEPS, SweepError, load_spec
+from pipeline.sweep_keys import FIELDS
 from workers.model_files import ModelError, find_model
 
 ROOT = Path(__file__).parent.parent
@@ -155,10 +156,9 @@ def read_sweep(content: bytes, folder: Path) -> None:
         with contextlib.suppress(SweepError):
             load_spec("default", [line.replace(": ", "=", 1)])
     spec = load_spec(str(folder / "sweep.yaml"))
-    if {ref.name for ref in spec.models} == {"reference-neox"} and spec.datasets == ["pydocs"]:
-        axes = (spec.policies, spec.keep_ratios, spec.prune_after, spec.skip_layers, spec.protect_recent, spec.protect_sink)
-        if sum(map(len, axes)) < 40:
-            make_plan(spec, "cpu")
+    few = sum(len(getattr(spec, axis)) for axis in FIELDS) < 40
+    if few and {ref.name for ref in spec.models} == {"reference-neox"} and spec.datasets == ["pydocs"]:
+        make_plan(spec, "cpu")
 
 
 RUN: dict[str, Any] = {
