@@ -9,11 +9,12 @@ from altair.utils.schemapi import debug_mode
 
 from analysis import cell_charts, retrieval_charts, task_charts, time_charts, window_charts
 from analysis.disagreement import disagreement_charts
+from analysis.keys import SCORED
 from analysis.kl_charts import kl_curves
 from analysis.load import Results
 from analysis.marks import Chart, Points
 from analysis.measures import measures
-from analysis.points import GROUP, Group, cell_points, groups
+from analysis.points import Group, cell_points, groups
 from analysis.policy_looks import PolicyLooks
 from analysis.recommend import front
 from analysis.verdicts import IMPOSSIBLE
@@ -53,7 +54,7 @@ def charts(
 
 def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
     """The groups that have charts of their cells, and how many more have none because a page would grow past a few MB."""
-    every = [group for group in groups(cells, GROUP) if (group.cells["policy"] != "dense").any()]
+    every = [group for group in groups(cells, SCORED) if (group.cells["policy"] != "dense").any()]
     totals = itertools.accumulate(group.cells.height for group in every)
     small = [group for group, total in zip(every, totals, strict=True) if total <= MOST_CELLS] or every[:1]
     return small, len(every) - len(small)
@@ -64,7 +65,7 @@ def not_drawn(
 ) -> dict[str, int]:  # fmt: skip
     """How many groups of what have no charts, to keep the page small."""
     possible = answers.filter(pl.col("verdict") != IMPOSSIBLE)
-    asked, measured = groups(possible, retrieval_charts.GROUP), task_charts.compared_groups(scores)
+    asked, measured = groups(possible, retrieval_charts.PANEL), task_charts.compared_groups(scores)
     return {
         "models and datasets have no charts of perplexity": drawn_groups(cells)[1],
         "sorts of question have no charts by depth": len(list(asked)) - len(drawn["retrieval"]),

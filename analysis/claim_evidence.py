@@ -9,13 +9,12 @@ from typing import Any
 import polars as pl
 
 from analysis import labels
-from analysis.contrast import SETTINGS
+from analysis.keys import GROUP, PRUNING, SCORED, SETTINGS, VARIANT
 from analysis.load import Results
 from analysis.pairs import FEW_WINDOWS
-from analysis.recommend import GROUP
 from analysis.speed import FEWEST_ROUNDS
-from analysis.tables import FAMILY
 from analysis.verdicts import valid
+from pipeline.results import CELL_COLUMNS
 
 NOT_TESTABLE = "not testable here"
 CONFIRMED = "confirmed"
@@ -72,9 +71,9 @@ def evidences(
     for entry in (m for run in results.runs for m in run.info.get("models", []) if isinstance(m, dict)):
         known = {key: value for key, value in entry.items() if value is not None}
         models.setdefault((entry.get("name"), entry.get("revision")), {}).update(known)
-    scored = cells.select(GROUP).unique().sort(GROUP)
-    others = pl.concat([frame.select(FAMILY) for frame in (speeds, answers)]).unique().sort(FAMILY)
-    others = others.join(scored, on=FAMILY, how="anti", nulls_equal=True)
+    scored = cells.select(SCORED).unique().sort(SCORED)
+    others = pl.concat([frame.select(GROUP) for frame in (speeds, answers)]).unique().sort(GROUP)
+    others = others.join(scored, on=GROUP, how="anti", nulls_equal=True)
     groups = pl.concat([scored, others], how="diagonal_relaxed")
     found = []
     for i in range(groups.height):
@@ -82,10 +81,10 @@ def evidences(
         name, revision = group.select("model", "model_revision").row(0)
         found.append(
             Evidence(
-                measured=_of(group, measured, GROUP),
-                cells=_of(group, cells, GROUP),
-                speeds=_of(group, speeds, FAMILY),
-                answers=_of(group, answers, FAMILY),
+                measured=_of(group, measured, SCORED),
+                cells=_of(group, cells, SCORED),
+                speeds=_of(group, speeds, GROUP),
+                answers=_of(group, answers, GROUP),
                 model=models.get((name, revision), {"name": name, "revision": revision}),
             )
         )
@@ -105,16 +104,16 @@ def largest(cells: pl.DataFrame) -> pl.DataFrame:
 def plain(
     frame: pl.DataFrame, *policies: str, skip: Sequence[int] = (), recent: int = 0, positions: str = "absolute"
 ) -> pl.DataFrame:
-    """Rows of policies (knorm unless named) in their plain form, but for what is named."""
-    return frame.filter(
-        pl.col("policy").is_in(policies or ("knorm",)),
-        pl.col("skip_layers") == pl.lit(list(skip), pl.List(pl.Int32)),
-        pl.col("skip_layers_rule").is_null(),
-        pl.col("protect_sink") == 0,
-        pl.col("protect_recent") == recent,
-        pl.col("schedule") == "every_step",
-        pl.col("position_mode") == positions,
-    )
+    """Rows of policies (knorm unless named) in their plain form, but for what is named: as the dense cell is set."""
+    named = {"skip_layers": skip, "protect_recent": recent, "position_mode": positions}
+    settings = [_is(name, named.get(name, PRUNING[name])) for name in VARIANT]
+    return frame.filter(pl.col("policy").is_in(policies or ("knorm",)), *settings)
+
+
+def _is(name: str, value: Any) -> pl.Expr:
+    """Whether a setting has this value, which may be a list, or None."""
+    whole = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return pl.col(name).eq_missing(pl.lit(whole, CELL_COLUMNS[name]))
 
 
 def sure(cells: pl.DataFrame) -> pl.DataFrame:
@@ -164,9 +163,9 @@ def control_experiment(cells: pl.DataFrame) -> pl.DataFrame:
     protected = pl.col("protect_recent")
     words = pl.when(protected > 0).then(pl.format("{}, last {} protected", "policy", protected)).otherwise("policy")
     order = pl.col("policy").replace_strict(CONTROLS, range(len(CONTROLS)), return_dtype=pl.Int64)
-    ordered = rows.sort(*GROUP, "prune_after", -pl.col("keep_ratio"), order, protected, nulls_last=False, maintain_order=True)
+    ordered = rows.sort(*SCORED, "prune_after", -pl.col("keep_ratio"), order, protected, nulls_last=False, maintain_order=True)
     kept = ["ppl", "dense_ppl", "ratio", "ratio_low", "ratio_high", "budget", "recent_retained", "verdict", "n_units"]
-    return ordered.select(*GROUP, "prune_after", "keep_ratio", words.alias("policy"), *kept)
+    return ordered.select(*SCORED, "prune_after", "keep_ratio", words.alias("policy"), *kept)
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:

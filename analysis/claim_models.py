@@ -13,11 +13,10 @@ import polars as pl
 
 from analysis import labels
 from analysis.claim_evidence import NOT_TESTABLE, Evidence
+from analysis.keys import TARGET
 
 EMBEDDED = ("reference-neox", "reference-llama")
 """The models that come with kvsweep, by the names that run.json has for them."""
-
-PLACE = ("model", "dataset", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def judged(evidence: Evidence, claims: pl.DataFrame) -> Judged:
     frame = next((frame for frame in frames if frame.height), None)
     if frame is None:
         return Judged((labels.text(evidence.model.get("name")),), claims)
-    return Judged(tuple(labels.text(frame[name][0]) for name in PLACE), claims)
+    return Judged(tuple(labels.text(frame[name][0]) for name in TARGET), claims)
 
 
 def head(found: Sequence[Judged]) -> list[str]:

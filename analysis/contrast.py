@@ -11,14 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from analysis.keys import SETTINGS
 from analysis.pairs import finite
 from analysis.uncertainty import ALPHA, t_quantile, units, weighted_mean
-
-SETTINGS = [
-    "policy", "keep_ratio", "prune_after", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule",
-    "position_mode",
-]  # fmt: skip
-"""What a cell of one model, text and device is set to. Two cells that are contrasted differ in one of these."""
 
 ROUNDING = 1e-3
 """Two cells that differ by less than this share are equal: what order of summation alone can do to a cell."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.load import ROW_KEYS, VERSION_COLUMNS, Results
+from analysis.keys import VERSIONS
+from analysis.load import ROW_KEYS, Results
 from pipeline.results import TASKS
 
 
@@ -29,7 +30,7 @@ def coverage(results: Results) -> pl.DataFrame:
 
 
 def _done(results: Results, task: str) -> pl.LazyFrame:
-    keys = [key for key in ROW_KEYS[task] if key not in ("cell_id", "run_id", "control", *VERSION_COLUMNS)]
+    keys = [key for key in ROW_KEYS[task] if key not in ("cell_id", "run_id", "control", *VERSIONS)]
     counted = results.scanned[task].group_by("source", "cell_id").agg(
         pl.col("dense_cell_id").first(), found=pl.struct(keys).n_unique()
     )  # fmt: skip

@@ -8,16 +8,13 @@ import numpy as np
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import CURVE, SCORED
 from analysis.pairs import POOL
 from analysis.uncertainty import ALPHA, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
-CURVE = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after",
-    "policy", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
-]  # fmt: skip
-"""The settings of a curve: all but keep_ratio."""
+KEYS = [*SCORED, *CURVE]
+"""What names a curve."""
 
 FEWEST = 3
 SCHEMA = {
@@ -38,12 +35,12 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     by_cell = dict(sums.group_by(POOL))
     table = pl.DataFrame(list(_shapes(sound, by_cell)), schema=SCHEMA, orient="row")
     own_columns = [name for name in SCHEMA if name != "cell_id"]
-    kept = [*CURVE, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
+    kept = [*KEYS, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
     return sound.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
 
 
 def _shapes(sound: pl.DataFrame, by_cell: dict[tuple[object, ...], pl.DataFrame]) -> Iterator[tuple[object, ...]]:
-    for _, group in sound.group_by(CURVE, maintain_order=True):
+    for _, group in sound.group_by(KEYS, maintain_order=True):
         curve = group.sort("keep_ratio", descending=True)
         own = [by_cell[key] for key in curve.select(POOL).iter_rows()]
         if curve.height < FEWEST or curve["keep_ratio"].n_unique() < curve.height:

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import GROUP, SAME
 from analysis.marks import (
     HEIGHT,
     Axis,
@@ -23,14 +23,12 @@ from analysis.marks import (
 from analysis.points import Group, with_words
 from analysis.policy_looks import PolicyLooks, look
 from analysis.retrieval_charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
-from analysis.retrieval_tables import SAME_SETTING, kept_accuracy, scored_schedule, shown_lower
+from analysis.retrieval_tables import kept_accuracy, scored_schedule, shown_lower
 from analysis.uncertainty import holm, widened
 from analysis.verdicts import valid
 
 CLOSE, LOST = 0.02, 0.10
 """A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense, lost."""
-
-GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
@@ -48,13 +46,13 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """
     scored = cells.filter(valid(), pl.col("ratio").is_not_null()).with_columns(scored_schedule())
     scored = scored.sort("n_windows", descending=True, maintain_order=True)
-    scored = scored.unique(SAME_SETTING, keep="first", maintain_order=True)
+    scored = scored.unique(SAME, keep="first", maintain_order=True)
     asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null())).with_columns(scored_schedule())
     where_pruned = {"ratio": "pruned_ratio", "ratio_low": "pruned_low", "ratio_high": "pruned_high"}
     together = scored.select(pl.len().over(GROUP)).to_series().to_numpy()
     scored = widened(scored, together, "pruned_ratio", "pruned_error", "pruned_units")
-    figures = scored.select(*SAME_SETTING, "wide_low", "wide_high", **where_pruned, scored_budget="budget")
-    return asked.join(figures, on=SAME_SETTING, how="inner", nulls_equal=True, maintain_order="left")
+    figures = scored.select(*SAME, "wide_low", "wide_high", **where_pruned, scored_budget="budget")
+    return asked.join(figures, on=SAME, how="inner", nulls_equal=True, maintain_order="left")
 
 
 def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:

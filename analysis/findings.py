@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS, Results
+from analysis.keys import SCORED, VERSIONS
+from analysis.load import Results
 from analysis.pairs import FEW_WINDOWS, SIXTEEN_BITS, finite
 from analysis.speed import NO_DIFFERENCE
 from analysis.uncertainty import widened
@@ -16,7 +17,8 @@ from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 EARLIER_THAN_POSSIBLE = 0.9
 """Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
 
-GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride", "prune_after"]
+CURVES = [*SCORED, "prune_after"]
+"""What a sentence on perplexity is of."""
 
 
 def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
@@ -31,8 +33,8 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
     # A reproduced bug is shown in charts and tables, but is no finding about a policy.
     sound = pl.col("position_mode").ne_missing("cache_length")
     usable = cells.filter(valid(), pl.col("ratio").is_not_null(), sound)
-    found, several = [], [name for name in GROUP if usable[name].n_unique() > 1]
-    for _, group in usable.group_by(GROUP, maintain_order=True):
+    found, several = [], [name for name in CURVES if usable[name].n_unique() > 1]
+    for _, group in usable.group_by(CURVES, maintain_order=True):
         ranked = finite(widened(group.sort("ratio"), group.height)).to_dicts()
         low, high = ranked[0], ranked[-1]
         place = f"{labels.place(low, several)}, prune_after {labels.text(low['prune_after'])}"
@@ -51,7 +53,7 @@ def _ratio(row: labels.Row) -> str:
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
     found = []
-    keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSION_COLUMNS]
+    keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSIONS]
     for (model, device, prompt, batch, *_), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
         keys, maintain_order=True
     ):

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 
 import polars as pl
 
+from pipeline.results import CELL_COLUMNS, PRUNING
+
 ROUNDING = 1e-4
 """Nats per token that rounding may take from zero: a token of probability 1 can have an NLL of -1e-6, and so can a KL divergence.
 Log-probabilities are float32; those of logits up to 100 are off by at most 2e-5."""
@@ -157,7 +159,7 @@ def _no_number(name: str) -> pl.Expr:
 _SETTINGS = [
     *_absent("model", "policy", "keep_ratio"), _no_number("keep_ratio"),
     _told((pl.col("keep_ratio") <= 0) | (pl.col("keep_ratio") > 1), "keep_ratio {}", "keep_ratio"),
-    _below("prune_after"), _below("protect_sink"), _below("protect_recent"), _below("prune_events"),
+    *[_below(name) for name in PRUNING if CELL_COLUMNS[name].is_integer()], _below("prune_events"),
 ]  # fmt: skip
 
 _PER_TOKEN = -ROUNDING * pl.max_horizontal(pl.col("tokens_scored").cast(pl.Float64), 1.0)

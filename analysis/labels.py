@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from analysis.keys import PRUNING, VARIANT
+
 NONE = "–"
 """Stands for a figure that does not exist."""
 
@@ -28,17 +30,22 @@ def variant(row: Row) -> str:
     return ", ".join(variant_parts(row))
 
 
+SETTING_WORDS = {
+    "protect_sink": "first {} protected", "protect_recent": "last {} protected", "schedule": "{}",
+    "position_mode": "{} positions (bug)",
+}  # fmt: skip
+"""How settings that depart from the dense cell's are said, where their name and value are not enough."""
+
+_SAID_OTHERWISE = ("skip_layers", "skip_layers_rule")
+
+
 def variant_parts(row: Row) -> list[str]:
     """``variant`` as a list, the skipped layers first."""
     parts = [skipped(row["skip_layers"], row.get("skip_layers_rule"))]
-    if row["protect_sink"]:
-        parts.append(f"first {row['protect_sink']} protected")
-    if row["protect_recent"]:
-        parts.append(f"last {row['protect_recent']} protected")
-    if row["schedule"] not in (None, "every_step"):
-        parts.append(str(row["schedule"]))
-    if row["position_mode"] == "cache_length":
-        parts.append("cache_length positions (bug)")
+    for name in VARIANT:
+        value = row.get(name)
+        if name not in _SAID_OTHERWISE and value not in (None, PRUNING[name]):
+            parts.append(SETTING_WORDS.get(name, f"{name} {{}}").format(value))
     return parts
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis import labels
+from analysis import keys, labels
+from pipeline.results import CELL_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,32 @@ def _setting(key: str, label: str, form: str = "text") -> Column:
     return Column(key, label, form, setting=True)
 
 
-READING = [_setting("bos", "BOS first"), _setting("special_tokens_in_text", "special tokens in text")]
+LABELS = {
+    "model_revision": "revision", "dataset_fingerprint": "data fingerprint", "protocol_version": "protocol",
+    "skip_layers_rule": "skipped by", "bos": "BOS first", "special_tokens_in_text": "special tokens in text",
+    "device_name": "device name",
+}  # fmt: skip
+"""Headings of the cell's columns that are called otherwise than in the rows."""
+
+
+def _of_cell(*names: str) -> list[Column]:
+    """Columns that every row has, in the form that their kind asks for."""
+    return [_setting(name, LABELS.get(name, name), _form(name)) for name in names]
+
+
+def _form(name: str) -> str:
+    kind = CELL_COLUMNS[name]
+    if kind.is_integer():
+        return "count"
+    return "setting" if kind.is_float() else "text"
+
+
+READING = _of_cell("bos", "special_tokens_in_text")
 """How a text became ids."""
 
 SETTINGS = [
-    _setting("model", "model"), _setting("model_revision", "revision"), _setting("dataset", "dataset"),
-    _setting("dataset_fingerprint", "data fingerprint"), _setting("protocol_version", "protocol", "count"),
-    _setting("policy", "policy"), _setting("keep_ratio", "keep_ratio", "setting"),
-    _setting("prune_after", "prune_after", "count"), _setting("skip_layers", "skip_layers"),
-    _setting("skip_layers_rule", "skipped by"),
-    _setting("protect_sink", "protect_sink", "count"), _setting("protect_recent", "protect_recent", "count"),
-    _setting("schedule", "schedule"), _setting("position_mode", "position_mode"), *READING, _setting("dtype", "dtype"),
-    _setting("device", "device"), _setting("device_name", "device name"),
+    *_of_cell("model", "model_revision", "dataset", "dataset_fingerprint", "protocol_version"),
+    *_of_cell(*keys.SETTINGS), *READING, *_of_cell("dtype", "device", "device_name"),
 ]  # fmt: skip
 """The cell's settings, in reading order; columns that a frame lacks are left out."""
 
@@ -107,6 +122,10 @@ SHAPES = [
     Column("n_units", "units", "count"),
 ]  # fmt: skip
 
+_PLACED = ("skip_layers", "skip_layers_rule", "protect_recent", "protect_sink")
+_NOT_ADVISED = ("schedule", "position_mode")
+"""Advice is for absolute positions, and says another schedule than the usual one in words."""
+
 RECOMMENDED = [
     Column("model", "model", "text"), _setting("model_revision", "revision"), Column("dataset", "dataset", "text"),
     _setting("dataset_fingerprint", "data fingerprint"), *READING, _setting("device", "device"), _setting("dtype", "dtype"),
@@ -114,9 +133,8 @@ RECOMMENDED = [
     Column("confirmed_high", "PPL ratio where pruned, at most"), Column("pruned_ratio", "the ratio on all windows"),
     Column("pruned_low", "95 % interval of it", "interval", "pruned_high"), Column("policy", "policy", "text"),
     Column("keep_ratio", "keep_ratio", "setting"), Column("prune_after", "prune_after", "count"),
-    Column("skip_layers", "skip_layers", "text"), _setting("skip_layers_rule", "skipped by"),
-    _setting("protect_recent", "protect_recent", "count"),
-    _setting("protect_sink", "protect_sink", "count"), Column("n_units", "units", "count"),
+    Column("skip_layers", "skip_layers", "text"), *_of_cell("skip_layers_rule", "protect_recent", "protect_sink"),
+    *_of_cell(*[name for name in keys.VARIANT if name not in (*_PLACED, *_NOT_ADVISED)]), Column("n_units", "units", "count"),
     Column("note", "note", "text"),
 ]  # fmt: skip
 

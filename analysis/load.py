@@ -9,25 +9,29 @@ from typing import Any
 import polars as pl
 
 from analysis.impossible import OF_LISTS, once, reason
-from pipeline.results import ANSWER_TOKENS, STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, placed, required_run
-
-VERSION_COLUMNS = ["protocol_version", "model_revision", "dataset_fingerprint", "bos", "special_tokens_in_text"]
-"""What makes numbers incomparable: another method, weights, text, or way to read it. Part of every group key, beside the
-cell's id."""
+from analysis.keys import PRUNING, TARGET, VERSIONS
+from pipeline.results import (
+    ANSWER_TOKENS,
+    CELL_COLUMNS,
+    STORE_ERRORS,
+    PlaceError,
+    RunStore,
+    RunUnreadableError,
+    placed,
+    required_run,
+)
 
 ROW_KEYS: dict[str, list[str]] = {
-    "perplexity": ["cell_id", *VERSION_COLUMNS, "window_index"],
-    "generation": ["cell_id", *VERSION_COLUMNS, "run_id", "prompt_tokens", "repeat", "control"],
-    "retrieval": ["cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
-    "tasks": ["cell_id", *VERSION_COLUMNS, "task_name", "metric", "filter", "doc_index"],
-    "failures": ["cell_id", *VERSION_COLUMNS, "task", "error_type", "message"],
+    "perplexity": ["cell_id", *VERSIONS, "window_index"],
+    "generation": ["cell_id", *VERSIONS, "run_id", "prompt_tokens", "repeat", "control"],
+    "retrieval": ["cell_id", *VERSIONS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"],
+    "tasks": ["cell_id", *VERSIONS, "task_name", "metric", "filter", "doc_index"],
+    "failures": ["cell_id", *VERSIONS, "task", "error_type", "message"],
 }
 """What names one row of a table. Timings of two runs are two measurements, hence ``run_id`` in generation."""
 
-POOLED_SETTINGS = [
-    "model", "dataset", "device", "dtype", "policy", "keep_ratio", "prune_after", "protect_sink", "protect_recent", "schedule",
-    "position_mode", "skip_layers_rule",
-]  # fmt: skip
+LISTS = [name for name in PRUNING if isinstance(CELL_COLUMNS[name], pl.List)]
+POOLED_SETTINGS = [name for name in (*TARGET, *PRUNING) if name not in LISTS]
 POOLED = {"perplexity": ["window", "stride"], "retrieval": [], "tasks": ["num_fewshot"]}
 """The tables whose cells are pooled over seeds, with the columns that tell apart more than the settings do."""
 
@@ -86,7 +90,7 @@ class Results:
         judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
         rows = once(judged, ROW_KEYS[task])
         if task in CUT_SHORT:
-            rows = rows.join(self._cut_short(rows), on=["cell_id", *VERSION_COLUMNS], how="anti", nulls_equal=True)
+            rows = rows.join(self._cut_short(rows), on=["cell_id", *VERSIONS], how="anti", nulls_equal=True)
         if task in TOKENS_READ:
             rows = rows.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
             rows = rows.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")
@@ -104,13 +108,13 @@ class Results:
 
         What they gave before is stored, and a figure made of it would be one of the texts on which they survived.
         """
-        own = ["cell_id", *VERSION_COLUMNS]
+        own = ["cell_id", *VERSIONS]
         counts = rows.group_by(*own, "dense_cell_id").agg(given=pl.len())
-        twins = counts.select("cell_id", *VERSION_COLUMNS, asked="given")
+        twins = counts.select("cell_id", *VERSIONS, asked="given")
         failed = self.scanned["failures"].select(own).unique()
         known = counts.join(failed, on=own, how="semi", nulls_equal=True)
         paired = known.join(
-            twins, left_on=["dense_cell_id", *VERSION_COLUMNS], right_on=own, how="left", nulls_equal=True
+            twins, left_on=["dense_cell_id", *VERSIONS], right_on=own, how="left", nulls_equal=True
         )  # fmt: skip
         return paired.filter(pl.col("given") < pl.col("asked")).select(own)
 
@@ -174,5 +178,5 @@ def _pool_id(task: str) -> pl.Expr:
     if task not in POOLED:
         return pl.col("cell_id")
     plain = pl.col(*POOLED_SETTINGS, *POOLED[task]).cast(pl.String).fill_null("-")
-    skip = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null("-")
-    return pl.concat_str(plain, skip, pl.len().over("cell_id", *VERSION_COLUMNS), separator="|")
+    lists = pl.col(LISTS).cast(pl.List(pl.String)).list.join(",").fill_null("-")
+    return pl.concat_str(plain, lists, pl.len().over("cell_id", *VERSIONS), separator="|")

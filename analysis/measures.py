@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import GROUP, VERSIONS
 from analysis.points import with_words
 from analysis.speed import short
 
@@ -21,7 +21,7 @@ MEASURES = {
 """Name -> column, unit, factor from the column to the unit."""
 
 TIMED = ("TTFT", "TPOT", "throughput")
-SAME = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "variant", "after"]
+SAME = [*GROUP, "policy", "keep_ratio", "variant", "after"]
 """What a timed cell and a scored one must share to be shown beside each other."""
 
 
@@ -66,7 +66,7 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 TURNS = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "device_name", "dtype", "prompt_tokens", "new_tokens", "batch_size",
+    "model", "dataset", *VERSIONS, "device", "device_name", "dtype", "prompt_tokens", "new_tokens", "batch_size",
     "timing_protocol", "run_id",
 ]  # fmt: skip
 """What took turns, and so may stand in one picture."""

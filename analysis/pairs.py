@@ -8,10 +8,10 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.impossible import at_twins_place, beside_twin, in_cell
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import CELL, VERSIONS
 from analysis.uncertainty import bounds, mean_bounds, units
 
-POOL = ["pool_id", *VERSION_COLUMNS]
+POOL = ["pool_id", *VERSIONS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
 
 FEW_WINDOWS = 8
@@ -19,12 +19,6 @@ FEW_WINDOWS = 8
 
 SIXTEEN_BITS = ["bfloat16", "float16"]
 """Dtypes in which figures move by rounding."""
-
-SETTINGS = [
-    "cell_id", "dense_cell_id", "model", "dataset", "device", "device_name", "dtype", "policy", "keep_ratio", "prune_after",
-    "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode", "beyond_context",
-]  # fmt: skip
-"""The columns that a pooled cell takes over from its rows; they are equal within a pool, but for the id of a seed's cell."""
 
 
 def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
@@ -35,7 +29,7 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     """
     twin = perplexity.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         pl.col("cell_id").alias("dense_cell_id"),
-        *VERSION_COLUMNS,
+        *VERSIONS,
         "window_index",
         dense_tokens="tokens_scored",
         dense_nll="nll_sum",
@@ -46,7 +40,7 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
         dense_start="window_start",
         dense_document="document",
     )
-    keys = ["dense_cell_id", *VERSION_COLUMNS, "window_index"]
+    keys = ["dense_cell_id", *VERSIONS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
     # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the end.
     sums = pl.col("nll_sum", "dense_nll")
@@ -102,7 +96,7 @@ def _sums() -> list[pl.Expr]:
         return pl.col(name).filter(known).sum() / pl.col("tokens_scored").filter(known).sum()
 
     return [
-        *[pl.col(name).first() for name in SETTINGS],
+        *[pl.col(name).first() for name in CELL],
         in_cell(),
         pl.col("window", "stride").first(),
         pl.col("seed").n_unique().alias("seeds"),

@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import VARIANT
 from analysis.verdicts import HOLLOW
-
-GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
-"""Settings of which each combination gets charts of its own."""
-
-SETTINGS = ["skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode"]
-"""What a variant's words are made of."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,10 @@ def varies(cells: pl.DataFrame, key: str) -> bool:
 
 def with_words(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells with ``variant`` (settings beside policy, ratio and threshold, in words) and ``after`` (prune_after as text)."""
-    kinds = cells.select(SETTINGS).unique(maintain_order=True)
+    kinds = cells.select(VARIANT).unique(maintain_order=True)
     kinds = kinds.with_columns(pl.Series("variant", [labels.variant(row) for row in kinds.iter_rows(named=True)], pl.String))
     after = pl.col("prune_after").cast(pl.String).fill_null(labels.NONE)
-    return cells.join(kinds, on=SETTINGS, how="left", nulls_equal=True, maintain_order="left").with_columns(after=after)
+    return cells.join(kinds, on=VARIANT, how="left", nulls_equal=True, maintain_order="left").with_columns(after=after)
 
 
 def cell_points(cells: pl.DataFrame, shapes: pl.DataFrame) -> pl.DataFrame:

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import SAME, SCORED
 from analysis.pairs import POOL, SIXTEEN_BITS
-from analysis.retrieval_tables import SAME_SETTING, kept_accuracy, knows_enough, scored_schedule, shown_lower
+from analysis.retrieval_tables import kept_accuracy, knows_enough, scored_schedule, shown_lower
 from analysis.uncertainty import LEVEL, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
-GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype", "window", "stride"]
 MAX_PPL_INCREASE = 0.01
 
 CONTROLS = ("random", "knorm_high", "knorm_sorted")
@@ -53,9 +52,9 @@ def front(cells: pl.DataFrame) -> pl.DataFrame:
 
 def _best(cells: pl.DataFrame, bound: str) -> pl.DataFrame:
     ranked = cells.sort("budget", bound, maintain_order=True)
-    best_before = pl.col(bound).cum_min().shift(1).over(GROUP)
+    best_before = pl.col(bound).cum_min().shift(1).over(SCORED)
     best = ranked.filter(best_before.is_null() | (pl.col(bound) < best_before))
-    return best.sort(*GROUP, "budget", nulls_last=False, maintain_order=True)
+    return best.sort(*SCORED, "budget", nulls_last=False, maintain_order=True)
 
 
 def recommended(
@@ -67,14 +66,14 @@ def recommended(
     ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio, over the tokens that saw a pruned cache, on the half that
     confirmed. A cell whose retrieval was measured, under whatever schedule, must also be shown to keep it.
     """
-    groups = cells.filter(pl.col("policy") != "dense").select(GROUP).unique(maintain_order=True)
+    groups = cells.filter(pl.col("policy") != "dense").select(SCORED).unique(maintain_order=True)
     candidates = with_retrieval(with_halves(measured, cells.filter(usable())), answers)
-    found = [groups.clear().join(candidates, on=GROUP, how="left").with_columns(advice=pl.lit(None, pl.String))]
+    found = [groups.clear().join(candidates, on=SCORED, how="left").with_columns(advice=pl.lit(None, pl.String))]
     for group in groups.iter_slices(1):
-        own = candidates.join(group, on=GROUP, how="semi", nulls_equal=True, maintain_order="left")
+        own = candidates.join(group, on=SCORED, how="semi", nulls_equal=True, maintain_order="left")
         chosen, advice = _choice(own, tolerance)
-        found.append(group.join(chosen, on=GROUP, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice)))
-    return pl.concat(found).sort(GROUP, nulls_last=False, maintain_order=True)
+        found.append(group.join(chosen, on=SCORED, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice)))
+    return pl.concat(found).sort(SCORED, nulls_last=False, maintain_order=True)
 
 
 def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
@@ -135,8 +134,8 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
 def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     """The cells with ``asked``, what retrieval of the same setting says, and ``veto``, the same where it rules that out."""
     numbered = cells.with_columns(scored_schedule()).with_row_index("cell")
-    same = numbered.select("cell", *SAME_SETTING)
-    both = answers.with_columns(scored_schedule()).join(same, on=SAME_SETTING, how="inner", nulls_equal=True)
+    same = numbered.select("cell", *SAME)
+    both = answers.with_columns(scored_schedule()).join(same, on=SAME, how="inner", nulls_equal=True)
     by_cell = both.partition_by("cell", as_dict=True)
     words = [_told(by_cell.get((number,), both.clear())) for number in range(cells.height)]
     asked = pl.Series([said for said, _ in words], dtype=pl.String)
@@ -167,7 +166,7 @@ def advice_in_words(advised: pl.DataFrame) -> list[str]:
 
 
 def _sentences(advised: pl.DataFrame) -> Iterator[str]:
-    several = [name for name in GROUP if advised[name].n_unique() > 1]
+    several = [name for name in SCORED if advised[name].n_unique() > 1]
     for row in advised.iter_rows(named=True):
         place, advice = labels.place(row, several), row["advice"]
         if row["budget"] is not None:

@@ -9,7 +9,7 @@ import polars as pl
 
 from analysis import labels
 from analysis.cell_charts import HELD, SIDE_BY_SIDE
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import GROUP
 from analysis.marks import (
     HEIGHT,
     Axis,
@@ -34,7 +34,7 @@ from analysis.tables import in_order
 from analysis.verdicts import HOLLOW, IMPOSSIBLE
 
 ASKED = [name for name in QUESTIONS if name != "context_tokens"]
-GROUP = ["model", "dataset", *ASKED, *VERSION_COLUMNS, "device", "dtype"]
+PANEL = [*GROUP[:2], *ASKED, *GROUP[2:]]
 """What gets charts of its own; the length of the context is chosen below them, or stands on an axis."""
 
 MOST_POINTS = 20_000
@@ -75,7 +75,7 @@ def settings() -> pl.Expr:
 def asked_groups(cells: pl.DataFrame) -> list[Group]:
     """Cells by model, dataset and sort of question, which stands in the detail; groups beyond ``MOST_POINTS`` are left out."""
     found, total = [], 0
-    for group in groups(cells, GROUP):
+    for group in groups(cells, PANEL):
         total += group.cells.height
         if found and total > MOST_POINTS:
             break

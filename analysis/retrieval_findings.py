@@ -8,7 +8,7 @@ import polars as pl
 
 from analysis import labels
 from analysis.disagreement import beside, in_words
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import CURVE, GROUP
 from analysis.margins import ACCURACY_MARGIN
 from analysis.retrieval_tables import LEAST, kept_accuracy, shown_lower
 from analysis.task_tables import FEW_DOCUMENTS, METRIC
@@ -16,10 +16,6 @@ from analysis.uncertainty import ALPHA, holm, t_quantile
 from analysis.verdicts import valid
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
-GROUP = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
-CURVE = [
-    "policy", "prune_after", "skip_layers", "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode",
-]  # fmt: skip
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 
 
@@ -106,7 +102,7 @@ def _tasks(scores: pl.DataFrame) -> list[str]:
     usable = scores.filter(valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length"))
     usable = usable.filter(pl.col("paired_documents") >= FEW_DOCUMENTS)
     found = []
-    for _, group in usable.group_by(["model", *VERSION_COLUMNS, "device", "dtype"], maintain_order=True):
+    for _, group in usable.group_by([name for name in GROUP if name != "dataset"], maintain_order=True):
         place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"
         sign = pl.when(pl.col("higher_is_better").fill_null(True)).then(1.0).otherwise(-1.0)
         worse = pl.when(sign > 0).then(pl.col("wide_high") < 0).otherwise(pl.col("wide_low") > 0)

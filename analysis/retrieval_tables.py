@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from analysis.impossible import beside_twin, in_cell, without_figures
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import CELL, VERSIONS
 from analysis.margins import ACCURACY_MARGIN
-from analysis.pairs import POOL, SETTINGS, finite
+from analysis.pairs import POOL, finite
 from analysis.tables import beyond, in_order
 from analysis.uncertainty import mcnemar_p, share_at_most
 from analysis.verdicts import plain_verdict
@@ -19,12 +19,6 @@ QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned
 
 ASKED_ORDER, ASKED_DOWN = [*QUESTIONS], [name == "question_pruned" for name in QUESTIONS]
 """The order of sets of questions: those asked before the prune first."""
-
-SAME_SETTING = [
-    "model", "dataset", *VERSION_COLUMNS, "device", "dtype", "policy", "keep_ratio", "prune_after", "skip_layers",
-    "protect_sink", "protect_recent", "position_mode", "scored_schedule",
-]  # fmt: skip
-"""What a cell that was scored and one that was asked share; ``scored_schedule`` comes from ``scored_schedule()``."""
 
 SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
@@ -77,7 +71,7 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     cells = cells.with_columns(plain_verdict(), _note(), **shown)
     if cells["text_right"].is_null().all():
         cells = cells.drop("text_right")
-    cells = without_figures(cells, [*keys, *SETTINGS, "questions", "impossible", "verdict", "note"])
+    cells = without_figures(cells, [*keys, *CELL, "questions", "impossible", "verdict", "note"])
     return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
 
 
@@ -93,7 +87,7 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
     both = held.is_not_null() & dense_held.is_not_null()
     paired = pl.col("correct").is_not_null() & pl.col("dense_correct").is_not_null()
     cells = answers.group_by([*POOL, *by], maintain_order=True).agg(
-        *[pl.col(name).first() for name in SETTINGS],
+        *[pl.col(name).first() for name in CELL],
         in_cell(),
         questions=pl.len(),
         right=pl.col("correct").sum(),
@@ -119,7 +113,7 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``, ``nll_difference`` in nats),
     and what became of each: ``outcome``.
     """
-    question = ["dense_cell_id", *VERSION_COLUMNS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
+    question = ["dense_cell_id", *VERSIONS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
     twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *question,
         dense_correct="correct",

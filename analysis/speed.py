@@ -7,8 +7,8 @@ import polars as pl
 from scipy.stats import binom
 
 from analysis.impossible import WORDS, in_cell, without_figures
-from analysis.load import VERSION_COLUMNS
-from analysis.pairs import SETTINGS, finite
+from analysis.keys import CELL, VERSIONS
+from analysis.pairs import finite
 from analysis.tables import beyond, in_order
 from analysis.uncertainty import ALPHA
 from analysis.verdicts import IMPOSSIBLE
@@ -29,7 +29,7 @@ FEWEST_ROUNDS = 6
 
 NO_DIFFERENCE = "no difference shown"
 
-TURNS = ["dense_cell_id", *VERSION_COLUMNS, "run_id", "device_name", "prompt_tokens", "batch_size", "timing_protocol"]
+TURNS = ["dense_cell_id", *VERSIONS, "run_id", "device_name", "prompt_tokens", "batch_size", "timing_protocol"]
 """What took turns: cells are compared with the dense twin of the same run, device and prompts."""
 
 KEYS = ["pool_id", *TURNS]
@@ -37,7 +37,7 @@ KEYS = ["pool_id", *TURNS]
 DRIFT = 0.10
 """The dense cell's time per token may change by this share from the first round to the last."""
 
-NAMED = [*KEYS, *SETTINGS, "new_tokens", "threads", "peak_memory_method", "repeats", "impossible", "timing", "fault", "note"]
+NAMED = [*KEYS, *CELL, "new_tokens", "threads", "peak_memory_method", "repeats", "impossible", "timing", "fault", "note"]
 """What stays of a cell of which a figure cannot be."""
 
 WRONG = "wrong on purpose (report_2025)"
@@ -55,7 +55,7 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     table = (
         own.group_by(KEYS, maintain_order=True)
         .agg(
-            *[pl.col(name).first() for name in SETTINGS if name not in KEYS],
+            *[pl.col(name).first() for name in CELL if name not in KEYS],
             in_cell(),
             pl.col("new_tokens", "threads", "peak_memory_method").first(),
             pl.col("repeat").n_unique().alias("repeats"),

@@ -5,21 +5,19 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.impossible import without_figures
-from analysis.load import VERSION_COLUMNS
-from analysis.pairs import FEW_WINDOWS, POOL, SETTINGS, compare
+from analysis.keys import CELL, GROUP, VARIANT, VERSIONS
+from analysis.pairs import FEW_WINDOWS, POOL, compare
 from analysis.uncertainty import ALPHA, holm, least_p
 from analysis.verdicts import IMPOSSIBLE, WHY_EXCLUDED, scored_verdict, valid
 
-FAMILY = ["model", "dataset", *VERSION_COLUMNS, "device", "dtype"]
-"""What is compared as one grid: a small p among its many cells is expected by chance, hence Holm's correction."""
-
-NAMED = [*POOL, *SETTINGS, "window", "stride", "seeds", "n_windows", "n_paired", "impossible", "verdict", "note"]
+NAMED = [*POOL, *CELL, "window", "stride", "seeds", "n_windows", "n_paired", "impossible", "verdict", "note"]
 """What stays of a cell of which a figure cannot be: what it is, and why it has no figures."""
 
+_LAYERS = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null("")
+
 ORDER = [
-    "model", "dataset", *VERSION_COLUMNS, "prune_after", "policy",
-    pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null(""),
-    "skip_layers_rule", "protect_sink", "protect_recent", "schedule", "position_mode", "keep_ratio",
+    "model", "dataset", *VERSIONS, "prune_after", "policy", _LAYERS, *[name for name in VARIANT if name != "skip_layers"],
+    "keep_ratio",
 ]  # fmt: skip
 
 
@@ -27,13 +25,13 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     """One row per pooled perplexity cell, dense twins first; ``measured`` comes from ``pairs.with_dense``.
 
     The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted for how many
-    of them a model and dataset has. A cell of so few windows that its adjusted p could not be below 0.05, whatever was measured,
-    has none: it would look like a result.
+    of them a grid has, among which a small one is expected by chance. A cell of so few windows that its adjusted p could not be
+    below 0.05, whatever was measured, has none: it would look like a result.
     """
     cells = without_figures(compare(measured).with_columns(scored_verdict(), note()), NAMED)
-    can_reach = least_p(pl.col("n_units")) * valid().sum().over(FAMILY) < ALPHA
+    can_reach = least_p(pl.col("n_units")) * valid().sum().over(GROUP) < ALPHA
     judged = pl.when(valid() & can_reach).then(pl.col("p_value"))
-    return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), FAMILY)))
+    return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), GROUP)))
 
 
 def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
@@ -42,7 +40,7 @@ def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
     ``failed`` comes from ``coverage.failures``. They have no figures, so they enter no chart and no aggregate.
     """
     lost = failed.filter(pl.col("task") == "perplexity").join(cells, on="cell_id", how="anti")
-    lost = lost.unique(["cell_id", *VERSION_COLUMNS], keep="last", maintain_order=True)
+    lost = lost.unique(["cell_id", *VERSIONS], keep="last", maintain_order=True)
     reasons = pl.format("{}: {}", pl.col("error_type").fill_null("?"), pl.col("message").fill_null(""))
     known = [name for name in lost.columns if name in cells.columns]
     rows = lost.select(*known, verdict=pl.lit("FAILED"), note=reasons.str.slice(0, 200))
@@ -57,7 +55,7 @@ def excluded(cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, s
     """
     why = pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None)
     judged = {"perplexity": cells, "retrieval": answers, "tasks": scores}
-    own = ["cell_id", *VERSION_COLUMNS, "verdict"]
+    own = ["cell_id", *VERSIONS, "verdict"]
     verdicts = [frame.select(*own, task=pl.lit(task)).unique() for task, frame in judged.items()]
     found = pl.concat(verdicts).group_by("task", "verdict").agg(cells=pl.len()).with_columns(why=why).filter(why.is_not_null())
     timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE", IMPOSSIBLE]))
@@ -102,7 +100,7 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
     because cells with other thresholds are other measurements: lowest, median and highest are shown.
     """
     ratio = pl.col("ratio").filter(valid())
-    keys = ["dataset", "keep_ratio", "model", *VERSION_COLUMNS, "policy"]
+    keys = ["dataset", "keep_ratio", "model", *VERSIONS, "policy"]
     grouped = cells.filter(pl.col("policy") != "dense").group_by(keys, maintain_order=True)
     return (
         grouped.agg(

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS
+from analysis.keys import GROUP
 from analysis.marks import (
     Axis,
     Chart,
@@ -28,7 +28,7 @@ from analysis.retrieval_charts import dodged, settings
 from analysis.task_tables import METRIC
 from analysis.verdicts import HOLLOW
 
-GROUP = ["model", "dataset", *METRIC, "num_fewshot", *VERSION_COLUMNS, "device", "dtype"]
+PANEL = [*GROUP[:2], *METRIC, "num_fewshot", *GROUP[2:]]
 MOST_CHARTS = 60
 """Charts of tasks on a page; a harness has groups of dozens of tasks."""
 
@@ -52,7 +52,7 @@ def compared_groups(scores: pl.DataFrame) -> list[Group]:
         settings(), low=pl.col("value") - Z95 * pl.col("stderr"), high=pl.col("value") + Z95 * pl.col("stderr"),
         hollow=pl.col("verdict").is_in(HOLLOW), end=pl.col("policy") == "dense",
     )  # fmt: skip
-    return [group for group in groups(known, GROUP) if not group.cells["end"].all()]
+    return [group for group in groups(known, PANEL) if not group.cells["end"].all()]
 
 
 def _chart(group: Group, looks: PolicyLooks) -> Chart:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.impossible import in_cell, of_twin, without_figures
-from analysis.load import VERSION_COLUMNS
-from analysis.pairs import POOL, SETTINGS, finite
+from analysis.keys import CELL, VERSIONS
+from analysis.pairs import POOL, finite
 from analysis.tables import in_order
 from analysis.uncertainty import mean_bounds
 from analysis.verdicts import plain_verdict
@@ -44,19 +44,19 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
     ends = pl.col("difference_low", "difference_high")
     never = plain_verdict(never=pl.col("share_pruned") == 0)  # pruned only after all that was asked had been predicted
     table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), never, _note(is_mean))
-    table = without_figures(table, [*keys, *SETTINGS, *NAMED])
+    table = without_figures(table, [*keys, *CELL, *NAMED])
     return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
 
 
 def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The harness's own figures, with the twin's."""
-    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC]
+    on = ["dense_cell_id", *VERSIONS, *METRIC]
     whole = rows.filter(WHOLE)
     twin = whole.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *on, dense_value="value", dense_stderr="stderr", dense_cache_tokens="cache_tokens_mean"
     )
     paired = whole.join(twin, on=on, how="left", nulls_equal=True, maintain_order="left")
-    settings = [name for name in SETTINGS if name != "beyond_context"]
+    settings = [name for name in CELL if name != "beyond_context"]
     alone = pl.col("seed").n_unique() == 1
     cells = paired.group_by([*POOL, *METRIC], maintain_order=True).agg(
         *[pl.col(name).first() for name in [*settings, "higher_is_better", "num_fewshot"]],
@@ -73,7 +73,7 @@ def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def _documents(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Values of single documents beside the twin's, a document once: over seeds, means."""
-    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC, "doc_index"]
+    on = ["dense_cell_id", *VERSIONS, *METRIC, "doc_index"]
     single = rows.filter(~WHOLE, pl.col("value").is_not_null())
     twin = single.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(*on, dense_value="value")
     paired = single.join(twin, on=on, how="inner", nulls_equal=True)
@@ -88,7 +88,7 @@ def _close(figure: str, mean: str) -> pl.Expr:
 
 def _impossible(rows: pl.LazyFrame) -> pl.LazyFrame:
     """What cannot be in the figure of a metric, its documents' values, or the dense twin's, per pooled cell."""
-    on = ["dense_cell_id", *VERSION_COLUMNS, *METRIC]
+    on = ["dense_cell_id", *VERSIONS, *METRIC]
     dense = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id"))
     twin = dense.group_by(on).agg(dense_impossible=pl.col("impossible").drop_nulls().first())
     paired = rows.join(twin, on=on, how="left", nulls_equal=True)

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from analysis import labels
-from analysis.load import VERSION_COLUMNS, Results
+from analysis.keys import SCORED, VERSIONS
+from analysis.load import Results
 from analysis.marks import (
     HEIGHT,
     Axis,
@@ -27,7 +28,7 @@ from analysis.marks import (
     specification,
     tooltips,
 )
-from analysis.points import GROUP, Group, groups, spread, with_words
+from analysis.points import Group, groups, spread, with_words
 from analysis.policy_looks import PALETTE, PolicyLooks, look
 from analysis.uncertainty import ALPHA, t_quantile, weighted_mean
 
@@ -46,7 +47,7 @@ SAW_CELLS = 16
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and keep_ratios."""
     valid = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"]), pl.col("n_paired") > 0))
-    panels = [(group, after, _chosen(part)) for group in groups(valid, GROUP) for (after,), part in _by_after(group.cells)]
+    panels = [(group, after, _chosen(part)) for group in groups(valid, SCORED) for (after,), part in _by_after(group.cells)]
     panels = [panel for i, panel in enumerate(panels) if sum(p[2].height for p in panels[: i + 1]) <= MOST_CELLS]
     if not panels:
         return []
@@ -134,7 +135,7 @@ def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
 
 
 def _lists_of(cell: labels.Row, rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in VERSION_COLUMNS]
+    same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in VERSIONS]
     return rows.filter(pl.col("cell_id") == cell[key], pl.col("nll").is_not_null(), *same).select("window_index", "window", "nll")
 
 
@@ -151,7 +152,7 @@ def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:
     """Entries of a pruning layer after each token of a window; the cell is chosen below the chart."""
     pruned = with_words(cells.filter(pl.col("policy") != "dense", pl.col("prune_events") > 0))
-    chosen = [(group, _few(group.cells)) for group in groups(pruned, GROUP)]
+    chosen = [(group, _few(group.cells)) for group in groups(pruned, SCORED)]
     chosen = [pair for i, pair in enumerate(chosen) if sum(p[1].height for p in chosen[: i + 1]) <= MOST_CELLS]
     if not chosen:
         return []

@@ -21,15 +21,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.contrast import SETTINGS, contrast
-from analysis.curve_shape import CURVE, shapes
-from analysis.load import VERSION_COLUMNS, load
+from analysis.contrast import contrast
+from analysis.curve_shape import KEYS, shapes
+from analysis.keys import CURVE, GROUP, SETTINGS, VERSIONS
+from analysis.load import load
 from analysis.margins import ACCURACY_MARGIN, PPL_MARGIN, changed, unchanged
 from analysis.pairs import with_dense
 from analysis.recommend import MAX_PPL_INCREASE, recommended
 from analysis.retrieval_findings import ASKED, least_budget
-from analysis.retrieval_findings import CURVE as ASKED_CURVE
-from analysis.retrieval_findings import GROUP as FINDING
 from analysis.retrieval_tables import kept_accuracy, retrieval, shown_lower
 from analysis.speed import median_interval
 from analysis.tables import summary
@@ -124,7 +123,7 @@ def of_intervals(measured: pl.DataFrame, trials: int, count: int, rng: np.random
     """Intervals of cells, of pairs of cells and of minima, with the rows as they are."""
     truth, tally = summary(measured).filter(valid()), Tally()
     quotients = _knorm_to_random(measured, truth).select(*SETTINGS, true="factor")
-    lowest = truth.sort("ratio").unique(CURVE, keep="first").select(*CURVE, true="keep_ratio")
+    lowest = truth.sort("ratio").unique(KEYS, keep="first").select(*KEYS, true="keep_ratio")
     for _ in range(trials):
         rows = drawn(measured, "window_index", count, rng)
         cells = summary(rows).filter(valid())
@@ -137,7 +136,7 @@ def of_intervals(measured: pl.DataFrame, trials: int, count: int, rng: np.random
             tally.add("a finding's intervals, all cells together", one(str(after), missed))
         pairs = _knorm_to_random(rows, cells).join(quotients, on=SETTINGS, nulls_equal=True)
         tally.add("95 % interval of a cell against another", pairs.select("pool_id", outside("low", "high")))
-        curves = shapes(rows, cells).join(lowest, on=CURVE, nulls_equal=True)
+        curves = shapes(rows, cells).join(lowest, on=KEYS, nulls_equal=True)
         tally.add("a curve's minimum lies between", curves.select(*CURVE_NAME, outside("minimum_low", "minimum_high")))
     yield from tally.measured()
 
@@ -208,14 +207,14 @@ def of_answers(rows: pl.DataFrame, trials: int, rng: np.random.Generator) -> Ite
         words = f"said to keep, of those that lose just over {100 * ACCURACY_MARGIN:g} points"
         lossy = lossy.filter(pl.col("true_lost") > ACCURACY_MARGIN)
         tally.add(words, lossy.select(about, kept_accuracy()))
-        for setting, curve in lossy.group_by([*ASKED_CURVE, *ASKED]):
+        for setting, curve in lossy.group_by([*CURVE, *ASKED]):
             wrong = least_budget(curve) is not None
             tally.add("a finding that a policy keeps, all its cells lose more", one(f"{setting}", wrong))
 
         null = retrieval(_exchanged(own, rng).lazy()).filter(valid())
         tally.add("said to lose, of those that lose as many as they gain", null.select(about, shown_lower()), ALPHA / 2)
-        together = null.with_columns(p_value=holm(pl.col("p_value"), [*FINDING, *ASKED]))
-        for asked, group in together.group_by([*FINDING, *ASKED]):
+        together = null.with_columns(p_value=holm(pl.col("p_value"), [*GROUP, *ASKED]))
+        for asked, group in together.group_by([*GROUP, *ASKED]):
             wrong = bool(group.select(shown_lower().fill_null(False).any()).item())
             tally.add("a finding that any policy loses, of equal ones", one(f"{asked}", wrong))
     yield from tally.measured()
@@ -308,7 +307,7 @@ def main() -> int:
         fine &= tell(f"Retrieval, {model}, {questions} questions of a kind", of_answers(own, args.trials, rng))
     for (model,), own in measured.group_by("model", maintain_order=True):
         whole = own["window_index"].n_unique()
-        cells = own.filter(pl.col("policy") != "dense").select("pool_id", *VERSION_COLUMNS).n_unique()
+        cells = own.filter(pl.col("policy") != "dense").select("pool_id", *VERSIONS).n_unique()
         for count in args.windows:
             title = f"Perplexity, {model}, {count} of {whole} windows, {cells} cells"
             for part in (of_intervals, of_equal_cells, of_costly_cells):

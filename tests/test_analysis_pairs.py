@@ -8,21 +8,11 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis import (
-    curve_shape,
-    findings,
-    measures,
-    points,
-    recommend,
-    retrieval_charts,
-    retrieval_findings,
-    speed,
-    tables,
-    task_charts,
-)
-from analysis.load import VERSION_COLUMNS, load
+from analysis import curve_shape, findings, keys, measures, retrieval_charts, speed, task_charts
+from analysis.keys import VERSIONS
+from analysis.load import load
 from analysis.pairs import with_dense
-from analysis.retrieval_tables import SAME_SETTING, retrieval
+from analysis.retrieval_tables import retrieval
 from analysis.speed import checks, generation
 from analysis.tables import by_ratio, summary
 from pipeline.results import RunUnreadableError
@@ -154,16 +144,15 @@ def test_other_weights_data_or_ways_to_read_them_are_never_pooled(summarise, col
 
 
 GROUPS = {
-    "one grid": tables.FAMILY, "findings": findings.GROUP, "curves": curve_shape.CURVE, "advice": recommend.GROUP,
-    "charts": points.GROUP, "timed and scored": measures.SAME, "timed": measures.TURNS, "turns": speed.TURNS,
-    "asked": retrieval_charts.GROUP, "answers": retrieval_findings.GROUP, "tasks": task_charts.GROUP,
-    "asked and scored": SAME_SETTING,
+    "one grid": keys.GROUP, "one grid of windows": keys.SCORED, "findings": findings.CURVES, "curves": curve_shape.KEYS,
+    "timed and scored": measures.SAME, "timed": measures.TURNS, "turns": speed.TURNS, "asked": retrieval_charts.PANEL,
+    "tasks": task_charts.PANEL, "asked and scored": keys.SAME,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_whatever_is_compared_or_drawn_together_is_of_one_method_text_and_way_to_read_it(group):
-    assert set(VERSION_COLUMNS) <= set(GROUPS[group])
+    assert set(VERSIONS) <= set(GROUPS[group])
 
 
 def test_by_ratio_counts_but_does_not_use_cells_that_never_pruned(summarise):
