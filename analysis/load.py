@@ -90,7 +90,8 @@ class Results:
         judged = self._short(task) if task == "failures" else self._short(task).with_columns(reason(task))
         rows = once(judged, ROW_KEYS[task])
         if task in CUT_SHORT:
-            rows = rows.join(self._cut_short(rows), on=["cell_id", *VERSIONS], how="anti", nulls_equal=True)
+            own, cut_short = ["cell_id", *VERSIONS], self._cut_short(rows)
+            rows = rows.join(cut_short, on=own, how="anti", nulls_equal=True, maintain_order="left")
         if task in TOKENS_READ:
             rows = rows.join(self._contexts(), on=["model", "model_revision"], how="left", maintain_order="left")
             rows = rows.with_columns(beyond_context=TOKENS_READ[task] > pl.col("context")).drop("context")

@@ -36,3 +36,11 @@ def test_its_verdict_is_failed_and_says_why(tmp_path):
     write_report([run], folders={"csv": str(tmp_path / "csv")})
     (line,) = [line for line in (tmp_path / "csv" / "cells.csv").read_text().splitlines() if ",knorm," in line]
     assert ",FAILED," in line and "OutOfMemoryError: tried to allocate 2 GiB" in line
+
+
+def test_rows_keep_the_order_in_which_they_are_stored(tmp_path):
+    """Whatever is made of the first of several rows is the same in each report, and sums end in the same bits."""
+    rows = [perplexity_row(i, policy=policy) for policy in ("dense", "knorm") for i in range(2000)]
+    results = load([write_run(str(tmp_path / "run"), {"perplexity": rows})])
+    found = results.rows("perplexity").select("policy", "window_index").collect()
+    assert found.rows() == [(row["policy"], row["window_index"]) for row in rows]
