@@ -11,12 +11,11 @@ from analysis import cell_charts, retrieval_charts, task_charts, time_charts, wi
 from analysis.disagreement import disagreement_charts
 from analysis.keys import SCORED
 from analysis.kl_charts import kl_curves
-from analysis.load import Results
 from analysis.marks import Chart, Points
 from analysis.measures import measures
 from analysis.points import Group, cell_points, groups
 from analysis.policy_looks import PolicyLooks
-from analysis.recommend import front
+from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE
 
 SECTIONS = (
@@ -28,27 +27,23 @@ MOST_CELLS = 8_000
 """Cells that the charts of a page show, about 200 bytes each."""
 
 
-def charts(
-    results: Results, cells: pl.DataFrame, shapes: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame
-) -> dict[str, list[Chart]]:
-    """Every chart of a page, from the tables of ``tables.summary``, ``curve_shape.shapes``, ``speed.generation``,
-    ``retrieval_tables.retrieval`` and ``task_tables.tasks``.
-    """
+def charts(made: Tables) -> dict[str, list[Chart]]:
+    """Every chart of a page."""
     found: dict[str, list[Chart]] = {name: [] for name in SECTIONS}
-    looks = PolicyLooks.on_page(cells, speeds, answers, scores)
+    looks = PolicyLooks.on_page(made.perplexity, made.generation, made.retrieval, made.harness)
     with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
-        _of_cells(found, cells, shapes, looks)
-        found["position"] = window_charts.by_position(results, cells, looks)
-        found["saw"] = window_charts.saw_teeth(results, cells)
-        for group in time_charts.timed_groups(measures(speeds, cells)):
+        _of_cells(found, made, looks)
+        found["position"] = window_charts.by_position(made.results, made.perplexity, looks)
+        found["saw"] = window_charts.saw_teeth(made.results, made.perplexity)
+        for group in time_charts.timed_groups(measures(made.generation, made.perplexity)):
             found["timed"] += time_charts.six_panels(group, looks)
             found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
-        found["rounds"] = time_charts.rounds(results.rows("generation").collect(), speeds)
-        found["accuracy"] = retrieval_charts.budget_charts(answers, looks)
-        found["retrieval"] = retrieval_charts.depth_charts(results.rows("retrieval"))
-        found["outcomes"] = retrieval_charts.outcome_charts(answers)
-        found["disagreement"] = disagreement_charts(cells, answers, looks)
-        found["tasks"] = task_charts.task_charts(scores, looks)
+        found["rounds"] = time_charts.rounds(made.timings.collect(), made.generation)
+        found["accuracy"] = retrieval_charts.budget_charts(made.retrieval, looks)
+        found["retrieval"] = retrieval_charts.depth_charts(made.answers)
+        found["outcomes"] = retrieval_charts.outcome_charts(made.retrieval)
+        found["disagreement"] = disagreement_charts(made.perplexity, made.retrieval, looks)
+        found["tasks"] = task_charts.task_charts(made.harness, looks)
     return found
 
 
@@ -60,23 +55,20 @@ def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
     return small, len(every) - len(small)
 
 
-def not_drawn(
-    cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame, drawn: dict[str, list[Chart]]
-) -> dict[str, int]:  # fmt: skip
+def not_drawn(made: Tables, drawn: dict[str, list[Chart]]) -> dict[str, int]:
     """How many groups of what have no charts, to keep the page small."""
-    possible = answers.filter(pl.col("verdict") != IMPOSSIBLE)
-    asked, measured = groups(possible, retrieval_charts.PANEL), task_charts.compared_groups(scores)
+    possible = made.retrieval.filter(pl.col("verdict") != IMPOSSIBLE)
+    asked, measured = groups(possible, retrieval_charts.PANEL), task_charts.compared_groups(made.harness)
     return {
-        "models and datasets have no charts of perplexity": drawn_groups(cells)[1],
+        "models and datasets have no charts of perplexity": drawn_groups(made.perplexity)[1],
         "sorts of question have no charts by depth": len(list(asked)) - len(drawn["retrieval"]),
         "metrics of tasks have no charts": len(measured) - len(drawn["tasks"]),
     }
 
 
-def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.DataFrame, looks: PolicyLooks) -> None:
-    best = front(cells)
-    for group in drawn_groups(cells)[0]:
-        frame = looks.told_apart(cell_points(group.cells, shapes), "variant", "after")
+def _of_cells(found: dict[str, list[Chart]], made: Tables, looks: PolicyLooks) -> None:
+    for group in drawn_groups(made.perplexity)[0]:
+        frame = looks.told_apart(cell_points(group.cells, made.curves), "variant", "after")
         if frame.is_empty():
             continue
         points = Points(f"cells_{group.number}", frame)
@@ -85,7 +77,7 @@ def _of_cells(found: dict[str, list[Chart]], cells: pl.DataFrame, shapes: pl.Dat
         found["kl"] += kl_curves(group, points, looks)
         if frame["budget"].filter(~frame["end"]).drop_nulls().len():
             found["budget"] += cell_charts.u_curves(group, points, looks, cell_charts.HELD, "budget")
-            own = best.join(group.cells, on="cell_id", how="semi")
+            own = made.front.join(group.cells, on="cell_id", how="semi")
             found["tradeoff"].append(cell_charts.trade_off(group, points, looks, own))
             found["beside"] += cell_charts.side_by_side(group, points, looks)
         found["heatmap"] += [chart for chart in [cell_charts.heatmap(group, points)] if chart]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from analysis.keys import GROUP, PRUNING, SCORED, SETTINGS, VARIANT
 from analysis.load import Results
 from analysis.pairs import FEW_WINDOWS
 from analysis.speed import FEWEST_ROUNDS
+from analysis.tables import Tables
 from analysis.verdicts import valid
 from pipeline.results import CELL_COLUMNS
 
@@ -28,8 +29,8 @@ CONTROLS = ["knorm", "random", "recent", "streaming", "knorm_high"]
 class Evidence:
     """All of one model, dataset, device, dtype, window and stride. Frames without rows still have their columns.
 
-    ``measured``: ``pairs.with_dense``; ``cells``: ``tables.summary``; ``speeds``: ``speed.generation``; ``answers``:
-    ``retrieval_tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers, context, positions).
+    ``measured``: ``Tables.windows``; ``cells``: ``Tables.perplexity``; ``speeds``: ``Tables.generation``; ``answers``:
+    ``Tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers, context, positions).
     """
 
     measured: pl.DataFrame
@@ -59,36 +60,37 @@ def missing(rows: str, remedy: str, reproduced: str | None = None, honest: str |
     return Ruling(NOT_TESTABLE, f"no {rows}; a sweep with {remedy} gives them", reproduced, honest)
 
 
-def evidences(
-    results: Results, measured: pl.DataFrame, cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame
-) -> list[Evidence]:
+def evidences(made: Tables) -> list[Evidence]:
     """The tables of a report, split into what may be judged together; groups without perplexity rows come last.
 
-    Cells that failed have no figures and are left out; a run.json of an older version says less of a model than a newer one.
+    Cells that failed have no figures and are no group; a run.json of an older version says less of a model than a newer one.
     """
-    cells = cells.filter(pl.col("verdict") != "FAILED")
-    models: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for entry in (m for run in results.runs for m in run.info.get("models", []) if isinstance(m, dict)):
-        known = {key: value for key, value in entry.items() if value is not None}
-        models.setdefault((entry.get("name"), entry.get("revision")), {}).update(known)
-    scored = cells.select(SCORED).unique().sort(SCORED)
-    others = pl.concat([frame.select(GROUP) for frame in (speeds, answers)]).unique().sort(GROUP)
+    models = _models(made.results)
+    scored = made.perplexity.select(SCORED).unique().sort(SCORED)
+    others = pl.concat([frame.select(GROUP) for frame in (made.generation, made.retrieval)]).unique().sort(GROUP)
     others = others.join(scored, on=GROUP, how="anti", nulls_equal=True)
     groups = pl.concat([scored, others], how="diagonal_relaxed")
-    found = []
-    for i in range(groups.height):
-        group = groups[i]
-        name, revision = group.select("model", "model_revision").row(0)
-        found.append(
-            Evidence(
-                measured=_of(group, measured, SCORED),
-                cells=_of(group, cells, SCORED),
-                speeds=_of(group, speeds, GROUP),
-                answers=_of(group, answers, GROUP),
-                model=models.get((name, revision), {"name": name, "revision": revision}),
-            )
-        )
+    return [_evidence(made, group, models) for group in groups.iter_slices(1)]
+
+
+def _models(results: Results) -> dict[tuple[Any, Any], dict[str, Any]]:
+    """What the runs say of each model, by name and revision."""
+    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for entry in (m for run in results.runs for m in run.info.get("models", []) if isinstance(m, dict)):
+        known = {key: value for key, value in entry.items() if value is not None}
+        found.setdefault((entry.get("name"), entry.get("revision")), {}).update(known)
     return found
+
+
+def _evidence(made: Tables, group: pl.DataFrame, models: Mapping[tuple[Any, Any], dict[str, Any]]) -> Evidence:
+    name, revision = group.select("model", "model_revision").row(0)
+    return Evidence(
+        measured=_of(group, made.windows, SCORED),
+        cells=_of(group, made.perplexity, SCORED),
+        speeds=_of(group, made.generation, GROUP),
+        answers=_of(group, made.retrieval, GROUP),
+        model=models.get((name, revision), {"name": name, "revision": revision}),
+    )
 
 
 def _of(group: pl.DataFrame, frame: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -155,8 +157,8 @@ def no_timing(speeds: pl.DataFrame, reproduced: str | None) -> Ruling:
 def control_experiment(cells: pl.DataFrame) -> pl.DataFrame:
     """What dropping the newest keys costs: knorm, knorm with the last n protected, and policies that know nothing of norms.
 
-    ``cells``: ``tables.summary``. One row per policy (protection in words), keep_ratio and threshold: PPL, ratio with interval,
-    realised budget, recent_retained, verdict; absolute positions, no layer skipped.
+    ``cells``: ``Tables.perplexity``. One row per policy (protection in words), keep_ratio and threshold: PPL, ratio with
+    interval, realised budget, recent_retained, verdict; absolute positions, no layer skipped.
     """
     guarded = [plain(cells, recent=n) for n in cells["protect_recent"].drop_nulls().unique().sort() if n]
     rows = pl.concat([plain(cells, *CONTROLS), *guarded])

@@ -24,9 +24,9 @@ FIGURES = {"factor": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.
 def contrast(measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, differs: Sequence[str]) -> pl.DataFrame:
     """PPL of each cell of ``over`` divided by that of the cell of ``under`` that equals it in all settings but ``differs``.
 
-    ``measured``: ``pairs.with_dense``, cells: ``tables.summary``, all of one model, text, device and windows. One row per pair:
-    the columns of ``over``, ``under_id`` and ``under_budget``, and ``factor``, ``low``, ``high``, ``n`` (units that both scored:
-    documents, or windows). Pairs with fewer than two units in common have no interval and are left out.
+    ``measured``: ``Tables.windows``, cells: ``Tables.perplexity``, all of one model, text, device and windows. One row per
+    pair: the columns of ``over``, ``under_id`` and ``under_budget``, and ``factor``, ``low``, ``high``, ``n`` (units that both
+    scored: documents, or windows). Pairs with fewer than two units in common have no interval and are left out.
     """
     same = [name for name in SETTINGS if name not in differs]
     partner = under.select(*same, under_id="pool_id", under_budget="budget", under_rounding="rounding_log")

@@ -26,7 +26,7 @@ SCHEMA = {
 def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """One row per curve of at least three valid cells that scored the same texts (documents, or at least two windows).
 
-    ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``tables.summary``. Adds to the settings of the curve and the
+    ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``Tables.perplexity``. Adds to the settings of the curve and the
     PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio), ``minimum_low`` and ``minimum_high`` (between
     them lies the true minimum, 95 %), ``phases`` in words, from keep_ratio 1 (the dense twin) downwards.
     """

@@ -11,6 +11,7 @@ from analysis.keys import SCORED, VERSIONS
 from analysis.load import Results
 from analysis.pairs import FEW_WINDOWS, SIXTEEN_BITS, finite
 from analysis.speed import NO_DIFFERENCE
+from analysis.tables import Tables
 from analysis.uncertainty import widened
 from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 
@@ -21,12 +22,12 @@ CURVES = [*SCORED, "prune_after"]
 """What a sentence on perplexity is of."""
 
 
-def findings(cells: pl.DataFrame, speeds: pl.DataFrame) -> list[str]:
+def findings(made: Tables) -> list[str]:
     """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per model and prompt.
 
     What is picked among many cells has an interval that holds for all of them together.
     """
-    return [*_perplexity(cells), *_speed(speeds)]
+    return [*_perplexity(made.perplexity), *_speed(made.generation)]
 
 
 def _perplexity(cells: pl.DataFrame) -> list[str]:
@@ -80,15 +81,10 @@ def _changed_speed(row: labels.Row) -> str:
     return f"{row['tpot_words']}, ratio {bounds} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}{pruned})"
 
 
-def warnings(
-    results: Results, cells: pl.DataFrame, speeds: pl.DataFrame, covered: pl.DataFrame, excluded: pl.DataFrame,
-    not_drawn: Mapping[str, int],
-) -> list[str]:  # fmt: skip
-    """What a reader has to know before trusting a figure of this page.
-
-    ``covered``: ``coverage.coverage``; ``excluded``: ``tables.excluded``; ``not_drawn``: how many of what have no charts.
-    """
-    found = [*_of_coverage(covered), *_impossible(excluded), *_of_cells(cells), *_of_versions(results, cells), *_of_speed(speeds)]
+def warnings(made: Tables, not_drawn: Mapping[str, int]) -> list[str]:
+    """What a reader has to know before trusting a figure of this page; ``not_drawn``: how many of what have no charts."""
+    found = [*_of_coverage(made.coverage), *_impossible(made.excluded), *_of_cells(made.perplexity)]
+    found += [*_of_versions(made.results, made.perplexity), *_of_speed(made.generation)]
     if left_out := [f"{count} {words}" for words, count in not_drawn.items() if count > 0]:
         found.append(
             f"To keep the page small, {', '.join(left_out)}; they are in the tables. "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,17 @@ class Results:
     runs: list[Run]
     stores: list[RunStore]
     scanned: dict[str, pl.LazyFrame]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Where rows are read. Raises RunUnreadableError for a part that cannot be."""
+        try:
+            yield
+        except (pl.exceptions.ComputeError, OSError) as error:
+            where, said = ", ".join(run.directory for run in self.runs), str(error).splitlines()[0]
+            raise RunUnreadableError(
+                f"{where}: a part cannot be read ({said}). `kvsweep run` into that directory sets broken parts aside."
+            ) from error
 
     def rows(self, task: str) -> pl.LazyFrame:
         """The rows of a table, each once (units are delivered at least once, and runs may share cells); none of cells that failed

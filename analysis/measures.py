@@ -26,7 +26,7 @@ SAME = [*GROUP, "policy", "keep_ratio", "variant", "after"]
 
 
 def measures(speeds: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """speeds (``speed.generation``) with the PPL of the same settings (``tables.summary``), one row per cell and measure.
+    """speeds (``speed.generation``) with the PPL of the same settings (``Tables.perplexity``), one row per cell and measure.
 
     ``value``, ``low``, ``high``: the median (or PPL) with its 95 % interval; ``share``, ``share_low``, ``share_high``: per cent
     of the dense twin, paired by round (or window). Null where there is none. Dense cells are rows of 100 per cent.

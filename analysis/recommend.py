@@ -62,7 +62,7 @@ def recommended(
 ) -> pl.DataFrame:
     """One row per model and dataset: the columns of the recommended cell, null where there is none, and ``advice`` in words.
 
-    ``measured``: ``pairs.with_dense``; ``cells``: ``tables.summary``; ``answers``: ``retrieval_tables.retrieval``. Adds
+    ``measured``: ``pairs.with_dense``; ``cells``: ``Tables.perplexity``; ``answers``: ``retrieval_tables.retrieval``. Adds
     ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio, over the tokens that saw a pruned cache, on the half that
     confirmed. A cell whose retrieval was measured, under whatever schedule, must also be shown to keep it.
     """

@@ -27,10 +27,10 @@ from analysis.marks import (
     tooltips,
 )
 from analysis.pairs import POOL, finite
+from analysis.perplexity_tables import in_order
 from analysis.points import Group, groups, spread, with_words
 from analysis.policy_looks import PolicyLooks, look, palette_rank
 from analysis.retrieval_tables import ASKED_DOWN, ASKED_ORDER, LOST, QUESTIONS, RIGHT, figures, with_twin
-from analysis.tables import in_order
 from analysis.verdicts import HOLLOW, IMPOSSIBLE
 
 ASKED = [name for name in QUESTIONS if name != "context_tokens"]

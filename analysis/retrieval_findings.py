@@ -11,6 +11,7 @@ from analysis.disagreement import beside, in_words
 from analysis.keys import CURVE, GROUP
 from analysis.margins import ACCURACY_MARGIN
 from analysis.retrieval_tables import LEAST, kept_accuracy, shown_lower
+from analysis.tables import Tables
 from analysis.task_tables import FEW_DOCUMENTS, METRIC
 from analysis.uncertainty import ALPHA, holm, t_quantile
 from analysis.verdicts import valid
@@ -19,9 +20,10 @@ ASKED = ["kind", "digits", "distractors", "question_pruned"]
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 
 
-def accuracy_findings(cells: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame) -> list[str]:
-    """From ``tables.summary``, ``retrieval_tables.retrieval`` and ``task_tables.tasks``."""
-    return [*_at_equal_budget(answers), *in_words(beside(cells, answers)), *_tasks(scores)]
+def accuracy_findings(made: Tables) -> list[str]:
+    """On retrieval by itself, beside perplexity, and on tasks of the harness."""
+    both = beside(made.perplexity, made.retrieval)
+    return [*_at_equal_budget(made.retrieval), *in_words(both), *_tasks(made.harness)]
 
 
 def _at_equal_budget(answers: pl.DataFrame) -> list[str]:

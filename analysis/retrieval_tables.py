@@ -10,7 +10,7 @@ from analysis.impossible import beside_twin, in_cell, without_figures
 from analysis.keys import CELL, VERSIONS
 from analysis.margins import ACCURACY_MARGIN
 from analysis.pairs import POOL, finite
-from analysis.tables import beyond, in_order
+from analysis.perplexity_tables import beyond, in_order
 from analysis.uncertainty import mcnemar_p, share_at_most
 from analysis.verdicts import plain_verdict
 

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from analysis.impossible import WORDS, in_cell, without_figures
 from analysis.keys import CELL, VERSIONS
 from analysis.pairs import finite
-from analysis.tables import beyond, in_order
+from analysis.perplexity_tables import beyond, in_order
 from analysis.uncertainty import ALPHA
 from analysis.verdicts import IMPOSSIBLE
 

@@ -7,7 +7,7 @@ import polars as pl
 from analysis.impossible import in_cell, of_twin, without_figures
 from analysis.keys import CELL, VERSIONS
 from analysis.pairs import POOL, finite
-from analysis.tables import in_order
+from analysis.perplexity_tables import in_order
 from analysis.uncertainty import mean_bounds
 from analysis.verdicts import plain_verdict
 

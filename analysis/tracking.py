@@ -13,31 +13,48 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from analysis import coverage, labels, layout, tables
+from analysis import labels, layout
 from analysis.load import OLDER, Results, load
-from analysis.pairs import with_dense
-from analysis.retrieval_tables import retrieval
-from analysis.speed import COMPARED, TEXT, checks, generation, short
-from analysis.task_tables import tasks
+from analysis.speed import COMPARED, TEXT, short
+from analysis.tables import Tables
 from analysis.tracking_stores import TRACKERS, Record, Tracker
-from pipeline.results import RunUnreadableError
 
 Row = labels.Row
 
 LONGEST_TEXT = 400
 """Characters of a text; trackers cut or refuse longer ones in ways of their own."""
 
+
+@dataclass(frozen=True)
+class _Figures:
+    """What of a task is exported: its table, the columns that the page shows, and figures that it says in words or not at all."""
+
+    table: Callable[[Tables], pl.DataFrame]
+    columns: list[layout.Column]
+    further: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns of a cell's figures, each once."""
+        shown = [key for column in self.columns for key in (column.key, column.upper)]
+        return [key for key in dict.fromkeys([*shown, *self.further, *OF_CELL]) if key not in {*IN_PLACE, *SETTINGS}]
+
+    @property
+    def texts(self) -> set[str]:
+        """The columns that are words, whatever their values."""
+        return {column.key for column in self.columns if column.setting or column.form == "text"}
+
+
 TASKS = {
-    "perplexity": ("cells", layout.PERPLEXITY, ["dense_ppl", "n_paired", "p_value"]),
-    "generation": ("generation", layout.GENERATION, [
+    "perplexity": _Figures(lambda made: made.cells, layout.PERPLEXITY, ["dense_ppl", "n_paired", "p_value"]),
+    "generation": _Figures(lambda made: made.generation, layout.GENERATION, [
         *[f"{measure}_{end}" for measure in COMPARED for end in ("low", "high")],
         *[f"{short(measure)}_{figure}" for measure in COMPARED for figure in ("ratio", "low", "high", "rounds")],
         *TEXT,
     ]),
-    "retrieval": ("retrieval", layout.RETRIEVAL, []),
-    "tasks": ("tasks", layout.TASKS, ["dense_stderr"]),
+    "retrieval": _Figures(lambda made: made.retrieval, layout.RETRIEVAL),
+    "tasks": _Figures(lambda made: made.harness, layout.TASKS, ["dense_stderr"]),
 }  # fmt: skip
-"""Per task: its table on the report's page, the columns shown there, and figures that the page says in words or not at all."""
 
 PLACES: dict[str, Callable[[Row], str]] = {
     "perplexity": lambda row: "perplexity",
@@ -127,16 +144,15 @@ def _write(tracker: Tracker, found: Sequence[Record], *, replace: bool) -> Expor
 def records(results: Results) -> list[Record]:
     """One record per setting of one run, in the order of the report's tables. Raises RunUnreadableError."""
     (run,) = results.runs
-    shown = _tables(results)
     growing: dict[str, _Growing] = {}
-    for task, (table, columns, further) in TASKS.items():
-        keys = [key for column in columns for key in (column.key, column.upper)]
-        texts = {column.key for column in columns if column.setting or column.form == "text"}
-        own = [key for key in dict.fromkeys([*keys, *further, *OF_CELL]) if key not in {*IN_PLACE, *SETTINGS}]
-        for row in shown[table].iter_rows(named=True):
-            _add(_of_setting(growing, row), task, row, own, texts)
-    for row in shown["failures"].iter_rows(named=True):
-        _add_failure(_of_setting(growing, row), row)
+    with results.reading():
+        made = Tables.of(results)
+        for task, figures in TASKS.items():
+            keys, texts = figures.keys, figures.texts
+            for row in figures.table(made).iter_rows(named=True):
+                _add(_of_setting(growing, row), task, row, keys, texts)
+        for row in made.failures.iter_rows(named=True):
+            _add_failure(_of_setting(growing, row), row)
     told = {"run_id": str(run.info.get("run_id") or run.directory), "run_name": str(run.info.get("name") or "unnamed run")}
     told["kvsweep_version"] = str(run.info.get("kvsweep_version") or "unknown")
     return [_record(setting, own, {name: _shown(value) for name, value in told.items()}) for setting, own in growing.items()]
@@ -144,24 +160,6 @@ def records(results: Results) -> list[Record]:
 
 def _of_setting(growing: dict[str, _Growing], row: Row) -> _Growing:
     return growing.setdefault(json.dumps([row.get(name) for name in SETTINGS]), _Growing(_title(row), _settings(row)))
-
-
-def _tables(results: Results) -> dict[str, pl.DataFrame]:
-    """The report's tables of cells, without its charts."""
-    try:
-        timed, failed = results.rows("generation"), coverage.failures(results)
-        return {
-            "cells": tables.with_failures(tables.summary(with_dense(results.rows("perplexity"))), failed),
-            "generation": generation(timed, checks(timed)),
-            "retrieval": retrieval(results.rows("retrieval")),
-            "tasks": tasks(results.rows("tasks")),
-            "failures": failed,
-        }
-    except (pl.exceptions.ComputeError, OSError) as error:
-        where, said = results.runs[0].directory, str(error).splitlines()[0]
-        raise RunUnreadableError(
-            f"{where}: a part cannot be read ({said}). `kvsweep run` into that directory sets broken parts aside."
-        ) from error
 
 
 def _record(setting: str, own: _Growing, run: dict[str, str]) -> Record:

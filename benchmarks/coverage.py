@@ -27,11 +27,11 @@ from analysis.keys import CURVE, GROUP, SETTINGS, VERSIONS
 from analysis.load import load
 from analysis.margins import ACCURACY_MARGIN, PPL_MARGIN, changed, unchanged
 from analysis.pairs import with_dense
+from analysis.perplexity_tables import summary
 from analysis.recommend import MAX_PPL_INCREASE, recommended
 from analysis.retrieval_findings import ASKED, least_budget
 from analysis.retrieval_tables import kept_accuracy, retrieval, shown_lower
 from analysis.speed import median_interval
-from analysis.tables import summary
 from analysis.uncertainty import ALPHA, holm, widened
 from analysis.verdicts import valid
 from pipeline.results import schema

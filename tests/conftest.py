@@ -140,6 +140,14 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def tables_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
+    """``tables_of(perplexity=rows, ...)``: the report's tables of them."""
+    from analysis.tables import Tables
+
+    return lambda **tables: Tables.of(run_of(**tables))
+
+
+@pytest.fixture
 def page_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
     """``page_of(perplexity=rows, ...)``: everything that a page shows of them."""
     from analysis.page import contents
@@ -148,14 +156,6 @@ def page_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def summarise(tmp_path):
+def summarise(tables_of: Callable[..., Any]) -> Callable[..., Any]:
     """Perplexity rows -> the summary table of a run that holds them."""
-    from analysis.load import load
-    from analysis.pairs import with_dense
-    from analysis.tables import summary
-    from tests.rows import write_run
-
-    def table(rows):
-        return summary(with_dense(load([write_run(str(tmp_path / "run"), {"perplexity": rows})]).rows("perplexity")))
-
-    return table
+    return lambda rows: tables_of(perplexity=rows).perplexity

@@ -14,7 +14,7 @@ from tests.thinned import thinned
 
 
 def said(shown):
-    return accuracy_findings(shown.cells, shown.tables["retrieval"][0], shown.tables["tasks"][0])
+    return accuracy_findings(shown.made)
 
 
 def held(share, **settings):
@@ -72,7 +72,7 @@ def test_retrieval_that_dense_does_not_know_is_not_kept(page_of):
 def test_a_context_that_was_pruned_once_stands_beside_perplexity_of_its_setting(page_of):
     once = asked(60, 60, 60, schedule="prefill_once", cell_id="once")
     shown = page_of(perplexity=DENSE + scored(1.1), retrieval=once)
-    assert beside(shown.cells, shown.tables["retrieval"][0]).height == 1
+    assert beside(shown.made.perplexity, shown.made.retrieval).height == 1
 
 
 def test_a_budget_below_one_at_which_accuracy_was_lost_is_no_budget_down_to_which_it_is_kept():
@@ -122,7 +122,7 @@ def test_one_ppl_among_many_pairs_that_is_low_by_chance_is_no_disagreement(page_
     assert high < 1.02 < np.exp(stats.ttest_1samp([0.35 / 50, -0.35 / 50] * 2, 0).confidence_interval(1 - 0.05 / 12).high)
     rows = own + [row for ratio in ratios[1:] for row in scored(1.5, keep_ratio=ratio)]
     shown = page_of(perplexity=DENSE + rows, retrieval=asked(6, 60, 60))
-    assert beside(shown.cells, shown.tables["retrieval"][0]).height == 1
+    assert beside(shown.made.perplexity, shown.made.retrieval).height == 1
     (sentence,) = [line for line in said(shown) if "PPL" in line]
     assert "to disagree in none of 1 pairs" in sentence
 
@@ -145,11 +145,11 @@ OTHERS = [
 @pytest.mark.parametrize("other", thinned(OTHERS, 3), ids=str)
 def test_only_cells_of_equal_settings_stand_beside_each_other(page_of, other):
     same = page_of(perplexity=DENSE + scored(1.1), retrieval=asked())
-    assert beside(same.cells, same.tables["retrieval"][0])["ratio"].to_list() == pytest.approx([1.1**2])
+    assert beside(same.made.perplexity, same.made.retrieval)["ratio"].to_list() == pytest.approx([1.1**2])
     own = {key: value for key, value in other.items() if key in ("dataset", "model", "dtype")}
     dense = [perplexity_row(i, policy="dense", **own) for i in range(3)]
     shown = page_of(perplexity=dense + scored(1.1, **other), retrieval=asked())
-    assert beside(shown.cells, shown.tables["retrieval"][0]).is_empty() and not shown.charts["disagreement"]
+    assert beside(shown.made.perplexity, shown.made.retrieval).is_empty() and not shown.charts["disagreement"]
 
 
 def test_the_head_says_which_task_lost_most(page_of):

@@ -10,7 +10,6 @@ from scipy import stats
 from analysis import coverage
 from analysis.load import load
 from analysis.page import contents, render
-from analysis.task_tables import tasks
 from tests.rows import asked, charts_of, generation_row, one, perplexity_row, ratio_interval, tasks_rows, write_run
 
 
@@ -66,11 +65,11 @@ def test_kl_is_drawn_for_cells_that_have_one(page_of):
     assert not page_of(perplexity=older).charts["kl"]
 
 
-def test_a_task_is_compared_document_by_document(run_of):
+def test_a_task_is_compared_document_by_document(tables_of):
     rng = np.random.default_rng(6)
     dense, own = (rng.random(30) < 0.8).astype(float), (rng.random(30) < 0.6).astype(float)
     rows = tasks_rows(list(dense), policy="dense") + tasks_rows(list(own))[::-1]
-    row = one(tasks(run_of(tasks=rows).rows("tasks")), policy="knorm")
+    row = one(tables_of(tasks=rows).harness, policy="knorm")
     assert (row["value"], row["dense_value"]) == pytest.approx((own.mean(), dense.mean()))
     assert (row["documents"], row["paired_documents"], row["budget"], row["note"]) == (30, 30, 0.25, None)
     wanted = stats.ttest_rel(own, dense).confidence_interval(0.95)
@@ -78,25 +77,25 @@ def test_a_task_is_compared_document_by_document(run_of):
     assert found == pytest.approx((wanted.low, wanted.high)) and found[0] < row["difference"] < found[1]
 
 
-def test_a_figure_that_is_no_mean_over_documents_has_no_interval(run_of):
+def test_a_figure_that_is_no_mean_over_documents_has_no_interval(tables_of):
     corpus = {"metric": "word_perplexity"}
     rows = tasks_rows([1.0, 0.0, 1.0], policy="dense", value=9.0, **corpus) + tasks_rows([1.0, 0.0, 0.0], value=7.0, **corpus)
     rows = [row | {"value": [1.0, 0.0, 1.0][row["doc_index"]]} if row["doc_index"] is not None else row for row in rows]
-    row = one(tasks(run_of(tasks=rows).rows("tasks")), policy="knorm")
+    row = one(tables_of(tasks=rows).harness, policy="knorm")
     assert (row["difference"], row["difference_low"]) == (-2.0, None)
     assert row["note"] == "no mean over paired documents: no interval; n < 30"
 
 
-def test_a_task_without_a_twin_has_no_difference_and_says_so(run_of):
-    row = one(tasks(run_of(tasks=tasks_rows([1.0, 0.0])).rows("tasks")))
+def test_a_task_without_a_twin_has_no_difference_and_says_so(tables_of):
+    row = one(tables_of(tasks=tasks_rows([1.0, 0.0])).harness)
     assert (row["value"], row["difference"], row["difference_low"]) == (0.5, None, None)
     assert row["note"] == "no dense twin: no difference; n < 30"
 
 
-def test_metrics_and_filters_of_a_task_are_kept_apart_and_seeds_are_averaged(run_of):
+def test_metrics_and_filters_of_a_task_are_kept_apart_and_seeds_are_averaged(tables_of):
     rows = [row for seed in (0, 1) for v in (1.0, 0.0) for row in tasks_rows([v, float(seed)], seed=seed, metric=f"m{v:g}")]
     rows += tasks_rows([1.0, 1.0], metric="m1", filter="strict", keep_ratio=0.5)
-    table = tasks(run_of(tasks=rows).rows("tasks"))
+    table = tables_of(tasks=rows).harness
     found = {(row["metric"], row["filter"]): (row["value"], row["stderr"] is None) for row in table.iter_rows(named=True)}
     assert found == {("m1", "none"): (0.75, True), ("m0", "none"): (0.25, True), ("m1", "strict"): (1.0, False)}
 
@@ -125,10 +124,10 @@ def test_a_task_has_a_chart_per_metric_with_its_dense_value(page_of):
     assert '"label": "dense 0.5"' in str(shown.charts["tasks"][0].spec).replace("'", '"')
 
 
-def test_a_task_that_answers_with_one_token_says_nothing_of_pruning_however_often_it_was_pruned(run_of):
+def test_a_task_that_answers_with_one_token_says_nothing_of_pruning_however_often_it_was_pruned(tables_of):
     rows = tasks_rows([1.0, 0.0, 1.0], policy="dense")
     rows += tasks_rows([1.0, 0.0, 1.0], tokens_predicted_pruned=0) + tasks_rows([1.0, 0.0, 0.0], keep_ratio=0.5)
-    table = tasks(run_of(tasks=rows).rows("tasks"))
+    table = tables_of(tasks=rows).harness
     late, used = one(table, policy="knorm", keep_ratio=0.9), one(table, keep_ratio=0.5)
     assert (late["verdict"], late["share_pruned"], used["verdict"], used["share_pruned"]) == ("NEVER_PRUNED", 0.0, "VALID", 0.6)
     assert "every token was predicted before its cache was pruned" in late["note"] and "before its cache" not in (

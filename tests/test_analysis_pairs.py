@@ -11,10 +11,8 @@ from scipy import stats
 from analysis import curve_shape, findings, keys, measures, retrieval_charts, speed, task_charts
 from analysis.keys import VERSIONS
 from analysis.load import load
-from analysis.pairs import with_dense
-from analysis.retrieval_tables import retrieval
-from analysis.speed import checks, generation
-from analysis.tables import by_ratio, summary
+from analysis.perplexity_tables import by_ratio
+from analysis.tables import Tables
 from pipeline.results import RunUnreadableError
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
 
@@ -85,18 +83,15 @@ def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tm
     rows = [perplexity_row(i, policy=p, model=m, **long) for m in ("toy", "other") for p in ("dense", "knorm") for i in (0, 1)]
     timed = [generation_row(i, policy="dense", prompt_tokens=n, new_tokens=24) for n in (1000, 1001) for i in range(2)]
     asked = [retrieval_row(policy="dense", context_tokens=n) for n in (1016, 1017)]
-    run = load([write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})])
-    cells = summary(with_dense(run.rows("perplexity")))
+    run = Tables.of(load([write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})]))
+    cells = run.perplexity
     marked, other = one(cells, policy="knorm", model="toy"), one(cells, policy="knorm", model="other")
     assert (marked["verdict"], other["verdict"]) == ("BEYOND_CONTEXT", "VALID")
     assert "longer than the model was trained on" in marked["note"]
     assert one(by_ratio(cells), model="toy")["valid"] == 0
-    notes = [
-        str(row["note"])
-        for row in generation(run.rows("generation"), checks(run.rows("generation"))).sort("prompt_tokens").to_dicts()
-    ]
+    notes = [str(row["note"]) for row in run.generation.sort("prompt_tokens").to_dicts()]
     assert ["longer" in note for note in notes] == [False, True]
-    assert [row["note"] is None for row in retrieval(run.rows("retrieval")).sort("context_tokens").to_dicts()] == [True, False]
+    assert [row["note"] is None for row in run.retrieval.sort("context_tokens").to_dicts()] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -168,13 +163,13 @@ def test_rows_delivered_twice_or_by_two_runs_count_once(tmp_path):
     rows = [perplexity_row(0, policy="dense"), perplexity_row(0), perplexity_row(0)]
     first = write_run(str(tmp_path / "a"), {"perplexity": rows})
     second = write_run(str(tmp_path / "b"), {"perplexity": rows})
-    table = summary(with_dense(load([first, second, first]).rows("perplexity")))
+    table = Tables.of(load([first, second, first])).perplexity
     assert one(table, policy="knorm")["tokens"] == 100
 
 
 def test_retrieval_accuracy_has_wilsons_interval(tmp_path):
     rows = [retrieval_row(i, correct=i < 8) for i in range(10)] + [retrieval_row(i, policy="dense") for i in range(10)]
-    table = retrieval(load([write_run(str(tmp_path / "run"), {"retrieval": rows})]).rows("retrieval"))
+    table = Tables.of(load([write_run(str(tmp_path / "run"), {"retrieval": rows})])).retrieval
     row = one(table, policy="knorm")
     wanted = stats.binomtest(8, 10).proportion_ci(method="wilson")
     assert (row["accuracy"], row["dense_accuracy"]) == (0.8, 1.0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from analysis.load import load
-from analysis.speed import NO_DIFFERENCE, checks, generation, in_words, median_interval
+from analysis.speed import NO_DIFFERENCE, in_words, median_interval
+from analysis.tables import Tables
 from tests.rows import generation_row, one, write_run
 
 
@@ -23,8 +24,7 @@ def dense_timings(rounds=7, **columns):
 
 
 def speeds(tmp_path, rows):
-    timed = load([write_run(str(tmp_path / "run"), {"generation": rows})]).rows("generation")
-    return generation(timed, checks(timed))
+    return Tables.of(load([write_run(str(tmp_path / "run"), {"generation": rows})])).generation
 
 
 def test_speed_ratio_is_paired_by_round(tmp_path):

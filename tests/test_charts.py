@@ -204,4 +204,4 @@ def test_a_failed_cell_is_a_row_of_the_table_and_counted_as_excluded(tmp_path):
     lost = listed.filter(pl.col("verdict") == "FAILED")
     assert lost.select("policy", "note").rows() == [("h2o", "OutOfMemoryError: tried to allocate 2 GiB")]
     assert dict(excluded.select("verdict", "cells").iter_rows()) == {"FAILED": 1, "NEVER_PRUNED": 1}
-    assert "FAILED" not in page.cells["verdict"].to_list()
+    assert "FAILED" not in page.made.perplexity["verdict"].to_list()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 
-import polars as pl
 import pytest
 
 from analysis.claims import CLAIMS, audit, control_experiment, evidences
 from analysis.load import load
-from analysis.pairs import with_dense
-from analysis.retrieval_tables import QUESTIONS, retrieval
-from analysis.speed import checks, generation
-from analysis.tables import summary
-from tests.rows import generation_row, one, perplexity_row, retrieval_row, write_run
+from analysis.retrieval_tables import QUESTIONS
+from analysis.tables import Tables
+from tests.rows import failure_row, generation_row, one, perplexity_row, retrieval_row, write_run
 
 NEOX = {"name": "toy", "revision": "r1", "architecture": "gpt_neox", "layers": 2, "context": 1024}
 
@@ -54,17 +51,10 @@ def asked(right=60, dense=60, n=60, **settings):
     return rows + [retrieval_row(i, correct=i < right, **settings) for i in range(n)]
 
 
-def tables_of(tmp_path, rows, model=NEOX):
-    """A run's results and the four tables that a report makes of them."""
-    results = load([write_run(str(tmp_path / "run"), rows, models=[model])])
-    measured, timings = with_dense(results.rows("perplexity")), results.rows("generation")
-    answers = retrieval(results.rows("retrieval"))
-    return results, measured, summary(measured), generation(timings, checks(timings)), answers
-
-
-def gather(tmp_path, perplexity=(), generation_rows=(), answers=(), model=NEOX):
-    rows = {"perplexity": list(perplexity), "generation": list(generation_rows), "retrieval": list(answers)}
-    return evidences(*tables_of(tmp_path, rows, model))
+def gather(tmp_path, perplexity=(), generation_rows=(), answers=(), model=NEOX, failures=()):
+    rows = {"perplexity": perplexity, "generation": generation_rows, "retrieval": answers, "failures": failures}
+    directory = write_run(str(tmp_path / "run"), {task: list(own) for task, own in rows.items()}, models=[model])
+    return evidences(Tables.of(load([directory])))
 
 
 def four(h2o=1.025, streaming=1.03, snapkv=1.035, knorm=1.005, wobble=0.0, **settings):
@@ -265,9 +255,8 @@ def test_evidence_is_split_by_model_and_windows_and_other_tasks_find_their_own(t
 
 
 def test_a_failed_cell_is_no_group_of_its_own(tmp_path):
-    results, *frames = tables_of(tmp_path, {"perplexity": DENSE + scored(1.2)})
-    lost = frames[1][:1].with_columns(pl.lit("FAILED").alias("verdict"), pl.lit(None).alias("window"))
-    (evidence,) = evidences(results, frames[0], pl.concat([frames[1], lost], how="vertical_relaxed"), *frames[2:])
+    lost = [failure_row(keep_ratio=0.5, cell_id="lost")]
+    (evidence,) = gather(tmp_path, DENSE + scored(1.2), failures=lost)
     assert evidence.cells["verdict"].to_list() == ["DENSE", "VALID"]
 
 

@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.curve_shape import phases, shapes
-from analysis.load import load
-from analysis.pairs import with_dense
-from analysis.tables import summary
-from tests.rows import one, perplexity_row, write_run
+from analysis.curve_shape import phases
+from tests.rows import one, perplexity_row
 
 
 @pytest.fixture
-def shapes_of(tmp_path_factory):
-    def table(rows):
-        measured = with_dense(load([write_run(str(tmp_path_factory.mktemp("run")), {"perplexity": rows})]).rows("perplexity"))
-        return shapes(measured, summary(measured))
-
-    return table
+def shapes_of(tables_of):
+    return lambda rows: tables_of(perplexity=rows).curves
 
 
 def curve(nats, windows=6, **settings):

@@ -172,8 +172,7 @@ def test_a_wrong_entry_is_refused_with_its_place(sweep_file, entry, said):
 def test_intervals_of_a_run_over_rows_are_those_of_documents(sweep_file, tmp_path, out):
     """Of a run from its sweep file to its table: what plain Python makes of sums over documents."""
     from analysis.load import load
-    from analysis.pairs import with_dense
-    from analysis.tables import summary
+    from analysis.tables import Tables
 
     name = f"text:{write(tmp_path, 'four.parquet', as_parquet([words(i, 40) for i in range(4)]))}"
     sweep = sweep_file(datasets=f'["{name}"]', perplexity="{window: 64, windows: 12}", keep_ratios="[0.5]")
@@ -187,7 +186,7 @@ def test_intervals_of_a_run_over_rows_are_those_of_documents(sweep_file, tmp_pat
     differences = [math.fsum(nll["knorm"][d]) - math.fsum(nll["dense"][d]) for d in range(4)]
     low, high = ratio_interval(differences, [63 * len(nll["dense"][d]) for d in range(4)])
 
-    table = summary(with_dense(load([str(out)]).rows("perplexity")))
+    table = Tables.of(load([str(out)])).perplexity
     row = one(table, policy="knorm")
     assert (row["unit_kind"], row["n_units"], row["n_windows"]) == ("documents", 4, 12)
     assert (math.log(row["ratio_low"]), math.log(row["ratio_high"])) == pytest.approx((low, high))

@@ -10,8 +10,8 @@ from analysis.claims import audit
 from analysis.findings import findings
 from analysis.load import load
 from analysis.page import contents, render
-from analysis.pairs import with_dense
 from analysis.retrieval_findings import accuracy_findings
+from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE, WARNED, WHY_EXCLUDED
 from pipeline.sweep import DONE
 from tests.command import run_inline
@@ -79,7 +79,7 @@ EDITS = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("figure", thinned(EDITS, 7))
 def test_a_window_with_such_a_figure_spoils_its_cell_and_no_other(page_of, figure):
-    cells = page_of(perplexity=scored(**EDITS[figure])).cells
+    cells = page_of(perplexity=scored(**EDITS[figure])).made.perplexity
     assert cells.sort("keep_ratio")["verdict"].to_list() == ["VALID", IMPOSSIBLE, "DENSE"]
     spoilt = one(cells, verdict=IMPOSSIBLE)
     assert figure in spoilt["note"] and "a figure that cannot be" in spoilt["note"] and "(1 of 3 rows)" in spoilt["note"]
@@ -93,7 +93,8 @@ def test_a_cell_that_scored_nothing_at_all_divides_nothing(page_of):
     rows = [row | {"tokens_scored": 0} if row["policy"] == "knorm" else row for row in scored()]
     asked_nothing = [row | {"answer_tokens": 0} for row in asked(right=4)]
     shown = page_of(perplexity=rows, retrieval=asked_nothing)
-    assert set(shown.cells["verdict"]) == {"DENSE", IMPOSSIBLE} and set(shown.tables["retrieval"][0]["verdict"]) == {IMPOSSIBLE}
+    assert set(shown.made.perplexity["verdict"]) == {"DENSE", IMPOSSIBLE}
+    assert set(shown.made.retrieval["verdict"]) == {IMPOSSIBLE}
 
 
 @pytest.mark.filterwarnings("error")
@@ -103,7 +104,7 @@ def test_a_window_that_is_stored_twice_with_other_figures_is_not_picked_by_chanc
     rows = scored()
     again = [row | {"nll_sum": 300.0, "nll": None} for row in rows if row["policy"] == "knorm"][:1]
     close = [row | {"nll_sum": 200.1, "nll": None} for row in rows if row["policy"] == "dense"][:1]
-    cells = page_of(perplexity=[*rows, *again, *close][::order]).cells
+    cells = page_of(perplexity=[*rows, *again, *close][::order]).made.perplexity
     spoilt = one(cells, verdict=IMPOSSIBLE)
     assert "and 300.0 of one window" in spoilt["note"] and spoilt["ppl"] is None
     assert cells.sort("keep_ratio")["verdict"].to_list()[-1] == "DENSE"
@@ -111,7 +112,7 @@ def test_a_window_that_is_stored_twice_with_other_figures_is_not_picked_by_chanc
 
 def test_windows_that_begin_at_one_token_are_one_window_and_no_two(page_of):
     """However they are numbered: as of a file that was read twice, or an edited part."""
-    cells = page_of(perplexity=scored(window_start=0)).cells
+    cells = page_of(perplexity=scored(window_start=0)).made.perplexity
     spoilt = one(cells, verdict=IMPOSSIBLE)
     assert "2 windows that begin at one token, 0 (2 of 3 rows)" in spoilt["note"]
 
@@ -119,14 +120,14 @@ def test_windows_that_begin_at_one_token_are_one_window_and_no_two(page_of):
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 50.0])
 def test_a_keep_ratio_that_cannot_be(page_of, ratio):
     rows = scored() + [perplexity_row(i, keep_ratio=ratio) for i in range(3)]
-    spoilt = one(page_of(perplexity=rows).cells, keep_ratio=ratio)
+    spoilt = one(page_of(perplexity=rows).made.perplexity, keep_ratio=ratio)
     assert spoilt["verdict"] == IMPOSSIBLE and f"keep_ratio {ratio}" in spoilt["note"]
 
 
 def test_it_leads_no_finding_recommendation_aggregate_or_chart_and_is_counted(page_of):
     shown = page_of(perplexity=scored(nll_sum=-500.0))
     frames = {name: frame for name, (frame, _) in shown.tables.items()}
-    assert "of 2 cells" not in (said := " ".join(findings(shown.cells, shown.speeds))) and "keep_ratio 0.5" in said
+    assert "of 2 cells" not in (said := " ".join(findings(shown.made))) and "keep_ratio 0.5" in said
     assert frames["front"]["keep_ratio"].to_list() == [0.5]
     assert one(frames["by-ratio"], keep_ratio=0.9)["valid"] == 0 and one(frames["by-ratio"], keep_ratio=0.9)["ratio_min"] is None
     drawn = [frame for chart in charts_of(shown).values() if "keep_ratio" in (frame := chart.points.frame).columns]
@@ -139,11 +140,11 @@ def test_it_leads_no_finding_recommendation_aggregate_or_chart_and_is_counted(pa
 
 def test_pairs_with_an_impossible_dense_cell_are_impossible_and_say_so(page_of):
     shown = page_of(perplexity=scored(of="dense", nll_sum=-500.0, nll=None))
-    assert shown.cells["verdict"].to_list() == [IMPOSSIBLE] * 3
-    own = [note.split(" (")[0] for note in shown.cells.sort("keep_ratio")["note"]]
+    assert shown.made.perplexity["verdict"].to_list() == [IMPOSSIBLE] * 3
+    own = [note.split(" (")[0] for note in shown.made.perplexity.sort("keep_ratio")["note"]]
     assert own[0] == own[1] == "a figure that cannot be: in the dense twin, nll_sum -500.0"
     assert own[2].startswith("a figure that cannot be: nll_sum -500.0")
-    assert findings(shown.cells, shown.speeds) == [] and not any(shown.charts.values())
+    assert findings(shown.made) == [] and not any(shown.charts.values())
     assert shown.tables["recommended"][0]["advice"].to_list() == [
         "no recommendation: no cell that pruned, controls apart, has an interval"
     ]
@@ -166,10 +167,7 @@ def test_no_claim_rests_on_it(tmp_path):
 
 def audited(directory, tables):
     """Verdicts of the audit by number of the claim."""
-    results = load([write_run(directory, tables)])
-    shown = contents(results, 0.01)
-    answers = shown.tables["retrieval"][0]
-    (evidence,) = evidences(results, with_dense(results.rows("perplexity")), shown.cells, shown.speeds, answers)
+    (evidence,) = evidences(Tables.of(load([write_run(directory, tables)])))
     return dict(audit(evidence).select("number", "verdict").iter_rows())
 
 
@@ -187,7 +185,7 @@ def audited(directory, tables):
     ],
 )  # fmt: skip
 def test_rounding_missing_columns_and_what_is_no_number_are_something_else(page_of, edit, verdict):
-    assert one(page_of(perplexity=scored(**edit)).cells, keep_ratio=0.9)["verdict"] == verdict
+    assert one(page_of(perplexity=scored(**edit)).made.perplexity, keep_ratio=0.9)["verdict"] == verdict
 
 
 def timed(of: str = "knorm", **edit):
@@ -208,10 +206,11 @@ def timed(of: str = "knorm", **edit):
 def test_times_and_bytes_that_cannot_be(page_of, edit):
     (name,) = edit
     shown = page_of(generation=timed(**edit))
-    spoilt = one(shown.speeds, keep_ratio=0.9)
+    speeds = shown.made.generation
+    spoilt = one(speeds, keep_ratio=0.9)
     assert spoilt["timing"] == IMPOSSIBLE and name in spoilt["note"] and spoilt["tpot_ratio"] is None
-    assert one(shown.speeds, keep_ratio=0.5)["timing"] == one(shown.speeds, policy="dense")["timing"] == "STABLE"
-    assert "differs from dense in 1 of 1 cells" in findings(shown.cells, shown.speeds)[0]
+    assert one(speeds, keep_ratio=0.5)["timing"] == one(speeds, policy="dense")["timing"] == "STABLE"
+    assert "differs from dense in 1 of 1 cells" in findings(shown.made)[0]
     drawn = [chart.points.frame for chart in charts_of(shown).values() if chart.name.startswith(("timed", "normalised"))]
     assert not any(frame.filter(pl.col("keep_ratio") == 0.9)["value"].drop_nulls().len() for frame in drawn)
     (rounds,) = shown.charts["rounds"]
@@ -222,8 +221,8 @@ def test_times_and_bytes_that_cannot_be(page_of, edit):
 
 def test_an_impossible_dense_time_spoils_what_took_turns_with_it(page_of):
     shown = page_of(generation=timed(of="dense", tpot_seconds=-1.0))
-    assert shown.speeds["timing"].to_list() == [IMPOSSIBLE] * 3 and not any(shown.charts.values())
-    beside = one(shown.speeds, keep_ratio=0.5)["note"]
+    assert shown.made.generation["timing"].to_list() == [IMPOSSIBLE] * 3 and not any(shown.charts.values())
+    beside = one(shown.made.generation, keep_ratio=0.5)["note"]
     assert beside == "a figure that cannot be, in the dense cell: tpot_seconds -1.0"
 
 
@@ -241,7 +240,7 @@ def test_answers_that_cannot_be(page_of, edit):
     spoilt = one(answers, policy="knorm")
     assert spoilt["verdict"] == IMPOSSIBLE and name in spoilt["note"] and spoilt["accuracy"] is spoilt["p_value"] is None
     assert one(answers, policy="dense")["verdict"] == "DENSE"
-    assert accuracy_findings(shown.cells, answers, shown.tables["tasks"][0]) == []
+    assert accuracy_findings(shown.made) == []
     (depths,) = (chart.points.frame for chart in shown.charts["retrieval"])
     assert depths["series"].to_list() == ["dense"]
     assert not shown.charts["outcomes"] and not shown.charts["accuracy"]
@@ -272,7 +271,7 @@ def test_scores_that_cannot_be(page_of, document, edit, of):
     assert spoilt["verdict"] == IMPOSSIBLE and spoilt["value"] is spoilt["difference"] is None
     assert ("in the dense twin" in spoilt["note"]) == (of == "dense")
     assert one(scores, policy="dense")["verdict"] == (IMPOSSIBLE if of == "dense" else "DENSE")
-    assert not shown.charts["tasks"] and accuracy_findings(shown.cells, shown.tables["retrieval"][0], scores) == []
+    assert not shown.charts["tasks"] and accuracy_findings(shown.made) == []
 
 
 def test_a_metric_that_is_no_share_may_be_above_one(page_of):
@@ -287,8 +286,9 @@ def test_every_verdict_that_is_excluded_is_warned_of_by_one_source():
 def verdicts(directory):
     """All verdicts and timings of a run, by task."""
     shown = contents(load([directory]), 0.01)
-    frames = {"perplexity": shown.cells, "retrieval": shown.tables["retrieval"][0], "tasks": shown.tables["tasks"][0]}
-    return {task: set(frame["verdict"]) for task, frame in frames.items()} | {"generation": set(shown.speeds["timing"])}
+    made = shown.made
+    frames = {"perplexity": made.perplexity, "retrieval": made.retrieval, "tasks": made.harness}
+    return {task: set(frame["verdict"]) for task, frame in frames.items()} | {"generation": set(made.generation["timing"])}
 
 
 def test_rows_that_are_made_soundly_have_none(tmp_path):

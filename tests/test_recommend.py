@@ -10,11 +10,8 @@ from scipy import stats
 
 from analysis.findings import findings
 from analysis.load import load
-from analysis.pairs import with_dense
-from analysis.recommend import advice_in_words, front, recommended
-from analysis.retrieval_tables import retrieval
-from analysis.speed import checks, generation
-from analysis.tables import summary
+from analysis.recommend import advice_in_words, front
+from analysis.tables import Tables
 from tests.rows import asked, one, perplexity_row, write_run
 
 DENSE = [perplexity_row(i, policy="dense") for i in range(8)]
@@ -33,9 +30,7 @@ def advised(tmp_path_factory):
 
     def advise(rows, tolerance=0.01, answers=(), which=None):
         directory = write_run(str(tmp_path_factory.mktemp("run")), {"perplexity": [*DENSE, *rows], "retrieval": [*answers]})
-        results = load([directory])
-        measured = with_dense(results.rows("perplexity"))
-        table = recommended(measured, summary(measured), retrieval(results.rows("retrieval")), tolerance)
+        table = Tables.of(load([directory])).recommended(tolerance)
         return one(table, **(which or {"model": "toy"})), advice_in_words(table)[0]
 
     return advise
@@ -105,12 +100,10 @@ def test_documents_that_never_pruned_are_no_evidence(tmp_path):
     """Two of sixteen documents pruned, and cost nothing; by the others nothing is shown."""
     rows = [perplexity_row(i, policy="dense", document=i) for i in range(16)]
     rows += [perplexity_row(i, nll_sum=200.0, document=i, tokens_scored_pruned=50 if i < 2 else 0) for i in range(16)]
-    results = load([write_run(str(tmp_path), {"perplexity": rows})])
-    measured = with_dense(results.rows("perplexity"))
-    cells = summary(measured)
-    row = one(recommended(measured, cells, retrieval(results.rows("retrieval"))), model="toy")
+    made = Tables.of(load([write_run(str(tmp_path), {"perplexity": rows})]))
+    row = one(made.recommended(), model="toy")
     assert row["policy"] is None and "2 documents that pruned are too few" in row["advice"]
-    assert one(cells, policy="knorm")["pruned_units"] == 2
+    assert one(made.perplexity, policy="knorm")["pruned_units"] == 2
 
 
 def test_windows_too_few_for_two_halves_recommend_nothing(advised):
@@ -166,9 +159,7 @@ def test_retrieval_of_the_same_setting_has_a_veto(advised, answers, ratio, words
 
 def test_each_dataset_has_an_advice_of_its_own(advised, tmp_path):
     rows = DENSE + scored(0.1) + [perplexity_row(i, policy="dense", dataset="other") for i in range(8)]
-    results = load([write_run(str(tmp_path), {"perplexity": rows + scored(3.0, dataset="other")})])
-    measured = with_dense(results.rows("perplexity"))
-    table = recommended(measured, summary(measured), retrieval(results.rows("retrieval")))
+    table = Tables.of(load([write_run(str(tmp_path), {"perplexity": rows + scored(3.0, dataset="other")})])).recommended()
     assert table.select("dataset", "policy").rows() == [("other", None), ("text", "knorm")]
     assert [sentence.split(":")[0] for sentence in advice_in_words(table)] == ["toy on other", "toy on text"]
 
@@ -176,22 +167,17 @@ def test_each_dataset_has_an_advice_of_its_own(advised, tmp_path):
 def test_sentences_on_one_model_and_text_say_what_tells_them_apart(tmp_path):
     half = {"dtype": "bfloat16"}
     rows = DENSE + scored(0.1) + [perplexity_row(i, policy="dense", **half) for i in range(8)] + scored(3.0, **half)
-    results = load([write_run(str(tmp_path), {"perplexity": rows})])
-    measured = with_dense(results.rows("perplexity"))
-    cells, timed = summary(measured), results.rows("generation")
-    speeds = generation(timed, checks(timed))
-    said = advice_in_words(recommended(measured, cells, retrieval(results.rows("retrieval"))))
+    made = Tables.of(load([write_run(str(tmp_path), {"perplexity": rows})]))
+    said = advice_in_words(made.recommended())
     assert sorted(line.split(":")[0] for line in said) == ["toy on text, bfloat16", "toy on text, float32"]
-    assert sorted(line.split(",")[1].strip() for line in findings(cells, speeds)) == ["bfloat16", "float32"]
+    assert sorted(line.split(",")[1].strip() for line in findings(made)) == ["bfloat16", "float32"]
 
 
 def test_halves_alternate_and_documents_are_not_split(tmp_path):
     """Four windows of each of eight documents: the units are documents, and each half has four."""
     rows = [perplexity_row(i, policy="dense", document=i // 4) for i in range(32)]
     rows += [perplexity_row(i, nll_sum=200.1, document=i // 4) for i in range(32)]
-    results = load([write_run(str(tmp_path), {"perplexity": rows})])
-    measured = with_dense(results.rows("perplexity"))
-    row = one(recommended(measured, summary(measured), retrieval(results.rows("retrieval"))), model="toy")
+    row = one(Tables.of(load([write_run(str(tmp_path), {"perplexity": rows})])).recommended(), model="toy")
     assert (row["unit_kind"], row["n_units"], row["policy"]) == ("documents", 8, "knorm")
     assert "confirmed on documents that did not choose it" in row["advice"]
     assert pl.DataFrame([row])["confirmed_high"][0] == pytest.approx(math.exp(0.002))

@@ -13,7 +13,8 @@ from scipy import stats
 from analysis import retrieval_charts
 from analysis.load import load
 from analysis.page import contents, render
-from analysis.retrieval_tables import kept_accuracy, retrieval
+from analysis.retrieval_tables import kept_accuracy
+from analysis.tables import Tables
 from pipeline.results import RunStore, to_arrow
 from tests.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_row, tasks_rows, write_run
 
@@ -24,61 +25,61 @@ NEW = [
 ]  # fmt: skip
 
 
-def test_each_sort_of_question_is_a_row_of_its_own_beside_its_own_twin(run_of):
+def test_each_sort_of_question_is_a_row_of_its_own_beside_its_own_twin(tables_of):
     sorts = [{}, {"kind": "needle"}, {"context_tokens": 256}, {"digits": 7}, {"distractors": 3}, AFTER]
     rows = [row for i, sort in enumerate(sorts) for row in asked(10 - i, 10, **sort)]
-    table = retrieval(run_of(retrieval=rows).rows("retrieval")).filter(pl.col("policy") == "knorm")
+    table = tables_of(retrieval=rows).retrieval.filter(pl.col("policy") == "knorm")
     assert sorted(table["right"]) == [5, 6, 7, 8, 9, 10]
     assert table["accuracy_difference"].sort().to_list() == pytest.approx([-0.5, -0.4, -0.3, -0.2, -0.1, 0.0])
     assert one(table, question_pruned=False)["right"] == 5 and one(table, distractors=3)["right"] == 6
 
 
-def test_the_nll_of_the_answer_is_compared_question_by_question(run_of):
+def test_the_nll_of_the_answer_is_compared_question_by_question(tables_of):
     rng = np.random.default_rng(4)
     own, twin, tokens = rng.normal(4, 1, 12), rng.normal(3, 1, 12), rng.integers(3, 9, 12)
     rows = [retrieval_row(i, policy="dense", answer_nll=twin[i], answer_tokens=int(tokens[i])) for i in range(12)]
     rows += [retrieval_row(i, answer_nll=own[i], answer_tokens=int(tokens[i])) for i in range(12)]
-    row = one(retrieval(run_of(retrieval=rows[::-1]).rows("retrieval")), policy="knorm")
+    row = one(tables_of(retrieval=rows[::-1]).retrieval, policy="knorm")
     assert row["answer_nll"] == pytest.approx(own.sum() / tokens.sum())
     assert row["nll_difference"] == pytest.approx((own - twin).sum() / tokens.sum())
 
 
 @pytest.mark.parametrize(("right", "end", "value"), [(0, "accuracy_low", 0.0), (48, "accuracy_high", 1.0)])
-def test_wilsons_interval_of_none_and_of_all_ends_at_the_very_end(run_of, right, end, value):
+def test_wilsons_interval_of_none_and_of_all_ends_at_the_very_end(tables_of, right, end, value):
     """Floats miss it by 1e-16, and then an interval of all right answers does not hold the truth."""
-    row = one(retrieval(run_of(retrieval=asked(right, 48, 48)).rows("retrieval")), policy="knorm")
+    row = one(tables_of(retrieval=asked(right, 48, 48)).retrieval, policy="knorm")
     assert str(row[end]) == str(value)
 
 
-def test_of_questions_too_few_to_show_anything_no_p_is_printed(run_of):
+def test_of_questions_too_few_to_show_anything_no_p_is_printed(tables_of):
     """Five questions, all lost, have a p of 2 / 2**5: above 0.05 whatever is measured."""
-    found = {n: one(retrieval(run_of(retrieval=asked(0, n, n)).rows("retrieval")), policy="knorm")["p_value"] for n in (5, 6)}
+    found = {n: one(tables_of(retrieval=asked(0, n, n)).retrieval, policy="knorm")["p_value"] for n in (5, 6)}
     assert found == {5: None, 6: pytest.approx(2 / 2**6)}
 
 
 @pytest.mark.parametrize(("lost", "n", "kept"), [(0, 28, False), (0, 29, True), (1, 45, False), (1, 46, True), (10, 60, False)])
-def test_an_accuracy_is_kept_only_where_enough_questions_show_it(run_of, lost, n, kept):
+def test_an_accuracy_is_kept_only_where_enough_questions_show_it(tables_of, lost, n, kept):
     """The bound by the definition of Clopper and Pearson: the share at which so few losses have a chance of 5 %."""
-    row = one(retrieval(run_of(retrieval=asked(n - lost, n, n)).rows("retrieval")), policy="knorm")
+    row = one(tables_of(retrieval=asked(n - lost, n, n)).retrieval, policy="knorm")
     assert stats.binom.cdf(lost, n, row["lost_at_most"]) == pytest.approx(0.05)
     assert pl.DataFrame([row]).select(kept_accuracy()).item() is kept
 
 
 @pytest.mark.parametrize("right", [0, 10, 14, 15, 20])
-def test_accuracy_is_tested_on_the_questions_that_only_one_of_the_two_answers(run_of, right):
+def test_accuracy_is_tested_on_the_questions_that_only_one_of_the_two_answers(tables_of, right):
     """The twin answers all but the first five: what the cell answers of those is gained."""
     rows = [retrieval_row(i, policy="dense", correct=i >= 5) for i in range(20)]
     rows += [retrieval_row(i, correct=i < right) for i in range(20)]
-    row = one(retrieval(run_of(retrieval=rows).rows("retrieval")), policy="knorm")
+    row = one(tables_of(retrieval=rows).retrieval, policy="knorm")
     lost, gained = 20 - max(right, 5), min(right, 5)
     wanted = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
     assert row["p_value"] == pytest.approx(wanted) and row["accuracy_difference"] == pytest.approx((right - 15) / 20)
 
 
-def test_the_realised_budget_is_what_was_held_beside_the_twin(run_of):
+def test_the_realised_budget_is_what_was_held_beside_the_twin(tables_of):
     rows = [retrieval_row(i, policy="dense", cache_tokens_mean=400.0) for i in range(2)]
     rows += [retrieval_row(0, cache_tokens_mean=100.0), retrieval_row(1, cache_tokens_mean=60.0), retrieval_row(2)]
-    assert one(retrieval(run_of(retrieval=rows).rows("retrieval")), policy="knorm")["budget"] == pytest.approx(160 / 800)
+    assert one(tables_of(retrieval=rows).retrieval, policy="knorm")["budget"] == pytest.approx(160 / 800)
 
 
 OUTCOMES = [
@@ -92,10 +93,10 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("correct", "dense", "retained", "skipped", "column"), OUTCOMES, ids=str)
-def test_a_wrong_answer_is_told_by_how_much_of_its_fact_was_held(run_of, correct, dense, retained, skipped, column):
+def test_a_wrong_answer_is_told_by_how_much_of_its_fact_was_held(tables_of, correct, dense, retained, skipped, column):
     rows = [] if dense is None else [retrieval_row(policy="dense", correct=dense)]
     rows += [retrieval_row(correct=correct, answer_retained_weighted=retained, skip_layers=skipped)]
-    row = one(retrieval(run_of(retrieval=rows).rows("retrieval")), policy="knorm")
+    row = one(tables_of(retrieval=rows).retrieval, policy="knorm")
     counted = {name: row[name] for name in ("right", "lost_dropped", "lost_partly", "lost_held", "untold")}
     assert counted == {name: int(name == column) for name in counted}
 
@@ -162,7 +163,7 @@ def test_rows_of_old_and_new_schemas_are_one_group(tmp_path):
     older = [retrieval_row(i, correct=False, **extra) for extra in ({}, {"policy": "dense"}) for i in range(10, 20)]
     pq.write_table(to_arrow("retrieval", older).drop_columns(NEW), buffer)
     RunStore(directory).put("retrieval/unit-old.parquet", buffer.getvalue())
-    row = one(retrieval(load([directory]).rows("retrieval")), policy="knorm")
+    row = one(Tables.of(load([directory])).retrieval, policy="knorm")
     assert (row["questions"], row["right"], row["answer_nll"]) == (20, 5, pytest.approx(0.2))
 
 
