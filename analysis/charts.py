@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain
 
 import polars as pl
 from altair.utils.schemapi import debug_mode
@@ -13,44 +16,65 @@ from analysis.keys import SCORED
 from analysis.kl_charts import kl_curves
 from analysis.marks import Chart, Points
 from analysis.measures import measures
+from analysis.panel import HELD
 from analysis.points import Group, cell_points, groups
 from analysis.policy_looks import PolicyLooks
 from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE
 
-SECTIONS = (
-    "ucurve", "retained", "budget", "kl", "tradeoff", "heatmap", "beside", "position", "saw", "bytes", "timed", "normalised",
-    "rounds", "accuracy", "retrieval", "outcomes", "disagreement", "tasks",
-)  # fmt: skip
-
 MOST_CELLS = 8_000
 """Cells that the charts of a page show, about 200 bytes each."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What the charts of a page are drawn from; what several of them share is made once."""
+
+    made: Tables
+
+    @cached_property
+    def looks(self) -> PolicyLooks:
+        """The colours of the page's policies."""
+        return PolicyLooks.on_page(self.made.perplexity, self.made.generation, self.made.retrieval, self.made.harness)
+
+    @cached_property
+    def scored(self) -> list[tuple[Group, Points]]:
+        """What was scored on the same windows, with the points of its cells."""
+        groups_drawn = drawn_groups(self.made.perplexity)[0]
+        frames = [(group, cell_points(group.cells, self.made.curves)) for group in groups_drawn]
+        return [
+            (group, Points(f"cells_{group.number}", self.looks.told_apart(frame, "variant", "after")))
+            for group, frame in frames
+            if frame.height
+        ]
+
+    @cached_property
+    def held(self) -> list[tuple[Group, Points]]:
+        """``scored`` where a realised budget is known."""
+        compared = pl.col("budget").filter(~pl.col("end")).is_not_null().any()
+        return [(group, points) for group, points in self.scored if points.frame.select(compared).item()]
+
+    @cached_property
+    def timed(self) -> list[Group]:
+        """What took turns."""
+        return time_charts.timed_groups(measures(self.made.generation, self.made.perplexity))
+
+    def front(self, group: Group) -> pl.DataFrame:
+        """The cells of a group that no other beats."""
+        return self.made.front.join(group.cells, on="cell_id", how="semi")
+
+
 def charts(made: Tables) -> dict[str, list[Chart]]:
-    """Every chart of a page."""
-    found: dict[str, list[Chart]] = {name: [] for name in SECTIONS}
-    looks = PolicyLooks.on_page(made.perplexity, made.generation, made.retrieval, made.harness)
+    """Every chart of a page, by section."""
+    drawing = Drawing(made)
     with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
-        _of_cells(found, made, looks)
-        found["position"] = window_charts.by_position(made.results, made.perplexity, looks)
-        found["saw"] = window_charts.saw_teeth(made.results, made.perplexity)
-        for group in time_charts.timed_groups(measures(made.generation, made.perplexity)):
-            found["timed"] += time_charts.six_panels(group, looks)
-            found["normalised"] += [chart for chart in [time_charts.summary_chart(group)] if chart]
-        found["rounds"] = time_charts.rounds(made.timings.collect(), made.generation)
-        found["accuracy"] = retrieval_charts.budget_charts(made.retrieval, looks)
-        found["retrieval"] = retrieval_charts.depth_charts(made.answers)
-        found["outcomes"] = retrieval_charts.outcome_charts(made.retrieval)
-        found["disagreement"] = disagreement_charts(made.perplexity, made.retrieval, looks)
-        found["tasks"] = task_charts.task_charts(made.harness, looks)
-    return found
+        return {name: list(chain.from_iterable(draw(drawing))) for name, draw in SECTIONS.items()}
 
 
 def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
     """The groups that have charts of their cells, and how many more have none because a page would grow past a few MB."""
     every = [group for group in groups(cells, SCORED) if (group.cells["policy"] != "dense").any()]
-    totals = itertools.accumulate(group.cells.height for group in every)
+    totals = accumulate(group.cells.height for group in every)
     small = [group for group, total in zip(every, totals, strict=True) if total <= MOST_CELLS] or every[:1]
     return small, len(every) - len(small)
 
@@ -66,19 +90,24 @@ def not_drawn(made: Tables, drawn: dict[str, list[Chart]]) -> dict[str, int]:
     }
 
 
-def _of_cells(found: dict[str, list[Chart]], made: Tables, looks: PolicyLooks) -> None:
-    for group in drawn_groups(made.perplexity)[0]:
-        frame = looks.told_apart(cell_points(group.cells, made.curves), "variant", "after")
-        if frame.is_empty():
-            continue
-        points = Points(f"cells_{group.number}", frame)
-        found["ucurve"] += cell_charts.u_curves(group, points, looks)
-        found["retained"] += cell_charts.retained(group, points, looks)
-        found["kl"] += kl_curves(group, points, looks)
-        if frame["budget"].filter(~frame["end"]).drop_nulls().len():
-            found["budget"] += cell_charts.u_curves(group, points, looks, cell_charts.HELD, "budget")
-            own = made.front.join(group.cells, on="cell_id", how="semi")
-            found["tradeoff"].append(cell_charts.trade_off(group, points, looks, own))
-            found["beside"] += cell_charts.side_by_side(group, points, looks)
-        found["heatmap"] += [chart for chart in [cell_charts.heatmap(group, points)] if chart]
-        found["bytes"] += [chart for chart in [cell_charts.kv_bytes(group)] if chart]
+SECTIONS: dict[str, Callable[[Drawing], Iterable[list[Chart]]]] = {
+    "ucurve": lambda d: (cell_charts.u_curves(*own, d.looks) for own in d.scored),
+    "retained": lambda d: (cell_charts.retained(*own, d.looks) for own in d.scored),
+    "budget": lambda d: (cell_charts.u_curves(*own, d.looks, HELD, "budget") for own in d.held),
+    "kl": lambda d: (kl_curves(*own, d.looks) for own in d.scored),
+    "tradeoff": lambda d: (cell_charts.trade_off(*own, d.looks, d.front(own[0])) for own in d.held),
+    "heatmap": lambda d: (cell_charts.heatmap(*own) for own in d.scored),
+    "beside": lambda d: (cell_charts.side_by_side(*own, d.looks) for own in d.held),
+    "position": lambda d: [window_charts.by_position(d.made.results, d.made.perplexity, d.looks)],
+    "saw": lambda d: [window_charts.saw_teeth(d.made.results, d.made.perplexity)],
+    "bytes": lambda d: (cell_charts.kv_bytes(group) for group, _ in d.scored),
+    "timed": lambda d: (time_charts.six_panels(group, d.looks) for group in d.timed),
+    "normalised": lambda d: (time_charts.summary_chart(group) for group in d.timed),
+    "rounds": lambda d: [time_charts.rounds(d.made.timings.collect(), d.made.generation)],
+    "accuracy": lambda d: [retrieval_charts.budget_charts(d.made.retrieval, d.looks)],
+    "retrieval": lambda d: [retrieval_charts.depth_charts(d.made.answers)],
+    "outcomes": lambda d: [retrieval_charts.outcome_charts(d.made.retrieval)],
+    "disagreement": lambda d: [disagreement_charts(d.made.perplexity, d.made.retrieval, d.looks)],
+    "tasks": lambda d: [task_charts.task_charts(d.made.harness, d.looks)],
+}
+"""Section -> its charts, as lists that follow each other; what stands around them is in template.html."""

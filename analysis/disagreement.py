@@ -7,21 +7,10 @@ import polars as pl
 
 from analysis import labels
 from analysis.keys import GROUP, SAME
-from analysis.marks import (
-    HEIGHT,
-    Axis,
-    Chart,
-    Points,
-    bounds,
-    mark,
-    names_of,
-    rule,
-    shape,
-    specification,
-    tooltips,
-)
+from analysis.marks import HEIGHT, Axis, Chart, Points, bounds, names_of
+from analysis.panel import Panel, Series
 from analysis.points import Group, with_words
-from analysis.policy_looks import PolicyLooks, look
+from analysis.policy_looks import PolicyLooks
 from analysis.retrieval_charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
 from analysis.retrieval_tables import kept_accuracy, scored_schedule, shown_lower
 from analysis.uncertainty import holm, widened
@@ -70,23 +59,20 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
         high=100 * (pl.col("accuracy_high") - dense),
     )  # fmt: skip
     frame = looks.told_apart(frame, "settings")
-    points, kind = Points(f"disagreement_{group.number}", frame), look(frame, "settings")
     params, only = length_choice(frame)
-    x = Axis("ratio", "PPL ratio to dense where pruned", log_span=2, reach=(1.0, 1.05), also=("ratio_low", "ratio_high"))
+    reach, also = (1.0, 1.05), ("ratio_low", "ratio_high")
+    x = Axis("ratio", "PPL ratio to dense where pruned", log_span=2, reach=reach, also=also)
     y = Axis("points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * LOST), also=("low", "high"))
-    place, tint = {"x": x.x(frame), "y": y.y(frame)}, looks.colour(frame)
-    own = of_length(mark(), frame)
-    across = own.transform_filter("isValid(datum.ratio_low)").mark_rule(strokeWidth=1.2, opacity=0.5)
-    across = across.encode(x=x.x(frame, "ratio_low"), x2=alt.X2("ratio_high"), y=y.y(frame), color=tint)
-    upright = own.mark_rule(strokeWidth=1.2, opacity=0.5)
-    upright = upright.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
-    dots = own.mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names_of(frame, kind), kind, "settings")), ABOUT)
-    layers = [*_corner(frame, x, y), *rule(1.0, "", x, frame, upright=True), *rule(0.0, "", y, frame), across, upright, dots]
-    description = f"PPL ratio against accuracy lost, {group.title}, {group.detail}: {frame.height} cells measured both ways"
-    title = [group.title, group.detail, only]
-    spec = specification(layers, points, title, description, params=params, height=HEIGHT + 10)
-    return Chart(f"disagreement-{group.number}", description, spec, points, group.about)
+    panel = Panel(frame, x, y, looks.colour(frame), Series.of(frame, "settings", names_of))
+    panel = panel.add(*_corner(frame, x, y)).rule(1.0, "", upright=True).rule(0.0, "")
+    panel = panel.among(*of_length(frame))
+    panel = panel.bars("ratio_low", "ratio_high", across=True, width=1.2, opacity=0.5)
+    panel = panel.bars("low", "high", gaps=False, width=1.2, opacity=0.5).dots(ABOUT)
+
+    told = f"{group.title}, {group.detail}: {frame.height} cells measured both ways"
+    words = f"PPL ratio against accuracy lost, {told}"
+    points, lines = Points(f"disagreement_{group.number}", frame), (group.detail, only)
+    return panel.chart("disagreement", group, points, words, *lines, params=params, height=HEIGHT + 10)
 
 
 def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:

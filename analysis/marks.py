@@ -1,4 +1,4 @@
-"""What every chart shares: its data, axes, colours, legends, reference rules, and how layers become one Vega-Lite specification.
+"""What every chart shares: its data, axes, colours, legends, and how layers become one Vega-Lite specification.
 
 Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print. Data stays outside
 the specification, in a ``Points`` that several charts can share.
@@ -70,7 +70,7 @@ class Axis:
     """An axis: the field it shows, its title, the format of its ticks, values it has to reach.
 
     ``log_span`` is the quotient of largest and smallest value from which the axis turns logarithmic. ``also`` names further
-    fields that have to fit.
+    fields that have to fit, ``place`` the field by which marks are placed, where they are moved a little aside.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Axis:
     reach: tuple[float, ...] = ()
     log_span: float | None = None
     also: tuple[str, ...] = ()
+    place: str = ""
 
     def ticks(self) -> alt.Axis:
         """About six ticks; Vega's own number format unless one was asked for."""
@@ -102,12 +103,12 @@ class Axis:
     def x(self, frame: pl.DataFrame, name: str = "") -> alt.X:
         """The channel; ``name`` is another field on the same scale."""
         scale = self.scale(frame)
-        return alt.X(f"{name or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
+        return alt.X(f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
 
     def y(self, frame: pl.DataFrame, name: str = "") -> alt.Y:
         """As ``x``."""
         scale = self.scale(frame)
-        return alt.Y(f"{name or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
+        return alt.Y(f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
 
 
 def specification(
@@ -140,6 +141,17 @@ def mark() -> alt.Chart:
     return alt.Chart(alt.Undefined)
 
 
+Filter = str | alt.FieldEqualPredicate | alt.FieldOneOfPredicate
+"""An expression of ours, or a predicate, which takes names from outside as values."""
+
+
+def filtered(layer: alt.Chart, *filters: Filter) -> alt.Chart:
+    """A layer over the rows that pass all of these."""
+    for each in filters:
+        layer = layer.transform_filter(each)
+    return layer
+
+
 def equal(name: str, value: Any) -> alt.FieldEqualPredicate:
     """A filter that takes a name from outside as a value and never as an expression."""
     return alt.FieldEqualPredicate(field=name, equal=value)
@@ -167,31 +179,6 @@ def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
         layer = layer.transform_calculate(**{f"{name}_text": f"isValid({value}) ? {words} : '–'"})
         shown.append(alt.Tooltip(f"{name}_text:N", title=title))
     return layer.encode(tooltip=shown)
-
-
-def rule(value: float, label: str, axis: Axis, frame: pl.DataFrame, *, upright: bool = False) -> list[alt.Chart]:
-    """A dotted line with a label at a value of the y axis, or of the x axis where it stands upright."""
-    data = alt.Chart(alt.Data(values=[{"at": value, "label": label}]))
-    line = data.mark_rule(strokeDash=[3, 3], stroke="var(--fg)", strokeWidth=1)
-    text = data.mark_text(align="left", dx=4, dy=9, fontSize=11, fill="var(--fg)").encode(text="label:N")
-    if upright:
-        across = axis.x(frame, "at")
-        return [line.encode(x=across), text.encode(x=across, y=alt.value(0))]
-    up = axis.y(frame, "at")
-    return [line.encode(y=up), text.encode(x=alt.value(0), y=up)]
-
-
-def holes(frame: pl.DataFrame, name: str, names: Sequence[str], channels: dict[str, Any]) -> list[alt.Chart]:
-    """What makes points hollow: small marks of the same shape in the page's colour on top.
-
-    An unfilled mark, or a shape channel of its own, would change the legend's symbols too.
-    """
-    layers = []
-    for value, shape in zip(names, cycle(SHAPES, names), strict=True):
-        if frame.filter(pl.col("hollow"), pl.col(name) == value).height:
-            layer = mark().transform_filter(equal(name, value)).transform_filter(equal("hollow", True))
-            layers.append(layer.mark_point(filled=True, shape=shape, size=24, opacity=1, fill="var(--bg)").encode(**channels))
-    return layers
 
 
 def names_of(frame: pl.DataFrame, name: str) -> list[str]:
@@ -240,6 +227,11 @@ def legend(names: Sequence[str], title: str, **look: Any) -> alt.Legend:
     """Below the chart, in columns where the names are short."""
     columns = 1 if max(map(len, names), default=0) > 14 else 3
     return alt.Legend(orient="bottom", columns=columns, title=title, labelLimit=300, symbolOpacity=1, symbolSize=60, **look)
+
+
+def gradient(title: str, form: str) -> alt.Legend:
+    """Below the chart, for colours of numbers."""
+    return alt.Legend(orient="bottom", direction="horizontal", title=title, gradientLength=200, format=form)
 
 
 def config() -> dict[str, Any]:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.cell_charts import HELD, SIDE_BY_SIDE
+from analysis.cell_charts import SIDE_BY_SIDE
 from analysis.keys import GROUP
 from analysis.marks import (
     HEIGHT,
     Axis,
     Chart,
+    Filter,
     Points,
     bounds,
     chooser,
-    dash,
     equal,
-    holes,
+    filtered,
+    gradient,
+    in_order,
     mark,
     names_of,
-    shape,
-    specification,
-    tooltips,
 )
 from analysis.pairs import POOL, finite
-from analysis.perplexity_tables import in_order
+from analysis.panel import COMPARED, HELD, Panel, Series
+from analysis.perplexity_tables import in_order as in_reading_order
 from analysis.points import Group, groups, spread, with_words
-from analysis.policy_looks import PolicyLooks, look, palette_rank
+from analysis.policy_looks import PolicyLooks, palette_rank
 from analysis.retrieval_tables import ASKED_DOWN, ASKED_ORDER, LOST, QUESTIONS, RIGHT, figures, with_twin
 from analysis.verdicts import HOLLOW, IMPOSSIBLE
 
@@ -60,9 +61,15 @@ FIGURES = [
     ("in the reading head that holds least", "retained_least", ".1%"), ("in all heads alike", "retained_alike", ".1%"),
     ("realised budget", "budget", ".1%"), ("questions", "questions", ","),
 ]  # fmt: skip
-ABOUT = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"), *FIGURES,
-    ("verdict", "verdict"),
+_CELL = [
+    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
+]  # fmt: skip
+ABOUT = [*_CELL, *FIGURES, ("verdict", "verdict")]
+OF_DEPTH = [
+    ("cell", "series"), ("keep_ratio", "kept"), ("context tokens", "length"), ("depth", "depth", ".1%"), *FIGURES,
+]  # fmt: skip
+OF_OUTCOME = [
+    *_CELL, ("what became of them", "outcome"), ("answers", "count", ","), ("of", "questions", ","), *FIGURES[3:7],
 ]  # fmt: skip
 
 
@@ -93,9 +100,9 @@ def length_choice(frame: pl.DataFrame, *params: dict[str, object]) -> tuple[list
     return [chooser("context tokens", lengths[::-1], "tokens"), *params], ""
 
 
-def of_length(layer: alt.Chart, frame: pl.DataFrame) -> alt.Chart:
-    """The marks of the length that is chosen."""
-    return layer.transform_filter("datum.length === tokens") if frame["length"].n_unique() > 1 else layer
+def of_length(frame: pl.DataFrame) -> list[Filter]:
+    """The rows of the length that is chosen, where there are several."""
+    return ["datum.length === tokens"] if frame["length"].n_unique() > 1 else []
 
 
 def dodged(frame: pl.DataFrame, axis: Axis) -> pl.DataFrame:
@@ -118,41 +125,58 @@ def depth_charts(rows: pl.LazyFrame) -> list[Chart]:
     spoilt = pl.col("impossible").is_not_null().any().over(*POOL, *QUESTIONS)
     cells = cells.filter(~spoilt)
     ordered = cells.sort([*ASKED_ORDER, "depth"], descending=[*ASKED_DOWN, False])
-    return [_depth_chart(group) for group in asked_groups(with_words(in_order(finite(ordered))))]
+    return [_depth_chart(group) for group in asked_groups(with_words(in_reading_order(finite(ordered))))]
 
 
 def _depth_chart(group: Group) -> Chart:
-    whole = pl.col("policy") == "dense"
-    series = pl.when(whole).then(pl.lit("dense")).otherwise(pl.format("{}, {}", "policy", settings()))
-    ordered = group.cells.sort(whole, palette_rank(), "keep_ratio", descending=[False, False, True], maintain_order=True)
-    frame = ordered.select(
-        series.alias("series"), "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "budget", "depth", "questions",
-        kept=pl.col("keep_ratio").map_elements(labels.ratio_setting, pl.String), whole=whole, **RETAINED,
-        length=pl.col("context_tokens").cast(pl.String),
-    )  # fmt: skip
-    points = Points(f"depth_{group.number}", frame)
-    names = frame["series"].unique(maintain_order=True).to_list()
-    kept = sorted(set(frame.filter(~pl.col("whole"))["kept"]) or {frame["kept"][0]}, key=float, reverse=True)
+    frame = _depth_frame(group.cells)
+    names = in_order(frame, "series")
+    kept = set(frame.filter(~pl.col("whole"))["kept"]) or {frame["kept"][0]}
+    ratios = sorted(kept, key=float, reverse=True)
     # The first series may lack the highest keep_ratio of the others.
-    params = [chooser("shown", names), {**chooser("keep_ratio", kept, "ratio"), "value": frame["kept"][0]}]
-    depths = frame["depth"].unique().sort().to_list()
-    place = {
-        "x": alt.X("length:O", sort=names_of(frame, "length"), title="context tokens", axis=alt.Axis(labelAngle=0)),
-        "y": alt.Y("depth:O", sort="ascending", title="depth of the answer", axis=alt.Axis(format=".1~%")),
-    }
-    own = mark().transform_filter("datum.series === shown && (datum.whole || datum.kept === ratio)")
+    params = [chooser("shown", names), {**chooser("keep_ratio", ratios, "ratio"), "value": frame["kept"][0]}]
+
+    lengths, depths = alt.Axis(labelAngle=0), alt.Axis(format=".1~%")
+    x = alt.X("length:O", sort=names_of(frame, "length"), title="context tokens", axis=lengths)
+    y = alt.Y("depth:O", sort="ascending", title="depth of the answer", axis=depths)
     scale = alt.Scale(scheme="cividis", domain=[0, 1])
-    bar = alt.Legend(orient="bottom", direction="horizontal", title="questions answered right", gradientLength=200, format=".0%")
-    squares = own.mark_rect(stroke="var(--bg)").encode(**place, color=alt.Color("accuracy:Q", scale=scale, legend=bar))
-    about = [("cell", "series"), ("keep_ratio", "kept"), ("context tokens", "length"), ("depth", "depth", ".1%"), *FIGURES]
+    tint = alt.Color("accuracy:Q", scale=scale, legend=gradient("questions answered right", ".0%"))
     ink = alt.condition("datum.accuracy > 0.5", alt.value("black"), alt.value("white"))
-    text = own.transform_calculate(text="format(datum.accuracy, '.0%')").mark_text(fontSize=11, dy=-5)
-    held = own.transform_filter("isValid(datum.retained)").transform_calculate(text="'held ' + format(datum.retained, '.0%')")
-    words = [layer.encode(**place, text="text:N", fill=ink) for layer in (text, held.mark_text(fontSize=9, dy=8))]
-    description = f"retrieval by depth and length, {group.title}, {group.detail}: {len(names)} series of {len(kept)} keep_ratios"
-    layers = [tooltips(squares, about), *words]
-    spec = specification(layers, points, [group.title, group.detail], description, params=params, height=38 * len(depths) + 20)
-    return Chart(f"retrieval-{group.number}", description, spec, points, group.about)
+    shown = mark().transform_filter("datum.series === shown && (datum.whole || datum.kept === ratio)")
+    share = shown.transform_calculate(text="format(datum.accuracy, '.0%')")
+    held = shown.transform_filter("isValid(datum.retained)")
+    held = held.transform_calculate(text="'held ' + format(datum.retained, '.0%')")
+    panel = Panel(frame, x, y).drawn(shown.mark_rect(stroke="var(--bg)"), OF_DEPTH, color=tint)
+    panel = panel.drawn(share.mark_text(fontSize=11, dy=-5), text="text:N", fill=ink)
+    panel = panel.drawn(held.mark_text(fontSize=9, dy=8), text="text:N", fill=ink)
+
+    told = f"{group.title}, {group.detail}: {len(names)} series of {len(ratios)} keep_ratios"
+    words = f"retrieval by depth and length, {told}"
+    points = Points(f"depth_{group.number}", frame)
+    height = 38 * frame["depth"].n_unique() + 20
+    return panel.chart("retrieval", group, points, words, group.detail, params=params, height=height)
+
+
+def _depth_frame(cells: pl.DataFrame) -> pl.DataFrame:
+    """A square for each cell, length and depth: ``series`` in the order of the legend, ``whole`` where it is the dense one's."""
+    whole = pl.col("policy") == "dense"
+    compared = pl.format("{}, {}", "policy", settings())
+    series = pl.when(whole).then(pl.lit("dense")).otherwise(compared).alias("series")
+    order, down = [whole, palette_rank(), "keep_ratio"], [False, False, True]
+    return cells.sort(order, descending=down, maintain_order=True).select(
+        series,
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "dense_accuracy",
+        "budget",
+        "depth",
+        "questions",
+        kept=pl.col("keep_ratio").map_elements(labels.ratio_setting, pl.String),
+        whole=whole,
+        **RETAINED,
+        length=pl.col("context_tokens").cast(pl.String),
+    )
 
 
 # Against the realised budget --------------------------------------------------------------------------------------------
@@ -173,36 +197,31 @@ def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
 
 def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("policy") == "dense"
-    kept = ["length", "settings", "keep_ratio", "budget", "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
+    kept = [
+        "length", "settings", "keep_ratio", "budget", "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", *RETAINED,
+        "questions", "verdict", "hollow",
+    ]  # fmt: skip
     # The dense twin has no policy here: it stays where a policy is chosen.
-    frame = group.cells.select(
-        *kept, *RETAINED, "questions", "verdict", "hollow", end=dense, policy=pl.when(~dense).then(pl.col("policy"))
-    )
+    frame = group.cells.select(*kept, end=dense, policy=pl.when(~dense).then(pl.col("policy")))
     params, only = length_choice(frame)
-    x = Axis("budget", HELD.title, HELD.form, log_span=8)
+    x = replace(HELD, log_span=8, place="at")
     frame = looks.told_apart(dodged(frame, x), "settings")
-    points, cells = Points(f"accuracy_{group.number}", frame), frame.filter(~pl.col("end"))
-    kind, tint = look(cells, "settings"), looks.colour(cells)
-    names = names_of(cells, kind)
-    place = {"x": x.x(cells, "at"), "y": ACCURACY.y(frame)}
-    drawn = of_length(mark().transform_filter(equal("end", False)), frame)
-    line = drawn.transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.7)
-    line = line.encode(**place, color=tint, detail="settings:N", order="budget:Q", strokeDash=dash(names, "dash"))
-    bars = drawn.mark_rule(strokeWidth=1.2, opacity=0.5)
-    bars = bars.encode(x=place["x"], y=ACCURACY.y(frame, "accuracy_low"), y2=alt.Y2("accuracy_high"), color=tint)
-    dots = drawn.mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
-    empty = [of_length(layer, frame) for layer in holes(cells, kind, names, place)]
-    title = [group.title, group.detail, only]
-    description = f"retrieval accuracy against {HELD.title}, {group.title}, {group.detail}: {cells.height} cells"
-    layers = [*_dense_rule(frame), line, bars, dots, *empty]
-    spec = specification(layers, points, title, description, params=params, height=HEIGHT + 10)
-    return Chart(f"accuracy-{group.number}", description, spec, points, group.about)
+    cells, chosen = frame.filter(~pl.col("end")), of_length(frame)
+
+    panel = Panel(cells, x, ACCURACY, looks.colour(cells), Series.of(cells, "settings", names_of))
+    panel = panel.add(*_dense_rule(frame)).among(COMPARED, *chosen)
+    panel = panel.line(order="budget:Q", opacity=0.7)
+    panel = panel.bars("accuracy_low", "accuracy_high", gaps=False, width=1.2, opacity=0.5)
+    panel = panel.dots(ABOUT).holes(cells, *chosen)
+
+    words = f"retrieval accuracy against {HELD.title}, {group.title}, {group.detail}: {cells.height} cells"
+    points = Points(f"accuracy_{group.number}", frame)
+    return panel.chart("accuracy", group, points, words, group.detail, only, params=params, height=HEIGHT + 10)
 
 
 def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:
     """The dense twin of the chosen length as a dotted rule with its label, and its interval as a band."""
-    whole = of_length(mark().transform_filter(equal("end", True)), frame)
+    whole = filtered(mark(), equal("end", True), *of_length(frame))
     band = whole.mark_rect(opacity=0.08, fill="var(--fg)")
     band = band.encode(y=ACCURACY.y(frame, "accuracy_low"), y2=alt.Y2("accuracy_high"))
     line = whole.mark_rule(strokeDash=[3, 3], stroke="var(--fg)", strokeWidth=1).encode(y=ACCURACY.y(frame))
@@ -221,29 +240,42 @@ def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
 
 
 def _outcome_chart(group: Group) -> Chart:
-    kept = spread(group.cells["keep_ratio"].to_list(), SIDE_BY_SIDE)
-    cells = group.cells.filter(pl.col("keep_ratio").is_in(kept))
-    rows = cells.select("keep_ratio", "policy", order=palette_rank()).unique(maintain_order=True)
-    rows = rows.sort("keep_ratio", "order", "policy", descending=[True, False, False]).drop("order").with_row_index("place")
-    frame = pl.concat(list(_stacks(cells.join(rows, on=["keep_ratio", "policy"], maintain_order="left"))))
-    points = Points(f"outcomes_{group.number}", frame)
-    params, only = length_choice(frame, chooser("settings", names_of(frame, "settings"), "setting"))
+    rows, frame = _outcome_frame(group.cells)
+    settings_choice = chooser("settings", names_of(frame, "settings"), "setting")
+    params, only = length_choice(frame, settings_choice)
     # Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an expression.
-    names = [f"{policy} {labels.ratio_setting(ratio)}"[:40].translate(labels.LINE_ENDS) for _, ratio, policy in rows.iter_rows()]
-    axis = alt.Axis(labelExpr="rows[datum.value]", labelLimit=140, grid=False)
-    y = alt.Y("place:O", title=None, axis=axis, scale=alt.Scale(domain=rows["place"].to_list(), paddingInner=0.15))
-    x = alt.X("begin:Q", title="share of the answers", axis=alt.Axis(format=".0%", tickCount=5), scale=alt.Scale(domain=[0, 1]))
-    look = alt.Legend(orient="bottom", columns=1, title=None, labelLimit=300, symbolType="square", symbolSize=80)
+    told = [f"{policy} {labels.ratio_setting(ratio)}" for ratio, policy in rows.select("keep_ratio", "policy").iter_rows()]
+    names = [words[:40].translate(labels.LINE_ENDS) for words in told]
+
+    shares = alt.Axis(format=".0%", tickCount=5)
+    x = alt.X("begin:Q", title="share of the answers", axis=shares, scale=alt.Scale(domain=[0, 1]))
+    named = alt.Axis(labelExpr="rows[datum.value]", labelLimit=140, grid=False)
+    places = alt.Scale(domain=rows["place"].to_list(), paddingInner=0.15)
+    y = alt.Y("place:O", title=None, axis=named, scale=places)
+    legend = alt.Legend(
+        orient="bottom", columns=1, title=None, labelLimit=300, symbolType="square", symbolSize=80
+    )  # fmt: skip
     colours = alt.Scale(domain=list(OUTCOMES), range=[f"var(--c-{name})" for name in OUTCOMES.values()])
-    own = of_length(mark().transform_filter("datum.settings === setting"), frame)
-    tint = alt.Color("outcome:N", scale=colours, legend=look)
-    bars = own.mark_bar(opacity=0.9).encode(y=y, x=x, x2=alt.X2("finish"), color=tint)
-    about = [("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length")]
-    about += [("what became of them", "outcome"), ("answers", "count", ","), ("of", "questions", ","), *FIGURES[3:7]]
-    description = f"what became of the answers, {group.title}, {group.detail}: {rows.height} policies and keep_ratios"
-    params, title, height = [*params, {"name": "rows", "value": names}], [group.title, group.detail, only], 15 * rows.height + 20
-    spec = specification([tooltips(bars, about)], points, title, description, params=params, height=height)
-    return Chart(f"outcomes-{group.number}", description, spec, points, group.about)
+    panel = Panel(frame, x, y, alt.Color("outcome:N", scale=colours, legend=legend))
+    shown = filtered(mark(), "datum.settings === setting", *of_length(frame))
+    panel = panel.drawn(shown.mark_bar(opacity=0.9), OF_OUTCOME, x2=alt.X2("finish"))
+
+    counted = f"{rows.height} policies and keep_ratios"
+    words = f"what became of the answers, {group.title}, {group.detail}: {counted}"
+    points = Points(f"outcomes_{group.number}", frame)
+    lines, params, height = (group.detail, only), [*params, {"name": "rows", "value": names}], 15 * rows.height + 20
+    return panel.chart("outcomes", group, points, words, *lines, params=params, height=height)
+
+
+def _outcome_frame(cells: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of the chart, a policy at a keep_ratio each, in the order of their ``place``; and what is stacked in them."""
+    kept = spread(cells["keep_ratio"].to_list(), SIDE_BY_SIDE)
+    own = cells.filter(pl.col("keep_ratio").is_in(kept))
+    rows = own.select("keep_ratio", "policy", order=palette_rank()).unique(maintain_order=True)
+    rows = rows.sort("keep_ratio", "order", "policy", descending=[True, False, False])
+    rows = rows.drop("order").with_row_index("place")
+    placed = own.join(rows, on=["keep_ratio", "policy"], maintain_order="left")
+    return rows, pl.concat(list(_stacks(placed)))
 
 
 def _stacks(cells: pl.DataFrame) -> Iterator[pl.DataFrame]:

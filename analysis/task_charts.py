@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import altair as alt
+from dataclasses import replace
+
 import polars as pl
 
 from analysis import labels
 from analysis.keys import GROUP
-from analysis.marks import (
-    Axis,
-    Chart,
-    Points,
-    bounds,
-    dash,
-    equal,
-    holes,
-    in_order,
-    mark,
-    rule,
-    shape,
-    specification,
-    tooltips,
-)
+from analysis.marks import Axis, Chart, Points, bounds
+from analysis.panel import COMPARED, KEPT, Panel, Series
 from analysis.points import Group, groups, with_words
-from analysis.policy_looks import PolicyLooks, look
+from analysis.policy_looks import PolicyLooks
 from analysis.retrieval_charts import dodged, settings
 from analysis.task_tables import METRIC
 from analysis.verdicts import HOLLOW
@@ -39,6 +27,13 @@ ABOUT = [
     bounds("95 % interval, paired", "difference_low", "difference_high"), ("realised budget", "budget", ".1%"),
     ("documents", "documents", ","), ("verdict", "verdict"),
 ]  # fmt: skip
+
+
+SHOWN = [
+    "policy", "keep_ratio", "settings", "value", "low", "high", "dense_value", "difference", "difference_low",
+    "difference_high", "budget", "documents", "verdict", "hollow", "end",
+]  # fmt: skip
+"""What a point holds."""
 
 
 def task_charts(scores: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
@@ -57,31 +52,28 @@ def compared_groups(scores: pl.DataFrame) -> list[Group]:
 
 def _chart(group: Group, looks: PolicyLooks) -> Chart:
     first = group.cells.row(0, named=True)
-    chosen = "" if first["filter"] in (None, "none") else f", filter {labels.text(first['filter'])}"
-    shots = "" if first["num_fewshot"] is None else f", {first['num_fewshot']}-shot"
-    better = {True: ", higher is better", False: ", lower is better"}.get(first["higher_is_better"], "")
-    words = f"{labels.text(first['task_name'])}: {labels.text(first['metric'])}{chosen}{shots}{better}"
+    words = _metric(first)
     others = [part for part in group.detail.split(" · ") if part and not part.startswith((*METRIC, "num_fewshot"))]
-    keys = ["keep_ratio", "settings", "value", "low", "high", "dense_value", "difference", "difference_low", "difference_high"]
-    kept = group.cells.select("policy", *keys, "budget", "documents", "verdict", "hollow", "end")
-    x = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
-    frame = looks.told_apart(dodged(kept.filter(~pl.col("end")), x), "settings")
-    points = Points(f"tasks_{group.number}", frame)
+    compared = group.cells.filter(~pl.col("end")).select(SHOWN)
+    x = replace(KEPT, place="at")
     y = Axis("value", labels.text(first["metric"]), also=("low", "high", "dense_value"))
-    kind, tint = look(frame, "settings"), looks.colour(frame)
-    names = in_order(frame, kind)
-    place = {"x": x.x(frame, "at"), "y": y.y(frame)}
-    line = mark().transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
-    line = line.encode(**place, color=tint, detail="settings:N", strokeDash=dash(names, "dash"))
-    bars = mark().transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.2, opacity=0.5)
-    bars = bars.encode(x=place["x"], y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
-    dots = mark().transform_filter(equal("end", False)).mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
-    dense = frame["dense_value"].drop_nulls()
-    reference = rule(dense[0], f"dense {dense[0]:.4g}", y, frame) if len(dense) else []
-    description = f"{words} against keep_ratio, {group.title}: {frame.height} cells beside the dense one"
-    title = [group.title, " · ".join([words, *others])]
-    layers = [*reference, line, bars, dots, *holes(frame, kind, names, place)]
-    spec = specification(layers, points, title, description, height=220)
+    frame = looks.told_apart(dodged(compared, x), "settings")
+
+    panel = Panel(frame, x, y, looks.colour(frame), Series.of(frame, "settings")).dense(frame["dense_value"])
+    panel = panel.line().bars("low", "high", width=1.2, opacity=0.5)
+    panel = panel.among(COMPARED).dots(ABOUT).holes(frame)
+
+    told = f"{words} against keep_ratio, {group.title}: {frame.height} cells beside the dense one"
+    points = Points(f"tasks_{group.number}", frame)
+    line = " · ".join([words, *others])
     # A task is its own text: one that is chosen on the page hides no task.
-    return Chart(f"tasks-{group.number}", description, spec, points, {"model": group.about["model"]})
+    about = {"model": group.about["model"]}
+    return panel.chart("tasks", group, points, told, line, height=220, about=about)
+
+
+def _metric(row: labels.Row) -> str:
+    """What was measured, in words: task, metric, filter, examples, and which way is better."""
+    chosen = "" if row["filter"] in (None, "none") else f", filter {labels.text(row['filter'])}"
+    shots = "" if row["num_fewshot"] is None else f", {row['num_fewshot']}-shot"
+    better = {True: ", higher is better", False: ", lower is better"}.get(row["higher_is_better"], "")
+    return f"{labels.text(row['task_name'])}: {labels.text(row['metric'])}{chosen}{shots}{better}"

@@ -5,26 +5,11 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from analysis.marks import (
-    HEIGHT,
-    Axis,
-    Chart,
-    Points,
-    bounds,
-    colour,
-    dash,
-    equal,
-    holes,
-    in_order,
-    mark,
-    rule,
-    shape,
-    specification,
-    tooltips,
-)
+from analysis.marks import HEIGHT, Axis, Chart, Points, bounds, colour, equal, in_order
 from analysis.measures import MEASURES, TIMED, TURNS, cell_label
+from analysis.panel import COMPARED, KEPT, Panel, Series
 from analysis.points import Group, groups, spread
-from analysis.policy_looks import PolicyLooks, look
+from analysis.policy_looks import PolicyLooks
 from analysis.speed import KEYS
 from analysis.verdicts import IMPOSSIBLE
 
@@ -57,98 +42,88 @@ def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
 
     The memory is what was allocated, which may deny what the entries seem to save; the entries where a schema has no more.
     """
-    dense = group.cells.filter(pl.col("policy") == "dense")
-    compared = group.cells.filter(pl.col("policy") != "dense")
-    series = compared.select("policy", "settings").unique(maintain_order=True)
-    ends = series.join(dense.drop("policy", "settings"), how="cross").with_columns(end=pl.lit(True))
-    both = pl.concat([compared.with_columns(end=pl.lit(False)), ends.select(*compared.columns, "end")])
-    points = Points(f"timed_{group.number}", looks.told_apart(both, "settings"))
+    points = Points(f"timed_{group.number}", looks.told_apart(_with_ends(group.cells), "settings"))
+    allocated = points.frame.filter(pl.col("measure") == "KV allocated at end")["value"].drop_nulls()
+    memory = "KV allocated at end" if len(allocated) else "KV entries at end"
+
     charts = []
-    known = points.frame.filter(pl.col("measure") == "KV allocated at end")["value"].drop_nulls()
-    memory = "KV allocated at end" if len(known) else "KV entries at end"
     for number, name in enumerate(["TTFT", "TPOT", "throughput", "change", "PPL", memory], start=1):
-        chosen = pl.col("measure").is_in(TIMED) if name == "change" else pl.col("measure") == name
-        frame = points.frame.filter(chosen, pl.col("share" if name == "change" else "value").is_not_null())
-        if frame.filter(~pl.col("end")).is_empty():
+        changes = name == "change"
+        chosen = pl.col("measure").is_in(TIMED) if changes else pl.col("measure") == name
+        frame = points.frame.filter(chosen, pl.col("share" if changes else "value").is_not_null())
+        figures = frame.filter(~pl.col("end")).height
+        if not figures:
             continue
-        title = "change of TTFT, TPOT, throughput" if name == "change" else f"{name} ({MEASURES[name][1]})"
-        description = f"{title} against keep_ratio, {group.title}, {group.detail}: {frame.filter(~pl.col('end')).height} figures"
-        layers = _change(frame) if name == "change" else _level(frame, looks, title)
-        where = None if name == "change" else {"measure": name}
-        spec = specification(layers, points, [group.title, group.detail], description, where=where, height=220)
-        charts.append(Chart(f"timed-{group.number}-{number}", description, spec, points, group.about))
+
+        title = "change of TTFT, TPOT, throughput" if changes else f"{name} ({MEASURES[name][1]})"
+        panel = _change(frame) if changes else _level(frame, looks, title)
+        words = f"{title} against keep_ratio, {group.title}, {group.detail}: {figures} figures"
+        where = None if changes else {"measure": name}
+        charts.append(panel.chart("timed", group, points, words, group.detail, part=number, where=where, height=220))
     return charts
 
 
-def _level(frame: pl.DataFrame, looks: PolicyLooks, title: str) -> list[alt.Chart]:
+def _with_ends(cells: pl.DataFrame) -> pl.DataFrame:
+    """The compared cells, and the dense one as the ``end`` of each policy's and setting's line."""
+    dense = cells.filter(pl.col("policy") == "dense").drop("policy", "settings")
+    compared = cells.filter(pl.col("policy") != "dense")
+    lines = compared.select("policy", "settings").unique(maintain_order=True)
+    ends = lines.join(dense, how="cross").select(*compared.columns, end=pl.lit(True))
+    return pl.concat([compared.with_columns(end=pl.lit(False)), ends])
+
+
+def _level(frame: pl.DataFrame, looks: PolicyLooks, title: str) -> Panel:
     """A measure in its own unit; lines end in the dense cell."""
-    x, y = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,)), Axis("value", title, also=("low", "high"))
-    kind, tint = look(frame, "settings"), looks.colour(frame)
-    names = in_order(frame, kind)
-    place = {"x": x.x(frame), "y": y.y(frame)}
-    line = mark().transform_calculate(dash=f"datum.{kind}").mark_line(strokeWidth=1.5, opacity=0.8)
-    line = line.encode(**place, color=tint, detail="settings:N", strokeDash=dash(names, "dash"))
-    bars = mark().transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.3)
-    bars = bars.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint)
-    dots = mark().transform_filter(equal("end", False)).mark_point(filled=True, size=60, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, kind, "settings")), ABOUT)
-    dense = frame.filter("end")["value"].drop_nulls()
-    reference = rule(dense[0], f"dense {dense[0]:.4g}", y, frame) if len(dense) else []
-    return [*reference, line, bars, dots, *holes(frame, kind, names, place)]
+    y = Axis("value", title, also=("low", "high"))
+    panel = Panel(frame, KEPT, y, looks.colour(frame), Series.of(frame, "settings"))
+    panel = panel.dense(frame.filter("end")["value"]).line().bars("low", "high")
+    return panel.among(COMPARED).dots(ABOUT).holes(frame)
 
 
-def _change(frame: pl.DataFrame) -> list[alt.Chart]:
+def _change(frame: pl.DataFrame) -> Panel:
     """The three times as per cent of dense."""
-    x = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
     y = Axis("share", "per cent of dense", reach=(100.0,), also=("share_low", "share_high"))
-    tint, names = colour(list(TIMED), "measure", "measure"), in_order(frame, "settings")
-    measured = mark().transform_filter(alt.FieldOneOfPredicate(field="measure", oneOf=list(TIMED)))
-    place = {"x": x.x(frame), "y": y.y(frame)}
-    line = measured.mark_line(strokeWidth=1.5, opacity=0.8).encode(**place, color=tint, detail=["settings:N", "policy:N"])
-    bars = measured.transform_filter("isValid(datum.share_low)").mark_rule(strokeWidth=1.3)
-    bars = bars.encode(x=x.x(frame), y=y.y(frame, "share_low"), y2=alt.Y2("share_high"), color=tint)
-    dots = measured.transform_filter(equal("end", False)).mark_point(filled=True, size=50, opacity=1)
-    dots = tooltips(dots.encode(**place, color=tint, shape=shape(names, "settings", "settings")), ABOUT)
-    empty = measured.transform_filter("datum.hollow && !datum.end").mark_point(filled=True, size=18, opacity=1, fill="var(--bg)")
-    return [*rule(100.0, "dense", y, frame), line, bars, dots, empty.encode(**place)]
+    series = Series("settings", in_order(frame, "settings"), by="settings", dashed=False)
+    timed = alt.FieldOneOfPredicate(field="measure", oneOf=list(TIMED))
+    panel = Panel(frame, KEPT, y, colour(list(TIMED), "measure", "measure"), series).rule(100.0, "dense")
+    panel = panel.among(timed).line(detail=["settings:N", "policy:N"]).bars("share_low", "share_high")
+    return panel.among(timed, COMPARED).dots(ABOUT, size=50).among(timed).cores("datum.hollow && !datum.end")
 
 
-def summary_chart(group: Group) -> Chart | None:
+def summary_chart(group: Group) -> list[Chart]:
     """Everything measured of a few cells against dense = 100 %."""
-    compared = group.cells.filter(pl.col("policy") != "dense", pl.col("share").is_not_null())
-    if compared.is_empty():
-        return None
-    kinds = (
-        compared.select("policy", "settings", "keep_ratio")
-        .unique(maintain_order=True)
-        .sort("keep_ratio", descending=True, maintain_order=True)
-    )
-    places = [round(i) for i in spread([float(i) for i in range(kinds.height)], COMPARED_CELLS)]
-    chosen = compared.join(kinds[sorted(places)], on=["policy", "settings", "keep_ratio"], how="semi", maintain_order="left")
-    chosen = chosen.with_columns(cell=pl.format("{} {}, {}", "policy", "keep_ratio", "settings"))
-    chosen = chosen.with_columns(place=pl.col("cell").rank("dense"))  # a number, as for policies side by side
+    chosen = _few_cells(group.cells)
+    if chosen.is_empty():
+        return []
+
+    cells = chosen["cell"].unique().sort().to_list()
+    measured = [name for name in MEASURES if name in set(chosen["measure"])]
+    x = Axis("share", "per cent of dense", log_span=4, reach=(100.0,), also=("share_low", "share_high"))
+    y = alt.Y("measure:N", title=None, scale=alt.Scale(domain=measured, paddingInner=0.2))
+    places = alt.Scale(domain=list(range(1, len(cells) + 1)))
+    panel = Panel(chosen, x, y, colour(cells, "cell", "cell"), offset=alt.YOffset("place:O", scale=places))
+    panel = panel.rule(100.0, "dense", upright=True)
+    panel = panel.bars("share_low", "share_high", across=True, width=1.5)
+    panel = panel.dots(ABOUT, size=55).cores(equal("hollow", True))
+
+    told = f"{group.title}, {group.detail}: {len(cells)} cells"
+    words = f"PPL, times and bytes as per cent of the dense cell, {told}"
     points = Points(f"summary_{group.number}", chosen)
-    cells, x = (
-        chosen["cell"].unique().sort().to_list(),
-        Axis("share", "per cent of dense", log_span=4, reach=(100.0,), also=("share_low", "share_high")),
-    )
-    rows = alt.Y(
-        "measure:N",
-        title=None,
-        scale=alt.Scale(domain=[m for m in MEASURES if m in set(chosen["measure"])], paddingInner=0.2),
-    )
-    tint = colour(cells, "cell", "cell")
-    place = {"y": rows, "yOffset": alt.YOffset("place:O", scale=alt.Scale(domain=list(range(1, len(cells) + 1)))), "color": tint}
-    bars = mark().transform_filter("isValid(datum.share_low)").mark_rule(strokeWidth=1.5)
-    bars = bars.encode(x=x.x(chosen, "share_low"), x2=alt.X2("share_high"), **place)
-    dots = tooltips(mark().mark_point(filled=True, size=55, opacity=1).encode(x=x.x(chosen), **place), ABOUT)
-    description = f"PPL, times and bytes as per cent of the dense cell, {group.title}, {group.detail}: {len(cells)} cells"
-    height = max(160, chosen["measure"].n_unique() * (11 * len(cells) + 14))
-    empty = mark().transform_filter(equal("hollow", True)).mark_point(filled=True, size=18, opacity=1, fill="var(--bg)")
-    empty = empty.encode(x=x.x(chosen), **{key: place[key] for key in ("y", "yOffset")})
-    layers = [*rule(100.0, "dense", x, chosen, upright=True), bars, dots, empty]
-    spec = specification(layers, points, [group.title, group.detail], description, height=height)
-    return Chart(f"normalised-{group.number}", description, spec, points, group.about)
+    height = max(160, len(measured) * (11 * len(cells) + 14))
+    return [panel.chart("normalised", group, points, words, group.detail, height=height)]
+
+
+def _few_cells(cells: pl.DataFrame) -> pl.DataFrame:
+    """Rows of ``COMPARED_CELLS`` at most, spread over keep_ratio, with their name and a number for their place."""
+    compared = cells.filter(pl.col("policy") != "dense", pl.col("share").is_not_null())
+    of_cell = ["policy", "settings", "keep_ratio"]
+    kinds = compared.select(of_cell).unique(maintain_order=True)
+    kinds = kinds.sort("keep_ratio", descending=True, maintain_order=True)
+    numbers = [float(number) for number in range(kinds.height)]
+    chosen = sorted(round(number) for number in spread(numbers, COMPARED_CELLS))
+    own = compared.join(kinds[chosen], on=of_cell, how="semi", maintain_order="left")
+    own = own.with_columns(cell=pl.format("{} {}, {}", "policy", "keep_ratio", "settings"))
+    return own.with_columns(place=pl.col("cell").rank("dense"))  # a number, as for policies side by side
 
 
 def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
@@ -177,20 +152,15 @@ def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
 
 
 def _round_chart(group: Group, own: pl.DataFrame, cells: list[str]) -> Chart:
-    points = Points(f"rounds_{group.number}", own)
-    x, y = Axis("at", "round", "d"), Axis("middle", "ms per token", log_span=8, also=("low", "high"))
-    tint = colour(cells, "cell", "cell")
-    bars = mark().mark_rule(strokeWidth=1.3).encode(x=x.x(own), y=y.y(own, "low"), y2=alt.Y2("high"), color=tint)
-    dots = mark().mark_point(filled=True, size=45, opacity=1).encode(x=x.x(own), y=y.y(own), color=tint)
+    x = Axis("at", "round", "d")
+    y = Axis("middle", "ms per token", log_span=8, also=("low", "high"))
     about = [
-        ("cell", "cell"),
-        ("round", "repeat"),
-        ("median, ms", "middle", ".4~r"),
-        bounds("10 % to 90 % of the tokens", "low", "high"),
-        ("tokens", "n", ","),
-    ]
-    description = (
-        f"time per token round by round, {group.title}, {group.detail}: {len(cells)} cells, {own['repeat'].n_unique()} rounds"
-    )
-    spec = specification([bars, tooltips(dots, about)], points, [group.title, group.detail], description, height=HEIGHT - 40)
-    return Chart(f"rounds-{group.number}", description, spec, points, group.about)
+        ("cell", "cell"), ("round", "repeat"), ("median, ms", "middle", ".4~r"),
+        bounds("10 % to 90 % of the tokens", "low", "high"), ("tokens", "n", ","),
+    ]  # fmt: skip
+    panel = Panel(own, x, y, colour(cells, "cell", "cell"))
+    panel = panel.bars("low", "high", gaps=False).dots(about, size=45)
+    told = f"{group.title}, {group.detail}: {len(cells)} cells, {own['repeat'].n_unique()} rounds"
+    words = f"time per token round by round, {told}"
+    points = Points(f"rounds_{group.number}", own)
+    return panel.chart("rounds", group, points, words, group.detail, height=HEIGHT - 40)

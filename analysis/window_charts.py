@@ -24,10 +24,8 @@ from analysis.marks import (
     in_order,
     mark,
     names_of,
-    rule,
-    specification,
-    tooltips,
 )
+from analysis.panel import Panel
 from analysis.points import Group, groups, spread, with_words
 from analysis.policy_looks import PALETTE, PolicyLooks, look
 from analysis.uncertainty import ALPHA, t_quantile, weighted_mean
@@ -42,6 +40,15 @@ MOST_CELLS = 60
 """Cells whose tokens are read; of a larger report the first ones, in the order of its panels."""
 SAW_CELLS = 16
 """Cells of a group that can be chosen for the saw-tooth."""
+
+OF_POSITION = [
+    ("policy", "policy"), ("keep_ratio", "kept"), ("tokens", "stretch"), ("NLL minus dense", "difference", ".3~f"),
+    bounds("95 % interval", "low", "high"), ("windows", "windows", ","),
+]  # fmt: skip
+OF_TEETH = [
+    ("cell", "cell"), ("tokens seen", "token", ","), ("entries held", "held", ","), ("prunes", "events", ","),
+    ("of the last 8 positions", "retained"),
+]  # fmt: skip
 
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
@@ -78,31 +85,23 @@ def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.Dat
     if not frames:
         return None
     frame = looks.told_apart(pl.concat(frames), "kept")
-    points = Points(f"position_{group.number}_{after}", frame)
     x = Axis("position", "position of the token in its window", ",d")
     y = Axis("difference", "NLL minus dense, nats per token", reach=(0.0,), also=("low", "high"))
-    kind, tint = look(frame, "kept"), looks.colour(frame)
+    kind = look(frame, "kept")
     kept = names_of(frame, kind)
-    place = {"x": x.x(frame), "y": y.y(frame)}
-    band = mark().transform_filter("isValid(datum.low)").mark_area(opacity=0.12)
-    band = band.encode(x=x.x(frame), y=y.y(frame, "low"), y2=alt.Y2("high"), color=tint, detail=f"{kind}:N")
-    line = mark().mark_line(strokeWidth=1.5).encode(**place, color=tint, strokeDash=dash(kept, kind))
-    about = [
-        ("policy", "policy"), ("keep_ratio", "kept"), ("tokens", "stretch"), ("NLL minus dense", "difference", ".3~f"),
-        bounds("95 % interval", "low", "high"), ("windows", "windows", ","),
-    ]  # fmt: skip
-    dots = tooltips(mark().mark_point(filled=True, size=25, opacity=0.9).encode(**place, color=tint), about)
-    dashes = ", ".join(f"{name} {look}" for name, look in zip(kept, cycle(["solid", "dashed", "dotted"], kept), strict=True))
-    starts = [rule(int(after), "first prune possible", x, frame, upright=True)] if after.isdigit() else []
-    title = [
-        group.title,
-        f"prune_after {after} · keep_ratio {dashes}",
-        " · ".join(p for p in (chosen["variant"][0], group.detail) if p),
-    ]
-    description = f"NLL minus dense by token position, {', '.join(title)}: {len(frames)} cells, {BINS} stretches of a window"
-    layers = [*rule(0.0, "dense", y, frame), *(layer for layers in starts for layer in layers), band, line, dots]
-    spec = specification(layers, points, title, description)
-    return Chart(f"position-{group.number}-{after}", description, spec, points, group.about)
+    panel = Panel(frame, x, y, looks.colour(frame)).rule(0.0, "dense")
+    panel = panel.rule(int(after), "first prune possible", upright=True) if after.isdigit() else panel
+    panel = panel.band("low", "high", opacity=0.12, detail=f"{kind}:N")
+    panel = panel.line(opacity=None, strokeDash=dash(kept, kind)).dots(OF_POSITION, size=25, opacity=0.9)
+
+    looks_of = zip(kept, cycle(["solid", "dashed", "dotted"], kept), strict=True)
+    dashes = ", ".join(f"{ratio} {dashed}" for ratio, dashed in looks_of)
+    settings = " · ".join(part for part in (chosen["variant"][0], group.detail) if part)
+    lines = [f"prune_after {after} · keep_ratio {dashes}", settings]
+    told = f"{len(frames)} cells, {BINS} stretches of a window"
+    words = f"NLL minus dense by token position, {', '.join([group.title, *lines])}: {told}"
+    points = Points(f"position_{group.number}_{after}", frame)
+    return panel.chart("position", group, points, words, *lines, part=after)
 
 
 def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -200,27 +199,24 @@ def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
 
 
 def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
-    points = Points(f"saw_{group.number}", frame)
-    names = frame["cell"].unique(maintain_order=True).to_list()
-    shown = chooser("cell", names)
+    names = in_order(frame, "cell")
     last = int(frame.select(pl.col("token").list.max().max()).item())
-    most = max(4, math.ceil(last / int(frame.select(pl.col("after").min()).item())))
+    least_after = int(frame.select(pl.col("after").min()).item())
+    most = max(4, math.ceil(last / least_after))
     slider = {"input": "range", "min": 2, "max": most, "step": 1, "name": "tokens shown, in multiples of prune_after: "}
-    upto = {"name": "upto", "value": 4, "bind": slider}
+    params = [chooser("cell", names), {"name": "upto", "value": 4, "bind": slider}]
     x = alt.X("token:Q", title="tokens seen", axis=alt.Axis(tickCount=6, format=",d"))
-    y = alt.Y("held:Q", title="entries of a pruning layer", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6))
+    zero, ticks = alt.Scale(zero=True), alt.Axis(tickCount=6)
+    y = alt.Y("held:Q", title="entries of a pruning layer", scale=zero, axis=ticks)
+
     chosen = mark().transform_filter("datum.cell === shown")
-    own = chosen.transform_flatten(["token", "held"]).transform_window(corner="row_number()")
-    own = own.transform_filter("datum.token <= upto * datum.after")
-    line = own.mark_line(strokeWidth=1.2, color="var(--c-knorm)").encode(x=x, y=y, order="corner:Q")
-    about = [
-        ("cell", "cell"), ("tokens seen", "token", ","), ("entries held", "held", ","), ("prunes", "events", ","),
-        ("of the last 8 positions", "retained"),
-    ]  # fmt: skip
-    dots = own.mark_point(filled=True, size=12, opacity=0.5, color="var(--c-knorm)").encode(x=x, y=y)
+    corners = chosen.transform_flatten(["token", "held"]).transform_window(corner="row_number()")
+    corners = corners.transform_filter("datum.token <= upto * datum.after")
     note = chosen.mark_text(align="left", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
     note = note.encode(x=alt.value(0), y=alt.value(0), text="retained:N")
-    description = f"cache length over the tokens of a window, {group.title}: {len(names)} cells to choose from"
-    layers, title = [line, tooltips(dots, about), note], [group.title, group.detail]
-    spec = specification(layers, points, title, description, params=[shown, upto], height=HEIGHT - 50)
-    return Chart(f"saw-{group.number}", description, spec, points, group.about)
+    panel = Panel(frame, x, y, "var(--c-knorm)", rows=corners).line(width=1.2, opacity=None, order="corner:Q")
+    panel = panel.dots(OF_TEETH, size=12, opacity=0.5).add(note)
+
+    words = f"cache length over the tokens of a window, {group.title}: {len(names)} cells to choose from"
+    points = Points(f"saw_{group.number}", frame)
+    return panel.chart("saw", group, points, words, group.detail, params=params, height=HEIGHT - 50)

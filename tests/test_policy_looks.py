@@ -10,10 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from analysis.charts import SECTIONS, Drawing
 from analysis.export import STYLE, write_charts
 from analysis.load import load
 from analysis.page import contents
 from analysis.policy_looks import OWN_COLOURS, PALETTE
+from analysis.tables import Tables
 from tests.rows import charts_of, generation_row, perplexity_row, retrieval_row, tasks_rows, write_run
 
 OWN = ["zeta:score@aa11", "alpha:score@bb22"]
@@ -133,3 +135,20 @@ def test_pictures_have_the_colours_written_in(tmp_path):
     (file,) = write_charts([charts["ucurve-1-1"]], str(tmp_path / "svg"), "svg")
     text = Path(file).read_text(encoding="utf-8")
     assert "var(--c" not in text and "#9600ff" in text and "#005a00" in text
+
+
+@pytest.mark.parametrize("section", ["timed", "accuracy", "tasks"])
+def test_colours_are_the_page_s_whichever_charts_are_drawn(tmp_path, section):
+    """A section by itself, in whose rows the policies come in another order than on the page, where perplexity is first."""
+    rows = {
+        "perplexity": [perplexity_row(i, policy=policy) for i in range(3) for policy in ("dense", OWN[0])],
+        "generation": [generation_row(i, policy=policy) for i in range(6) for policy in ("dense", *OWN)],
+        "retrieval": [retrieval_row(i, policy=policy) for i in range(4) for policy in ("dense", *OWN)],
+        "tasks": [row for policy in ("dense", *OWN) for row in tasks_rows([1.0, 0.0], policy=policy)],
+    }
+    made = Tables.of(load([write_run(str(tmp_path / "run"), rows)]))
+    assert made.harness["policy"].unique(maintain_order=True).to_list() == ["dense", *OWN[::-1]]
+
+    charts = {chart.name: chart for panels in SECTIONS[section](Drawing(made)) for chart in panels}
+    found, _ = coloured(charts)
+    assert found == {OWN[0]: {OWN_COLOURS[0]}, OWN[1]: {OWN_COLOURS[1]}}
