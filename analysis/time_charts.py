@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import altair as alt
 import polars as pl
 
@@ -19,21 +21,27 @@ ABOUT = [
     ("per cent of dense", "share", ".4~r"), bounds("95 % interval of it", "share_low", "share_high"), ("rounds", "n", ","),
     ("timing", "timing"),
 ]  # fmt: skip
+OF_ROUNDS = [
+    ("cell", "cell"), ("round", "repeat"), ("median, ms", "middle", ".4~r"),
+    bounds("10 % to 90 % of the tokens", "low", "high"), ("tokens", "n", ","),
+]  # fmt: skip
 COMPARED_CELLS = 6
 """Cells in a chart that gives each cell marks of its own."""
 
 
 def timed_groups(table: pl.DataFrame) -> list[Group]:
     """Rows of ``measures`` by what took turns; a wrong protocol is named in the title."""
+    said = ("prompt_tokens", "new_tokens", "batch_size", "timing_protocol")
     found = []
     for group in groups(table, TURNS):
         first = group.cells.row(0, named=True)
-        title = f"WRONG ON PURPOSE · {group.title}" if first["timing_protocol"] == "report_2025" else group.title
+        wrong = first["timing_protocol"] == "report_2025"
+        title = f"WRONG ON PURPOSE · {group.title}" if wrong else group.title
+
         sizes = f"prompt {first['prompt_tokens']}, {first['new_tokens']} new tokens"
         sizes += "" if first["batch_size"] == 1 else f", batch {first['batch_size']}"
-        said = ("prompt_tokens", "new_tokens", "batch_size", "timing_protocol")
         others = [part for part in group.detail.split(" · ") if part and not part.startswith(said)]
-        found.append(Group(group.number, title, " · ".join([sizes, *others]), group.about, group.cells))
+        found.append(replace(group, title=title, detail=" · ".join([sizes, *others])))
     return found
 
 
@@ -131,35 +139,39 @@ def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
 
     ``rows``: generation's; those of cells that are IMPOSSIBLE in ``speeds`` (``speed.generation``) are left out.
     """
-    charts = []
     spoilt = speeds.filter(pl.col("timing") == IMPOSSIBLE)
     possible = rows.join(spoilt, on=KEYS, how="anti", nulls_equal=True, maintain_order="left")
-    known = possible.filter(pl.col("step_middle").is_not_null(), ~pl.col("control")).with_columns(cell=cell_label())
-    for group in timed_groups(known):
-        kept = spread(group.cells.filter(pl.col("policy") != "dense")["keep_ratio"].to_list(), COMPARED_CELLS - 1)
-        own = group.cells.filter((pl.col("policy") == "dense") | pl.col("keep_ratio").is_in(kept))
-        cells = (
-            own.sort("policy", "keep_ratio", descending=True)["cell"].unique(maintain_order=True).to_list()[: COMPARED_CELLS - 1]
-        )
-        cells = ["dense", *[cell for cell in cells if cell != "dense"]] if "dense" in own["cell"] else cells
-        offset = {cell: 0.7 * ((i + 0.5) / len(cells) - 0.5) for i, cell in enumerate(cells)}
-        own = own.filter(pl.col("cell").is_in(cells)).select(
-            "cell", "repeat", at=pl.col("repeat") + 1 + pl.col("cell").replace_strict(offset), middle=1e3 * pl.col("step_middle"),
-            low=1e3 * pl.col("step_low"), high=1e3 * pl.col("step_high"), n=pl.col("new_tokens") - 1,
-        )  # fmt: skip
-        charts.append(_round_chart(group, own, cells))
-    return charts
+    known = possible.filter(pl.col("step_middle").is_not_null(), ~pl.col("control"))
+    return [_round_chart(group) for group in timed_groups(known.with_columns(cell=cell_label()))]
 
 
-def _round_chart(group: Group, own: pl.DataFrame, cells: list[str]) -> Chart:
+def _few_timed(rows: pl.DataFrame) -> list[str]:
+    """The names of the cells that are drawn, the dense one first."""
+    dense = pl.col("policy") == "dense"
+    ratios = rows.filter(~dense)["keep_ratio"].to_list()
+    own = rows.filter(dense | pl.col("keep_ratio").is_in(spread(ratios, COMPARED_CELLS - 1)))
+    ordered = own.sort("policy", "keep_ratio", descending=True)["cell"].unique(maintain_order=True)
+    cells = ordered.to_list()[: COMPARED_CELLS - 1]
+    return ["dense", *[cell for cell in cells if cell != "dense"]] if "dense" in own["cell"] else cells
+
+
+def _round_chart(group: Group) -> Chart:
+    cells = _few_timed(group.cells)
+    offset = {cell: 0.7 * ((place + 0.5) / len(cells) - 0.5) for place, cell in enumerate(cells)}
+    own = group.cells.filter(pl.col("cell").is_in(cells)).select(
+        "cell",
+        "repeat",
+        at=pl.col("repeat") + 1 + pl.col("cell").replace_strict(offset),
+        middle=1e3 * pl.col("step_middle"),
+        low=1e3 * pl.col("step_low"),
+        high=1e3 * pl.col("step_high"),
+        n=pl.col("new_tokens") - 1,
+    )
     x = Axis("at", "round", "d")
     y = Axis("middle", "ms per token", log_span=8, also=("low", "high"))
-    about = [
-        ("cell", "cell"), ("round", "repeat"), ("median, ms", "middle", ".4~r"),
-        bounds("10 % to 90 % of the tokens", "low", "high"), ("tokens", "n", ","),
-    ]  # fmt: skip
     panel = Panel(own, x, y, colour(cells, "cell", "cell"))
-    panel = panel.bars("low", "high", gaps=False).dots(about, size=45)
+    panel = panel.bars("low", "high", gaps=False).dots(OF_ROUNDS, size=45)
+
     told = f"{group.title}, {group.detail}: {len(cells)} cells, {own['repeat'].n_unique()} rounds"
     words = f"time per token round by round, {told}"
     points = Points(f"rounds_{group.number}", own)

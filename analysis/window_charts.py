@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import altair as alt
 import numpy as np
@@ -53,31 +54,45 @@ OF_TEETH = [
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and keep_ratios."""
-    valid = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"]), pl.col("n_paired") > 0))
-    panels = [(group, after, _chosen(part)) for group in groups(valid, SCORED) for (after,), part in _by_after(group.cells)]
-    panels = [panel for i, panel in enumerate(panels) if sum(p[2].height for p in panels[: i + 1]) <= MOST_CELLS]
+    known = pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"])
+    valid = with_words(cells.filter(known, pl.col("n_paired") > 0))
+    panels = [
+        (group, after, _chosen(group.cells.filter(pl.col("after") == after)))
+        for group in groups(valid, SCORED)
+        for after in names_of(group.cells, "after")
+    ]
+    panels = panels[: _readable([chosen for _, _, chosen in panels])]
     if not panels:
         return []
+
     ids = pl.concat([chosen.select("cell_id", "dense_cell_id") for _, _, chosen in panels])
-    rows = results.lists([*ids["cell_id"].unique(), *ids["dense_cell_id"].drop_nulls().unique()], "window", "nll")
-    return [chart for group, after, chosen in panels if (chart := _position_chart(group, after, chosen, rows, looks)) is not None]
+    wanted = [*ids["cell_id"].unique(), *ids["dense_cell_id"].drop_nulls().unique()]
+    rows = results.lists(wanted, "window", "nll")
+    charts = [_position_chart(group, after, chosen, rows, looks) for group, after, chosen in panels]
+    return [chart for chart in charts if chart is not None]
 
 
-def _by_after(cells: pl.DataFrame) -> list[tuple[tuple[str], pl.DataFrame]]:
-    return [((after,), cells.filter(pl.col("after") == after)) for after in names_of(cells, "after")]
+def _readable(frames: Sequence[pl.DataFrame]) -> int:
+    """How many of the frames, from the first on, have ``MOST_CELLS`` at most together."""
+    totals = itertools.accumulate(frame.height for frame in frames)
+    return sum(total <= MOST_CELLS for total in totals)
 
 
 def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells of the most common settings: some policies at the highest and lowest keep_ratio that most policies have."""
     sound = cells.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound if sound.height else cells
-    usual = sound.group_by("variant", maintain_order=True).len().sort("len", descending=True, maintain_order=True)["variant"][0]
+    variants = sound.group_by("variant", maintain_order=True).len()
+    usual = variants.sort("len", descending=True, maintain_order=True)["variant"][0]
     own = sound.filter(pl.col("variant") == usual)
+
     shared = own.group_by("keep_ratio").agg(pl.col("policy").n_unique())
-    most = shared.filter(pl.col("policy") >= MOST_OF * pl.col("policy").max())["keep_ratio"].drop_nulls().to_list()
-    own = own.filter(pl.col("keep_ratio").is_in(spread(most, RATIOS)))
-    policies = [name for name in PALETTE if name in own["policy"]] + in_order(own, "policy")
-    return own.filter(pl.col("policy").is_in(list(dict.fromkeys(policies))[:POLICIES]))
+    most = shared.filter(pl.col("policy") >= MOST_OF * pl.col("policy").max())["keep_ratio"]
+    own = own.filter(pl.col("keep_ratio").is_in(spread(most.drop_nulls().to_list(), RATIOS)))
+
+    known = [name for name in PALETTE if name in own["policy"]]
+    policies = list(dict.fromkeys([*known, *in_order(own, "policy")]))
+    return own.filter(pl.col("policy").is_in(policies[:POLICIES]))
 
 
 def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame, looks: PolicyLooks) -> Chart | None:
@@ -109,33 +124,54 @@ def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
 
     ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions do not line up.
     """
-    own, twin = _lists_of(cell, rows, "cell_id"), _lists_of(cell, rows, "dense_cell_id")
-    both = own.join(twin, on="window_index", suffix="_dense").filter(pl.col("nll").list.len() == pl.col("nll_dense").list.len())
-    both = both.with_columns(length=pl.col("nll").list.len()).sort("window_index")
+    both = _windows_of_both(cell, rows)
     if both.is_empty():
         return None
-    both = both.filter(pl.col("length") == pl.col("length").mode().max())
-    scored, window = int(both["length"][0]), int(both["window"][0])
+    scored = int(both["length"][0])
+    window = int(both["window"][0])
     if scored == 0:
         return None
-    own_nll, dense_nll = (both[name].cast(pl.List(pl.Float64)).list.to_array(scored).to_numpy() for name in ("nll", "nll_dense"))
+
+    own, dense = (_as_array(both[name], scored) for name in ("nll", "nll_dense"))
     edges = np.unique(np.linspace(0, scored, min(BINS, scored) + 1).round().astype(int))
-    means = np.add.reduceat(own_nll - dense_nll, edges[:-1], axis=1) / np.diff(edges)
+    means = np.add.reduceat(own - dense, edges[:-1], axis=1) / np.diff(edges)
     low, high = _intervals(means)
     first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
     frame = pl.DataFrame({
-        "position": (first[:-1] + first[1:] - 1) / 2, "difference": means.mean(0), "low": low, "high": high,
+        "position": (first[:-1] + first[1:] - 1) / 2,
+        "difference": means.mean(0),
+        "low": low,
+        "high": high,
         "stretch": [f"{a} to {b - 1}" for a, b in itertools.pairwise(first)],
     })  # fmt: skip
-    finite = pl.when(pl.selectors.float().is_finite()).then(pl.selectors.float()).name.keep()
+    floats = pl.selectors.float()
     return frame.with_columns(
-        finite, policy=pl.lit(cell["policy"]), kept=pl.lit(labels.ratio_setting(cell["keep_ratio"])), windows=pl.lit(len(means))
+        pl.when(floats.is_finite()).then(floats).name.keep(),
+        policy=pl.lit(cell["policy"]),
+        kept=pl.lit(labels.ratio_setting(cell["keep_ratio"])),
+        windows=pl.lit(len(means)),
     )
+
+
+def _windows_of_both(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame:
+    """The windows that a cell and its twin scored in the same ``length``, that of most."""
+    own = _lists_of(cell, rows, "cell_id")
+    twin = _lists_of(cell, rows, "dense_cell_id")
+    length = pl.col("nll").list.len()
+    both = own.join(twin, on="window_index", suffix="_dense").filter(length == pl.col("nll_dense").list.len())
+    both = both.with_columns(length=length).sort("window_index")
+    return both.filter(pl.col("length") == pl.col("length").mode().max())
 
 
 def _lists_of(cell: labels.Row, rows: pl.DataFrame, key: str) -> pl.DataFrame:
     same = [pl.col(name).eq_missing(pl.lit(cell[name])) for name in VERSIONS]
-    return rows.filter(pl.col("cell_id") == cell[key], pl.col("nll").is_not_null(), *same).select("window_index", "window", "nll")
+    own = rows.filter(pl.col("cell_id") == cell[key], pl.col("nll").is_not_null(), *same)
+    return own.select("window_index", "window", "nll")
+
+
+def _as_array(lists: pl.Series, length: int) -> np.ndarray:
+    """[windows, length] of lists that are as long."""
+    return lists.cast(pl.List(pl.Float64)).list.to_array(length).to_numpy()
 
 
 def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,17 +188,18 @@ def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:
     """Entries of a pruning layer after each token of a window; the cell is chosen below the chart."""
     pruned = with_words(cells.filter(pl.col("policy") != "dense", pl.col("prune_events") > 0))
     chosen = [(group, _few(group.cells)) for group in groups(pruned, SCORED)]
-    chosen = [pair for i, pair in enumerate(chosen) if sum(p[1].height for p in chosen[: i + 1]) <= MOST_CELLS]
+    chosen = chosen[: _readable([own for _, own in chosen])]
     if not chosen:
         return []
-    rows = results.lists(
-        pl.concat([own for _, own in chosen])["cell_id"].unique().to_list(), "window", "event_steps", "event_kept"
-    )
-    rows = rows.filter(pl.col("event_steps").list.len() > 0).unique("cell_id", keep="first", maintain_order=True)
+
+    wanted = pl.concat([own for _, own in chosen])["cell_id"].unique().to_list()
+    rows = results.lists(wanted, "window", "event_steps", "event_kept")
+    rows = rows.filter(pl.col("event_steps").list.len() > 0)
+    rows = rows.unique("cell_id", keep="first", maintain_order=True)
     charts = []
     for group, own in chosen:
-        teeth = [_teeth(cell, rows) for cell in own.iter_rows(named=True)]
-        teeth = [frame for frame in teeth if frame is not None]
+        found = [_teeth(cell, rows) for cell in own.iter_rows(named=True)]
+        teeth = [frame for frame in found if frame is not None]
         if teeth:
             charts.append(_saw_chart(group, pl.concat(teeth)))
     return charts
@@ -171,9 +208,11 @@ def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:
 def _few(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells of one group to choose from: every threshold and setting once at its highest and lowest keep_ratio, then others."""
     first = cells.sort("keep_ratio", descending=True, maintain_order=True)
-    ends = pl.concat([first.unique(["policy", "after", "variant"], keep=end, maintain_order=True) for end in ("first", "last")])
-    usual = ends.unique("cell_id", keep="first", maintain_order=True).sort("position_mode", "protect_recent", maintain_order=True)
-    return usual.head(SAW_CELLS)
+    kinds = ["policy", "after", "variant"]
+    highest = first.unique(kinds, keep="first", maintain_order=True)
+    lowest = first.unique(kinds, keep="last", maintain_order=True)
+    ends = pl.concat([highest, lowest]).unique("cell_id", keep="first", maintain_order=True)
+    return ends.sort("position_mode", "protect_recent", maintain_order=True).head(SAW_CELLS)
 
 
 def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -184,17 +223,23 @@ def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     steps, kept = (list(own[name][0]) if own[name][0] is not None else [] for name in ("event_steps", "event_kept"))
     if len(steps) != len(kept):
         return None
+
     places, held, seen, now = [0], [0], 0, 0
     for step, left in zip(steps, kept, strict=True):
         places += [step, step]
         held += [now + step - seen, left]
         seen, now = step, left
     last = int(own["window"][0]) - 1
-    places, held = [*places, last], [*held, now + last - seen]
-    name = f"{cell['policy']} {labels.ratio_setting(cell['keep_ratio'])}, prune_after {cell['after']}, {cell['variant']}"
-    retained = f"recent retained {labels.percent(cell['recent_retained'])}"
-    row = {"cell": name, "retained": retained, "after": cell["prune_after"], "events": len(steps)}
-    row |= {"token": places, "held": held}
+
+    ratio = labels.ratio_setting(cell["keep_ratio"])
+    row = {
+        "cell": f"{cell['policy']} {ratio}, prune_after {cell['after']}, {cell['variant']}",
+        "retained": f"recent retained {labels.percent(cell['recent_retained'])}",
+        "after": cell["prune_after"],
+        "events": len(steps),
+        "token": [*places, last],
+        "held": [*held, now + last - seen],
+    }
     return pl.DataFrame([row])
 
 
