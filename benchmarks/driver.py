@@ -27,7 +27,8 @@ from typing import Any
 from pipeline.drive import execute
 from pipeline.executors import RayExecutor, start_ray
 from pipeline.lease import Lease
-from pipeline.plan import Plan, PlannedUnit, make_plan
+from pipeline.plan import Plan, make_plan
+from pipeline.planned_unit import PlannedUnit
 from pipeline.results import RunStore
 from pipeline.schedule import run_units
 from pipeline.session import begin

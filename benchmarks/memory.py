@@ -30,8 +30,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.estimates import shape_of, worker_bytes
-from pipeline.plan import Plan, PlannedUnit, make_plan
+from pipeline.estimates import worker_bytes
+from pipeline.model_size import shape_of
+from pipeline.plan import Plan, make_plan
+from pipeline.planned_unit import PlannedUnit
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from workers.cache_folder import cache_folder

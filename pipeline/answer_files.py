@@ -77,11 +77,14 @@ class AnswerFiles:
         return []
 
 
-def drop_useless(store: RunStore) -> None:
-    """Delete the answers of all cells whose rows are stored, where a driver died between the two. Raises as the store does."""
+def drop_useless(store: RunStore, task: str) -> None:
+    """Delete the answers of all cells of a task whose rows are stored, where a driver died between the two.
+
+    Raises as the store does.
+    """
     files = AnswerFiles(store)
     if files.cells:
-        stored = store.scan("tasks").filter(pl.col("cell_id").is_in(list(files.cells))).select("cell_id")
+        stored = store.scan(task).filter(pl.col("cell_id").is_in(list(files.cells))).select("cell_id")
         files.drop(stored.collect()["cell_id"].unique().to_list())
 
 

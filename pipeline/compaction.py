@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.answer_files import drop_useless
 from pipeline.part_files import unreadable
 from pipeline.results import TASK_COLUMNS, RunStore, RunUnreadableError, as_parquet, scan_files
+from pipeline.tasks import TASKS
 
 SMALL_BYTES, TARGET_BYTES, MOST_PARTS = 4 * 2**20, 48 * 2**20, 4000
 """Parts under the first are put together, up to the second or third: what fits in the driver's memory unpacked."""
@@ -45,8 +46,8 @@ def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> in
             store.add_file(f"{task}/{PREFIX}{digest[:8]}", as_parquet(table.to_arrow(), {REPLACES: json.dumps(digests)}))
             store.delete_all(names)
             replaced += len(names)
-    if "tasks" in tasks:
-        drop_useless(store)
+    for task in (task for task in tasks if task in TASKS and TASKS[task].keeps_answers):
+        drop_useless(store, task)
     return replaced
 
 

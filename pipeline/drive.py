@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from pipeline import waiting
 from pipeline.compaction import compact
-from pipeline.cutting import PlannedUnit, unit_seconds
+from pipeline.cutting import unit_seconds
 from pipeline.executors import RayExecutor
 from pipeline.inline import InlineExecutor
 from pipeline.placement import Need
+from pipeline.planned_unit import PlannedUnit
 from pipeline.progress import Progress
 from pipeline.run_log import RunLog
 from pipeline.schedule import Fault, Retry, gave_up, run_units

@@ -15,37 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.cell import DENSE, PRUNED_BY, Cell, settings_of
-from pipeline.cell_reach import prompt_tokens
 from pipeline.planning_progress import SILENT, PlanningProgress
-from pipeline.spec import SweepError
-from pipeline.sweep_keys import AXES, BLOCK_OF, FIELDS, CellFilter, SweepSpec, cell_value
+from pipeline.resolved import OwnText, Target
+from pipeline.sweep_error import SweepError
+from pipeline.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec, cell_value
+from pipeline.tasks import TASKS, tasks_asked
+from pipeline.tasks.task import Task
 from workers.skip_rule import skipped_count
 
 MAX_COMBINATIONS = 5_000_000
 """Of all axes, those that are dropped with a reason included: a minute and 3 GB of planning."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a group of cells shares before the axes of pruning: resolved model, dataset, device."""
-
-    model: str
-    model_revision: str
-    layers: int
-    dataset: str
-    dataset_fingerprint: str
-    device: str
-    dtype: str
-    bos: int | None = None
-    """The token that the model's texts begin with."""
-
-
-@dataclass(frozen=True)
-class HarnessText:
-    """A task of lm-evaluation-harness as what a cell reads: its name and the digest of its definition."""
-
-    name: str
-    fingerprint: str
 
 
 @dataclass
@@ -56,10 +35,12 @@ class Grid:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText] = (), said: PlanningProgress = SILENT) -> Grid:
-    """All cells of a sweep over resolved targets, and over the tasks of the harness, which bring their own ``texts``.
+def make_grid(
+    spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText] = (), said: PlanningProgress = SILENT
+) -> Grid:  # fmt: skip
+    """All cells of a sweep over resolved targets, and over the ``texts`` of tasks that bring their own.
 
-    ``targets`` without a dataset are those of the harness's tasks. Raises SweepError where the axes make too many cells.
+    ``targets`` without a dataset are for those texts. Raises SweepError where the axes make too many cells.
     """
     grid = Grid()
     _check_size(spec, targets, texts)
@@ -67,15 +48,15 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
     said.now("cells", lambda: len(grid.cells) + len(cells))
     excluded = Exclusions(spec.exclude)
     for target, task, settings in _asked(spec, targets, texts):
-        special = "parse" if task == "tasks" else spec.special_tokens_in_text
+        special = "parse" if task.brings_texts else spec.special_tokens_in_text
         template = Cell(
-            task=task, model=target.model, model_revision=target.model_revision, dataset=target.dataset,
+            task=task.name, model=target.model, model_revision=target.model_revision, dataset=target.dataset,
             dataset_fingerprint=target.dataset_fingerprint, device=target.device, dtype=target.dtype, **DENSE, seed=spec.seed,
             bos=target.bos, special_tokens_in_text=special, settings=json.dumps(settings, sort_keys=True),
         )  # fmt: skip
         cells, seen = [template], set[str]()
         for cell in _product(_axes(spec, task), template):
-            reason = _reason_to_drop(cell, target.layers, excluded)
+            reason = _reason_to_drop(cell, task, target.layers, excluded)
             if reason is None and cell.cell_id in seen:
                 reason = "listed twice"
             if reason is None:
@@ -83,14 +64,14 @@ def make_grid(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessTex
                 cells.append(cell)
             else:
                 grid.dropped[reason] += 1
-        grid.cells += _with_partners(cells) if task == "generation" else cells
+        grid.cells += _with_partners(cells) if task.timed else cells
     return grid
 
 
-def _axes(spec: SweepSpec, task: str) -> dict[str, list[Any]]:
+def _axes(spec: SweepSpec, task: Task) -> dict[str, list[Any]]:
     """The values of each axis that make cells of a task: the sweep's, less those that the task's own filter leaves out."""
-    block = getattr(spec, BLOCK_OF[task])
-    chosen = block.named() if isinstance(block, CellFilter) else {}
+    block = task.block_of(spec)
+    chosen = block.named() if block else {}
     axes = {axis: [cell_value(axis, value) for value in getattr(spec, axis)] for axis in FIELDS}
     return {axis: _among(values, chosen[axis]) if axis in chosen else values for axis, values in axes.items()}
 
@@ -100,31 +81,30 @@ def _among(values: list[Any], chosen: Collection[Any]) -> list[Any]:
     return [value for value in values if value in wanted]
 
 
-def _check_size(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText]) -> None:
+def _check_size(spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText]) -> None:
     """Raises SweepError for a grid that would fill memory before anybody sees that it is one."""
-    sizes = {task: math.prod(map(len, _axes(spec, task).values())) for task, block in BLOCK_OF.items() if getattr(spec, block)}
+    sizes = {task.name: math.prod(map(len, _axes(spec, task).values())) for task in tasks_asked(spec)}
     combinations = 0
     for _, task, _ in _asked(spec, targets, texts):
-        combinations += 1 + sizes[task]
+        combinations += 1 + sizes[task.name]
         if combinations > MAX_COMBINATIONS:
             longest = sorted(FIELDS, key=lambda axis: -len(getattr(spec, axis)))[:3]
             named = ", ".join(f"{len(getattr(spec, axis)):,} {axis}" for axis in longest)
-            told = f"the sweep has more than {MAX_COMBINATIONS:,} combinations ({sizes[task]:,} in {task} alone: {named}, ...)"
+            alone = f"{sizes[task.name]:,} in {task.name} alone: {named}, ..."
+            told = f"the sweep has more than {MAX_COMBINATIONS:,} combinations ({alone})"
             raise SweepError([f"{told}; leave values out, or make several sweeps of it"])
 
 
-def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[HarnessText]) -> Iterator[tuple[Target, str, dict[str, Any]]]:
-    """What is measured on what: every task on every target, those of the harness on their own texts."""
-    settings = list(task_settings(spec))
+def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText]) -> Iterator[tuple[Target, Task, dict[str, Any]]]:
+    """What is measured on what: every task on every target, those that bring texts on these."""
+    of_datasets = [(task, own) for task in tasks_asked(spec) if not task.brings_texts for own in task.settings(spec)]
+    of_texts = [(text, own) for text in texts for own in TASKS[text.task].settings(spec)]
     for target in targets:
         if target.dataset:
-            yield from ((target, task, own) for task, own in settings)
+            yield from ((target, task, own) for task, own in of_datasets)
         else:
-            for text in texts:
-                block = spec.lm_eval
-                assert block is not None
-                own = {"limit": block.limit, "num_fewshot": block.num_fewshot}
-                yield replace(target, dataset=text.name, dataset_fingerprint=text.fingerprint), "tasks", own
+            for text, own in of_texts:
+                yield replace(target, dataset=text.name, dataset_fingerprint=text.fingerprint), TASKS[text.task], own
 
 
 def _with_partners(cells: list[Cell]) -> list[Cell]:
@@ -135,26 +115,6 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
     for at, cell in enumerate(cells):  # one after the other, or a large grid would be held twice
         cells[at] = timed(cell.pruning)
     return cells
-
-
-def task_settings(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each task of a sweep's own texts with the settings that change its numbers; one entry per protocol, prompt length
-    and batch size for generation, and per ``question_pruned``.
-
-    Filters choose cells and change no number, so they are not among them.
-    """
-    filters = set(CellFilter.model_fields)
-    if spec.perplexity:
-        yield "perplexity", spec.perplexity.model_dump(exclude=filters)
-    if spec.generation:
-        task = spec.generation
-        common = task.model_dump(exclude={"protocol", "prompt_tokens", "batch_sizes", *filters})
-        for protocol, prompt, batch in itertools.product(task.protocol, task.prompt_tokens, task.batch_sizes):
-            yield "generation", {"protocol": protocol, "prompt_tokens": prompt, "batch_size": batch, **common}
-    if spec.retrieval:
-        common = spec.retrieval.model_dump(exclude=filters)
-        for pruned in spec.retrieval.question_pruned:
-            yield "retrieval", common | {"question_pruned": pruned}
 
 
 def _product(axes: Mapping[str, list[Any]], template: Cell) -> Iterator[Cell]:
@@ -195,7 +155,7 @@ class Exclusions:
         return left != 0
 
 
-def _reason_to_drop(cell: Cell, layers: int, excluded: Exclusions) -> str | None:
+def _reason_to_drop(cell: Cell, task: Task, layers: int, excluded: Exclusions) -> str | None:
     """Why a combination is no cell of its own; None where it is one."""
     if cell in excluded:
         return "excluded by the sweep file"
@@ -203,16 +163,16 @@ def _reason_to_drop(cell: Cell, layers: int, excluded: Exclusions) -> str | None
         return "keep_ratio 1.0 or policy dense: is the dense cell"
     if skipped_count(cell.skip_layers) == layers:
         return "all layers skipped: is the dense cell"
-    if cell.task == "perplexity" and cell.schedule == "prefill_once":
-        return "prefill_once prunes after a prompt, and perplexity has none"
+    if (why := task.why_no_cell(cell)) is not None:
+        return why
     if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
         return "streaming_rolled gives its keys positions of their own, which position_mode cache_length contradicts"
-    if (protected := cell.protect_sink + cell.protect_recent) and protected > _first_kept(cell):
+    if (protected := cell.protect_sink + cell.protect_recent) and protected > _first_kept(cell, task):
         return "protect_sink + protect_recent exceed the entries kept at the first prune"
     return None
 
 
-def _first_kept(cell: Cell) -> float:
+def _first_kept(cell: Cell, task: Task) -> float:
     """Entries that the first prune keeps; infinity where there is none."""
-    kept = cell.budget.first_kept(prompt_tokens(cell))
+    kept = cell.budget.first_kept(task.prompt_tokens(settings_of(cell)))
     return math.inf if kept is None else kept

@@ -15,20 +15,20 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.cell import Cell, settings_of
-from pipeline.cell_reach import never_prunes, prunes_while_decoding, tokens_read
-from pipeline.cutting import PlannedUnit, cut
+from pipeline.cell_reach import never_prunes
+from pipeline.cutting import cut
 from pipeline.grid import Grid, make_grid
+from pipeline.planned_unit import PlannedUnit
 from pipeline.planning_progress import SILENT, PlanningProgress
-from pipeline.resolve import Resolved, resolve, with_own_policies
-from pipeline.sweep_keys import BLOCK_OF, SweepSpec, cell_value
-from workers.windows import Window
+from pipeline.resolve import resolve, with_own_policies
+from pipeline.resolved import Resolved
+from pipeline.sweep_keys import SweepSpec, cell_value
+from pipeline.tasks import phases, task_of, tasks_asked
 
 SCOUTED_FROM = 5
 """Units of a kind, from which on one of them goes ahead."""
 LISTED = 5
 """Values of an axis that a note says."""
-PHASES = ("perplexity", "retrieval", "tasks", "generation")
-"""The order of tasks: timings last, when a machine can be left to them alone."""
 
 
 @dataclass
@@ -48,29 +48,7 @@ class Plan:
 
     def rows_expected(self, cell: Cell) -> int:
         """How many rows make a cell complete; a timed one may have more rounds."""
-        settings = settings_of(cell)
-        if cell.task == "perplexity":
-            return len(self.windows(cell))
-        if cell.task == "generation":
-            return settings["repeats"]
-        if cell.task == "retrieval":
-            return len(settings["kinds"]) * len(settings["context_tokens"]) * self.questions_expected(cell)
-        return 1  # a task's rows are stored together; how many metrics and documents it has, only running it tells
-
-    def questions_expected(self, cell: Cell) -> int:
-        """How many questions of each kind and length a retrieval cell has."""
-        return self.documents_expected(cell) * len(settings_of(cell)["depths"])
-
-    def documents_expected(self, cell: Cell) -> int:
-        """How many documents of each kind and length a retrieval cell is asked about, each at every depth."""
-        settings = settings_of(cell)
-        return settings["questions"] * len(settings["digits"]) * len(settings["distractors"])
-
-    def windows(self, cell: Cell) -> tuple[Window, ...]:
-        """The windows of a perplexity cell."""
-        settings = settings_of(cell)
-        tokens = self.resolved.tokens[cell.model, cell.dataset]
-        return tokens.windows(settings["window"], settings["stride"], settings["windows"], bos=cell.bos is not None)
+        return task_of(cell).rows_expected(cell, self.resolved)
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Plan:
@@ -90,7 +68,8 @@ def _into_units(plan: Plan, said: PlanningProgress = SILENT) -> None:
     said.now("units", lambda: len(plan.units))
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
         plan.units += cut(plan, list(cells))
-    plan.units.sort(key=lambda unit: (PHASES.index(unit.task), unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
+    order = {name: place for place, name in enumerate(phases())}
+    plan.units.sort(key=lambda unit: (order[unit.task], unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
     plan.units = _scouts_first(plan.units)
 
 
@@ -117,11 +96,9 @@ def _notes(plan: Plan) -> list[str]:
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
     notes += _without_cells(plan.spec)
-    silent = [cell for cell in plan.grid.cells if not prunes_while_decoding(cell)]
-    if silent:
-        notes.append(_silent_note(silent))
-    if plan.spec.generation and "report_2025" in plan.spec.generation.protocol:
-        notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
+    asked = [(task, [cell for cell in plan.grid.cells if cell.task == task.name]) for task in tasks_asked(plan.spec)]
+    for task, cells in asked:
+        notes += task.notes(plan.spec, cells)
     rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
     if rounded:
         notes.append(
@@ -129,7 +106,9 @@ def _notes(plan: Plan) -> list[str]:
             "how much on its own text"
         )
     contexts = {name: facts.context or math.inf for name, facts in plan.resolved.models.items()}
-    beyond = Counter(cell.model for cell in plan.grid.cells if tokens_read(cell) > contexts[cell.model])
+    beyond = Counter(
+        cell.model for cell in plan.grid.cells if task_of(cell).tokens_read(settings_of(cell)) > contexts[cell.model]
+    )
     for name, facts in plan.resolved.models.items():
         if facts.trust_remote_code:
             notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")
@@ -140,13 +119,8 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(
                 f"{beyond[name]} cells read more than the {facts.context} tokens that {name} was trained on; they are marked"
             )
-    for dense in (cell for cell in plan.grid.cells if cell.policy == "dense" and cell.task == "perplexity"):
-        count = len(plan.windows(dense))
-        asked = settings_of(dense)["windows"]
-        if count < asked:
-            notes.append(f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for")
-        if count < 2:
-            notes.append(f"{dense.dataset}: no interval can be given from {count} window")
+    for task, cells in asked:
+        notes += task.text_notes(plan.resolved, cells)
     for corpus in plan.resolved.corpora.values():
         notes += corpus.notes()
     for (model, dataset), tokens in plan.resolved.tokens.items():
@@ -163,8 +137,9 @@ def _notes(plan: Plan) -> list[str]:
 def _without_cells(spec: SweepSpec) -> list[str]:
     """Values of an axis that a task's block names and the sweep does not have: they make no cells."""
     notes = []
-    for block in (block for block in BLOCK_OF.values() if getattr(spec, block)):
-        for axis, chosen in getattr(spec, block).named().items():
+    for task in tasks_asked(spec):
+        block, own = task.block, task.block_of(spec)
+        for axis, chosen in (own.named() if own else {}).items():
             values = [cell_value(axis, value) for value in getattr(spec, axis)]
             lacking = [value for value in chosen if value not in values and value != "dense"]
             if not chosen:
@@ -182,17 +157,6 @@ def _without_cells(spec: SweepSpec) -> list[str]:
 def _listed(values: Sequence[Any]) -> str:
     shown = ", ".join(str(list(value) if isinstance(value, tuple) else value) for value in values[:LISTED])
     return f"{shown}, ..." if len(values) > LISTED else shown
-
-
-def _silent_note(cells: Sequence[Cell]) -> str:
-    """Of timed cells that prune their prompt and nothing after it."""
-    first, settings = cells[0], settings_of(cells[0])
-    return (
-        f"{len(cells)} generation cells never prune while decoding: their time per token says what a smaller cache saves, and "
-        f"nothing of what pruning costs (keep_ratio {first.keep_ratio:g}, prune_after {first.prune_after}, prompt of "
-        f"{settings['prompt_tokens']}, {settings['new_tokens']} new tokens); ask for more new tokens, a higher keep_ratio or a "
-        "lower prune_after"
-    )
 
 
 def _bos_notes(plan: Plan, model: str) -> list[str]:

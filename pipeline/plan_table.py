@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cell import PRUNED_BY, Cell
+from pipeline.cell_reach import planned_budget
 from pipeline.plan import Plan
-from pipeline.planned_budget import planned_budget
 from pipeline.schema import PRUNING
 from pipeline.wall_clock import WallClock
 from workers.machine import this_machine

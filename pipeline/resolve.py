@@ -7,46 +7,22 @@ import os
 import platform
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import questions
-from pipeline.grid import HarnessText, Target
 from pipeline.planning_progress import SILENT, PlanningProgress
-from pipeline.results import answer_room
-from pipeline.spec import SweepError
-from pipeline.sweep_keys import BLOCK_OF, CellFilter, SweepSpec
+from pipeline.resolved import Resolved, Target
+from pipeline.sweep_error import SweepError
+from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.tasks import TASKS, tasks_asked
 from workers.bos import begins_by_itself, bos_token
 from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
 from workers.gpus import cuda
 from workers.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
 from workers.model_json import one_line
 from workers.policy_files import OwnModules, PolicyError
-from workers.retrieval import filler_tokens
 from workers.skip_rule import check_count
 from workers.text_tokens import TokenizerError
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Everything that a plan needs of the outside world."""
-
-    models: dict[str, ModelFacts]
-    corpora: dict[str, Corpus | Collection]
-    """By the name that rows have of a dataset."""
-    tokens: dict[tuple[str, str], Tokens]
-    """By (model, dataset)."""
-    targets: list[Target]
-    """One without a dataset per model, device and type where the harness's tasks are asked for."""
-    texts: list[HarnessText] = field(default_factory=list)
-    """The harness's tasks."""
-    bos: dict[str, int | None] = field(default_factory=dict)
-    """By model: the token that its texts begin with."""
-    own_bos: dict[str, bool] = field(default_factory=dict)
-    """By model: whether its own tokenizer puts one first."""
-    notes: list[str] = field(default_factory=list)
-    """Of the machine, to be told before anything runs."""
 
 
 def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Resolved:
@@ -81,7 +57,8 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
         try:
             bos[name] = bos_token(facts, spec.bos)
             own_bos[name] = begins_by_itself(facts)
-            faults += questions.faults(spec.retrieval, facts, bos[name]) if spec.retrieval else []
+            for task in tasks_asked(spec):
+                faults += task.model_faults(spec, facts, bos[name])
             vocabulary = hashlib.sha256(Path(facts.tokenizer_file).read_bytes()).hexdigest()
             for dataset, corpus in corpora.items():
                 if (vocabulary, dataset) not in known:
@@ -95,7 +72,7 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
             faults.append(f"datasets: {error} (model {name})")
         except (TokenizerError, OSError) as error:  # of its files; a dataset's are a CorpusError
             faults.append(f"models: model {name!r}: its tokenizer.json cannot be used ({one_line(error)})")
-    texts = _harness_texts(spec, faults)
+    texts = [text for task in TASKS.values() for text in task.texts(spec, faults)]
     if faults:
         raise SweepError(faults)
     said.now("devices")
@@ -109,21 +86,6 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
         for dtype in spec.dtypes
     ]
     return Resolved(models, corpora, tokens, targets, texts, bos, own_bos, _device_notes(spec, auto_device))
-
-
-def _harness_texts(spec: SweepSpec, faults: list[str]) -> list[HarnessText]:
-    """The harness's tasks by their digests; adds to ``faults`` what cannot be found."""
-    if spec.lm_eval is None:
-        return []
-    from workers.harness.tasks import HarnessError, task_digest  # the harness is an optional dependency, and takes seconds
-
-    found = []
-    for name in spec.lm_eval.tasks:
-        try:
-            found.append(HarnessText(name, task_digest(name, spec.lm_eval.include_path)))
-        except HarnessError as error:
-            faults.append(f"lm_eval.tasks: {error}")
-    return found
 
 
 def with_own_policies(spec: SweepSpec) -> SweepSpec:
@@ -150,7 +112,7 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
         return chosen.model_copy(update={"policies": [names.get(name, name) for name in chosen.policies]})
 
     changes: dict[str, Any] = {"policies": list(names.values()), "exclude": [renamed(block) for block in spec.exclude]}
-    changes |= {task: renamed(getattr(spec, task)) for task in BLOCK_OF.values()}
+    changes |= {task.block: renamed(task.block_of(spec)) for task in tasks_asked(spec)}
     return spec.model_copy(update=changes)
 
 
@@ -186,17 +148,7 @@ def check_cuda_here(spec: SweepSpec) -> None:
 
 def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     faults = _layer_faults(spec, facts)
-    wanted: list[tuple[str, int]] = []
-    if spec.perplexity:
-        wanted.append(("perplexity.window", spec.perplexity.window))
-    if spec.generation:
-        wanted += [
-            ("generation.prompt_tokens + new_tokens", n + spec.generation.new_tokens) for n in spec.generation.prompt_tokens
-        ]
-    if spec.retrieval:
-        room = answer_room(spec.retrieval.digits)
-        key = f"retrieval.context_tokens + {room} for the answer"
-        wanted += [(key, n + room) for n in spec.retrieval.context_tokens]
+    wanted = [length for task in tasks_asked(spec) for length in task.lengths(spec)]
     return (
         ([f"models: model {facts.name!r}: {'; '.join(facts.refusals)}"] if facts.refusals else [])
         + faults
@@ -265,21 +217,12 @@ def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: Tokens, bos:
 
     Reads as far as the sweep needs it. Raises CorpusError where it cannot be read.
     """
-    needs: list[tuple[str, int, int, bool]] = []
-    if spec.perplexity:
-        needs.append(("one perplexity window", spec.perplexity.window - bos, spec.perplexity.windows, False))
-    if spec.generation:
-        task = spec.generation
-        longest, batch = max(task.prompt_tokens) - bos, max(task.batch_sizes)
-        needs.append(("the largest batch of the longest prompts", longest, batch, True))
-    if spec.retrieval:
-        tokens.filler(filler_tokens(spec.retrieval.context_tokens))
-
+    needs = [need for task in tasks_asked(spec) for need in task.text_needs(spec, tokens, bos)]
     faults = []
-    for what, length, count, apart in needs:
-        lack = tokens.lacking(length, count, apart=apart)
+    for need in needs:
+        lack = tokens.lacking(need.length, need.count, apart=need.all_apart)
         if lack is not None:
-            needed = length * count if apart else length
+            needed = need.length * need.count if need.all_apart else need.length
             has = f"datasets: {dataset!r} has {lack.has} under the tokenizer of {model}"
-            faults.append(f"{has}, {what} needs {needed}{lack.way}")
+            faults.append(f"{has}, {need.what} needs {needed}{lack.way}")
     return faults

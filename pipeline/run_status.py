@@ -6,11 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.done import rows_per_cell
 from pipeline.lease import describe_driver
 from pipeline.planned_cells import read_planned_cells
-from pipeline.results import TASKS, RunStore, RunUnreadableError, required_run
+from pipeline.results import RunStore, RunUnreadableError, required_run
 from pipeline.store_errors import first_line_of
+from pipeline.stored_rows import rows_per_cell
+from pipeline.tasks import TASKS
 
 
 def describe(store: RunStore) -> list[str]:
@@ -55,7 +56,7 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     failed = failures.sort("error_type", "message").collect().join(done, on="cell_id", how="anti", maintain_order="left")
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
     bad, count = failed["cell_id"].n_unique(), run["planned"][task]
-    missing, fewest = max(0, count - len(done) - bad), "at least " if task in ("generation", "tasks") else ""
+    missing, fewest = max(0, count - len(done) - bad), "at least " if TASKS[task].at_least else ""
     told = run.get("planned_rows")
     wanted = told[task] if isinstance(told, dict) and task in told else cells["wanted"].sum()
     lines = [

@@ -13,7 +13,6 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.answer_files import AnswerFiles
-from pipeline.cutting import PlannedUnit
 from pipeline.done import DoneIndex
 from pipeline.exclusion import PROBE
 from pipeline.lease import NAME as LEASE_NAME
@@ -22,6 +21,7 @@ from pipeline.place import PlaceError
 from pipeline.plan import Plan
 from pipeline.planned_cells import NAME as CELLS_NAME
 from pipeline.planned_cells import planned_cells
+from pipeline.planned_unit import PlannedUnit
 from pipeline.provenance import as_json, describe_run
 from pipeline.results import STORE_ERRORS, TASK_COLUMNS, RunStore, is_remote, placed
 from pipeline.run_json import NAME as RUN_NAME

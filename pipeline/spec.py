@@ -14,18 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.sweep_keys import BLOCK_OF, BLOCKS, FIELDS, CellFilter, SweepSpec, cell_value
+from pipeline.sweep_error import SweepError
+from pipeline.sweep_keys import BLOCKS, FIELDS, CellFilter, SweepSpec, cell_value
+from pipeline.tasks import TASKS, tasks_asked
 from pipeline.yaml_values import MAX_BYTES, Node, YamlError, read_yaml
 
 EMBEDDED_SWEEPS = Path(__file__).parent / "sweeps"
-
-
-class SweepError(ValueError):
-    """Bad input, found before any work started; one message per fault."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = list(faults)
 
 
 FAULTS_SHOWN, ALLOWED_SHOWN = 50, 20
@@ -168,22 +162,27 @@ def _validated(plain: dict[str, Any], places: Places) -> SweepSpec:
         spec = SweepSpec.model_validate_json(json.dumps(plain))
     except ValidationError as error:
         raise SweepError(_told((_fault(fault, places) for fault in error.errors()), error.error_count())) from None
-    faults = []
-    asked = [block for block in BLOCK_OF.values() if getattr(spec, block)]
-    if not asked:
-        faults.append(f"{places.file}: nothing to measure; add at least one block of {', '.join(BLOCK_OF.values())}")
-    if not spec.datasets and asked != ["lm_eval"]:
-        faults.append(f"{places.where(('datasets',))}: is required, at least one (only lm_eval brings its own texts)")
-    if spec.perplexity and spec.perplexity.stride > spec.perplexity.window:
-        faults.append(
-            f"{places.where(('perplexity', 'stride'))}: must be <= perplexity.window {spec.perplexity.window} "
-            f"(got {spec.perplexity.stride})"
-        )
+    faults = _task_faults(spec, places)
     unknown = _unknown_exclusions(spec)
     faults += _told((_exclusion_fault(spec, at, places) for at in unknown), len(unknown))
     if faults:
         raise SweepError(faults)
     return spec
+
+
+def _task_faults(spec: SweepSpec, places: Places) -> list[str]:
+    """What no task can be asked, or one that is asked cannot do, by the sweep file alone."""
+    faults, asked = [], tasks_asked(spec)
+    if not asked:
+        blocks = ", ".join(task.block for task in TASKS.values())
+        faults.append(f"{places.file}: nothing to measure; add at least one block of {blocks}")
+    if not spec.datasets and not (asked and all(task.brings_texts for task in asked)):
+        without = " and ".join(task.block for task in TASKS.values() if task.brings_texts)
+        faults.append(f"{places.where(('datasets',))}: is required, at least one (only {without} brings its own texts)")
+
+    for task in asked:
+        faults += [f"{places.where(key)}: {what}" for key, what in task.sweep_faults(spec)]
+    return faults
 
 
 def _told(faults: Iterable[str], count: int) -> list[str]:

@@ -77,10 +77,6 @@ def cell_value(axis: str, value: Any) -> Any:
     return tuple(sorted(set(value))) if axis == "skip_layers" and not isinstance(value, str) else value
 
 
-BLOCK_OF = {"perplexity": "perplexity", "generation": "generation", "retrieval": "retrieval", "tasks": "lm_eval"}
-"""Task -> the block of a sweep file that asks for it."""
-
-
 class CellFilter(_Strict):
     """Values on some axes of the grid; an axis that is left out allows all of its values."""
 

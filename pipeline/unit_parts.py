@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.cell import Cell
-from pipeline.cutting import PlannedUnit
 from pipeline.done import DoneIndex
 from pipeline.plan import Plan
+from pipeline.planned_unit import PlannedUnit
 from pipeline.results import CELL_COLUMNS, RunStore, to_arrow
 from pipeline.schema import PROTOCOL_VERSION
-from workers.retrieval import says
+from pipeline.tasks import TASKS
 from workers.telling import News
-from workers.text_tokens import open_tokenizer
 from workers.work import Failure, UnitResult
 
 
@@ -54,12 +53,12 @@ class PartWriter:
         new = self.done.new_rows(unit.task, given)
         if not new:
             return 0
-        run_id = self.run_id
-        if unit.task == "generation" and any(self.done.has_rows(cell) for cell in unit.cells):
+        task, run_id = TASKS[unit.task], self.run_id
+        if task.timed and any(self.done.has_rows(cell) for cell in unit.cells):
             run_id += f"-{uuid.uuid4().hex[:6]}"  # another measurement, whose rounds must never be paired with the first one's
 
         columns = self._columns(unit, run_id, device_name)
-        told = self._with_text(unit, new) if unit.task == "retrieval" else new
+        told = task.as_stored(new, self.plan.resolved.models[unit.cells[0].model])
         rows = [columns[row["cell_id"]] | {k: v for k, v in row.items() if k != "cell_id"} for row in told]
         self.store.add_part(unit.task, unit.unit_id, to_arrow(unit.task, rows))
         self.done.add(unit.task, new)
@@ -70,17 +69,6 @@ class PartWriter:
         dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
         stored_as = self.plan.resolved.models[unit.cells[0].model].quantization
         return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name, stored_as) for cell in unit.cells}
-
-    def _with_text(self, unit: PlannedUnit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Answers of retrieval as text, and whether that is right; a worker gives ids."""
-        tokenizer = open_tokenizer(self.plan.resolved.models[unit.cells[0].model].tokenizer_file)
-        told = []
-        for row in rows:
-            own = {name: value for name, value in row.items() if name != "own_tokens"}
-            said = tokenizer.text_before_end(row["own_tokens"])
-            own |= {"answer": tokenizer.text(row["answer"]).strip(), "correct_text": says(said, row["expected"])}
-            told.append(own)
-        return told
 
 
 def cell_columns(

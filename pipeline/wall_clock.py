@@ -14,9 +14,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from pipeline.cluster_head import STORE_BYTES
-from pipeline.cutting import PlannedUnit, unit_seconds
+from pipeline.cutting import unit_seconds
 from pipeline.placement import Fleet, Need, Node
 from pipeline.plan import Plan
+from pipeline.planned_unit import PlannedUnit
 from pipeline.seconds import Rates
 from workers.code_digest import ROOT
 from workers.gpus import gpu_memory_bytes, list_gpus

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, GPT2Config
 
+from pipeline.cell_reach import planned_budget
 from pipeline.plan import make_plan
-from pipeline.planned_budget import planned_budget
 from pipeline.spec import SweepError, load_spec
 from tests.stock_loop import rounded
 from tests.thinned import thinned

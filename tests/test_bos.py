@@ -18,7 +18,9 @@ from pipeline.plan import make_plan
 from pipeline.provenance import describe_run
 from pipeline.results import RunStore
 from pipeline.spec import SweepError, load_spec
-from pipeline.unit_inputs import questions_of, work_unit
+from pipeline.tasks.perplexity import windows_of
+from pipeline.tasks.retrieval import questions_of
+from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.tokenizers_made import begins_with, byte_style, gemma_style, llama2_style, saved
 from workers.bos import GENERAL_BY_TYPE, OWN_BY_TYPE, OWN_POST_PROCESSOR, bos_token
@@ -149,7 +151,7 @@ def test_bos_is_position_0_of_windows_prompts_and_documents_and_counts(plan_of, 
 
     passkeys = plan_of(perplexity=None, retrieval="{context_tokens: [240], depths: [0.1, 0.9], questions: 1}")
     for made, unit in ((plan, units["retrieval"]), (passkeys, passkeys.units[0])):
-        asked = questions_of(made, unit)
+        asked = questions_of(made.resolved, unit)
         assert len({id(question.context_ids) for question in asked}) == (1 if unit.asked.kind == "needle" else 2)
         for question in asked:
             assert question.context_ids[0] == BOS not in question.context_ids[1:] and len(question.prompt_ids) == 240
@@ -163,7 +165,7 @@ def test_a_text_holds_as_many_windows_as_its_tokens_fill_behind_bos(plan_of, tmp
     keys = {"datasets": f'["text:{file}"]', "perplexity": "{window: 64, windows: 9}"}
     for bos, count in (("auto", 2), ("never", 1)):
         plan = plan_of(bos=bos, **keys)
-        assert len(plan.windows(plan.grid.cells[0])) == count
+        assert len(windows_of(plan.grid.cells[0], plan.resolved)) == count
     file.write_text("x" * 63)
     assert len(plan_of(**keys).units) == 1
     file.write_text("x" * 62)
@@ -273,7 +275,7 @@ def test_generated_tokens_are_those_of_the_stock_model_behind_bos(rows, stock, t
 def test_answers_are_those_of_the_stock_model_behind_bos(rows, stock):
     plan, scan = rows
     for unit in (unit for unit in plan.units if unit.task == "retrieval"):
-        for question in questions_of(plan, unit):
+        for question in questions_of(plan.resolved, unit):
             ids = torch.tensor([question.prompt_ids + question.answer_ids])
             with torch.inference_mode():
                 logits = stock(ids).logits[0, -len(question.answer_ids) - 1 : -1].float()

@@ -18,6 +18,7 @@ from pipeline.plan import make_plan
 from pipeline.results import RunStore
 from pipeline.spec import load_spec
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, kvsweep, run_inline
 
 
@@ -36,7 +37,7 @@ def keys(frame: pl.DataFrame) -> Counter:
 
 def planned_keys(sweep: Path) -> Counter:
     plan = make_plan(load_spec(str(sweep)))
-    return Counter((c.cell_id, w.index) for c in plan.grid.cells if c.task == "perplexity" for w in plan.windows(c))
+    return Counter((c.cell_id, w.index) for c in plan.grid.cells if c.task == "perplexity" for w in windows_of(c, plan.resolved))
 
 
 def test_help_names_the_commands(tmp_path):

@@ -21,6 +21,7 @@ from pipeline.plan import make_plan
 from pipeline.results import RunStore
 from pipeline.spec import load_spec
 from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
+from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, run_inline
 from tests.limited import SmallDisk, small_memory
 from tests.s3_server import closed_port, settings
@@ -41,7 +42,7 @@ def keys(out: Path) -> Counter:
 
 def planned(sweep: Path) -> Counter:
     plan = make_plan(load_spec(str(sweep)))
-    return Counter((cell.cell_id, w.index) for cell in plan.grid.cells for w in plan.windows(cell))
+    return Counter((cell.cell_id, w.index) for cell in plan.grid.cells for w in windows_of(cell, plan.resolved))
 
 
 def status(directory: Path | str) -> Result:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.cell import settings_of
-from pipeline.estimates import shape_of as planned_shape
 from pipeline.estimates import worker_bytes
+from pipeline.model_size import shape_of as planned_shape
 from pipeline.plan import make_plan
 from pipeline.spec import load_spec
 from tests.tiny import repetitive_tokens, tiny_model

@@ -13,6 +13,7 @@ from pipeline.plan import make_plan
 from pipeline.results import RunStore
 from pipeline.spec import load_spec
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.tasks.perplexity import windows_of
 from tests.command import run_inline
 from tests.private_machine import PrivateMachine, needs
 from tests.two_nodes import TwoNodes
@@ -72,7 +73,7 @@ def same_as_planned(out: Path, sweep: Path, monkeypatch, nodes, devices: tuple[s
     """Every row of these devices is there, once."""
     monkeypatch.syspath_prepend(str(nodes.folder))
     plan = make_plan(load_spec(str(sweep)))
-    wanted = Counter((c.cell_id, w.index) for c in plan.grid.cells if c.device in devices for w in plan.windows(c))
+    wanted = Counter((c.cell_id, w.index) for c in plan.grid.cells if c.device in devices for w in windows_of(c, plan.resolved))
     assert Counter(table(out).select("cell_id", "window_index").iter_rows()) == wanted
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cutting import MOST_CELLS, MOST_WINDOWS, Documents
-from pipeline.plan import PHASES, make_plan
+from pipeline.plan import make_plan
 from pipeline.plan_table import print_plan
+from pipeline.planned_unit import Documents
 from pipeline.spec import SweepError, load_spec
-from pipeline.unit_inputs import questions_of, work_unit
+from pipeline.tasks import phases
+from pipeline.tasks.perplexity import MOST_CELLS, MOST_WINDOWS, windows_of
+from pipeline.tasks.retrieval import questions_expected, questions_of
+from pipeline.unit_inputs import work_unit
 from pipeline.wall_clock import WallClock
 
 CLOCK = WallClock(90.0, 2, ("tiny",))
@@ -38,7 +41,7 @@ def test_units_cover_each_window_of_each_cell_exactly_once(plan_of):
     plan = plan_of(**MANY)
     covered = Counter((cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.windows)
     assert len(plan.grid.cells) == 61
-    numbers = [window.index for window in plan.windows(plan.grid.cells[0])]
+    numbers = [window.index for window in windows_of(plan.grid.cells[0], plan.resolved)]
     assert len(numbers) == 20 and numbers[0] > 0, "the text has more windows"
     assert covered == Counter((cell.cell_id, i) for cell in plan.grid.cells for i in numbers)
     assert max(len(unit.cells) for unit in plan.units) <= MOST_CELLS
@@ -106,10 +109,10 @@ def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of
     assert {unit.asked for unit in plan.units} == {Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)}
     assert all(unit.cells == tuple(cells) for unit in plan.units)
     for unit in plan.units:
-        questions = questions_of(plan, unit)
+        questions = questions_of(plan.resolved, unit)
         asked = {(question.kind, len(question.prompt_ids)) for question in questions}
         assert asked == {(unit.asked.kind, unit.asked.context_tokens)}
-        assert len(questions) == plan.questions_expected(cells[0]) == plan.rows_expected(cells[0]) / 4 == 8
+        assert len(questions) == questions_expected(cells[0]) == plan.rows_expected(cells[0]) / 4 == 8
 
 
 def test_a_question_kept_out_of_pruning_makes_cells_of_its_own(plan_of):
@@ -128,7 +131,7 @@ def test_estimates_are_positive_and_the_longest_units_come_first_after_scouts(pl
     scouts = [unit for unit in plan.units if unit.scout]
     later = [unit for unit in plan.units if not unit.scout]
     assert plan.units == scouts + later
-    assert [unit.task for unit in later] == sorted((unit.task for unit in later), key=PHASES.index)
+    assert [unit.task for unit in later] == sorted((unit.task for unit in later), key=phases().index)
     for unit, after in pairwise(later):
         assert unit.task != after.task or unit.cost_seconds >= after.cost_seconds
     for scout in scouts:

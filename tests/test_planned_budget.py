@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pipeline.cell import settings_of
-from pipeline.cell_reach import never_prunes, prunes_while_decoding
+from pipeline.cell_reach import never_prunes, planned_budget
 from pipeline.grid import make_grid
 from pipeline.plan import make_plan
-from pipeline.planned_budget import planned_budget
 from pipeline.spec import load_spec
+from pipeline.tasks.generation import prunes_while_decoding
 from pipeline.unit_inputs import prune_settings
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model

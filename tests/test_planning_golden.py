@@ -9,9 +9,8 @@ import pytest
 
 from pipeline import cell as cells
 from pipeline import plan as plans
-from pipeline.grid import Target
-from pipeline.planned_budget import planned_budget
-from pipeline.resolve import Resolved
+from pipeline.cell_reach import planned_budget
+from pipeline.resolved import Resolved, Target
 from pipeline.spec import EMBEDDED_SWEEPS, load_spec
 from pipeline.sweep_keys import SweepSpec
 from workers.corpora import TokenizedCorpus

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import cutting, grid, plan_table, resolve, sweep_keys
+from pipeline import grid, plan_table, resolve, sweep_keys, unit_sizes
 from pipeline import plan as plans
+from pipeline.cell_reach import planned_budget
 from pipeline.grid import Exclusions, make_grid
-from pipeline.planned_budget import planned_budget
 from pipeline.planning_progress import PlanningProgress
+from pipeline.seconds import Passes
 from pipeline.spec import SweepError, load_spec
 from pipeline.sweep_keys import FIELDS, Exclusion, SweepSpec
 from pipeline.wall_clock import WallClock
@@ -53,7 +54,7 @@ def test_no_plan_walks_through_the_prunes_of_a_cell(plan_of, monkeypatch, capsys
 
 
 def test_the_passes_of_cells_are_estimated_once_and_not_for_each_stretch_of_windows(plan_of, monkeypatch):
-    calls = counted(monkeypatch, cutting.Passes, "of")
+    calls = counted(monkeypatch, Passes, "of")
     made = plan_of(perplexity={"window": 8, "windows": 100})
     assert (len(made.units), len(calls)) == (7, 1)
 
@@ -129,7 +130,7 @@ def test_a_grid_that_nobody_can_run_is_refused_before_it_is_made(plan_of, monkey
     with pytest.raises(SweepError, match=r"more than 100 combinations \(120 in perplexity alone: 60 keep_ratios, 2 prune_after"):
         plan_of(keep_ratios=[n / 100 for n in range(1, 61)], prune_after=[8, 16])
     assert made == []
-    monkeypatch.setattr(cutting, "MAX_UNITS", 3)
+    monkeypatch.setattr(unit_sizes, "MAX_UNITS", 3)
     with pytest.raises(SweepError, match=r"7 units of work \(100 windows of a text among them\), and 3 is the most"):
         plan_of(perplexity={"window": 8, "windows": 100})
 

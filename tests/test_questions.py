@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers
 from pipeline.plan import make_plan
 from pipeline.questions import unspeakable
 from pipeline.spec import load_spec
-from pipeline.unit_inputs import questions_of
+from pipeline.tasks.retrieval import questions_of
 from tests.command import kvsweep
 from tests.tokenizers_made import byte_style, gemma_style, llama2_style, metaspace_style, saved, unigram_style
 from workers.corpora import Corpus, tokenize
@@ -73,7 +73,7 @@ def test_what_a_worker_is_asked_is_made_of_pieces_inside_a_text(sweep_file, tiny
     tokens = TextTokens(saved(llama2_style(), folder))
     sweep = sweep_file(models=f"[{folder}]", retrieval="{context_tokens: [240], questions: 2}", perplexity=None)
     plan = make_plan(load_spec(str(sweep)))
-    for question in questions_of(plan, plan.units[0]):
+    for question in questions_of(plan.resolved, plan.units[0]):
         text = tokens.text(question.prompt_ids + question.answer_ids)
         assert " \n" not in text and "  " not in text
         assert f"\nThe pass key is {question.expected}. Remember it. {question.expected} is the pass key.\n" in text

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 
 from analysis.load import load
-from pipeline.done import ROW_KEYS
 from pipeline.lease import NAME
 from pipeline.results import RunStore
 from pipeline.schedule import Fault, gave_up
+from pipeline.schema import ROW_KEYS
 from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import run_inline
 from workers.telling import Tell

@@ -12,8 +12,8 @@ from analysis import labels
 from analysis.load import load as load_run
 from analysis.norm_attention import in_words, norm_attention
 from analysis.report import write_report
+from pipeline.cell_reach import planned_budget
 from pipeline.plan import make_plan
-from pipeline.planned_budget import planned_budget
 from pipeline.results import RunStore
 from pipeline.spec import load_spec
 from pipeline.sweep import DONE, SOME_FAILED

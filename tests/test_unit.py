@@ -168,7 +168,7 @@ def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
 def test_rows_say_how_much_is_rounding_as_the_check_found_it(sweep_file, tmp_path, monkeypatch):
     """All units about a text say the same, whichever comes first; without a check nothing is known."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("pipeline.cutting.MOST_WINDOWS", 2)
+    monkeypatch.setattr("pipeline.tasks.perplexity.MOST_WINDOWS", 2)
     plan = make_plan(load_spec(str(sweep_file(perplexity="{window: 64, stride: 64, windows: 4}"))))
     units = [work_unit(plan, unit) for unit in plan.units if unit.task == "perplexity"]
     assert len(units) > 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.unit_parts import PartWriter
+from pipeline.tasks import TASKS
 from tests.conftest import save_byte_tokenizer
 from workers.text_tokens import open_tokenizer
 
@@ -15,13 +15,11 @@ def told(tmp_path):
     """The row of an answer by its own tokens and how many of them are shown, and the tokenizer."""
     file = tmp_path / "tokenizer.json"
     save_byte_tokenizer(file)
-    plan: Any = SimpleNamespace(resolved=SimpleNamespace(models={"m": SimpleNamespace(tokenizer_file=str(file))}))
-    unit: Any = SimpleNamespace(cells=[SimpleNamespace(model="m")])
-    nothing: Any = None
+    facts: Any = SimpleNamespace(tokenizer_file=str(file))
 
     def row(own: list[int], first: int) -> dict[str, Any]:
         answer = {"expected": "123", "answer": own[:first], "own_tokens": own, "correct": False}
-        return PartWriter(plan, nothing, "run", nothing)._with_text(unit, [answer])[0]
+        return TASKS["retrieval"].as_stored([answer], facts)[0]
 
     return row, open_tokenizer(str(file)).ids
 

@@ -13,11 +13,13 @@ import torch
 
 from pipeline import wall_clock as clocks
 from pipeline.cell import Cell
-from pipeline.cutting import UNIT_SECONDS, unit_seconds
+from pipeline.cutting import unit_seconds
 from pipeline.placement import Fleet, Node
 from pipeline.plan import make_plan
-from pipeline.seconds import Rates, retrieval_seconds
+from pipeline.seconds import Rates
 from pipeline.spec import SweepError, load_spec
+from pipeline.tasks.retrieval import retrieval_seconds
+from pipeline.unit_sizes import UNIT_SECONDS
 from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
 from workers.measure_pace import TOKENS, measure
@@ -204,7 +206,7 @@ def test_without_a_home_nothing_is_remembered_and_nothing_is_lost(monkeypatch):
 
 
 def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, monkeypatch):
-    monkeypatch.setattr("pipeline.cutting.MAX_UNITS", 0)
+    monkeypatch.setattr("pipeline.unit_sizes.MAX_UNITS", 0)
     with pytest.raises(SweepError, match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions"):
         plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")
 
