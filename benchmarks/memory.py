@@ -37,7 +37,6 @@ from pipeline.planned_unit import PlannedUnit
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from workers.cache_folder import cache_folder
-from workers.check_text import check_text
 from workers.footprint import MAX_AT_ONCE, PROCESS_BYTES, contexts_at_once
 from workers.heap import limit_heap_blocks
 from workers.model_files import EMBEDDED
@@ -161,7 +160,7 @@ def child(path: str, what: str) -> None:
             weight.sum()
     begin, failures = time.perf_counter(), []
     if what == "check":
-        text = check_text(unit)
+        text = unit.work.check_text()
         assert text is not None
         check_once(model, unit.model, unit.dtype, torch.from_numpy(text), own_text=unit.task == "perplexity")
     else:

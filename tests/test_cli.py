@@ -248,7 +248,7 @@ def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_n
 
 @pytest.mark.slow
 def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, capsys, monkeypatch):
-    monkeypatch.setattr("workers.unit.memory_bandwidth", lambda device, size: 1.0)
+    monkeypatch.setattr("workers.generation_rows.memory_bandwidth", lambda device, size: 1.0)
     task = "{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, keep_ratios: [0.5]}"
     assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
     printed = capsys.readouterr().err

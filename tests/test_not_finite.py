@@ -105,7 +105,10 @@ def test_what_is_looked_at_is_the_highest_logit_of_every_row(value):
 
 @pytest.mark.parametrize("protocol", ["interleaved", pytest.param("report_2025", marks=pytest.mark.slow)])
 def test_a_timed_cell_that_fails_takes_no_other_down(protocol, monkeypatch):
-    monkeypatch.setattr("workers.unit.memory_bandwidth", lambda device, size: 1e12)  # what the memory gives is not asked here
+    # what the memory gives is not asked here
+    monkeypatch.setattr(
+        "workers.generation_rows.memory_bandwidth", lambda device, size: 1e12
+    )  # what the memory gives is not asked here
     cells = [UnitCell(name, PruneSettings(name, 0.5, 16)) for name in ("dense", "knorm", "nowhere:score")]
     work = GenerationWork(
         tuple(map(tuple, PROMPT.tolist())), 5, repeats=2, max_repeats=2, interval_width=0.05, warmup=1, seed=0, protocol=protocol

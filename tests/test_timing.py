@@ -17,11 +17,11 @@ from workers import rounds
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.clock import Clock
 from workers.generation import GenerationRun, generate
+from workers.generation_rows import above_ceiling
 from workers.model_files import find_model
 from workers.peak_memory import PeakMemory
 from workers.rounds import Timed, round_orders, timed_rounds, widest_interval
 from workers.settings import PruneSettings
-from workers.unit import above_ceiling
 from workers.work import GenerationWork, UnitCell, WorkUnit
 
 CPU = torch.device("cpu")

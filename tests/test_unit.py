@@ -147,7 +147,7 @@ def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch)
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ...")
         return evaluate(model, tokens, *others)
 
-    monkeypatch.setattr("workers.unit.evaluate", tight)
+    monkeypatch.setattr("workers.perplexity_rows.evaluate", tight)
     parts = run_unit(unit, tiny_model("llama"), CPU).rows
     assert sizes == [5, 3, 2, 2, 1]
     by_key = {(row["cell_id"], row["window_index"]): row for row in parts}
@@ -160,7 +160,7 @@ def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("workers.unit.evaluate", full)
+    monkeypatch.setattr("workers.perplexity_rows.evaluate", full)
     with pytest.raises(torch.OutOfMemoryError):
         run_unit(perplexity_unit([PruneSettings("dense")], rows=2), tiny_model("llama"), CPU)
 

@@ -75,3 +75,11 @@ class PruneSettings:
     def prunes(self, layer: int) -> bool:
         """Whether this layer ever drops entries. Raises ValueError for a rule that no model has resolved yet."""
         return layer not in self.skipped and self.policy != "dense" and self.keep_ratio < 1
+
+
+def in_words(settings: PruneSettings) -> str:
+    """A cell in a few words."""
+    if settings.policy == "dense":
+        return "dense"
+    protected = f" +{settings.protect_sink}/{settings.protect_recent}" if settings.protect_sink or settings.protect_recent else ""
+    return f"{settings.policy} {settings.keep_ratio:g}{protected}"

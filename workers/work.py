@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from workers.bos import Bos
+from workers.check_text import TEXTS, continued
 from workers.code_digest import ROOT, code_digest
 from workers.kept_answers import KeptAnswers
 from workers.model_files import ModelFacts
@@ -25,9 +26,22 @@ class UnitCell:
     settings: PruneSettings
 
 
+class Work(Protocol):
+    """What the cells of a unit are to do; which kind of work it is, its type says."""
+
+    tells_rounding: ClassVar[bool]
+    """Whether rows say what the self-check found on their own text."""
+
+    def check_text(self) -> np.ndarray | None:
+        """[texts, length] ids of the longest texts, on which the model is checked; None where only running it brings them."""
+        ...
+
+
 @dataclass(frozen=True)
 class PerplexityWork:
     """Windows and their ids, BOS among them, [windows, window] int32; ``documents`` has one entry per window."""
+
+    tells_rounding: ClassVar[bool] = True
 
     windows: tuple[Window, ...]
     tokens: np.ndarray
@@ -37,10 +51,16 @@ class PerplexityWork:
     """[texts, window] ids of windows on which the model is checked, the same in all units about a text, so that what the check
     finds of rounding does not depend on which unit came first; where left out the unit's own."""
 
+    def check_text(self) -> np.ndarray | None:
+        """Windows that are the same in all units about a text."""
+        return (self.tokens if self.checked is None else self.checked)[:TEXTS].astype(np.int64)
+
 
 @dataclass(frozen=True)
 class GenerationWork:
     """A batch of prompts (ids, of one length) that all cells of the unit continue in interleaved rounds."""
+
+    tells_rounding: ClassVar[bool] = False
 
     prompts: tuple[tuple[int, ...], ...]
     new_tokens: int
@@ -54,19 +74,33 @@ class GenerationWork:
     protocol: str = "interleaved"
     """``report_2025`` is wrong on purpose."""
 
+    def check_text(self) -> np.ndarray | None:
+        """Prompts, as long as they will be with what is generated."""
+        return np.stack([continued(prompt, len(prompt) + self.new_tokens) for prompt in self.prompts[:TEXTS]])
+
 
 @dataclass(frozen=True)
 class RetrievalWork:
     """Questions that every cell of the unit answers."""
 
+    tells_rounding: ClassVar[bool] = False
+
     questions: tuple[Question, ...]
     question_pruned: bool
     """Whether the question goes through with the context, before the first check."""
+
+    def check_text(self) -> np.ndarray | None:
+        """The longest prompts with their right answers."""
+        texts = [question.prompt_ids + question.answer_ids for question in self.questions]
+        longest = max(map(len, texts))
+        return np.array([text for text in texts if len(text) == longest][:TEXTS], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class HarnessWork:
     """A task of lm-evaluation-harness that every cell of the unit does."""
+
+    tells_rounding: ClassVar[bool] = False
 
     task: str
     limit: int | None
@@ -74,11 +108,13 @@ class HarnessWork:
     include_path: str | None
     bos: Bos = "auto"
 
+    def check_text(self) -> np.ndarray | None:
+        """None: only running a task brings its texts."""
+        return None
+
 
 TRACE = "kvsweep_trace"
 """Attribute of an error that was kept without its frames: its traceback as text."""
-
-Work = PerplexityWork | GenerationWork | RetrievalWork | HarnessWork
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from workers.attention import forget_masks
-from workers.check_text import check_text
 from workers.code_digest import check_same_code, code_digest
 from workers.footprint import STARTED_BYTES
 from workers.heap import limit_heap_blocks
@@ -99,14 +98,14 @@ class Worker:
 
     def _checked(self, unit: WorkUnit, model: nn.Module) -> Passed | None:
         """Check the model on texts of the unit; None where only running it brings them. Raises ModelError."""
-        text = check_text(unit)
+        text = unit.work.check_text()
         if text is None:
             return None
         place = (_key_of(unit), hashlib.sha256(text.tobytes()).digest())
         if place in self._refused:
             raise ModelError(self._refused[place])
         try:
-            own = unit.task == "perplexity"  # whose rows say what was found
+            own = unit.work.tells_rounding
             return check_once(model, unit.model, unit.dtype, torch.from_numpy(text), own_text=own)
         except ModelError as error:
             self._refused[place] = str(error)  # the error itself would hold the model

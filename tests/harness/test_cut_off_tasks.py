@@ -194,7 +194,7 @@ def test_answers_of_other_code_are_left_aside(undisturbed, out, monkeypatch, mad
     sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
         stopping(patch, 3, KeyboardInterrupt())
-        patch.setattr("workers.unit.code_digest", lambda: "another")
+        patch.setattr("workers.harness.unit_rows.code_digest", lambda: "another")
         assert run_inline(sweep, out) == INTERRUPTED
     made.clear()
     assert run_inline(sweep, out) == DONE
