@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
@@ -26,7 +26,7 @@ AT_LEAST, READERS = 2, 16
 PREFIX, REPLACES = "compact-", "kvsweep_replaces"
 
 
-def compact(store: RunStore, tasks: tuple[str, ...] = tuple(TASK_COLUMNS)) -> int:
+def compact(store: RunStore, tasks: Collection[str] = TASK_COLUMNS) -> int:
     """Put small parts together; returns how many were replaced. The caller is the only writer of the run.
 
     Answers whose rows are stored (``answer_files``) are deleted.
