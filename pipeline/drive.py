@@ -70,8 +70,7 @@ def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
 def _what(unit: PlannedUnit) -> str:
     """A unit in words."""
     first = unit.cells[0]
-    asked = "" if unit.asked is None else f" {unit.asked.kind} {unit.asked.context_tokens}"
-    return f"{unit.task} {first.model} {first.dataset}{asked}"
+    return " ".join(filter(None, (unit.task, first.model, first.dataset, unit.part.words)))
 
 
 @dataclass

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from pipeline.cell import Cell
 from pipeline.placement import Need
-from pipeline.seconds import Passes
-from workers.windows import Window
 
 NO_NEED = Need("cpu", False, 0, "")
 """Of a unit that is not whole yet."""
 
 
-@dataclass(frozen=True)
-class Documents:
-    """The documents [first, end) of a kind and length that a retrieval unit asks about, each at every depth."""
+class Part(Protocol):
+    """What of their texts a unit asks its cells about."""
 
-    kind: str
-    context_tokens: int
-    first: int
-    end: int
+    def keys(self) -> Iterable[str]:
+        """What tells it from the other parts that the same cells are asked about."""
+        ...
 
-    def __str__(self) -> str:
-        return f"{self.kind} {self.context_tokens} {self.first} {self.end}"
+    @property
+    def words(self) -> str:
+        """For a person; empty where there is nothing to say in few words."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllTexts:
+    """Whatever its cells are to read."""
+
+    def keys(self) -> Iterable[str]:
+        """None: no other unit has these cells."""
+        return ()
+
+    @property
+    def words(self) -> str:
+        """Nothing."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -34,23 +48,19 @@ class PlannedUnit:
 
     task: str
     cells: tuple[Cell, ...]
-    windows: tuple[Window, ...] = ()
+    part: Part = AllTexts()
+    """As the task cuts its texts."""
     cost_seconds: float = 0.0
     need: Need = NO_NEED
-    asked: Documents | None = None
-    """Of a retrieval unit."""
-    passes: Passes | None = None
-    """Of a perplexity unit: what it puts through a model. Units of the same cells on other windows share it."""
     scout: bool = False
     """Runs before the others: shows how long its kind takes, and at once whether its model works at all."""
 
     @property
     def unit_id(self) -> str:
-        """From the cells and windows, or questions, alone."""
+        """From the cells and their part of the texts alone."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        asked = [] if self.asked is None else [str(self.asked)]
-        content = [*(cell.cell_id for cell in self.cells), *(str(w.index) for w in self.windows), *asked]
+        content = [*(cell.cell_id for cell in self.cells), *self.part.keys()]
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:20]

@@ -6,12 +6,10 @@ how long a run will take there. No figure of a report rests on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.cell import Cell, settings_of
+from pipeline.cell import Cell
 from pipeline.model_size import shape_of
-from workers.budget import Schedule
 from workers.model_files import ModelFacts
 from workers.pace import Pace
 
@@ -46,28 +44,3 @@ class Rates:
 def _held_seconds(facts: ModelFacts, cell: Cell) -> float:
     """Of one token that a cell's cache holds, all layers together, while one answer is made."""
     return shape_of(facts, cell).cached / ANSWERED_BYTES_PER_SECOND[cell.device]
-
-
-def schedule_of(cell: Cell, steps: int) -> Schedule:
-    """The event schedule of a cell's pruning layers over one-token steps."""
-    return cell.budget.event_schedule(steps)
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of windows."""
-
-    tokens: int
-    passes: int
-
-    @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Passes:
-        """One dense pass, each cell's tokens behind its first event, passes shared by the cells."""
-        steps = settings_of(cells[0])["window"] - 1
-        schedules = [schedule_of(cell, steps) for cell in cells]
-        tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
-        return cls(tokens, 1 + max(schedule.count for schedule in schedules))
-
-    def seconds(self, rates: Rates, windows: int) -> float:
-        """Of a unit of so many windows."""
-        return windows * self.tokens * rates.token + self.passes * rates.single_pass

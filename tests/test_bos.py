@@ -152,7 +152,7 @@ def test_bos_is_position_0_of_windows_prompts_and_documents_and_counts(plan_of, 
     passkeys = plan_of(perplexity=None, retrieval="{context_tokens: [240], depths: [0.1, 0.9], questions: 1}")
     for made, unit in ((plan, units["retrieval"]), (passkeys, passkeys.units[0])):
         asked = questions_of(made.resolved, unit)
-        assert len({id(question.context_ids) for question in asked}) == (1 if unit.asked.kind == "needle" else 2)
+        assert len({id(question.context_ids) for question in asked}) == (1 if unit.part.kind == "needle" else 2)
         for question in asked:
             assert question.context_ids[0] == BOS not in question.context_ids[1:] and len(question.prompt_ids) == 240
             said = [alphabet.decode(question.context_ids[a:b]) for a, b in question.answer_spans]

@@ -11,11 +11,10 @@ import pytest
 
 from pipeline.plan import make_plan
 from pipeline.plan_table import print_plan
-from pipeline.planned_unit import Documents
 from pipeline.spec import SweepError, load_spec
 from pipeline.tasks import phases
 from pipeline.tasks.perplexity import MOST_CELLS, MOST_WINDOWS, windows_of
-from pipeline.tasks.retrieval import questions_expected, questions_of
+from pipeline.tasks.retrieval import Documents, questions_expected, questions_of
 from pipeline.unit_inputs import work_unit
 from pipeline.wall_clock import WallClock
 
@@ -39,13 +38,13 @@ MANY = {
 
 def test_units_cover_each_window_of_each_cell_exactly_once(plan_of):
     plan = plan_of(**MANY)
-    covered = Counter((cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.windows)
+    covered = Counter((cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.part.windows)
     assert len(plan.grid.cells) == 61
     numbers = [window.index for window in windows_of(plan.grid.cells[0], plan.resolved)]
     assert len(numbers) == 20 and numbers[0] > 0, "the text has more windows"
     assert covered == Counter((cell.cell_id, i) for cell in plan.grid.cells for i in numbers)
     assert max(len(unit.cells) for unit in plan.units) <= MOST_CELLS
-    assert max(len(unit.windows) for unit in plan.units) <= MOST_WINDOWS
+    assert max(len(unit.part.windows) for unit in plan.units) <= MOST_WINDOWS
 
 
 def test_units_and_their_ids_are_the_same_every_time(plan_of):
@@ -58,7 +57,11 @@ def test_units_and_their_ids_are_the_same_every_time(plan_of):
 
 def test_a_units_id_follows_from_its_cells_and_windows(plan_of):
     unit = plan_of(**MANY).units[0]
-    others = [replace(unit, cells=unit.cells[1:]), replace(unit, windows=unit.windows[1:]), replace(unit, cells=unit.cells[::-1])]
+    others = [
+        replace(unit, cells=unit.cells[1:]),
+        replace(unit, part=replace(unit.part, windows=unit.part.windows[1:])),
+        replace(unit, cells=unit.cells[::-1]),
+    ]
     assert len({each.unit_id for each in (unit, *others)}) == 4
     assert replace(unit, cost_seconds=0.0).unit_id == unit.unit_id
 
@@ -106,12 +109,12 @@ def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of
     block = "{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0, 1], questions: 2, digits: [3, 5]}"
     plan = plan_of(perplexity=None, retrieval=block)
     cells = plan.grid.cells
-    assert {unit.asked for unit in plan.units} == {Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)}
+    assert {unit.part for unit in plan.units} == {Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)}
     assert all(unit.cells == tuple(cells) for unit in plan.units)
     for unit in plan.units:
         questions = questions_of(plan.resolved, unit)
         asked = {(question.kind, len(question.prompt_ids)) for question in questions}
-        assert asked == {(unit.asked.kind, unit.asked.context_tokens)}
+        assert asked == {(unit.part.kind, unit.part.context_tokens)}
         assert len(questions) == questions_expected(cells[0]) == plan.rows_expected(cells[0]) / 4 == 8
 
 

@@ -10,9 +10,12 @@ import pytest
 from pipeline import cell as cells
 from pipeline import plan as plans
 from pipeline.cell_reach import planned_budget
+from pipeline.planned_unit import Part
 from pipeline.resolved import Resolved, Target
 from pipeline.spec import EMBEDDED_SWEEPS, load_spec
 from pipeline.sweep_keys import SweepSpec
+from pipeline.tasks.perplexity import Windows
+from pipeline.tasks.retrieval import Documents
 from workers.corpora import TokenizedCorpus
 from workers.model_files import ModelFacts, Positions
 from workers.windows import Window
@@ -70,6 +73,14 @@ class AsThen:
         return f"Window(index={w.index}, start={w.start}, length={w.length}, first_scored={w.first_scored})"
 
 
+def documents(part: Part) -> Documents | None:
+    return part if isinstance(part, Documents) else None
+
+
+def windows(part: Part) -> tuple[AsThen, ...]:
+    return tuple(map(AsThen, part.windows)) if isinstance(part, Windows) else ()
+
+
 def digest(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
@@ -97,7 +108,7 @@ def test_a_plan_is_what_it_was(monkeypatch, name):
 
     needs = [(unit.need.device, unit.need.timed, unit.need.model) for unit in plan.units]  # of bytes: tests/test_footprint.py
     units = [
-        (u.unit_id, u.task, u.cost_seconds, need, u.asked, u.scout, tuple(map(AsThen, u.windows)))
+        (u.unit_id, u.task, u.cost_seconds, need, documents(u.part), u.scout, windows(u.part))
         for u, need in zip(plan.units, needs, strict=True)
     ]
     budgets = [(budget.events, budget.share) if (budget := planned_budget(cell)) else None for cell in plan.grid.cells]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,11 +18,12 @@ from pipeline.planned_budget import PlannedBudget
 from pipeline.planned_unit import PlannedUnit
 from pipeline.resolved import Resolved
 from pipeline.results import RunStore
-from pipeline.seconds import Passes, Rates, schedule_of
+from pipeline.seconds import Rates
 from pipeline.stored_rows import StoredRows
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed
 from pipeline.unit_sizes import check_units, evenly, longest_seconds, most
+from workers.budget import Schedule
 from workers.check_text import TEXTS
 from workers.corpora import Tokens
 from workers.footprint import perplexity_bytes
@@ -33,6 +35,49 @@ MOST_CELLS, MOST_WINDOWS = 24, 16
 """Of a unit."""
 LARGEST_WINDOW = 2**24
 """The largest number of a window that is believed: a row with a larger one, or none, is nobody's, and would fill the memory."""
+
+
+def schedule_of(cell: Cell, steps: int) -> Schedule:
+    """The event schedule of a cell's pruning layers over one-token steps."""
+    return cell.budget.event_schedule(steps)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of windows."""
+
+    tokens: int
+    passes: int
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Passes:
+        """One dense pass, each cell's tokens behind its first event, passes shared by the cells."""
+        steps = settings_of(cells[0])["window"] - 1
+        schedules = [schedule_of(cell, steps) for cell in cells]
+        tokens = steps + sum(steps - (schedule.first_event or steps) for schedule in schedules)
+        return cls(tokens, 1 + max(schedule.count for schedule in schedules))
+
+    def seconds(self, rates: Rates, windows: int) -> float:
+        """Of a unit of so many windows."""
+        return windows * self.tokens * rates.token + self.passes * rates.single_pass
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of a text that a unit's cells are scored on."""
+
+    windows: tuple[Window, ...]
+    passes: Passes
+    """What they put through a model. Units of the same cells on other windows share it."""
+
+    def keys(self) -> Iterable[str]:
+        """Their numbers."""
+        return (str(window.index) for window in self.windows)
+
+    @property
+    def words(self) -> str:
+        """Nothing: which they are says little."""
+        return ""
 
 
 class Perplexity(Task):
@@ -102,14 +147,14 @@ class Perplexity(Task):
 
         for (batch, passes), stretches in zip(parts, ranges, strict=True):
             for stretch in stretches:
-                yield PlannedUnit(self.name, batch, windows[stretch.start : stretch.stop], passes=passes)
+                yield PlannedUnit(self.name, batch, Windows(windows[stretch.start : stretch.stop], passes))
 
     def seconds(self, unit: PlannedUnit, rates: Rates) -> float:
-        assert unit.passes is not None
-        return unit.passes.seconds(rates, len(unit.windows))
+        part = _part_of(unit)
+        return part.passes.seconds(rates, len(part.windows))
 
     def texts_at_once(self, unit: PlannedUnit) -> int:
-        return max(1, len(unit.windows))
+        return len(_part_of(unit).windows)
 
     def bytes_at_once(self, facts: ModelFacts, cells: Sequence[Cell], texts: int) -> tuple[int, int]:
         length = settings_of(cells[0])["window"]
@@ -123,11 +168,17 @@ class Perplexity(Task):
             return np.stack([beginning(first, tokens.held(w, w.length), w.length) for w in windows])
 
         checked = ids(windows_of(first, resolved)[:TEXTS])
-        documents = tuple(tokens.document_of(w) for w in unit.windows)
-        return PerplexityWork(unit.windows, ids(unit.windows), documents, settings_of(first)["stride"], checked)
+        windows = _part_of(unit).windows
+        documents = tuple(tokens.document_of(w) for w in windows)
+        return PerplexityWork(windows, ids(windows), documents, settings_of(first)["stride"], checked)
 
     def stored_rows(self, store: RunStore, cells: Sequence[Cell], resolved: Resolved) -> StoredRows:
         return _StoredWindows(store)
+
+
+def _part_of(unit: PlannedUnit) -> Windows:
+    assert isinstance(unit.part, Windows)
+    return unit.part
 
 
 def windows_of(cell: Cell, resolved: Resolved) -> tuple[Window, ...]:
@@ -193,7 +244,7 @@ class _StoredWindows:
         return bool(self._windows.get(row["cell_id"], 0) >> row["window_index"] & 1)
 
     def is_missing(self, cell: Cell, unit: PlannedUnit) -> bool:
-        return bool(_mask(unit.windows) & ~self._windows.get(cell.cell_id, 0))
+        return bool(_mask(_part_of(unit).windows) & ~self._windows.get(cell.cell_id, 0))
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.beginning import first_ids
 from pipeline.cell import Cell, settings_of
 from pipeline.model_size import shape_of
 from pipeline.planned_budget import PlannedBudget, decoded_budget
-from pipeline.planned_unit import Documents, PlannedUnit
+from pipeline.planned_unit import PlannedUnit
 from pipeline.resolved import Resolved
 from pipeline.results import RunStore
 from pipeline.schema import ROW_KEYS, answer_room
@@ -36,6 +37,25 @@ MOST_CELLS = 32
 """Of a unit."""
 ASKED_TOKENS = 16
 """Of a question, where only its seconds are estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """The documents [first, end) of a kind and length that a unit asks about, each at every depth."""
+
+    kind: str
+    context_tokens: int
+    first: int
+    end: int
+
+    def keys(self) -> Iterable[str]:
+        """All of it."""
+        return (f"{self.kind} {self.context_tokens} {self.first} {self.end}",)
+
+    @property
+    def words(self) -> str:
+        """Kind and length."""
+        return f"{self.kind} {self.context_tokens}"
 
 
 class Retrieval(Task):
@@ -95,15 +115,14 @@ class Retrieval(Task):
                 before += len(stretches)
                 check_units(before, f"{documents:,} documents to ask about", "retrieval.questions")
                 for stretch in stretches:
-                    yield PlannedUnit(self.name, batch, asked=Documents(kind, length, stretch.start, stretch.stop))
+                    yield PlannedUnit(self.name, batch, Documents(kind, length, stretch.start, stretch.stop))
 
     def seconds(self, unit: PlannedUnit, rates: Rates) -> float:
-        assert unit.asked is not None
-        return retrieval_seconds(unit.cells, rates, unit.asked.context_tokens, self.texts_at_once(unit))
+        return retrieval_seconds(unit.cells, rates, _part_of(unit).context_tokens, self.texts_at_once(unit))
 
     def texts_at_once(self, unit: PlannedUnit) -> int:
-        assert unit.asked is not None
-        return (unit.asked.end - unit.asked.first) * len(settings_of(unit.cells[0])["depths"])
+        asked = _part_of(unit)
+        return (asked.end - asked.first) * len(settings_of(unit.cells[0])["depths"])
 
     def bytes_at_once(self, facts: ModelFacts, cells: Sequence[Cell], texts: int) -> tuple[int, int]:
         length = max(settings_of(cells[0])["context_tokens"])
@@ -127,6 +146,11 @@ class Retrieval(Task):
         return told
 
 
+def _part_of(unit: PlannedUnit) -> Documents:
+    assert isinstance(unit.part, Documents)
+    return unit.part
+
+
 def documents_expected(cell: Cell) -> int:
     """How many documents of each kind and length a cell is asked about, each at every depth."""
     settings = settings_of(cell)
@@ -141,8 +165,7 @@ def questions_expected(cell: Cell) -> int:
 def questions_of(resolved: Resolved, unit: PlannedUnit) -> tuple[Question, ...]:
     """What every cell of a unit is asked, in its model's tokens."""
     first = unit.cells[0]
-    settings, asked = settings_of(first), unit.asked
-    assert asked is not None
+    settings, asked = settings_of(first), _part_of(unit)
     filler = resolved.tokens[first.model, first.dataset].filler(filler_tokens(settings["context_tokens"]))
     encode = open_tokenizer(resolved.models[first.model].tokenizer_file).inside
 
@@ -212,8 +235,7 @@ class _StoredAnswers:
         return number is not None and bool(self._asked.get(_place(row), 0) >> number & 1)
 
     def is_missing(self, cell: Cell, unit: PlannedUnit) -> bool:
-        asked, depths = unit.asked, len(settings_of(cell)["depths"])
-        assert asked is not None
+        asked, depths = _part_of(unit), len(settings_of(cell)["depths"])
         wanted = (1 << depths * asked.end) - (1 << depths * asked.first)
         return bool(wanted & ~self._asked.get((cell.cell_id, asked.kind, asked.context_tokens), 0))
 
