@@ -30,22 +30,9 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
     names = [ref.name for ref in spec.models]
     listed = Counter(names)
     faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if listed[name] > 1][:1]
-    models: dict[str, ModelFacts] = {}
-    corpora: dict[str, Corpus | Collection] = {}
-    said.now("models found", lambda: len(models))
-    for ref in spec.models:
-        try:
-            models[ref.name] = find_model(
-                ref.name, ref.revision, trust_remote_code=ref.trust_remote_code, allow_pickle=ref.allow_pickle
-            )
-        except ModelError as error:
-            faults.append(f"models: {error}")
-    said.now("datasets read", lambda: len(corpora))
-    for dataset_ref in spec.datasets:
-        try:
-            corpora[dataset_ref.entry.label] = read_corpus(dataset_ref.entry, spec.seed)
-        except CorpusError as error:
-            faults.append(f"datasets: {error}")
+    models = _find_models(spec, faults, said)
+    corpora = _read_datasets(spec, faults, said)
+
     tokens: dict[tuple[str, str], Tokens] = {}
     bos: dict[str, int | None] = {}
     own_bos: dict[str, bool] = {}
@@ -75,9 +62,11 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
     texts = [text for task in TASKS.values() for text in task.texts(spec, faults)]
     if faults:
         raise SweepError(faults)
+
     said.now("devices")
     devices = list(dict.fromkeys((auto_device or find_device()) if d == "auto" else d for d in spec.devices))
-    fingerprints = [*((name, corpus.fingerprint) for name, corpus in corpora.items()), *([("", "")] if texts else [])]
+    fingerprints = [(name, corpus.fingerprint) for name, corpus in corpora.items()]
+    fingerprints += [("", "")] if texts else []
     targets = [
         Target(m, facts.revision, facts.layers, d, fingerprint, device, dtype, bos[m])
         for m, facts in models.items()
@@ -86,6 +75,32 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
         for dtype in spec.dtypes
     ]
     return Resolved(models, corpora, tokens, targets, texts, bos, own_bos, _device_notes(spec, auto_device))
+
+
+def _find_models(spec: SweepSpec, faults: list[str], said: PlanningProgress) -> dict[str, ModelFacts]:
+    """By name; adds to ``faults`` what cannot be found."""
+    models: dict[str, ModelFacts] = {}
+    said.now("models found", lambda: len(models))
+    for ref in spec.models:
+        try:
+            models[ref.name] = find_model(
+                ref.name, ref.revision, trust_remote_code=ref.trust_remote_code, allow_pickle=ref.allow_pickle
+            )
+        except ModelError as error:
+            faults.append(f"models: {error}")
+    return models
+
+
+def _read_datasets(spec: SweepSpec, faults: list[str], said: PlanningProgress) -> dict[str, Corpus | Collection]:
+    """By the name that rows have of them; adds to ``faults`` what cannot be read."""
+    corpora: dict[str, Corpus | Collection] = {}
+    said.now("datasets read", lambda: len(corpora))
+    for ref in spec.datasets:
+        try:
+            corpora[ref.entry.label] = read_corpus(ref.entry, spec.seed)
+        except CorpusError as error:
+            faults.append(f"datasets: {error}")
+    return corpora
 
 
 def with_own_policies(spec: SweepSpec) -> SweepSpec:

@@ -88,19 +88,25 @@ class Generation(Task):
     def seconds(self, unit: PlannedUnit, rates: Rates) -> float:
         """Of all rounds, in each of which the dense cell runs twice."""
         settings = settings_of(unit.cells[0])
-        per_step = rates.single_pass + settings["batch_size"] * rates.token
-        one = settings["batch_size"] * settings["prompt_tokens"] * rates.token + settings["new_tokens"] * per_step
-        return (len(unit.cells) + 1) * (settings["max_repeats"] + settings["warmup"]) * (one + RUN_SECONDS)
+        batch = settings["batch_size"]
+        prompt = batch * settings["prompt_tokens"] * rates.token
+        step = rates.single_pass + batch * rates.token
+        one = prompt + settings["new_tokens"] * step
+
+        rounds = settings["max_repeats"] + settings["warmup"]
+        return (len(unit.cells) + 1) * rounds * (one + RUN_SECONDS)
 
     def bytes_at_once(self, facts: ModelFacts, cells: Sequence[Cell], texts: int) -> tuple[int, int]:
         first, settings = cells[0], settings_of(cells[0])
-        prompt, batch, new = settings["prompt_tokens"], settings["batch_size"], settings["new_tokens"]
-        return prompt + new, generation_bytes(shape_of(facts, first), prompt, batch, new, cells, weight_bytes(facts, first))
+        prompt, new = settings["prompt_tokens"], settings["new_tokens"]
+        shape, weights = shape_of(facts, first), weight_bytes(facts, first)
+        return prompt + new, generation_bytes(shape, prompt, settings["batch_size"], new, cells, weights)
 
     def work(self, unit: PlannedUnit, resolved: Resolved, spec: SweepSpec) -> GenerationWork:
         first, settings = unit.cells[0], settings_of(unit.cells[0])
         length = settings["prompt_tokens"]
-        texts = resolved.tokens[first.model, first.dataset].prompts(length - len(first_ids(first)), settings["batch_size"])
+        tokens = resolved.tokens[first.model, first.dataset]
+        texts = tokens.prompts(length - len(first_ids(first)), settings["batch_size"])
         prompts = tuple(tuple(beginning(first, text, length).tolist()) for text in texts)
         return GenerationWork(prompts, **{key: settings[key] for key in WORK_KEYS}, seed=first.seed)
 

@@ -100,7 +100,9 @@ class Perplexity(Task):
 
     def text_needs(self, spec: SweepSpec, tokens: Tokens, bos: bool) -> list[TextNeed]:
         asked = spec.perplexity
-        return [TextNeed("one perplexity window", asked.window - bos, asked.windows, all_apart=False)] if asked else []
+        if asked is None:
+            return []
+        return [TextNeed("one perplexity window", asked.window - bos, asked.windows, all_apart=False)]
 
     def why_no_cell(self, cell: Cell) -> str | None:
         if cell.schedule == "prefill_once":
@@ -118,9 +120,12 @@ class Perplexity(Task):
 
     def planned_budget(self, cell: Cell) -> PlannedBudget | None:
         settings = settings_of(cell)
-        steps, first_scored = settings["window"] - 1, max(1, settings["window"] - settings["stride"])
+        steps = settings["window"] - 1
+        first_scored = max(1, settings["window"] - settings["stride"])
+
         schedule = schedule_of(cell, steps)
-        return PlannedBudget(schedule.count, schedule.mean(first_scored) / ((steps + first_scored) / 2))
+        dense_mean = (steps + first_scored) / 2
+        return PlannedBudget(schedule.count, schedule.mean(first_scored) / dense_mean)
 
     def rows_expected(self, cell: Cell, resolved: Resolved) -> int:
         return len(windows_of(cell, resolved))
@@ -128,11 +133,11 @@ class Perplexity(Task):
     def text_notes(self, resolved: Resolved, cells: Sequence[Cell]) -> list[str]:
         notes = []
         for dense in (cell for cell in cells if cell.policy == "dense"):
-            count, asked = len(windows_of(dense, resolved)), settings_of(dense)["windows"]
+            count = len(windows_of(dense, resolved))
+            asked = settings_of(dense)["windows"]
             if count < asked:
-                notes.append(
-                    f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}, {asked} were asked for"
-                )
+                holds = f"{dense.dataset} holds {count} windows under the tokenizer of {dense.model}"
+                notes.append(f"{holds}, {asked} were asked for")
             if count < 2:
                 notes.append(f"{dense.dataset}: no interval can be given from {count} window")
         return notes
@@ -141,11 +146,16 @@ class Perplexity(Task):
         windows = windows_of(cells[0], resolved)
         longest = longest_seconds(dense_seconds(cells[0], rates))
 
-        parts = [part for batch in sharing_passes(cells) for part in _with_passes(batch, rates, longest)]
-        ranges = [evenly(len(windows), most(MOST_WINDOWS, partial(passes.seconds, rates))) for _, passes in parts]
-        check_units(before + sum(map(len, ranges)), f"{len(windows):,} windows of a text", "perplexity.windows")
+        batches: list[tuple[tuple[Cell, ...], Passes, list[range]]] = []
+        for sharing in sharing_passes(cells):
+            for batch, passes in _with_passes(sharing, rates, longest):
+                at_once = most(MOST_WINDOWS, partial(passes.seconds, rates))
+                batches.append((batch, passes, evenly(len(windows), at_once)))
 
-        for (batch, passes), stretches in zip(parts, ranges, strict=True):
+        count = before + sum(len(stretches) for _, _, stretches in batches)
+        check_units(count, f"{len(windows):,} windows of a text", "perplexity.windows")
+
+        for batch, passes, stretches in batches:
             for stretch in stretches:
                 yield PlannedUnit(self.name, batch, Windows(windows[stretch.start : stretch.stop], passes))
 

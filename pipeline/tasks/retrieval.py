@@ -89,7 +89,8 @@ class Retrieval(Task):
 
     def prompt_tokens(self, settings: Mapping[str, Any]) -> int:
         """A context that is pruned without its question is shorter by that."""
-        return max(1, min(settings["context_tokens"]) - (0 if settings["question_pruned"] else QUESTION_TOKENS))
+        apart = 0 if settings["question_pruned"] else QUESTION_TOKENS
+        return max(1, min(settings["context_tokens"]) - apart)
 
     def tokens_read(self, settings: Mapping[str, Any]) -> int:
         return max(settings["context_tokens"]) + answer_room(settings["digits"])
@@ -109,7 +110,8 @@ class Retrieval(Task):
         return len(settings["kinds"]) * len(settings["context_tokens"]) * questions_expected(cell)
 
     def units(self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int) -> Iterator[PlannedUnit]:
-        settings, documents = settings_of(cells[0]), documents_expected(cells[0])
+        settings = settings_of(cells[0])
+        documents = documents_expected(cells[0])
         for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
             for batch, stretches in _about(rates, cells, length, documents):
                 before += len(stretches)
@@ -141,7 +143,8 @@ class Retrieval(Task):
         for row in rows:
             own = {name: value for name, value in row.items() if name != "own_tokens"}
             said = tokenizer.text_before_end(row["own_tokens"])
-            own |= {"answer": tokenizer.text(row["answer"]).strip(), "correct_text": says(said, row["expected"])}
+            own["answer"] = tokenizer.text(row["answer"]).strip()
+            own["correct_text"] = says(said, row["expected"])
             told.append(own)
         return told
 
@@ -184,8 +187,10 @@ def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, question
 
     Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
     """
-    settings, batches = settings_of(cells[0]), math.ceil(questions / MAX_AT_ONCE)
-    answered, is_asked_apart = max(settings["digits"]) + 1, not settings["question_pruned"]
+    settings = settings_of(cells[0])
+    batches = math.ceil(questions / MAX_AT_ONCE)
+    answered = max(settings["digits"]) + 1
+    is_asked_apart = not settings["question_pruned"]
 
     tokens = 2 * questions * (answered + ASKED_TOKENS * is_asked_apart)
     passes = batches * (answered + is_asked_apart)
@@ -232,12 +237,16 @@ class _StoredAnswers:
 
     def is_stored(self, row: dict[str, Any]) -> bool:
         number = self._number(row)
-        return number is not None and bool(self._asked.get(_place(row), 0) >> number & 1)
+        answered = self._asked.get(_place(row), 0)
+        return number is not None and bool(answered >> number & 1)
 
     def is_missing(self, cell: Cell, unit: PlannedUnit) -> bool:
-        asked, depths = _part_of(unit), len(settings_of(cell)["depths"])
-        wanted = (1 << depths * asked.end) - (1 << depths * asked.first)
-        return bool(wanted & ~self._asked.get((cell.cell_id, asked.kind, asked.context_tokens), 0))
+        asked = _part_of(unit)
+        depths = len(settings_of(cell)["depths"])
+
+        wanted = (1 << depths * asked.end) - (1 << depths * asked.first)  # a document's questions are neighbours
+        answered = self._asked.get((cell.cell_id, asked.kind, asked.context_tokens), 0)
+        return bool(wanted & ~answered)
 
     def _number(self, row: dict[str, Any]) -> int | None:
         """Of a question among those of its kind and length; None for one that the plan does not ask."""
