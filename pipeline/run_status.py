@@ -48,7 +48,7 @@ def _describe_tasks(store: RunStore, run: dict[str, Any], planned: pl.DataFrame)
 
 
 def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, task: str) -> list[str]:
-    stored = rows_per_cell(store, task).collect()
+    stored = rows_per_cell(store, task, TASKS[task].row_keys).collect()
     cells = planned.filter(pl.col("task") == task).select("cell_id", wanted="rows")
     known = cells.join(stored, on="cell_id", how="left").with_columns(pl.col("rows").fill_null(0))
     done = known.filter(pl.col("rows") >= pl.col("wanted"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import polars as pl
@@ -10,12 +10,11 @@ import polars as pl
 from pipeline.cell import Cell
 from pipeline.planned_unit import PlannedUnit
 from pipeline.results import RunStore
-from pipeline.schema import ROW_KEYS
 
 
-def rows_per_cell(store: RunStore, task: str) -> pl.LazyFrame:
-    """``cell_id`` and ``rows``, how many different ones each has."""
-    keys = store.scan(task).select("cell_id", *ROW_KEYS[task]).unique()
+def rows_per_cell(store: RunStore, task: str, row_keys: Sequence[str]) -> pl.LazyFrame:
+    """``cell_id`` and ``rows``, how many different ones each has by the columns ``row_keys``."""
+    keys = store.scan(task).select("cell_id", *row_keys).unique()
     return keys.group_by("cell_id").agg(rows=pl.len().cast(pl.Int64))
 
 
@@ -42,9 +41,11 @@ class StoredRows(Protocol):
 class CountedRows:
     """Of a task whose cells are done whole: how many rows each has. Raises PolarsError where a part is no Parquet file."""
 
-    def __init__(self, store: RunStore, task: str, expected: Callable[[Cell], int]) -> None:
+    def __init__(
+        self, store: RunStore, task: str, row_keys: Sequence[str], expected: Callable[[Cell], int]
+    ) -> None:  # fmt: skip
         self._expected = expected
-        counts: Iterable[tuple[str, int]] = rows_per_cell(store, task).collect().iter_rows()
+        counts: Iterable[tuple[str, int]] = rows_per_cell(store, task, row_keys).collect().iter_rows()
         self._counts = dict(counts)
 
     def add(self, row: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import results
 from pipeline.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,12 @@ def test_nothing_is_decided_by_a_tasks_name(package):
 def test_few_files_mention_a_task_by_name(package):
     mentions = {path for path, tree in trees(package) if any(map(is_name, ast.walk(tree)))}
     assert mentions == {path for path in MENTIONED if path.startswith(package)}
+
+
+def test_every_task_has_a_table_and_every_table_but_that_of_failures_a_task():
+    assert tuple(TASKS) == results.TASKS and {*TASKS, "failures"} == set(results.TASK_COLUMNS)
+    for task in TASKS.values():
+        assert set(task.row_keys) <= set(task.columns) <= set(results.schema(task.name))
 
 
 def test_what_analysis_still_decides_by_a_tasks_name_grows_no_more():

@@ -170,7 +170,7 @@ class Task(Protocol):
 
     def stored_rows(self, store: RunStore, cells: Sequence[Cell], resolved: Resolved) -> StoredRows:
         """What a store holds of its rows; ``cells``: those of the plan. Raises PolarsError where a part is no Parquet file."""
-        return CountedRows(store, self.name, lambda cell: self.rows_expected(cell, resolved))
+        return CountedRows(store, self.name, self.row_keys, lambda cell: self.rows_expected(cell, resolved))
 
     def as_stored(self, rows: list[dict[str, Any]], facts: ModelFacts) -> list[dict[str, Any]]:
         """A worker's rows with what it could not know; ``facts`` are of their model."""
