@@ -15,8 +15,8 @@ from pipeline.cell import Cell
 from pipeline.estimates import least_bytes, worker_bytes
 from pipeline.placement import Need
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import Resolved
-from pipeline.seconds import Rates
 from pipeline.tasks import TASKS, task_of
 from pipeline.tasks.task import Task
 from workers.model_files import ModelFacts

@@ -16,9 +16,9 @@ from pipeline.inline import InlineExecutor
 from pipeline.placement import Need
 from pipeline.planned_unit import PlannedUnit
 from pipeline.progress import Progress
+from pipeline.rates import Rates
 from pipeline.run_log import RunLog
 from pipeline.schedule import Fault, Retry, gave_up, run_units
-from pipeline.seconds import Rates
 from pipeline.session import Session
 from pipeline.store_errors import RunUnreadableError
 from pipeline.time_left import TimeLeft

@@ -18,7 +18,7 @@ from pipeline.cutting import unit_seconds
 from pipeline.placement import Fleet, Need, Node
 from pipeline.plan import Plan
 from pipeline.planned_unit import PlannedUnit
-from pipeline.seconds import Rates
+from pipeline.rates import Rates
 from workers.code_digest import ROOT
 from workers.gpus import gpu_memory_bytes, list_gpus
 from workers.machine import this_machine

@@ -22,10 +22,10 @@ from pipeline.model_size import shape_of
 from pipeline.plan import make_plan
 from pipeline.planned_budget import PlannedBudget, decoded_budget
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import Resolved
 from pipeline.results import RunStore
 from pipeline.run_status import describe
-from pipeline.seconds import Rates
 from pipeline.spec import SweepError, load_spec
 from pipeline.sweep import BAD_INPUT, DONE
 from pipeline.sweep_keys import CellFilter, SweepSpec

@@ -16,7 +16,7 @@ from pipeline.cell import Cell
 from pipeline.cutting import unit_seconds
 from pipeline.placement import Fleet, Node
 from pipeline.plan import make_plan
-from pipeline.seconds import Rates
+from pipeline.rates import Rates
 from pipeline.spec import SweepError, load_spec
 from pipeline.tasks.retrieval import retrieval_seconds
 from pipeline.unit_sizes import UNIT_SECONDS

@@ -11,8 +11,8 @@ from pipeline.cell import Cell, settings_of
 from pipeline.model_size import shape_of, weight_bytes
 from pipeline.planned_budget import PlannedBudget, decoded_budget
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import Resolved
-from pipeline.seconds import Rates
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed
 from workers.corpora import Tokens

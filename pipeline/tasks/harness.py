@@ -10,8 +10,8 @@ from pipeline.cell import Cell, settings_of
 from pipeline.model_size import shape_of
 from pipeline.planned_budget import PlannedBudget
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import OwnText, Resolved
-from pipeline.seconds import Rates
 from pipeline.sweep_keys import SweepSpec
 from pipeline.tasks.task import Task
 from workers.footprint import HARNESS_LONGEST, harness_bytes

@@ -16,9 +16,9 @@ from pipeline.cell import Cell, settings_of
 from pipeline.model_size import shape_of
 from pipeline.planned_budget import PlannedBudget
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import Resolved
 from pipeline.results import RunStore
-from pipeline.seconds import Rates
 from pipeline.stored_rows import StoredRows
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed

@@ -15,10 +15,10 @@ import polars as pl
 from pipeline.cell import Cell
 from pipeline.planned_budget import PlannedBudget
 from pipeline.planned_unit import PlannedUnit
+from pipeline.rates import Rates
 from pipeline.resolved import OwnText, Resolved
 from pipeline.results import RunStore
 from pipeline.schema import ROW_KEYS, TASK_COLUMNS
-from pipeline.seconds import Rates
 from pipeline.stored_rows import CountedRows, StoredRows
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from workers.corpora import Tokens

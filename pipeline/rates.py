@@ -1,7 +1,7 @@
-"""What units will take, roughly, in seconds of one worker: from the tokens and passes that they put through a model.
+"""How fast a worker puts tokens and passes through a model, roughly: what units take follows from it.
 
-With nominal rates of a kind of device these seconds cut a sweep into units; with rates that were measured on a machine they say
-how long a run will take there. No figure of a report rests on them.
+Nominal rates of a kind of device cut a sweep into units; rates that were measured on a machine say how long a run will take
+there. No figure of a report rests on them.
 """
 
 from __future__ import annotations
