@@ -13,6 +13,8 @@ from pipeline.cell import Cell
 from pipeline.plan import Plan, make_plan
 from pipeline.planning_progress import PlanningProgress
 from pipeline.spec import SweepError, load_spec, printable
+from pipeline.tasks import TASKS
+from pipeline.tasks.perplexity import Perplexity
 from pipeline.unit_inputs import work_unit
 from workers.work import PerplexityWork
 
@@ -55,7 +57,7 @@ def check_cell(sweep: str | None, overrides: list[str], cell_id: str, windows: i
 
 
 def _chosen(plan: Plan, cell_id: str) -> Cell:
-    """The one cell whose id begins so. Raises SweepError where there is none or several, or it is of another task."""
+    """The one cell whose id begins so. Raises SweepError where there is none or several, or its task has no reference."""
     listed = "`kvsweep plan SWEEP --all` lists the cells with the beginnings of their ids"
     if len(cell_id) < LEAST_OF_ID:
         raise SweepError([f"--cell {printable(cell_id)}: give {LEAST_OF_ID} letters of a cell's id at least; {listed}"])
@@ -63,10 +65,10 @@ def _chosen(plan: Plan, cell_id: str) -> Cell:
     if len(found) != 1:
         count = "no cell of the sweep has" if not found else f"{len(found)} cells have"
         raise SweepError([f"--cell {printable(cell_id)}: {count} an id that begins so; {listed}"])
-    if found[0].task != "perplexity":
+    if not isinstance(TASKS[found[0].task], Perplexity):
         raise SweepError([
-            f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only perplexity can be evaluated in both "
-            "ways, token by token; name one of its cells with the same settings"
+            f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only the likelihood of a text can be "
+            "evaluated in both ways, token by token; name a cell of perplexity with the same settings"
         ])  # fmt: skip
     return found[0]
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.answer_files import AnswerFiles
 from pipeline.compaction import compact
-from pipeline.results import RunStore, to_arrow
+from pipeline.results import RunStore, RunUnreadableError, to_arrow
 from tests.rows import tasks_rows
 from tests.s3_server import s3_server, settings
 from workers.kept_answers import KeptAnswers
@@ -118,9 +118,10 @@ def test_what_others_put_there_harms_nothing(name, store):
     assert (folder / f"{name}.d" / name).exists()
 
 
-def test_a_file_in_the_folders_place_is_no_answers(store):
+def test_a_file_in_the_folders_place_is_refused(store):
     (Path(store.directory) / "answers").write_text("x")
-    assert AnswerFiles(store).cells == frozenset()
+    with pytest.raises(RunUnreadableError, match="answers: is no folder"):
+        AnswerFiles(store)
 
 
 def test_compaction_deletes_the_answers_whose_rows_are_stored_and_no_others(store):

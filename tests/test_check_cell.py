@@ -78,7 +78,7 @@ def test_what_names_no_cell_is_refused(sweep_file, tmp_path):
     other = next(cell.cell_id for cell in make_plan(load_spec(str(path))).grid.cells if cell.task == "retrieval")
     cases = {
         ("--cell", "zzzzz"): "no cell of the sweep has an id that begins so", (): "give 4 letters of a cell's id at least",
-        ("--cell", other): "is a cell of retrieval; only perplexity",
+        ("--cell", other): "is a cell of retrieval; only the likelihood of a text",
         ("--cell", ids(path, "knorm")[0], "--csv", tmp_path): "is a directory",
     }  # fmt: skip
     for words, told in cases.items():

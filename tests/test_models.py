@@ -122,7 +122,7 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
     """What the check is for: a mask that lets a query see the future."""
     model = tiny_model("neox", "sdpa")
     real = attention.attention
-    for module in ("workers.shared_prefix", "workers.pruned_layer", "workers.cell_batch"):
+    for module in ("workers.shared_prefix", "workers.notes"):
         monkeypatch.setattr(
             f"{module}.attention", lambda q, k, v, scale, mask=None: real(q, k, v, scale, q.new_zeros(1, 1, 1, 1))
         )

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from analysis import coverage
+from analysis.keys import VERSIONS
 from analysis.load import ROW_KEYS as REPORT_KEYS
-from analysis.load import VERSION_COLUMNS, load
+from analysis.load import load
 from pipeline import schema
 from pipeline.beginning import beginning
 from pipeline.cell import Cell, settings_of
@@ -137,7 +138,7 @@ def _registered(monkeypatch):
     monkeypatch.setitem(schema.ROW_KEYS, Held.name, ["length"])
     monkeypatch.setattr("pipeline.spec.SweepSpec", SweepWithHeld)
     monkeypatch.setitem(RUNNERS, HeldWork, held_rows)
-    monkeypatch.setitem(REPORT_KEYS, Held.name, ["cell_id", *VERSION_COLUMNS, "length"])
+    monkeypatch.setitem(REPORT_KEYS, Held.name, ["cell_id", *VERSIONS, "length"])
     monkeypatch.setattr(coverage, "TASKS", (*coverage.TASKS, Held.name))
 
 
