@@ -133,8 +133,12 @@ def test_a_policy_that_writes_into_its_view_changes_nothing(
     assert torch.allclose(evaluate_reference(model, TOKENS, cell, [0, 80]).nll, expected[0].nll, atol=2e-5)
 
 
+SETTINGS = [[(0.9, 20), (0.8, 30), (0.5, 24)], [(0.9, 20)], [(0.5, 60), (0.3, 50)], [(0.5, 60)]]
+"""(keep_ratio, prune_after) of cells that go through together."""
+
+
 @pytest.mark.parametrize(("observes", "entrywise"), [(NOTHING, False), (NOTHING, True), (LastQueries(), False), (Mass(), False)])
-@pytest.mark.parametrize("cells", [[(0.9, 20)], [(0.9, 20), (0.8, 30), (0.5, 24)], [(0.5, 60)], [(0.5, 60), (0.3, 50)]])
+@pytest.mark.parametrize("cells", thinned(SETTINGS, 2))
 def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells, monkeypatch):
     """In slots, in long passes of one cell and of several, at forks, in prefill and while decoding."""
     model = tiny_model("llama")

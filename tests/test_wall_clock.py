@@ -211,6 +211,7 @@ def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, m
         plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")
 
 
+@pytest.mark.slow
 def test_what_other_programs_take_of_the_processor_is_no_pace_of_the_model(tiny_model_dir):
     """A wait stands for them: before each pass the thread does nothing for a while."""
     model, threads = load(find_model(str(tiny_model_dir)), "float32", torch.device("cpu")), torch.get_num_threads()
