@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_files
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +78,14 @@ def _writable(csv: str | None) -> Path | None:
     """Raises SweepError where no file can be made."""
     if csv is None:
         return None
-    file = Path(csv).expanduser()
-    if file.is_dir() or not file.parent.is_dir():
-        raise SweepError([f"--csv {printable(csv)}: is a directory, or lies in none; name a file in a directory that is there"])
+    told = "is a directory, or lies in none that can be written to; name a file in a directory of yours"
+    try:
+        file = Path(csv).expanduser()
+        is_fit = not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, nobody's home, a name with a zero byte
+        raise SweepError([f"--csv {printable(csv)}: names no file ({error})"]) from error
+    if not is_fit:
+        raise SweepError([f"--csv {printable(csv)}: {told}"])
     return file
 
 

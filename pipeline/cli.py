@@ -102,7 +102,10 @@ def check(
         str, typer.Option(metavar="ID", help="The cell's id or its beginning; `kvsweep plan --all` lists them.")
     ] = "",
     set_: Set = None,
-    windows: Annotated[int, typer.Option(min=1, help="How many of its windows; the reference takes a pass for each token.")] = 1,
+    windows: Annotated[
+        int,
+        typer.Option(min=1, help="How many windows, at most those that go through together."),
+    ] = 1,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write both NLLs of every token there.")] = None,
 ) -> None:
     """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they part."""

@@ -80,6 +80,8 @@ def test_what_names_no_cell_is_refused(sweep_file, tmp_path):
         ("--cell", "zzzzz"): "no cell of the sweep has an id that begins so", (): "give 4 letters of a cell's id at least",
         ("--cell", other): "is a cell of retrieval; only the likelihood of a text",
         ("--cell", ids(path, "knorm")[0], "--csv", tmp_path): "is a directory",
+        ("--cell", ids(path, "knorm")[0], "--csv", tmp_path / ("x" * 300)): "names no file",
+        ("--cell", ids(path, "knorm")[0], "--csv", "~nobody-at-all/x.csv"): "names no file",
     }  # fmt: skip
     for words, told in cases.items():
         done = check(path, *words)

@@ -18,6 +18,7 @@ from workers.footprint import (
     Shape,
     cells_at_once,
     contexts_at_once,
+    observation_of,
     perplexity_bytes,
     questions_at_once,
     retrieval_bytes,
@@ -27,7 +28,7 @@ from workers.footprint import (
 from workers.model_files import find_model
 from workers.model_shape import shape_of
 from workers.models import load
-from workers.observation import NOTHING
+from workers.observation import MOST_QUERIES, NOTHING, LastQueries, Mass
 from workers.prefill import Prefill
 from workers.settings import PruneSettings
 
@@ -75,8 +76,17 @@ def test_the_plan_grows_with_what_is_asked(sweep_file):
     cells = [cell for cell in plan.grid.cells if cell.policy != "dense"]
     facts = plan.resolved.models[cells[0].model]
     h2o = [dataclasses.replace(cell, policy="h2o") for cell in cells]
-    assert worker_bytes(facts, h2o, 3) > worker_bytes(facts, cells, 3), "what a policy observes takes memory too"
+    own = [dataclasses.replace(cell, policy="module:own") for cell in cells]
+    sizes = [worker_bytes(facts, each, 3) for each in (cells, h2o, own)]
+    assert sizes == sorted(set(sizes)), "what a policy observes takes memory too, and of a user's own it may be most"
     assert settings_of(cells[0])["window"] == 64
+
+
+def test_a_users_own_policy_is_planned_as_what_takes_most():
+    for observed in (Mass(), LastQueries(), LastQueries(MOST_QUERIES)):
+        most = observation_of("module:own")
+        assert most.of_entry(SMOLLM2) >= observed.of_entry(SMOLLM2) and most.of_row(SMOLLM2) >= observed.of_row(SMOLLM2)
+        assert most.of_pass(SMOLLM2, 16, 900) >= observed.of_pass(SMOLLM2, 16, 900) and most.probes
 
 
 def test_a_fork_holds_what_is_planned_for_it():

@@ -163,6 +163,28 @@ def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells,
     assert cache.events and spy.views > asked and spy.judged > judged, "transformers' own loop"
 
 
+def test_each_policy_sees_as_many_queries_as_it_asks_for_whatever_others_ask_for(monkeypatch):
+    """Two own ones in the same passes, at the first event and at later ones, and each beside its reference."""
+    seen = {4: set(), 60: set()}
+
+    def looks(count):
+        def score(view):
+            seen[count].add(view.queries.shape[2])
+            return view.attention(view.queries.shape[2]).mean((2, 3))
+
+        return score
+
+    model = tiny_model("llama")
+    for name, count in (("recent", 4), ("streaming", 60)):
+        own = Policy(looks(count), LastQueries(count), name=f"module:looks_{count}")
+        monkeypatch.setitem(eviction._OWN, name, own)
+    cells = [PruneSettings("recent", 0.9, 66), PruneSettings("streaming", 0.9, 62)]
+    found = evaluate(model, TOKENS, cells, [0, 80])[1]
+    for cell, one in zip(cells, found, strict=True):
+        assert torch.allclose(one.nll, evaluate_reference(model, TOKENS, cell, [0, 80]).nll, atol=2e-5)
+    assert seen == {4: {4}, 60: {60}}
+
+
 def test_a_policy_may_observe_more_queries_than_ours_do(monkeypatch):
     """64 of them, beside a cell that asks for one, whose figures stay."""
     seen = []

@@ -60,13 +60,14 @@ class BatchLayer(AttendingLayer):
         if not self.prunes:
             self.keys[rows, :, :point], self.values[rows, :, :point] = keys, values
             return
-        noted, notes = prefix.noted(track.policy.observes, point), track.policy.observes.notes()
+        observes = track.policy.observes
+        noted, notes = prefix.noted(observes, point), observes.notes()
         if noted is not None:
             notes.take_up(noted)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)
         view = view_of(
             keys=keys, values=lambda: values, positions=positions, seen=point, keep=track.held, layer=self.index,
-            seed=track.settings.seed, row_ids=self.state.row_ids[rows], scale=prefix.scale, observed=notes.observed(),
+            seed=track.settings.seed, row_ids=self.state.row_ids[rows], scale=prefix.scale, observed=notes.observed(observes),
         )  # fmt: skip
         settings, protected = track.settings, None
         if settings.protects:
@@ -177,7 +178,7 @@ class BatchLayer(AttendingLayer):
                 keys=keys[rows, :, :n], values=partial(_cut, values, rows, n), positions=positions[rows, :, :n],
                 seen=plan.seen_rows[rows], keep=plan.keep_rows[rows], layer=self.index, seed=plan.seeds[rows],
                 row_ids=self.state.row_ids[rows], scale=self.scale,
-                observed=self.notes.observed(rows, n, tracks[first].target),
+                observed=self.notes.observed(policy.observes, rows, n, tracks[first].target),
             )  # fmt: skip
             parts.append(torch.nn.functional.pad(scores_of(policy, view), (0, keys.shape[2] - n)))
             first = last

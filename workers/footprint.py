@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from workers.budget import Budget, Schedule
 from workers.eviction import POLICIES
 from workers.model_settings import count_of
-from workers.observation import NOTHING, Mass, Observation, widest
+from workers.observation import NOTHING, Anything, Observation, widest
 from workers.skip_rule import Skip, skipped_count
 
 AT_ONCE_BYTES = 2 * 2**30
@@ -170,9 +170,9 @@ def tile_of(device: str) -> tuple[int, int]:
 
 
 def observation_of(policy: str) -> Observation:
-    """What is noted for a policy. Of a user's own only its code tells, so it is planned as one that observes what takes most."""
+    """What is noted for a policy; for a user's own, of which only its code tells, what takes most."""
     if ":" in policy:
-        return Mass()
+        return Anything()
     return POLICIES[policy].observes if policy in POLICIES else NOTHING
 
 

@@ -22,6 +22,8 @@ from workers.settings import PruneSettings
 
 TOKENS, SINGLE_TOKENS = 256, 4
 """Of the long pass, and passes of one token."""
+LONG_SECONDS = 30.0
+"""Of a model that one thread would be measured longer with, the pace of several is taken as it is."""
 FINE = 1e-3
 """Seconds that a clock has to tell apart."""
 ENOUGH_SECONDS = 0.3
@@ -35,7 +37,7 @@ def measure(model: nn.Module, device: torch.device) -> Pace:
     remembered for long: so none counts that is slower than that of one thread, whose own processor's seconds are known.
     """
     pace, threads = _measured(model, device), torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    if device.type != "cpu" or threads == 1 or pace.token_seconds * TOKENS * threads > LONG_SECONDS:
         return pace
     torch.set_num_threads(1)
     try:

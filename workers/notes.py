@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.attention import attention, probabilities, probe
 from workers.attention_weights import Scale, of_values, weights
-from workers.observation import WEIGHT_BYTES
+from workers.observation import WEIGHT_BYTES, Observation
 
 Rows = slice | Sequence[int] | Tensor
 EVERY = slice(None)
@@ -82,8 +82,8 @@ class Notes:
     def take_rows(self, rows: Rows) -> None:
         """Go on with these rows alone."""
 
-    def observed(self, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
-        """Of some rows, which hold so many entries and have seen so many tokens."""
+    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
+        """What a policy that observes so is shown of some rows, which hold so many entries and have seen so many tokens."""
         return Observed()
 
     def tensors(self) -> Iterator[Tensor]:
@@ -151,10 +151,10 @@ class QueryNotes(Notes):
         """The queries of these."""
         self._queries = None if self._queries is None else self._queries[rows]
 
-    def observed(self, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
-        """Queries that were seen, and their attention where it was made."""
+    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
+        """As many queries as are asked for, whatever others ask for, and their attention where it was made."""
         assert self._queries is not None
-        count = self._count if seen is None else min(self._count, seen)
+        count = by.amount if seen is None else min(by.amount, seen)
         made = None if self._weights is None else self._weights[rows]
         return Observed(queries=self._queries[rows, :, -count:], weights=made)
 
@@ -217,7 +217,7 @@ class MassNotes(Notes):
         """The sums of these."""
         self._mass = None if self._mass is None else self._mass[rows]
 
-    def observed(self, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
+    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
         """The sums of the entries held."""
         assert self._mass is not None
         return Observed(mass=self._mass[rows, :, :entries])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 OBSERVED_QUERIES = 32
 """A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer share passes with
 those that ask for all."""
+MOST_QUERIES = 128
+"""What a policy can ask for: more than any method of the literature looks at, and little beside a prompt's own cache."""
 WEIGHT_BYTES = 16 * 2**20
 """Attention of the last queries that policies look at is made with the pass, for all rows at once, where it takes no more."""
 
@@ -74,9 +76,9 @@ class LastQueries(Observation):
     kind = "queries"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a count that is none."""
-        if self.count < 1:
-            raise ValueError(f"LastQueries: at least one query has to be kept (got {self.count})")
+        """Raises ValueError for a count that is none, or more than are kept."""
+        if not 1 <= self.count <= MOST_QUERIES:
+            raise ValueError(f"LastQueries: count must be 1 to {MOST_QUERIES} (got {self.count})")
 
     @property
     def amount(self) -> int:
@@ -100,7 +102,7 @@ class LastQueries(Observation):
 
     def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
         """Their attention, with what it is made from."""
-        return 3 * WEIGHT_BYTES + shape.keys_in_float32(rows, entries)
+        return 3 * WEIGHT_BYTES * self.kept // OBSERVED_QUERIES + shape.keys_in_float32(rows, entries)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,19 @@ class Mass(Observation):
     def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
         """The probabilities of the pass."""
         return shape.probing(rows, entries)
+
+
+@dataclass(frozen=True)
+class Anything(Mass):
+    """What planning counts with for a user's own policy, of which only its code tells: as much as any observation takes."""
+
+    def of_row(self, shape: Shape) -> int:
+        """As many queries as there may be."""
+        return LastQueries(MOST_QUERIES).of_row(shape)
+
+    def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
+        """The larger of both."""
+        return max(super().of_pass(shape, rows, entries), LastQueries(MOST_QUERIES).of_pass(shape, rows, entries))
 
 
 NOTHING = Nothing()

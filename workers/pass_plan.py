@@ -149,8 +149,9 @@ class Pass:
         """How many of the last queries policies ask about behind this pass, where every row has as many, the pass's own are
         among them and no row is padded; else 0."""
         asked = max(track.policy.observes.amount for track in self.tracks)
-        is_whole = self.pruned.mask is None and min(track.target for track in self.tracks) >= asked
-        return asked if is_whole and any(self.is_due) and self.widest <= asked else 0
+        if not any(self.is_due) or self.widest > asked or min(track.target for track in self.tracks) < asked:
+            return 0
+        return asked if self.pruned.mask is None else 0
 
     def packed(self, laid_out: Tensor) -> Tensor:
         """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""

@@ -267,7 +267,7 @@ class PrunedLayer(AttendingLayer):
         return view_of(
             keys=keys, values=lambda: values, positions=self.stored_positions(), seen=self.seen, keep=keep, layer=self.index,
             seed=self.state.settings.seed, row_ids=self.state.rows(keys.shape[0], keys.device), scale=self._scale,
-            observed=self._notes.observed(),
+            observed=self._notes.observed(self.state.policy.observes),
         )  # fmt: skip
 
     def _protected(self, positions: Tensor) -> Tensor | None:

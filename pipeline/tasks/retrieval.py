@@ -206,12 +206,12 @@ def _about(
     depths = len(settings_of(cells[0])["depths"])
     longest = longest_seconds(prompt_seconds(rates, length, depths))
 
-    def seconds(many: int, about: int) -> float:
-        return retrieval_seconds(cells[:many], rates, length, depths * about)
+    def seconds(batch: Sequence[Cell], about: int) -> float:
+        return retrieval_seconds(batch, rates, length, depths * about)
 
-    size = most(min(len(cells), MOST_CELLS), lambda many: seconds(many, 1), longest)
+    size = most(min(len(cells), MOST_CELLS), lambda many: seconds(cells[:many], 1), longest)
     for batch in in_batches(cells, size):
-        yield batch, evenly(documents, most(documents, partial(seconds, len(batch))))
+        yield batch, evenly(documents, most(documents, partial(seconds, batch)))
 
 
 class _StoredAnswers:

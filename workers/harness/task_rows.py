@@ -96,7 +96,7 @@ def _evaluated(pruned: PrunedModel, file: str, work: HarnessWork) -> dict[str, A
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=SEED)
 
-    given = evaluate(pruned, loaded, limit=work.limit, bootstrap_iters=BOOTSTRAP, fewshot_as_multiturn=True)
+    given = evaluate(lm=pruned, task_dict=loaded, limit=work.limit, bootstrap_iters=BOOTSTRAP, fewshot_as_multiturn=True)
     return {**(given or {})}
 
 
