@@ -18,6 +18,7 @@ from pipeline.results import SCHEMA_VERSION, RunStore, RunUnreadableError, to_ar
 from pipeline.schema import PROTOCOL_VERSION
 from tests.command import run_inline
 from tests.rows import NASTY, failure_row, perplexity_row, write_run
+from tests.thinned import thinned
 
 RUN = {
     "run_id": "r", "name": "n", "started_at": "t", "schema_version": 1, "protocol_version": 0, "planned": {"perplexity": 2},
@@ -103,7 +104,7 @@ def test_what_has_a_stored_file_s_name_and_is_none_is_refused_at_once(name, kind
         assert f"{place}: is no file (a folder, a pipe or a device)" in refused("status", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["perplexity", "failures", "answers"])
+@pytest.mark.parametrize("name", thinned(["perplexity", "failures", "answers"], 1))
 def test_a_file_in_the_place_of_a_folder_refuses_a_run_at_its_start(name, sweep_file, out):
     assert ask("run", sweep_file(), "--inline", "--out", out).exit_code == 0
     shutil.rmtree(out / name, ignore_errors=True)

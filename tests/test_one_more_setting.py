@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from pipeline.cell import CELL_FIELDS, PRUNED_BY
 from pipeline.schema import CELL_COLUMNS, PRUNING, TARGET, VERSIONS
 from pipeline.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec
@@ -28,6 +30,7 @@ LINES = {
 """File -> a line that is there, and the one that comes behind it. What acts on the setting in ``workers`` is a fifth file."""
 
 
+@pytest.mark.slow
 def test_six_lines_of_four_files_bring_a_setting_from_the_sweep_file_to_the_report(tmp_path):
     for package in ("pipeline", "workers", "analysis"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("reference", "__pycache__"))
