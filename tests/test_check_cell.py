@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.plan import make_plan
 from pipeline.spec import load_spec
-from tests.thinned import thinned
 
 KEYS = {
     "policies": "[knorm, h2o]", "keep_ratios": "[0.9, 0.5]", "prune_after": "[16]",
@@ -26,9 +25,16 @@ def check(*words):
     return CliRunner().invoke(app, ["check", *map(str, words)])
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("policy", "storage"), thinned([("knorm", "slot_layer"), ("h2o", "cell_batch"), ("dense", "dense pass alone")], 1)
-)
+    ("policy", "storage"),
+    [
+        ("knorm", "slot_layer"), pytest.param("h2o", "cell_batch", marks=SLOW),
+        pytest.param("dense", "dense pass alone", marks=SLOW),
+    ],
+)  # fmt: skip
 def test_a_cell_is_what_its_reference_is(sweep_file, tmp_path, policy, storage):
     path, table = sweep_file(**KEYS), tmp_path / "tokens.csv"
     cell = ids(path, policy)[0]
