@@ -59,7 +59,7 @@ def check_cell(sweep: str | None, overrides: list[str], cell_id: str, windows: i
 
 def _chosen(plan: Plan, cell_id: str) -> Cell:
     """The one cell whose id begins so. Raises SweepError where there is none or several, or its task has no reference."""
-    listed = "`kvsweep plan SWEEP --all` lists the cells with the beginnings of their ids"
+    listed = "`kvsweep plan SWEEP --all`, with the same --set, lists the cells with the beginnings of their ids"
     if len(cell_id) < LEAST_OF_ID:
         raise SweepError([f"--cell {printable(cell_id)}: give {LEAST_OF_ID} letters of a cell's id at least; {listed}"])
     found = [cell for cell in plan.grid.cells if cell.cell_id.startswith(cell_id)]
@@ -100,7 +100,7 @@ def _told(cell: Cell, work: PerplexityWork, found: CellCheck, company: int) -> l
         f"cell {cell.cell_id}: {cell.policy} {cell.keep_ratio:g}, prune_after {after}, {cell.model} on {cell.dataset}, "
         f"{cell.dtype} on {cell.device}, {windows} of {length} tokens",
         f"by events:        PPL {_perplexity(found.events.nll)}, {found.events.passes} passes behind the shared one, "
-        f"{found.windows} windows at a time, beside {company} cells",
+        f"windows at a time: {found.windows}, beside {company} cells",
         f"                  stored as {found.storage}",
         f"by the reference: PPL {_perplexity(found.reference.nll)}, {found.reference.passes} passes of one token",
         f"prune events {found.events.prune_events} and {found.reference.prune_events}",
