@@ -73,7 +73,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a sweep and write its report; the last line on stdout is the report's path."""
-    from pipeline.sweep import RunOptions, run_sweep
+    from pipeline.run_sweep import RunOptions, run_sweep
 
     options = RunOptions(
         out, address, inline, threads, retry_failed=retry_failed, unit_timeout=unit_timeout, wait_for_nodes=wait_for_nodes
@@ -242,7 +242,7 @@ def audit(
     """
     if table is not None:
         _audit_table(table)
-    from pipeline.sweep import RunOptions, run_sweep
+    from pipeline.run_sweep import RunOptions, run_sweep
     from workers.model_files import EMBEDDED_NAMES
 
     if short is None and (short := not set(models or []) <= set(EMBEDDED_NAMES)):

@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
+from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.spec import load_spec
-from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, kvsweep, run_inline
 
@@ -218,7 +218,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(sweep_file, tin
 INTERRUPTIBLE = """\
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it otherwise
-from pipeline.sweep import RunOptions, run_sweep
+from pipeline.run_sweep import RunOptions, run_sweep
 sys.exit(run_sweep(sys.argv[1], [], RunOptions(out=sys.argv[2], inline=True, threads=1)))
 """
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 from pipeline.cli import app
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
+from pipeline.run_sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
 from pipeline.spec import load_spec
-from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
 from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, run_inline
 from tests.limited import SmallDisk, small_memory

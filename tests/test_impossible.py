@@ -13,7 +13,7 @@ from analysis.page import contents, render
 from analysis.retrieval_findings import accuracy_findings
 from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE, WARNED, WHY_EXCLUDED
-from pipeline.sweep import DONE
+from pipeline.run_sweep import DONE
 from tests.command import run_inline
 from tests.harness.local_tasks import write_tasks
 from tests.rows import (

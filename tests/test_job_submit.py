@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.lease import NAME as LEASE
-from pipeline.sweep import BAD_INPUT, DONE, SOME_FAILED
+from pipeline.run_sweep import BAD_INPUT, DONE, SOME_FAILED
 from tests.command import ROOT, kvsweep
 from tests.held_runs import LONGER, copy_of_project, rows_of, same_rows, until_held
 from tests.ray_head import DASHBOARD, RayHead

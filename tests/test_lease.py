@@ -21,8 +21,8 @@ import pytest
 
 from pipeline.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
 from pipeline.results import RunStore
+from pipeline.run_sweep import BAD_INPUT, DONE, INTERRUPTED
 from pipeline.spec import SweepError
-from pipeline.sweep import BAD_INPUT, DONE, INTERRUPTED
 from tests.command import ROOT, kvsweep, run_inline
 from tests.s3_server import s3_server, settings
 

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
+from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.spec import load_spec
-from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.tasks.perplexity import windows_of
 from tests.command import run_inline
 from tests.private_machine import PrivateMachine, needs

@@ -14,9 +14,9 @@ import pytest
 from analysis.load import load
 from pipeline.lease import NAME
 from pipeline.results import RunStore
+from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.schedule import Fault, gave_up
 from pipeline.schema import ROW_KEYS
-from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import run_inline
 from workers.telling import Tell
 from workers.work import UnitResult, WorkUnit

@@ -15,8 +15,8 @@ from analysis.report import write_report
 from pipeline.cell_reach import planned_budget
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
+from pipeline.run_sweep import DONE, SOME_FAILED
 from pipeline.spec import load_spec
-from pipeline.sweep import DONE, SOME_FAILED
 from tests.command import run_inline
 from tests.rows import perplexity_row, write_run
 from tests.test_diagnosis import MODELS, of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.lease import NAME as LEASE
-from pipeline.sweep import INTERRUPTED
+from pipeline.run_sweep import INTERRUPTED
 from tests.command import ROOT
 from tests.held_runs import LONGER, copy_of_project, rows_of
 from tests.private_machine import needs, two_machines

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.inline import InlineExecutor
 from pipeline.results import RunStore
-from pipeline.sweep import DONE, INTERRUPTED
+from pipeline.run_sweep import DONE, INTERRUPTED
 from tests.command import run_inline
 from tests.ready import CPU as NEED
 from tests.test_answers import questions

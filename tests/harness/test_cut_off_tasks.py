@@ -20,7 +20,7 @@ pytest.importorskip("lm_eval")
 from pipeline.answer_files import AnswerFiles
 from pipeline.compaction import compact
 from pipeline.results import RunStore
-from pipeline.sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
 from tests.command import ROOT, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
 from tests.s3_server import s3_server, settings
