@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.cell import Cell
 from pipeline.plan import Plan, make_plan
 from pipeline.planning_progress import PlanningProgress
-from pipeline.spec import SweepError, load_spec, printable
+from pipeline.spec import load_spec, printable
+from pipeline.sweep_error import SweepError
 from pipeline.tasks import TASKS
 from pipeline.tasks.perplexity import Perplexity
 from pipeline.unit_inputs import work_unit

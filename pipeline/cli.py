@@ -34,7 +34,8 @@ def plan(
     from pipeline.plan import make_plan
     from pipeline.plan_table import print_plan
     from pipeline.planning_progress import PlanningProgress
-    from pipeline.spec import SweepError, load_spec
+    from pipeline.spec import load_spec
+    from pipeline.sweep_error import SweepError
     from pipeline.wall_clock import wall_clock
 
     try:
@@ -110,7 +111,7 @@ def check(
 ) -> None:
     """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they part."""
     from pipeline.check_cell import CheckError, check_cell
-    from pipeline.spec import SweepError
+    from pipeline.sweep_error import SweepError
 
     try:
         is_same = check_cell(sweep, set_ or [], cell, windows, csv)
@@ -137,7 +138,7 @@ def diagnose(
 ) -> None:
     """Show per layer whether key norm and attention go together, which knorm presupposes not to be; nothing is pruned."""
     from pipeline.diagnose import Request, print_diagnoses
-    from pipeline.spec import SweepError
+    from pipeline.sweep_error import SweepError
 
     try:
         print_diagnoses(models, Request(dataset, tokens, device, dtype), as_json=as_json)
@@ -173,8 +174,8 @@ def compact(directory: str) -> None:
     from pipeline.compaction import compact as compact_parts
     from pipeline.lease import Lease
     from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, required_run
-    from pipeline.spec import SweepError
     from pipeline.store_errors import first_line_of
+    from pipeline.sweep_error import SweepError
 
     try:
         store = RunStore(directory)

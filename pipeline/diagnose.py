@@ -14,7 +14,8 @@ from rich.table import Table
 
 from analysis.norm_attention import CLEAR, meaning
 from pipeline.resolve import find_device, resolve
-from pipeline.spec import SweepError, printable, spec_of
+from pipeline.spec import printable, spec_of
+from pipeline.sweep_error import SweepError
 from pipeline.yaml_values import YamlError, read_yaml
 from workers.model_files import ModelError, ModelFacts
 

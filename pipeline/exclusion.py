@@ -9,8 +9,8 @@ import uuid
 import obstore
 
 from pipeline.results import CREATE_ATTEMPTS, STORE_ERRORS, RunStore
-from pipeline.spec import SweepError
 from pipeline.store_errors import repeats
+from pipeline.sweep_error import SweepError
 
 PROBE = "probe-"
 """How names begin that are put for this alone."""

@@ -6,7 +6,7 @@ import os
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 from workers.code_digest import ROOT
 
 

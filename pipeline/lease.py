@@ -28,8 +28,8 @@ from pydantic import Field, TypeAdapter
 
 from pipeline.exclusion import require_exclusion
 from pipeline.results import STORE_ERRORS, RunStore
-from pipeline.spec import SweepError
 from pipeline.store_errors import RunUnreadableError
+from pipeline.sweep_error import SweepError
 
 NAME = "driver.json"
 BEAT_SECONDS, STALE_SECONDS = 20.0, 90.0

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.run_status import plain
+from pipeline.streams import plain
 from pipeline.time_left import TimeLeft
 
 SHOWN = 2

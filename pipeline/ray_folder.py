@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """The longest path of a unix socket."""

@@ -11,6 +11,7 @@ from pipeline.planned_cells import read_planned_cells
 from pipeline.results import RunStore, RunUnreadableError, required_run
 from pipeline.store_errors import first_line_of
 from pipeline.stored_rows import rows_per_cell
+from pipeline.streams import plain
 from pipeline.tasks import TASKS
 
 
@@ -33,11 +34,6 @@ def describe(store: RunStore) -> list[str]:
                 "`kvsweep run` with the same sweep sets it aside and does its cells again"
             ) from error
     return [plain(line) for line in lines]
-
-
-def plain(text: str) -> str:
-    """Text from stored files without the control characters that would steer a terminal."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _describe_tasks(store: RunStore, run: dict[str, Any], planned: pl.DataFrame) -> list[str]:

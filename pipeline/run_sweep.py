@@ -20,11 +20,11 @@ from pipeline.planning_progress import PlanningProgress
 from pipeline.ray_folder import ray_folder
 from pipeline.resolve import check_cuda_here
 from pipeline.results import STORE_ERRORS, RunStore
-from pipeline.run_status import plain
 from pipeline.session import Session, begin, open_store, refusing, set_aside
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
 from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
-from pipeline.streams import say_last
+from pipeline.streams import plain, say_last
+from pipeline.sweep_error import SweepError
 from pipeline.waiting import Patience
 from workers.work import Failure
 

@@ -26,8 +26,8 @@ from pipeline.provenance import as_json, describe_run
 from pipeline.results import STORE_ERRORS, TASK_COLUMNS, RunStore, is_remote, placed
 from pipeline.run_json import NAME as RUN_NAME
 from pipeline.run_json import read_run
-from pipeline.spec import SweepError
 from pipeline.store_errors import RunUnreadableError, StoreError, first_line_of
+from pipeline.sweep_error import SweepError
 
 
 @dataclass(frozen=True)

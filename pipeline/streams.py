@@ -14,6 +14,11 @@ NOT_WRITTEN = 1
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 
+def plain(text: str) -> str:
+    """Text from stored files without the control characters that would steer a terminal."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 class _Quiet:
     """stderr to which nothing may be writable: what it would say of a run must not end the run."""
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.lease import Lease
 from pipeline.results import RunStore, to_arrow
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 from tests.command import run_inline
 from tests.rows import perplexity_row
 

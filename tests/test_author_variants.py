@@ -8,7 +8,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache,
 
 from pipeline.cell_reach import planned_budget
 from pipeline.plan import make_plan
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.stock_loop import rounded
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.lease import Lease
 from pipeline.results import RunStore
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 from tests.azure_server import azure_server, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing(), reason="azurite is not installed (npm install --global azurite)")]

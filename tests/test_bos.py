@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from pipeline.plan import make_plan
 from pipeline.provenance import describe_run
 from pipeline.results import RunStore
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.tasks.perplexity import windows_of
 from pipeline.tasks.retrieval import questions_of
 from pipeline.unit_inputs import work_unit

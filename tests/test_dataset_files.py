@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.resolve import resolve
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.datasets_made import FORMS, as_csv, as_json, as_json_lines, as_parquet, words, write
 from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
 from workers.corpora import compressed as compressed_files

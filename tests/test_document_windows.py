@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from pipeline.plan import make_plan
 from pipeline.provenance import describe_run
 from pipeline.results import RunStore
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.unit_inputs import work_unit
 from tests.command import run_inline
 from tests.datasets_made import as_json_lines, as_parquet, words, write

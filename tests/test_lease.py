@@ -22,7 +22,7 @@ import pytest
 from pipeline.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
 from pipeline.results import RunStore
 from pipeline.run_sweep import BAD_INPUT, DONE, INTERRUPTED
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 from tests.command import ROOT, kvsweep, run_inline
 from tests.s3_server import s3_server, settings
 
@@ -40,7 +40,7 @@ RACER = """\
 import sys, time
 from pipeline.lease import Lease
 from pipeline.results import RunStore
-from pipeline.spec import SweepError
+from pipeline.sweep_error import SweepError
 store = RunStore(sys.argv[1])
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
 try:

@@ -16,7 +16,8 @@ from pipeline.inline import InlineExecutor
 from pipeline.plan import make_plan
 from pipeline.provenance import _hardware
 from pipeline.resolve import check_cuda_here, find_device
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.command import ROOT, kvsweep
 from workers import gpus
 from workers.machine import this_machine

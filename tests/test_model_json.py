@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models
 
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from workers import model_json
 from workers.bos import bos_token
 from workers.model_files import ModelError, find_model

@@ -10,7 +10,8 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from pipeline.plan import make_plan
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.command import kvsweep
 from workers.architecture import Limit
 from workers.model_files import ModelError, find_model

@@ -13,7 +13,8 @@ import pytest
 from pipeline.foreign_code import check_nothing_in_the_way
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.unit_inputs import work_unit
 from tests.command import ROOT, run_inline
 from workers.code_digest import code_digest

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.plan import make_plan
 from pipeline.plan_table import print_plan
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.tasks import phases
 from pipeline.tasks.perplexity import MOST_CELLS, MOST_WINDOWS, windows_of
 from pipeline.tasks.retrieval import Documents, questions_expected, questions_of

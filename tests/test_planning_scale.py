@@ -16,7 +16,8 @@ from pipeline import plan as plans
 from pipeline.cell_reach import planned_budget
 from pipeline.grid import Exclusions, make_grid
 from pipeline.planning_progress import PlanningProgress
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.sweep_keys import FIELDS, Exclusion, SweepSpec
 from pipeline.tasks.perplexity import Passes
 from pipeline.wall_clock import WallClock

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from pipeline.plan import make_plan
 from pipeline.provenance import describe_run
 from pipeline.results import RunStore
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.command import kvsweep, run_inline
 from tests.tokenizers_made import saved, unigram_style
 

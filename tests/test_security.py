@@ -14,7 +14,8 @@ from analysis.report import write_report
 from pipeline.cli import app
 from pipeline.plan import make_plan
 from pipeline.results import RunStore
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from tests.command import ROOT
 from tests.rows import perplexity_row, write_run
 from workers.model_files import find_model

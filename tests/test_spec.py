@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec import EMBEDDED_SWEEPS, SweepError, load_spec
+from pipeline.spec import EMBEDDED_SWEEPS, load_spec
+from pipeline.sweep_error import SweepError
 from workers.settings import POLICY_NAMES
 
 VALID = """\

@@ -28,7 +28,8 @@ from pipeline.resolved import Resolved
 from pipeline.results import RunStore
 from pipeline.run_status import describe
 from pipeline.run_sweep import BAD_INPUT, DONE
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks import TASKS, tasks_asked
 from pipeline.tasks.task import Task, TextNeed

@@ -17,7 +17,8 @@ from pipeline.cutting import unit_seconds
 from pipeline.placement import Fleet, Node
 from pipeline.plan import make_plan
 from pipeline.rates import Rates
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.tasks.retrieval import retrieval_seconds
 from pipeline.unit_sizes import UNIT_SECONDS
 from pipeline.wall_clock import wall_clock

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from pipeline import spec as specs
 from pipeline import yaml_values
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.yaml_values import MAX_VALUES, YamlError, read_yaml
 from tests.test_spec import VALID
 

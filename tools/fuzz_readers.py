@@ -39,7 +39,8 @@ from pipeline.planned_cells import COLUMNS
 from pipeline.results import STORE_ERRORS, RunStore, RunUnreadableError, schema, to_arrow
 from pipeline.run_json import parsed
 from pipeline.run_status import describe as describe_run
-from pipeline.spec import EMBEDDED_SWEEPS, SweepError, load_spec
+from pipeline.spec import EMBEDDED_SWEEPS, load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.sweep_keys import FIELDS
 from workers.model_files import ModelError, find_model
 

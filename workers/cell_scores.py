@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from workers.budget import Schedule
-
-
-@dataclass(frozen=True)
-class Validity:
-    """How much of a pass was really compressed; one value per batch row, None where nothing was ever pruned."""
-
-    prune_events: int
-    recent_retained: list[float] | None = field(default=None)
-    sink_retained: list[float] | None = field(default=None)
-    score_ties: list[float] | None = field(default=None)
+from workers.validity import Validity
 
 
 @dataclass

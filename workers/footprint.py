@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from workers.budget import Budget, Schedule
 from workers.eviction import POLICIES
-from workers.model_settings import count_of
+from workers.model_settings import count_of, hidden_width, inner_width
 from workers.observation import NOTHING, Anything, Observation, widest
 from workers.skip_rule import Skip, skipped_count
 
@@ -178,21 +178,6 @@ def observation_of(policy: str) -> Observation:
 
 def _in_slots(policy: str) -> bool:
     return policy in POLICIES and POLICIES[policy].in_slots
-
-
-def hidden_width(text: Mapping[str, Any]) -> int | None:
-    """Width of a hidden state, where the settings say it."""
-    return count_of(text, "hidden_size", "n_embd", "d_model")
-
-
-def inner_width(text: Mapping[str, Any], hidden: int) -> int:
-    """Width of the layers' middle, of the widest layer; four hidden ones where the settings do not say."""
-    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"):
-        value = text.get(name)
-        widths = [each for each in (value if isinstance(value, list | tuple) else [value]) if type(each) is int and each > 0]
-        if widths:
-            return max(widths)
-    return 4 * hidden
 
 
 def with_room(entries: int) -> int:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from workers.architecture import Limit, read_architecture
 from workers.cache_folder import cache_folder
-from workers.footprint import hidden_width, inner_width
 from workers.gguf.converted import converted, quantization_of
 from workers.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
-from workers.model_settings import count_of, share_of, table_of, text_settings
+from workers.model_settings import count_of, hidden_width, inner_width, share_of, table_of, text_settings
 from workers.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
 
 EMBEDDED = Path(__file__).parent / "reference"
@@ -92,7 +91,7 @@ class ModelFacts:
     hidden: int = 0
     """Width of a hidden state."""
     inner: int = 0
-    """Width of the layers' middle (``footprint.inner_width``)."""
+    """Width of the layers' middle (``model_settings.inner_width``)."""
     stored_bytes: int = 0
     """Of the weight files; 0 where they are not here yet."""
     quantization: str | None = None

@@ -89,3 +89,18 @@ def layer_types(settings: Settings) -> tuple[str, list[str]]:
                 raise ValueError(f"{name} is {shown(value)}, not a list of names")
             return name, sorted(set(value))
     return LAYER_KEYS[0], []
+
+
+def hidden_width(text: Mapping[str, Any]) -> int | None:
+    """Width of a hidden state, where the settings say it."""
+    return count_of(text, "hidden_size", "n_embd", "d_model")
+
+
+def inner_width(text: Mapping[str, Any], hidden: int) -> int:
+    """Width of the layers' middle, of the widest layer; four hidden ones where the settings do not say."""
+    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"):
+        value = text.get(name)
+        widths = [each for each in (value if isinstance(value, list | tuple) else [value]) if type(each) is int and each > 0]
+        if widths:
+            return max(widths)
+    return 4 * hidden

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from workers.batch_cache import BatchCache
 from workers.budget import Budget, Schedule
-from workers.cell_scores import CellScores, Validity
+from workers.cell_scores import CellScores
 from workers.footprint import SHORT_PASS_TOKENS, Group, Shape, cells_at_once
 from workers.memory import is_out_of_memory, without_frames
 from workers.model_shape import shape_of
@@ -27,6 +27,7 @@ from workers.pruned_cache import PrunedCache
 from workers.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
 from workers.settings import PruneSettings
 from workers.shared_prefix import SharedPrefix
+from workers.validity import Validity
 
 Outcome = CellScores | Exception | None
 """Of a cell: its scores, what made it fail, or None where it never prunes and *is* the dense cell."""

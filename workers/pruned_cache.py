@@ -20,7 +20,6 @@ from transformers import Cache, PretrainedConfig
 
 from workers.architecture import usable
 from workers.attending_layer import WrongUseError
-from workers.cell_scores import Validity
 from workers.generate_calls import GenerateCall
 from workers.layer_record import LayerRecord
 from workers.own_policies import find_policy
@@ -28,6 +27,7 @@ from workers.pruned_layer import PrunedLayer
 from workers.rotary import Rotary
 from workers.settings import PruneSettings
 from workers.shared_state import SharedState, Stretch
+from workers.validity import Validity
 
 
 class PrunedCache(Cache):

@@ -9,7 +9,8 @@ from pipeline.plan import make_plan
 from pipeline.results import RunStore
 from pipeline.run_status import describe
 from pipeline.run_sweep import DONE, SOME_FAILED
-from pipeline.spec import SweepError, load_spec
+from pipeline.spec import load_spec
+from pipeline.sweep_error import SweepError
 from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
