@@ -14,8 +14,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from benchmarks.time_spent import PARTS, Spent, Stopwatch, best_clock, watching
-from workers import footprint
 from workers.cell_scores import CellScores
+from workers.footprint import perplexity as footprint
 from workers.perplexity import Outcome, Watch, evaluate, schedule_of
 from workers.scoring import score
 from workers.settings import PruneSettings

@@ -39,7 +39,9 @@ from workers.budget import kept_count
 from workers.cell_scores import CellScores
 from workers.clock import Clock, device_name
 from workers.corpora import read_text, tokenize
-from workers.footprint import generation_bytes, perplexity_bytes, windows_at_once, with_slack
+from workers.footprint.perplexity import perplexity_bytes, windows_at_once
+from workers.footprint.prompts import generation_bytes
+from workers.footprint.worker import with_slack
 from workers.generation import GenerationRun, generate
 from workers.memory import is_out_of_memory
 from workers.model_files import find_model

@@ -37,7 +37,9 @@ from pipeline.planned_unit import PlannedUnit
 from pipeline.spec import load_spec
 from pipeline.unit_inputs import work_unit
 from workers.cache_folder import cache_folder
-from workers.footprint import MAX_AT_ONCE, PROCESS_BYTES, contexts_at_once
+from workers.footprint.harness import contexts_at_once
+from workers.footprint.shape import MAX_AT_ONCE
+from workers.footprint.worker import PROCESS_BYTES
 from workers.heap import limit_heap_blocks
 from workers.model_files import EMBEDDED
 from workers.models import load

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.cell import Cell
 from pipeline.model_size import shape_of, weight_bytes
 from pipeline.tasks import task_of
-from workers.footprint import PROCESS_BYTES, check_bytes, with_slack
+from workers.footprint.worker import PROCESS_BYTES, check_bytes, with_slack
 from workers.model_files import ModelFacts
 
 

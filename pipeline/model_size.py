@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.cell import Cell
-from workers.footprint import Shape
+from workers.footprint.shape import Shape
 from workers.model_files import ModelFacts
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}

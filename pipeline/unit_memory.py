@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.placement import Need
-from workers.footprint import PROCESS_BYTES
+from workers.footprint.worker import PROCESS_BYTES
 
 GIB = 2**30
 

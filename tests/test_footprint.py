@@ -11,20 +11,10 @@ from pipeline.model_size import shape_of as planned_shape
 from pipeline.plan import make_plan
 from pipeline.spec import load_spec
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import footprint
-from workers.footprint import (
-    AT_ONCE_BYTES,
-    Group,
-    Shape,
-    cells_at_once,
-    contexts_at_once,
-    observation_of,
-    perplexity_bytes,
-    questions_at_once,
-    retrieval_bytes,
-    rows_at_once,
-    windows_at_once,
-)
+from workers.footprint.harness import contexts_at_once, rows_at_once
+from workers.footprint.perplexity import Group, cells_at_once, perplexity_bytes, windows_at_once
+from workers.footprint.prompts import fork_bytes, questions_at_once, retrieval_bytes
+from workers.footprint.shape import AT_ONCE_BYTES, Shape, observation_of
 from workers.model_files import find_model
 from workers.model_shape import shape_of
 from workers.models import load
@@ -97,7 +87,7 @@ def test_a_fork_holds_what_is_planned_for_it():
     for settings in (PruneSettings("knorm", 0.5, 100, (1,)), PruneSettings("h2o", 0.9, 100), PruneSettings("dense")):
         cache = prefill.cache(settings, [0, 1])
         cache.take_rows([0, 1, 0, 1])
-        assert cache.bytes_allocated() <= footprint.fork_bytes(shape, settings, length, 4) <= 1.2 * cache.bytes_allocated()
+        assert cache.bytes_allocated() <= fork_bytes(shape, settings, length, 4) <= 1.2 * cache.bytes_allocated()
 
 
 def test_one_cell_more_than_fits_makes_no_difference_to_the_plan():

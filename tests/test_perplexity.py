@@ -181,7 +181,7 @@ def test_a_cell_that_skips_every_layer_is_the_dense_cell():
 
 @pytest.mark.parametrize("policy", ["knorm", "h2o", "tova"])
 def test_cells_too_many_for_the_memory_go_through_in_parts(policy, monkeypatch):
-    monkeypatch.setattr("workers.footprint.AT_ONCE_BYTES", 1)
+    monkeypatch.setattr("workers.footprint.perplexity.AT_ONCE_BYTES", 1)
     tokens = repetitive_tokens(2, 60)
     many = [PruneSettings(policy, ratio, 16) for ratio in (0.9, 0.5, 0.3)]
     _, parts = evaluate(MODELS["llama"], tokens, many, [0, 60])

@@ -35,7 +35,7 @@ from pipeline.tasks import TASKS, tasks_asked
 from pipeline.tasks.task import Task, TextNeed
 from tests.command import run_inline
 from workers.corpora import Tokens
-from workers.footprint import perplexity_bytes
+from workers.footprint.perplexity import perplexity_bytes
 from workers.model_files import ModelFacts
 from workers.pruned_cache import PrunedCache
 from workers.telling import Tell, Telling

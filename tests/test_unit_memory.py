@@ -9,7 +9,7 @@ import torch
 from pipeline.placement import Need
 from pipeline.unit_memory import GIB, beyond_plan
 from tests.command import run_inline
-from workers.footprint import PROCESS_BYTES
+from workers.footprint.worker import PROCESS_BYTES
 from workers.peak_memory import PeakMemory
 
 NEED = Need("cpu", False, 4 * GIB, "m float32", GIB)

@@ -19,7 +19,7 @@ from transformers.masking_utils import causal_mask_function
 
 from workers.attending_layer import forget_waiting, layer_of
 from workers.attention_weights import Scale, grouped_logits, of_values
-from workers.footprint import PROBABILITY_BYTES
+from workers.footprint.shape import PROBABILITY_BYTES
 
 NAME = "kvsweep"
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from workers.cell_scores import CellScores
-from workers.footprint import windows_at_once
+from workers.footprint.perplexity import windows_at_once
 from workers.layer_choice import choose_layers
 from workers.model_files import ModelError
 from workers.model_shape import shape_of

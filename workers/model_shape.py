@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from workers.footprint import Shape
+from workers.footprint.shape import Shape
 
 
 def shape_of(model: nn.Module) -> Shape:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from workers.footprint import Shape
+    from workers.footprint.shape import Shape
     from workers.notes import Notes
 
 OBSERVED_QUERIES = 32

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from workers.batch_cache import BatchCache
 from workers.budget import Budget, Schedule
 from workers.cell_scores import CellScores
-from workers.footprint import SHORT_PASS_TOKENS, Group, Shape, cells_at_once
+from workers.footprint.perplexity import SHORT_PASS_TOKENS, Group, cells_at_once
+from workers.footprint.shape import Shape
 from workers.memory import is_out_of_memory, without_frames
 from workers.model_shape import shape_of
 from workers.observation import NOTHING, widest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.cell_scores import CellScores
-from workers.footprint import windows_at_once
+from workers.footprint.perplexity import windows_at_once
 from workers.memory import is_out_of_memory
 from workers.model_shape import shape_of
 from workers.perplexity import Outcome, Watch, evaluate, schedule_of

@@ -12,7 +12,7 @@ from workers.attending_layer import AttendingLayer
 from workers.attention import NAME as OWN_ATTENTION
 from workers.attention_weights import Scale
 from workers.cache_view import CacheView, view_of
-from workers.footprint import with_room
+from workers.footprint.shape import with_room
 from workers.layer_record import LayerRecord
 from workers.notes import Look, Notes
 from workers.observation import NOTHING

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workers.answers import AnswersWatch, answers
-from workers.footprint import questions_at_once
+from workers.footprint.prompts import questions_at_once
 from workers.model_shape import shape_of
 from workers.settings import in_words
 from workers.telling import Telling

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workers.footprint import windows_at_once
+from workers.footprint.perplexity import windows_at_once
 from workers.model_shape import shape_of
 from workers.perplexity import evaluate
 from workers.reference_pass import reference_nll

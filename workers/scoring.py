@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.architecture import LOGIT_SCALES
-from workers.footprint import tile_of
+from workers.footprint.shape import tile_of
 
 NOT_FINITE = "the model gave NaN or infinite logits; try dtype float32"
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from workers.attention import NAME as OWN_ATTENTION
 from workers.cache_folder import cache_folder
 from workers.code_digest import code_digest
-from workers.footprint import CHECK_LOGITS_BYTES, CHECK_RATIOS, check_prune_after
+from workers.footprint.worker import CHECK_LOGITS_BYTES, CHECK_RATIOS, check_prune_after
 from workers.memory import is_out_of_memory
 from workers.model_files import ModelError, ModelFacts
 from workers.perplexity import evaluate

@@ -13,7 +13,7 @@ from torch import nn
 
 from workers.attention import forget_masks
 from workers.code_digest import check_same_code, code_digest
-from workers.footprint import STARTED_BYTES
+from workers.footprint.worker import STARTED_BYTES
 from workers.heap import limit_heap_blocks
 from workers.measure_pace import measure_once
 from workers.model_files import ModelError

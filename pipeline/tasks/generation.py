@@ -16,7 +16,7 @@ from pipeline.resolved import Resolved
 from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed
 from workers.corpora import Tokens
-from workers.footprint import generation_bytes
+from workers.footprint.prompts import generation_bytes
 from workers.model_files import ModelFacts
 from workers.work import GenerationWork
 

@@ -14,7 +14,7 @@ from pipeline.rates import Rates
 from pipeline.resolved import OwnText, Resolved
 from pipeline.sweep_keys import SweepSpec
 from pipeline.tasks.task import Task
-from workers.footprint import HARNESS_LONGEST, harness_bytes
+from workers.footprint.harness import HARNESS_LONGEST, harness_bytes
 from workers.model_files import ModelFacts
 from workers.work import HarnessWork
 

@@ -26,7 +26,7 @@ from pipeline.unit_sizes import check_units, evenly, longest_seconds, most
 from workers.budget import Schedule
 from workers.check_text import TEXTS
 from workers.corpora import Tokens
-from workers.footprint import perplexity_bytes
+from workers.footprint.perplexity import perplexity_bytes
 from workers.model_files import ModelFacts
 from workers.windows import Window
 from workers.work import PerplexityWork

@@ -27,7 +27,8 @@ from pipeline.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed
 from pipeline.unit_sizes import check_units, evenly, in_batches, longest_seconds, most
 from workers.corpora import Tokens
-from workers.footprint import MAX_AT_ONCE, retrieval_bytes
+from workers.footprint.prompts import retrieval_bytes
+from workers.footprint.shape import MAX_AT_ONCE
 from workers.model_files import ModelFacts
 from workers.retrieval import QUESTION_TOKENS, Question, build_questions, filler_tokens, says
 from workers.text_tokens import open_tokenizer

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.footprint import Shape, contexts_at_once
+from workers.footprint.harness import contexts_at_once
+from workers.footprint.shape import Shape
 from workers.harness.counts import Counts
 from workers.kept_answers import digest_of
 from workers.memory import is_out_of_memory

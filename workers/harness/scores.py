@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.footprint import rows_at_once
+from workers.footprint.harness import rows_at_once
 from workers.harness.counts import Counts
 from workers.harness.rows import Contexts, Rows, batches, in_halves
 from workers.kept_answers import AnswerBook

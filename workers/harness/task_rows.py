@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.footprint import MAX_AT_ONCE
+from workers.footprint.shape import MAX_AT_ONCE
 from workers.harness.counts import total
 from workers.harness.tasks import find_task
 from workers.kept_answers import AnswerBook

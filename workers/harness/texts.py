@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from workers.footprint import rows_at_once
+from workers.footprint.harness import rows_at_once
 from workers.harness.counts import Counts
 from workers.harness.rows import Contexts, Rows, batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
