@@ -24,10 +24,11 @@ from analysis.perplexity_tables import by_ratio
 from analysis.points import with_words
 from analysis.provenance import facts
 from analysis.recommend import advice_in_words
-from analysis.retrieval_findings import accuracy_findings
+from analysis.retrieval_findings import retrieval_findings
 from analysis.retrieval_tables import DROPPED, HELD
 from analysis.speed import DRIFT
 from analysis.tables import Tables
+from analysis.task_findings import task_findings
 from analysis.uncertainty import LEVEL
 from analysis.verdicts import BARELY
 from pipeline.results import TASKS
@@ -117,7 +118,8 @@ def render(shown: Contents) -> str:
         names=[str(run.info.get("name") or "unnamed run") for run in made.results.runs],
         findings=[
             *findings(made),
-            *accuracy_findings(made),
+            *retrieval_findings(made),
+            *task_findings(made.harness),
             *advice_in_words(shown.tables["recommended"][0]),
         ],
         warnings=warnings(made, not_drawn(made, shown.charts)),

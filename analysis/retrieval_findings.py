@@ -1,8 +1,9 @@
-"""Sentences on accuracy for the head of the page: which policies keep retrieval at what budget, and what tasks lost."""
+"""Sentences on retrieval for the head of the page: which policies keep right answers, at what budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -11,19 +12,20 @@ from analysis.disagreement import beside, in_words
 from analysis.keys import CURVE, GROUP
 from analysis.margins import ACCURACY_MARGIN
 from analysis.retrieval_tables import LEAST, kept_accuracy, shown_lower
-from analysis.tables import Tables
-from analysis.task_tables import FEW_DOCUMENTS, METRIC
-from analysis.uncertainty import ALPHA, holm, t_quantile
+from analysis.uncertainty import holm
 from analysis.verdicts import valid
+
+if TYPE_CHECKING:
+    from analysis.tables import Tables
 
 ASKED = ["kind", "digits", "distractors", "question_pruned"]
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 
 
-def accuracy_findings(made: Tables) -> list[str]:
-    """On retrieval by itself, beside perplexity, and on tasks of the harness."""
+def retrieval_findings(made: Tables) -> list[str]:
+    """On retrieval by itself, and beside perplexity."""
     both = beside(made.perplexity, made.retrieval)
-    return [*_at_equal_budget(made.retrieval), *in_words(both), *_tasks(made.harness)]
+    return [*_at_equal_budget(made.retrieval), *in_words(both)]
 
 
 def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
@@ -97,36 +99,3 @@ def least_budget(curve: pl.DataFrame) -> float | None:
     ordered = curve.sort("budget", descending=True).with_columns(kept=kept_accuracy().cast(pl.Int8).cum_prod())
     shown = ordered.filter(pl.col("kept") == 1)["budget"]
     return shown[-1] if len(shown) else None
-
-
-def _tasks(scores: pl.DataFrame) -> list[str]:
-    """A sentence per model: how many figures moved beyond their paired interval, and which most. Each task is its own dataset."""
-    usable = scores.filter(valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length"))
-    usable = usable.filter(pl.col("paired_documents") >= FEW_DOCUMENTS)
-    found = []
-    for _, group in usable.group_by([name for name in GROUP if name != "dataset"], maintain_order=True):
-        place = f"{labels.text(group['model'][0])}, tasks of lm-evaluation-harness"
-        sign = pl.when(pl.col("higher_is_better").fill_null(True)).then(1.0).otherwise(-1.0)
-        worse = pl.when(sign > 0).then(pl.col("wide_high") < 0).otherwise(pl.col("wide_low") > 0)
-        shown = _together(group).filter(worse).sort(sign * pl.col("difference"), maintain_order=True)
-        figures = f"{group.height:,} figures of {group.select(METRIC).n_unique()} metrics"
-        if shown.is_empty():
-            found.append(f"{place}: none of {figures} is shown to be worse than dense.")
-            continue
-        row = shown.row(0, named=True)
-        change = f"{labels.figure(row['difference'])} {labels.interval(row['wide_low'], row['wide_high'])}"
-        metric = f"{labels.text(row['task_name'])}, {labels.text(row['metric'])}"
-        cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
-        found.append(
-            f"{place}: {shown.height:,} of {figures} are shown to be worse than dense (all at the 95 % level together); most: "
-            f"{metric} {change} ({cell})."
-        )
-    return found
-
-
-def _together(group: pl.DataFrame) -> pl.DataFrame:
-    """The figures with ``wide_low`` and ``wide_high``: intervals of the differences that hold for all of them together."""
-    n = group["paired_documents"].to_numpy()
-    factor = pl.Series(t_quantile(1 - ALPHA / (2 * group.height), n) / t_quantile(1 - ALPHA / 2, n))
-    half = (pl.col("difference_high") - pl.col("difference_low")) / 2 * factor
-    return group.with_columns(wide_low=pl.col("difference") - half, wide_high=pl.col("difference") + half)

@@ -8,13 +8,14 @@ import pytest
 from scipy import stats
 
 from analysis.disagreement import beside
-from analysis.retrieval_findings import accuracy_findings, least_budget
+from analysis.retrieval_findings import least_budget, retrieval_findings
+from analysis.task_findings import task_findings
 from tests.rows import asked, perplexity_row, tasks_rows
 from tests.thinned import thinned
 
 
 def said(shown):
-    return accuracy_findings(shown.made)
+    return [*retrieval_findings(shown.made), *task_findings(shown.made.harness)]
 
 
 def held(share, **settings):

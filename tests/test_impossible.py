@@ -10,8 +10,9 @@ from analysis.claims import audit
 from analysis.findings import findings
 from analysis.load import load
 from analysis.page import contents, render
-from analysis.retrieval_findings import accuracy_findings
+from analysis.retrieval_findings import retrieval_findings
 from analysis.tables import Tables
+from analysis.task_findings import task_findings
 from analysis.verdicts import IMPOSSIBLE, WARNED, WHY_EXCLUDED
 from pipeline.run_sweep import DONE
 from tests.command import run_inline
@@ -240,7 +241,7 @@ def test_answers_that_cannot_be(page_of, edit):
     spoilt = one(answers, policy="knorm")
     assert spoilt["verdict"] == IMPOSSIBLE and name in spoilt["note"] and spoilt["accuracy"] is spoilt["p_value"] is None
     assert one(answers, policy="dense")["verdict"] == "DENSE"
-    assert accuracy_findings(shown.made) == []
+    assert retrieval_findings(shown.made) == []
     (depths,) = (chart.points.frame for chart in shown.charts["retrieval"])
     assert depths["series"].to_list() == ["dense"]
     assert not shown.charts["outcomes"] and not shown.charts["accuracy"]
@@ -271,7 +272,7 @@ def test_scores_that_cannot_be(page_of, document, edit, of):
     assert spoilt["verdict"] == IMPOSSIBLE and spoilt["value"] is spoilt["difference"] is None
     assert ("in the dense twin" in spoilt["note"]) == (of == "dense")
     assert one(scores, policy="dense")["verdict"] == (IMPOSSIBLE if of == "dense" else "DENSE")
-    assert not shown.charts["tasks"] and accuracy_findings(shown.made) == []
+    assert not shown.charts["tasks"] and task_findings(shown.made.harness) == []
 
 
 def test_a_metric_that_is_no_share_may_be_above_one(page_of):

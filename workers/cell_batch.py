@@ -18,7 +18,7 @@ from workers.attending_layer import AttendingLayer
 from workers.attention_weights import Scale
 from workers.cache_view import view_of
 from workers.layer_record import retained
-from workers.notes import Look, Notes
+from workers.notes import Look, Notes, notes_of
 from workers.observation import widest
 from workers.pass_plan import Pass, PassState, Track
 from workers.policy_calls import scores_of
@@ -48,7 +48,7 @@ class BatchLayer(AttendingLayer):
         self.positions = torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
         self.sums = torch.zeros(3, rows, heads, device=self.device)
         (observes,) = widest(track.policy.observes for track in tracks).values()
-        self.notes = observes.notes() if prunes else Notes()
+        self.notes = notes_of(observes) if prunes else Notes()
         self.notes.reserve(rows, self.room, prefix.keys, prefix.heads)
         for i, track in enumerate(tracks):
             self._fork(slice(i * windows, (i + 1) * windows), prefix, track)
@@ -61,7 +61,7 @@ class BatchLayer(AttendingLayer):
             self.keys[rows, :, :point], self.values[rows, :, :point] = keys, values
             return
         observes = track.policy.observes
-        noted, notes = prefix.noted(observes, point), observes.notes()
+        noted, notes = prefix.noted(observes, point), notes_of(observes)
         if noted is not None:
             notes.take_up(noted)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)

@@ -7,15 +7,16 @@ rows of the batch go (``take_rows``), and a cell goes on from a dense pass at a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workers.attention import attention, probabilities, probe
 from workers.attention_weights import Scale, of_values, weights
-from workers.observation import WEIGHT_BYTES, Observation
+from workers.observation import WEIGHT_BYTES, LastQueries, Mass, Observation
 
 Rows = slice | Sequence[int] | Tensor
 EVERY = slice(None)
@@ -226,3 +227,14 @@ class MassNotes(Notes):
         """The sums."""
         if self._mass is not None:
             yield self._mass
+
+
+_KINDS: Mapping[str, Callable[[Any], Notes]] = {
+    LastQueries.kind: lambda observes: QueryNotes(observes.kept),
+    Mass.kind: lambda observes: MassNotes(),
+}
+
+
+def notes_of(observes: Observation) -> Notes:
+    """What one layer keeps of what is observed, empty."""
+    return _KINDS[observes.kind](observes) if observes.kind in _KINDS else Notes()

@@ -6,14 +6,12 @@ because planning counts bytes by it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from workers.footprint.shape import Shape
-    from workers.notes import Notes
 
 OBSERVED_QUERIES = 32
 """A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer share passes with
@@ -25,7 +23,7 @@ WEIGHT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Observation(ABC):
+class Observation:
     """What is noted. Sizes are bytes of one layer."""
 
     kind: ClassVar[str]
@@ -37,10 +35,6 @@ class Observation(ABC):
     def amount(self) -> int:
         """How much of it a policy asks for at most."""
         return 0
-
-    @abstractmethod
-    def notes(self) -> Notes:
-        """What one layer keeps, empty."""
 
     def of_entry(self, shape: Shape) -> int:
         """What is kept for each entry of a row."""
@@ -60,12 +54,6 @@ class Nothing(Observation):
     """The policy looks at keys, values and positions alone."""
 
     kind = "nothing"
-
-    def notes(self) -> Notes:
-        """None."""
-        from workers.notes import Notes
-
-        return Notes()
 
 
 @dataclass(frozen=True)
@@ -90,12 +78,6 @@ class LastQueries(Observation):
         """How many a layer keeps."""
         return max(self.count, OBSERVED_QUERIES)
 
-    def notes(self) -> Notes:
-        """The queries themselves."""
-        from workers.notes import QueryNotes
-
-        return QueryNotes(self.kept)
-
     def of_row(self, shape: Shape) -> int:
         """The queries of all heads."""
         return shape.heads * self.kept * shape.head_dim * shape.width
@@ -111,12 +93,6 @@ class Mass(Observation):
 
     kind = "mass"
     probes = True
-
-    def notes(self) -> Notes:
-        """A sum for each entry."""
-        from workers.notes import MassNotes
-
-        return MassNotes()
 
     def of_entry(self, shape: Shape) -> int:
         """A float32 for each KV head."""

@@ -14,7 +14,7 @@ from workers.attention_weights import Scale
 from workers.cache_view import CacheView, view_of
 from workers.footprint.shape import with_room
 from workers.layer_record import LayerRecord
-from workers.notes import Look, Notes
+from workers.notes import Look, Notes, notes_of
 from workers.observation import NOTHING
 from workers.prune_step import chosen, protected_entries, taken
 from workers.shared_prefix import PrefixLayer
@@ -46,7 +46,7 @@ class PrunedLayer(AttendingLayer):
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
-        self._notes = self.state.policy.observes.notes() if self.prunes else Notes()
+        self._notes = notes_of(self.state.policy.observes) if self.prunes else Notes()
         self._is_shared = False
         self._scale = Scale(1.0, None)
         self.record = LayerRecord()

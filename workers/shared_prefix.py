@@ -17,6 +17,7 @@ from workers.architecture import usable
 from workers.attending_layer import AttendingLayer, WrongUseError
 from workers.attention import attention
 from workers.attention_weights import Scale
+from workers.notes import notes_of
 from workers.observation import Observation, widest
 
 
@@ -29,7 +30,7 @@ class PrefixLayer(AttendingLayer):
         self.index, self.points, self.seen = index, points, 0
         self.heads = 0
         self.scale = Scale(1.0, None)
-        self._notes = {kind: each.notes() for kind, each in widest(observations).items()}
+        self._notes = {kind: notes_of(each) for kind, each in widest(observations).items()}
         self._noted: dict[str, dict[int, Tensor]] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
