@@ -73,7 +73,8 @@ class BatchLayer(AttendingLayer):
         if settings.protects:
             protected = protected_entries(positions, point, settings.protect_sink, settings.protect_recent)
 
-        index, tied = chosen(track.policy, view, track.held, protected)
+        scores = scores_of(track.policy, view)
+        index, tied = chosen(track.policy, scores, positions, track.held, protected)
         kept = positions.gather(2, index)
         kept_keys, kept_values = taken(keys, values, index, self.state.rotary, point, track.held)
         self.keys[rows, :, : track.held], self.values[rows, :, : track.held] = kept_keys, kept_values

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from workers.cache_view import CacheView
 from workers.policy import Policy
-from workers.policy_calls import scores_of
 from workers.rotary import Rotary, places_closed
 from workers.selection import select, take_entries
 
@@ -24,9 +22,14 @@ def protected_entries(
     return own if start == end else own | (positions >= start) & (positions < end)
 
 
-def chosen(policy: Policy, view: CacheView, keep: int, protected: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Indices [rows, kv_heads, keep] of what stays of rows of one length, and whether each cut fell on a tie, as ``select``."""
-    return select(scores_of(policy, view), keep, protected, None if policy.temporal else view.positions)
+def chosen(
+    policy: Policy, scores: Tensor, positions: Tensor, keep: int, protected: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Indices [rows, kv_heads, keep] of what stays of rows of one length, and whether each cut fell on a tie.
+
+    scores: those that ``policy`` gave the entries at ``positions``, [rows, kv_heads, n] both; else as ``select``.
+    """
+    return select(scores, keep, protected, None if policy.temporal else positions)
 
 
 def taken(

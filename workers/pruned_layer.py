@@ -16,6 +16,7 @@ from workers.footprint.shape import with_room
 from workers.layer_record import LayerRecord
 from workers.notes import Look, Notes, notes_of
 from workers.observation import NOTHING
+from workers.policy_calls import scores_of
 from workers.prune_step import chosen, protected_entries, taken
 from workers.shared_prefix import PrefixLayer
 from workers.shared_state import SharedState
@@ -238,29 +239,29 @@ class PrunedLayer(AttendingLayer):
 
     def _prune_if_due(self) -> None:
         """Drop entries down to the budget where this layer prunes and its threshold is reached."""
-        if self.prunes and self.budget.is_due(self._counted()):
-            with self.state.stopwatch:
-                self._prune()
+        if not (self.prunes and self.budget.is_due(self._counted())):
+            return
+
+        with self.state.stopwatch:
+            positions, (keys, values) = self.stored_positions(), self.stored()
+            counted, policy = self._counted(), self.state.policy
+            keep = self.budget.kept(counted) + self.held - counted
+
+            scores = scores_of(policy, self._view(keep))
+            index, tied = chosen(policy, scores, positions, keep, self._protected(positions))
+            kept_positions = positions.gather(2, index)
+            kept = (*taken(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
+            self._notes.keep(index)
+
+            if not self._fits(keep):
+                self._reserve(keys, values, self._room(keep))
+            self._fill(*kept)
+            self.record.add(kept_positions, self.seen, tied)
 
     def _counted(self) -> int:
         """Entries that thresholds and budgets speak of."""
         start, end = self.state.outside
         return self.held - (min(end, self.seen) - start if start < self.seen else 0)
-
-    def _prune(self) -> None:
-        positions, (keys, values) = self.stored_positions(), self.stored()
-        counted = self._counted()
-        keep = self.budget.kept(counted) + self.held - counted
-
-        index, tied = chosen(self.state.policy, self._view(keep), keep, self._protected(positions))
-        kept_positions = positions.gather(2, index)
-        kept = (*taken(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
-        self._notes.keep(index)
-
-        if not self._fits(keep):
-            self._reserve(keys, values, self._room(keep))
-        self._fill(*kept)
-        self.record.add(kept_positions, self.seen, tied)
 
     def _view(self, keep: int) -> CacheView:
         keys, values = self.stored()
