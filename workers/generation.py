@@ -58,19 +58,8 @@ class GenerationRun:
 
 def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
     """Next-token logits [batch, vocabulary], float32 at least, after one pass over ``tokens`` [batch, q]."""
-    return next_logits(model, _last_hidden(model, tokens, cache))
-
-
-def _last_hidden(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
-    """[batch, width]."""
-    first = cache.next_position()
-    hidden = body_of(model)(
-        input_ids=tokens,
-        position_ids=torch.arange(first, first + tokens.shape[1], device=tokens.device)[None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return hidden[:, -1]
+    hidden = body_of(model)(**cache.inputs(tokens)).last_hidden_state
+    return next_logits(model, hidden[:, -1])
 
 
 @torch.inference_mode()
@@ -80,7 +69,7 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
     Raises FloatingPointError where a token was chosen among NaN or infinite logits.
     """
     watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
-    rows = list(range(prompts.shape[0]))
+    rows, body = list(range(prompts.shape[0])), body_of(model)
     cache = PrunedCache(
         model.config, settings, prompt_tokens=prompts.shape[1], row_ids=rows, stopwatch=watch  # pyright: ignore
     )  # fmt: skip
@@ -95,7 +84,9 @@ def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tok
         token, output = prompts, []
         for step in range(new_tokens):
             begin = clock()
-            best, token = own_logits(model, _last_hidden(model, token, cache)).max(-1, keepdim=True)
+            logits = own_logits(model, body(**cache.inputs(token)).last_hidden_state[:, -1])
+            best, token = logits.max(-1, keepdim=True)
+            del logits  # the next step's peak of memory is its own
             output.append(token[:, 0].tolist())
             seconds.append(clock() - begin)
             highest.append(best)

@@ -206,6 +206,12 @@ class PrunedCache(Cache):
             return next((layer.held for layer in self.pruned_layers if layer.prunes), self.pruned_layers[0].seen)
         return self.pruned_layers[0].seen
 
+    def inputs(self, tokens: Tensor) -> dict[str, Any]:
+        """With what a model is called so that ``tokens``, [batch, q] ids, follow what the cache has seen."""
+        first = self.next_position()
+        positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
+        return {"input_ids": tokens, "position_ids": positions, "past_key_values": self, "use_cache": True}
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """``next_position`` as one layer has it: some models ask for it in each layer, while a pass goes through."""
         layer = self.pruned_layers[layer_idx]
