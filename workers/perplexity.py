@@ -8,6 +8,7 @@ are the same for every cell and are computed once, in one dense pass; and cells 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,12 +71,27 @@ def evaluate(
     for index in sorted(set(range(len(cells))) - {track.index for track in tracks}):
         watch.ended(dense, index, results[index])
 
+    waiting: deque[list[Track]] = deque()
     for group in _groups(tracks, tokens.shape[0], shape_of(model)):
-        if wanted is not None and not any(track.index in wanted for track in group):
-            continue
-        for part, outcome in _attempt(model, tokens, prefix, (dense, twin), group, row_ids, watch):
-            results[part.index] = outcome
-            watch.ended(dense, part.index, outcome)
+        if wanted is None or any(track.index in wanted for track in group):
+            waiting.append(group)
+    while waiting:
+        group = waiting.popleft()
+        started = [replace(track) for track in group]  # a failing group must not move those that are tried alone
+        try:
+            outcomes: Sequence[CellScores | Exception] = _Group(
+                model, tokens, prefix, (dense, twin), started, row_ids, watch
+            ).run()
+        except Exception as error:
+            if len(group) > 1:  # each alone, so that a failing cell takes no other down
+                waiting.extendleft([track] for track in reversed(group))
+                continue
+            if is_out_of_memory(error) and tokens.shape[0] > 1:
+                raise  # fewer windows at a time may do
+            outcomes = [without_frames(error)]
+        for track, outcome in zip(group, outcomes, strict=True):
+            results[track.index] = outcome
+            watch.ended(dense, track.index, outcome)
     return dense, results
 
 
@@ -105,7 +121,10 @@ def _dense(
     observations = [track.policy.observes for track in observing]
     points = [track.seen for track in observing]
     prefix = SharedPrefix(model.config, points, observations)  # pyright: ignore[reportArgumentType]
-    hidden = _hidden(model, tokens[:, :steps], torch.arange(steps, device=tokens.device)[None], prefix)
+    hidden = body_of(model)(
+        input_ids=tokens[:, :steps], position_ids=torch.arange(steps, device=tokens.device)[None], past_key_values=prefix,
+        use_cache=True,
+    ).last_hidden_state  # fmt: skip
     prefix.check_complete(steps)
     scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
     nll, correct = scored.nll.cpu(), scored.correct.cpu()
@@ -119,11 +138,6 @@ def _dense(
         torch.zeros_like(nll), torch.ones_like(correct),
     )  # fmt: skip
     return dense, prefix, twin
-
-
-def _hidden(model: nn.Module, ids: Tensor, positions: Tensor, cache: object) -> Tensor:
-    """Last hidden states [batch, q, width]."""
-    return body_of(model)(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def _check_finite(nll: Tensor) -> None:
@@ -171,29 +185,6 @@ def _is_short(track: Track, windows: int) -> bool:
     return stride * windows < SHORT_PASS_TOKENS
 
 
-def _attempt(
-    model: nn.Module,
-    tokens: Tensor,
-    prefix: SharedPrefix,
-    dense: tuple[CellScores, Twin | None],
-    group: list[Track],
-    row_ids: Sequence[int],
-    watch: Watch,
-) -> Iterator[tuple[Track, CellScores | Exception]]:
-    """A group's cells; where the group fails, each alone, so that a failing cell takes no other down."""
-    try:
-        started = [replace(track) for track in group]  # a failing attempt must not move the ones that are tried alone
-        yield from zip(group, _Group(model, tokens, prefix, dense, started, row_ids, watch).run(), strict=True)
-    except Exception as error:
-        if len(group) == 1:
-            if is_out_of_memory(error) and tokens.shape[0] > 1:
-                raise  # fewer windows at a time may do
-            yield group[0], without_frames(error)
-            return
-        for track in group:
-            yield from _attempt(model, tokens, prefix, dense, [track], row_ids, watch)
-
-
 class _Group:
     """Cells that go through together, one pass per event, until each has seen all tokens."""
 
@@ -217,20 +208,26 @@ class _Group:
         """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
         active = list(range(len(self.tracks)))
         starts = [track.seen for track in self.tracks]
+        windows, body = self.tokens.shape[0], body_of(self.model)
         while active := self._retire(active):
-            self._feed(active)
+            begin = time.perf_counter()
+            plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
+            self.cache.begin(plan)
+            rows, at = plan.tokens_at
+            hidden = body(
+                input_ids=self.tokens[rows, at][None], position_ids=plan.positions, past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
+            self.cache.end()
+            self._note(plan, active, hidden[0], begin)
+            del hidden  # not beside those of the next pass
         self._score()
         return [self._result(i, start) for i, start in enumerate(starts)]
 
-    def _feed(self, active: list[int]) -> None:
-        begin, windows = time.perf_counter(), self.tokens.shape[0]
-        plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
-        self.cache.begin(plan)
-        rows, at = plan.tokens_at
-        hidden = _hidden(self.model, self.tokens[rows, at][None], plan.positions, self.cache)
-        self.cache.end()
+    def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
+        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active`` move on."""
+        windows, (rows, at) = self.tokens.shape[0], plan.tokens_at
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
-        self.unscored.append((hidden[0], cells, rows, at))
+        self.unscored.append((hidden, cells, rows, at))
         if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
             self._score()
         self.watch.worked(int(plan.counts.sum()) * windows, self.tracks[active[0]].index)
@@ -292,8 +289,7 @@ def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, ro
     cache = PrunedCache(model.config, cell, row_ids=row_ids)  # pyright: ignore[reportArgumentType]
     scored = []
     for step in range(steps):
-        position = torch.tensor([[cache.next_position()]], device=tokens.device)
-        hidden = _hidden(model, tokens[:, step : step + 1], position, cache)
+        hidden = body_of(model)(**cache.inputs(tokens[:, step : step + 1])).last_hidden_state
         scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
     found = Scored.joined(scored, 1)
     nll, correct = found.nll.cpu(), found.correct.cpu()

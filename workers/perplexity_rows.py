@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,12 @@ def perplexity_rows(unit: WorkUnit, model: nn.Module, device: torch.device, resu
     start, size = 0, windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
-        windows = work.windows[part]
+        windows, cells = work.windows[part], made.cells_left()
+        tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
+        row_ids = [window.text_id for window in windows]
+        wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in unit.complete}
         try:
-            made.evaluate(model, device, part)
+            evaluate(model, tokens, [cell.settings for cell in cells], row_ids, wanted, made.watch(cells, part))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(windows) == 1:
                 raise
@@ -55,12 +59,12 @@ class _PerplexityRows:
         self.given: set[tuple[str, int]] = set()
         """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in halves."""
 
-    def evaluate(self, model: nn.Module, device: torch.device, part: slice) -> None:
-        """The windows of ``part`` together. Raises as ``perplexity.evaluate`` does."""
-        cells = [cell for cell in self.unit.cells if cell.cell_id not in self.failed]
-        wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in self.unit.complete}
-        tokens = torch.from_numpy(self.work.tokens[part].astype(np.int64)).to(device)
-        row_ids = [window.text_id for window in self.work.windows[part]]
+    def cells_left(self) -> list[UnitCell]:
+        """Those that did not fail."""
+        return [cell for cell in self.unit.cells if cell.cell_id not in self.failed]
+
+    def watch(self, cells: Sequence[UnitCell], part: slice) -> Watch:
+        """Who takes what an evaluation of ``cells`` on the windows of ``part`` tells."""
 
         def worked(tokens: int, cell: int) -> None:
             self.telling.worked(tokens, "dense" if cell < 0 else in_words(cells[cell].settings))
@@ -71,7 +75,7 @@ class _PerplexityRows:
             else:
                 self._give(cells[cell], part, dense, outcome)
 
-        evaluate(model, tokens, [cell.settings for cell in cells], row_ids, wanted, Watch(ended, worked))
+        return Watch(ended, worked)
 
     def _fail(self, cell_id: str, error: Exception) -> None:
         self.failed.add(cell_id)

@@ -109,19 +109,19 @@ class SlotStore:
         self.sums += torch.stack([*left, tied.float()]) * plan.due_rows
 
     def _scores(self, plan: Pass) -> Tensor:
-        """[layers, rows, kv_heads, room], a policy at a time."""
+        """[layers, rows, kv_heads, room], a policy at a time; of users' own, a cell at a time."""
         parts, first, windows, count = [], 0, plan.windows, len(self.layers)
         row_ids = self.layers[0].state.row_ids
         index = torch.tensor([layer.index for layer in self.layers], device=self.device)
         while first < len(plan.tracks):
             policy, last = plan.tracks[first].policy, first + 1
+            if not policy.own:
+                parts.append(self._foreign_scores(plan, first))
+                first = last
+                continue
             while last < len(plan.tracks) and plan.tracks[last].policy is policy:
                 last += 1
             rows = slice(first * windows, last * windows)
-            if not policy.own:
-                parts += [self._foreign_scores(plan, place) for place in range(first, last)]
-                first = last
-                continue
             keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
             seen, keep, seed, ids = (x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids))
             view = view_of(
