@@ -9,6 +9,7 @@ pruned before the question is known (the protocol of kvpress), and the question'
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from workers.generation import forward
 from workers.memory import is_out_of_memory, without_frames
 from workers.own_policies import find_policy
 from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
 from workers.retrieval import Question
 from workers.scoring import NOT_FINITE, OutputLayer, check_chosen
 from workers.settings import PruneSettings
@@ -76,8 +76,34 @@ def answers(
         except ValueError as error:
             results[i] = error
 
-    for batch in batches(work.questions, work.question_pruned, size):
-        _answer(model, device, cells, batch, work, results, watch)
+    waiting = deque(batches(work.questions, work.question_pruned, size))
+    while waiting:
+        batch = waiting.popleft()
+        going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
+        try:
+            prefill, weights = _prefilled(model, device, batch, {cells[i].policy for i in going}, work.question_pruned)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(batch.questions) == 1:
+                raise
+            half = (len(batch.questions) + 1) // 2
+            waiting.extendleft(reversed([*batches(batch.questions, work.question_pruned, half)]))
+            continue
+
+        watch.worked(len(batch.questions), -1)
+        for i in going:
+            try:
+                found = _Answers(model, prefill, cells[i], batch, work.question_pruned, weights).rows()
+            except Exception as error:
+                results[i] = without_frames(error)  # a cell that fails takes no other down
+            else:
+                rows = results[i]
+                assert isinstance(rows, list)
+                told = [_described(asked, work) | row for asked, row in zip(batch.questions, found, strict=True)]
+                rows += told
+                watch.answered(i, told)
+            watch.worked(len(batch.questions), i)
+        del prefill, weights  # before the next batch's are made
+
     order = {_asked(_described(question, work)): place for place, question in enumerate(work.questions)}
     for rows in results:
         if not isinstance(rows, Exception):
@@ -111,42 +137,12 @@ def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> 
             yield Batch(prompts, part, prompt_of)
 
 
-def _answer(
-    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], batch: Batch, work: RetrievalWork,
-    results: list[Rows | Exception], watch: AnswersWatch,
-) -> None:  # fmt: skip
-    """Add the rows of a batch; a cell that fails takes no other down, and a batch that memory cannot hold is halved."""
-    going, question_pruned = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)], work.question_pruned
-    try:
-        prefill = Prefill(model, torch.tensor(batch.prompts, device=device), {cells[i].policy for i in going})
-        weights = answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(batch.questions) == 1:
-            raise
-        for half in batches(batch.questions, question_pruned, (len(batch.questions) + 1) // 2):
-            _answer(model, device, cells, half, work, results, watch)
-        return
-    watch.worked(len(batch.questions), -1)
-    for i in going:
-        try:
-            found = _of_cell(model, prefill, cells[i], batch, question_pruned, weights)
-        except Exception as error:
-            results[i] = without_frames(error)
-        else:
-            rows = results[i]
-            assert isinstance(rows, list)
-            told = [_described(question, work) | row for question, row in zip(batch.questions, found, strict=True)]
-            rows += told
-            watch.answered(i, told)
-        watch.worked(len(batch.questions), i)
-
-
-def _of_cell(
-    model: nn.Module, prefill: Prefill, cell: PruneSettings, batch: Batch, question_pruned: bool, weights: Tensor
-) -> Rows:  # fmt: skip
-    """What a cell answers. Its cache ends with this call: the next cell's is made where nothing is left of it."""
-    cache = prefill.cache(cell, batch.row_ids)
-    return _Answers(model, cache, batch, question_pruned, prefill.logits, weights).rows()
+def _prefilled(
+    model: nn.Module, device: torch.device, batch: Batch, policies: set[str], question_pruned: bool
+) -> tuple[Prefill, Tensor]:  # fmt: skip
+    """The pass over a batch's prompts, and what of its attention the answers have (``answer_attention``)."""
+    prefill = Prefill(model, torch.tensor(batch.prompts, device=device), policies)
+    return prefill, answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
 
 
 def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
@@ -165,15 +161,16 @@ def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
 
 
 class _Answers:
-    """One cell's answers to the questions of a batch."""
+    """One cell's answers to the questions of a batch. Its cache ends with it: the next cell's is made where nothing is left."""
 
     def __init__(
-        self, model: nn.Module, cache: PrunedCache, batch: Batch, question_pruned: bool, logits: Tensor, weights: Tensor
+        self, model: nn.Module, prefill: Prefill, cell: PruneSettings, batch: Batch, question_pruned: bool, weights: Tensor
     ) -> None:  # fmt: skip
-        """logits: [prompts, vocabulary], after each prompt; weights: [layers, questions, kv_heads], of ``answer_attention``."""
-        self.model, self.cache, self.questions, device = model, cache, batch.questions, logits.device
+        """weights: [layers, questions, kv_heads], of ``answer_attention``."""
+        self.model, self.questions, device = model, batch.questions, prefill.logits.device
         rows = [*batch.prompt_of, *batch.prompt_of]
-        cache.take_rows(rows)
+        self.cache = prefill.cache(cell, batch.row_ids)
+        self.cache.take_rows(rows)
         self.longest = max(len(question.answer_ids) for question in self.questions)
         padded = [question.answer_ids + [0] * (self.longest - len(question.answer_ids)) for question in self.questions]
         self.right = torch.tensor(padded, device=device)
@@ -184,11 +181,11 @@ class _Answers:
         self.held: list[float] = []
         self.events: list[int] = []
         self.retained: list[Tensor] = []
-        self.logits = logits[rows]
+        self.logits = prefill.logits[rows]
         if not question_pruned:
             ids = torch.tensor([question.question_ids for question in self.questions], device=device)
-            cache.begin_outside(ids.shape[1])
-            self.logits = forward(model, ids.repeat(2, 1), cache)
+            self.cache.begin_outside(ids.shape[1])
+            self.logits = forward(model, ids.repeat(2, 1), self.cache)
 
     def _shares(self) -> Tensor:
         """[layers, questions, kv_heads], the share of each answer's positions that a head holds in the row with the right tokens.
@@ -215,17 +212,6 @@ class _Answers:
         least = shares.masked_fill(~reads, 1.0).amin((0, 2))
         return torch.stack([alike, weighted, least])
 
-    def _further(self, last: Tensor) -> list[Tensor]:
-        """The model's own tokens behind ``last``, [questions], until each answer's text can be complete; no figure sees them."""
-        steps = max(question.text_tokens for question in self.questions) - self.longest
-        if steps > 0:
-            self.cache.take_rows(range(len(self.questions), 2 * len(self.questions)))
-
-        found = [last]
-        for _ in range(steps):
-            found.append(forward(self.model, found[-1][:, None], self.cache).argmax(-1))
-        return found[1:]
-
     def rows(self) -> Rows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
         count, nll, given, missed = len(self.questions), [], [], []
@@ -242,7 +228,13 @@ class _Answers:
             missed.append(self.logits[:count].argmax(-1) != wanted)
             if step + 1 < self.longest:
                 self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
-        given += self._further(given[-1])
+
+        further = max(question.text_tokens for question in self.questions) - self.longest
+        if further > 0:  # the model's own tokens until each answer's text can be complete: no figure sees them
+            self.cache.take_rows(range(count, 2 * count))
+        for _ in range(further):
+            given.append(forward(self.model, given[-1][:, None], self.cache).argmax(-1))
+
         losses, texts, wrong = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist(), torch.stack(missed, 1).tolist()
         found = []
         for i, question in enumerate(self.questions):
