@@ -20,7 +20,7 @@ from workers.generation import GenerationRun, generate
 from workers.generation_rows import above_ceiling
 from workers.model_files import find_model
 from workers.peak_memory import PeakMemory
-from workers.rounds import Timed, round_orders, timed_rounds, widest_interval
+from workers.rounds import Timed, round_orders, rounds_as_reported, timed_rounds, widest_interval
 from workers.settings import PruneSettings
 from workers.work import GenerationWork, UnitCell, WorkUnit
 
@@ -91,7 +91,7 @@ def test_rounds_stop_by_the_interval_that_the_report_forms(rounds):
 
 def test_the_reports_protocol_is_wrong_in_each_of_its_ways(fake_runs):
     turns = fake_runs(lambda number, settings: 2.0)
-    found = timed_rounds(None, repetitive_tokens(1, 10), CELLS[::-1], dataclasses.replace(WORK, protocol="report_2025")).runs
+    found = rounds_as_reported(None, repetitive_tokens(1, 10), CELLS[::-1], WORK).runs
     assert [settings.policy for settings in turns] == ["dense"] * 6 + ["knorm"] * 6  # baseline first, no warm-up, no turns
     assert {(t.cell, t.run.ttft_seconds) for t in found} == {(1, 0.5), (0, 1.0)}  # 10 % of 5 seconds, a guess; 1 s, measured
     assert not any(t.control for t in found)

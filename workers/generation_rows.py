@@ -11,7 +11,7 @@ from torch import nn
 
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.generated_text import described, end_tokens
-from workers.rounds import Timed, timed_rounds
+from workers.rounds import Timed, rounds_as_reported, timed_rounds
 from workers.settings import in_words
 from workers.telling import Telling
 from workers.work import Failure, GenerationWork, UnitResult, WorkUnit
@@ -26,7 +26,14 @@ def generation_rows(unit: WorkUnit, model: nn.Module, device: torch.device, resu
     ceiling = memory_bandwidth(device, weights)
     settings = [cell.settings for cell in unit.cells]
     telling.expect(work.warmup + (work.repeats + work.max_repeats) / 2)
-    rounds = timed_rounds(model, prompts, settings, work, lambda rounds, cell: telling.worked(rounds, in_words(settings[cell])))
+
+    def worked(share: float, cell: int) -> None:
+        telling.worked(share, in_words(settings[cell]))
+
+    if work.protocol == "report_2025":
+        rounds = rounds_as_reported(model, prompts, settings, work)
+    else:
+        rounds = timed_rounds(model, prompts, settings, work, worked)
     result.failures += [Failure.of(unit.cells[cell].cell_id, error) for cell, error in rounds.failed.items()]
     dense = next(timed.run.output_tokens for timed in rounds.runs if unit.cells[timed.cell].settings.policy == "dense")
     rows = []

@@ -67,8 +67,6 @@ def timed_rounds(
     of a round that is done, and of the cell.
     """
     clock = Clock(prompts.device)
-    if work.protocol == "report_2025":
-        return _as_reported(model, prompts, cells, work, clock)
     dense = next((i for i, cell in enumerate(cells) if cell.policy == "dense"), None)
     turns = [(i, False) for i in range(len(cells))] + ([(dense, True)] if dense is not None else [])
     found = Rounds()
@@ -122,12 +120,14 @@ def widest_interval(found: Sequence[Timed], dense: int) -> float:
     return widest
 
 
-def _as_reported(
-    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork, clock: Clock
+def rounds_as_reported(
+    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork
 ) -> Rounds:  # fmt: skip
-    """Wrong on purpose: no warm-up, baseline first, cells one after the other, the baseline's TTFT a guess."""
+    """The protocol ``report_2025``, wrong on purpose: no warm-up, baseline first, cells one after the other, and the
+    baseline's TTFT a guess.
+    """
     order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
-    found = Rounds()
+    clock, found = Clock(prompts.device), Rounds()
     for place, cell in enumerate(order):
         for repeat in range(work.repeats):
             run = _turn(model, prompts, cells, cell, work, clock, found)
