@@ -79,29 +79,18 @@ class Contexts:
         """Their pass, made when it is first asked for. Raises as ``Prefill`` does."""
         return Prefill(self.model, torch.tensor(self.ids, device=self.device), [self.settings.policy])
 
-    def rows(self, places: Sequence[int]) -> Rows:
-        """Rows that go on from the contexts at these places."""
-        return Rows(self.model, self.prefill, self.settings, self.ids, places)
-
 
 class Rows:
-    """Rows that go on from the contexts of a ``Prefill``; several may go on from one context.
+    """Rows that go on from ``contexts``, each from the one at its place; several may go on from one context.
 
     ``counts`` has one entry per row, in the order of ``places``; rows that left keep theirs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        prefill: Prefill,
-        settings: PruneSettings,
-        contexts: Sequence[Sequence[int]],
-        places: Sequence[int],
-    ) -> None:
-        """contexts: the prefill's prompts; ``places``: for each row, which of them it goes on from."""
-        self.model, self.settings = model, settings
-        self.cache: PrunedCache = prefill.cache(settings, [text_id(context) for context in contexts])
-        self._pruning = [i for i in range(len(self.cache.pruned_layers)) if settings.prunes(i)]
+    def __init__(self, contexts: Contexts, places: Sequence[int]) -> None:
+        """places: for each row, the index of its context."""
+        self.model, self.settings = contexts.model, contexts.settings
+        self.cache: PrunedCache = contexts.prefill.cache(self.settings, [text_id(ids) for ids in contexts.ids])
+        self._pruning = [i for i in range(len(self.cache.pruned_layers)) if self.settings.prunes(i)]
         self.cache.take_rows(list(places))
         events, held = self._state()
         self.active = list(range(len(places)))
@@ -132,12 +121,9 @@ class Rows:
         A row's first ``lengths`` tokens are its own, the rest is filler that no other row sees; it must leave after that.
         """
         before, held_before = self._state()
-        first, count = self.cache.next_position(), tokens.shape[1]
+        count = tokens.shape[1]
         self.cache.begin_steps(count)
-        hidden = body_of(self.model)(
-            input_ids=tokens, position_ids=torch.arange(first, first + count, device=tokens.device)[None],
-            past_key_values=self.cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+        hidden = body_of(self.model)(**self.cache.inputs(tokens)).last_hidden_state
         after, held = self._state()
         for row, own in zip(self.active, lengths, strict=True):
             whole = own == count  # the check at the pass's end is this row's too

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workers.footprint.harness import rows_at_once
 from workers.harness.counts import Counts
@@ -88,12 +88,8 @@ def _score_places(
     contexts: Contexts, places: Sequence[int], continuations: Sequence[list[int]]
 ) -> list[ContinuationScore]:  # fmt: skip
     """Scores of continuations, each of the context at its place."""
-    first = contexts.prefill.logits.float().log_softmax(-1)
-    return _score_rows(contexts.rows(places), first[list(places)], continuations)
-
-
-def _score_rows(rows: Rows, first: Tensor, continuations: Sequence[list[int]]) -> list[ContinuationScore]:
-    """first: [rows, vocabulary], log-probabilities of the token after each row's context."""
+    first = contexts.prefill.logits.float().log_softmax(-1)[list(places)]  # of the token after each row's context
+    rows = Rows(contexts, places)
     device, lengths = first.device, [len(continuation) for continuation in continuations]
     tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=device)
     for row, continuation in enumerate(continuations):

@@ -126,7 +126,7 @@ class Writer:
         seeds = [
             hash((self.settings.seed, text_id(contexts.ids[place]), draw)) for place, draw in zip(places, draws, strict=True)
         ]
-        going = contexts.rows(places)
+        going = Rows(contexts, places)
         tokens = self._decode(going, contexts.prefill.logits[list(places)], decoding, seeds)
         return [Generated(*text) for text in zip(tokens, going.counts, strict=True)]
 
