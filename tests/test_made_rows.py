@@ -46,5 +46,5 @@ def test_a_row_as_a_worker_gives_it_has_the_columns_of_its_task_and_its_cell():
 
 @pytest.mark.parametrize("make", [perplexity_row, retrieval_row, failure_row])
 def test_a_column_that_there_is_not_is_refused(make):
-    with pytest.raises(ValueError, match="no such columns in .*: \\['keep_rate'\\]"):
+    with pytest.raises(ValueError, match=r"no such columns in .*: \['keep_rate'\]"):
         make(keep_rate=0.5)

@@ -1,0 +1,97 @@
+"""Workers that do nothing but answer as real ones do, so that what is measured is the driver; and plans for them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.executors import RayExecutor
+from pipeline.plan import Plan, make_plan
+from pipeline.planned_unit import PlannedUnit
+from pipeline.spec import load_spec
+from tools.made_rows import as_given, perplexity_row
+from workers.code_digest import code_digest
+from workers.work import UnitResult, WorkUnit
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read as ray is imported
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # a worker that imports this file has its driver's
+import ray
+
+SWEEP = """\
+name: driver
+models: [reference-neox]
+datasets: [pydocs]
+devices: [cpu]
+policies: [knorm, random, streaming, recent, knorm_high, h2o, snapkv, tova]
+keep_ratios: [{ratios}]
+prune_after: [{thresholds}]
+skip_layers: [[], [0], [1], [0, 1], [2]]
+perplexity: {{window: 64, stride: 64, windows: 1}}
+"""
+CELLS = 24
+"""Of a unit."""
+ROW = as_given("perplexity", perplexity_row(nll=[0.5] * 63, window=64, stride=64, event_steps=[], event_kept=[]))
+"""A window of a cell, as a worker gives it."""
+
+
+def given_row(cell_id: str) -> dict[str, Any]:
+    """The row of a cell."""
+    return ROW | {"cell_id": cell_id}
+
+
+def result(cells: list[str], seconds: float, node: str) -> UnitResult:
+    """What a worker tells of a unit: a row of each cell."""
+    rows = [given_row(cell) for cell in cells]
+    return UnitResult(rows=rows, seconds=seconds, node=node, device_name="none", code=code_digest())
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)
+class Idle:
+    """Takes what a worker takes and gives what it gives, without the work."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        code_digest()  # reads all files once, as a real worker does while it starts
+
+    @ray.method(num_returns="streaming")
+    def run(self, unit: WorkUnit) -> Iterator[UnitResult]:
+        yield result([cell.cell_id for cell in unit.cells], 1e-4, "idle")
+
+    @ray.method
+    def nothing(self, unit: int) -> int:
+        return unit
+
+
+class IdleExecutor(RayExecutor):
+    """The real executor with workers that do nothing."""
+
+    def _new_actor(self, options: dict[str, Any], threads: int) -> Any:
+        return Idle.options(**options).remote(threads)
+
+    def close(self) -> None:
+        """End the actors: the cluster serves the next contestant."""
+        for slot in list(self._slots):
+            self._drop(slot)
+
+
+def planned(units: int) -> Plan:
+    """A plan of at least so many units of 24 cells each."""
+    thresholds = max(1, units * CELLS // (8 * 5 * 99) + 1)
+    ratios = ", ".join(f"{i / 100:g}" for i in range(1, 100))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sweep.yaml"
+        file.write_text(SWEEP.format(ratios=ratios, thresholds=", ".join(str(8 + i) for i in range(thresholds))))
+        plan = make_plan(load_spec(str(file), []))
+    assert len(plan.units) >= units, f"{len(plan.units)} units, {units} wanted"
+    plan.units = plan.units[:units]
+    return plan
+
+
+def of_one_cell(plan: Plan) -> list[PlannedUnit]:
+    """The smallest real units."""
+    return [replace(unit, cells=unit.cells[:1]) for unit in plan.units]
