@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.idle_workers import IdleExecutor, of_one_cell, planned, result
+from benchmarks.idle_workers import IdleExecutor, of_one_cell, planned, result, windows_of
 from pipeline.schedule import run_units
 from pipeline.unit_inputs import work_unit
-from workers.work import UnitResult
+from workers.windows import Window
+from workers.work import UnitCell, UnitResult
 
 import ray  # isort: skip  (behind idle_workers, which says how its nodes know each other)
 
@@ -29,9 +30,11 @@ class Sleepers:
     """Many workers in one process: each call sleeps as long as its unit is said to take."""
 
     @ray.method(num_returns="streaming")
-    async def run(self, seconds: float, cells: list[str]) -> AsyncIterator[UnitResult]:
+    async def run(
+        self, seconds: float, cells: Sequence[UnitCell], windows: Sequence[Window]
+    ) -> AsyncIterator[UnitResult]:  # fmt: skip
         await asyncio.sleep(seconds)
-        yield result(cells, seconds, "asleep")
+        yield result(cells, windows, seconds, "asleep")
 
     async def ready(self) -> bool:
         return True
@@ -49,7 +52,7 @@ class Worker:
     """One of the workers in a ``Sleepers`` actor, with the methods that the executor calls."""
 
     def __init__(self, actor: Any, seconds: float) -> None:
-        self.run = _Method(lambda unit: actor.run.remote(seconds, [cell.cell_id for cell in unit.cells]))
+        self.run = _Method(lambda unit: actor.run.remote(seconds, unit.cells, windows_of(unit)))
         self.__ray_ready__ = _Method(actor.ready.remote)
 
 
@@ -75,7 +78,7 @@ def scaling(nodes: Sequence[int], workers: Sequence[int], seconds: Sequence[floa
     columns = "workers busy  driver's CPU s per 1,000 units  driver busy"
     print(f"\nnodes  workers  unit s  units  wall s  ideal s  {columns}")
     for count in nodes:
-        room = {"num_cpus": max(workers) // count, "object_store_memory": 10**8}
+        room: dict[str, Any] = {"num_cpus": max(workers) // count, "object_store_memory": 10**8}
         cluster = Cluster(initialize_head=True, head_node_args=room)
         for _ in range(count - 1):
             cluster.add_node(**room)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from pipeline.planned_unit import PlannedUnit
 from pipeline.spec import load_spec
 from tools.made_rows import as_given, perplexity_row
 from workers.code_digest import code_digest
-from workers.work import UnitResult, WorkUnit
+from workers.windows import Window
+from workers.work import PerplexityWork, UnitCell, UnitResult, WorkUnit
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read as ray is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # a worker that imports this file has its driver's
@@ -39,15 +40,21 @@ ROW = as_given("perplexity", perplexity_row(nll=[0.5] * 63, window=64, stride=64
 """A window of a cell, as a worker gives it."""
 
 
-def given_row(cell_id: str) -> dict[str, Any]:
-    """The row of a cell."""
-    return ROW | {"cell_id": cell_id}
+def given_row(cell_id: str, window: Window) -> dict[str, Any]:
+    """The row of a cell's window."""
+    return ROW | {"cell_id": cell_id, "window_index": window.index, "window_start": window.start}
 
 
-def result(cells: list[str], seconds: float, node: str) -> UnitResult:
-    """What a worker tells of a unit: a row of each cell."""
-    rows = [given_row(cell) for cell in cells]
+def result(cells: Sequence[UnitCell], windows: Sequence[Window], seconds: float, node: str) -> UnitResult:
+    """What a worker tells of a unit: each window of each cell."""
+    rows = [given_row(cell.cell_id, window) for cell in cells for window in windows]
     return UnitResult(rows=rows, seconds=seconds, node=node, device_name="none", code=code_digest())
+
+
+def windows_of(unit: WorkUnit) -> Sequence[Window]:
+    """What a worker is asked to score."""
+    assert isinstance(unit.work, PerplexityWork)
+    return unit.work.windows
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1)
@@ -60,7 +67,7 @@ class Idle:
 
     @ray.method(num_returns="streaming")
     def run(self, unit: WorkUnit) -> Iterator[UnitResult]:
-        yield result([cell.cell_id for cell in unit.cells], 1e-4, "idle")
+        yield result(unit.cells, windows_of(unit), 1e-4, "idle")
 
     @ray.method
     def nothing(self, unit: int) -> int:
