@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.executors import RayExecutor
+from pipeline.placement import Need
 from pipeline.plan import Plan, make_plan
 from pipeline.planned_unit import PlannedUnit
 from pipeline.spec import load_spec
@@ -79,6 +80,10 @@ class IdleExecutor(RayExecutor):
 
     def _new_actor(self, options: dict[str, Any], threads: int) -> Any:
         return Idle.options(**options).remote(threads)
+
+    def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
+        """Where nothing waits any more, idle actors stay: those of the next units are up before a clock starts."""
+        return super().wanted(queued) if queued else {}
 
     def close(self) -> None:
         """End the actors: the cluster serves the next contestant."""
