@@ -1,10 +1,11 @@
 """What pruning costs while decoding, in interleaved rounds: ``python -m benchmarks.generation [--kvpress-venv DIR]``.
 
-Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, knorm at keep_ratio 0.9 and 0.5 with prune_after
-512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv`` (tools/compare_kvpress.py) also
-kvpress's KnormPress at the prompt and its DecodingPress after it, with the same sizes and intervals, in its own process, on a
-model of Llama's architecture. Every round runs every contestant once, in random order; ratios are of time per output token to our
-dense loop in the same round, with a 95 % interval of the median between order statistics; the dense loop runs twice, A against A.
+Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, knorm at keep_ratio 0.9 and 0.5 with
+prune_after 512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv``
+(tools/compare_kvpress.py) also kvpress's KnormPress at the prompt and its DecodingPress after it, with the same sizes
+and intervals, in its own process, on a model of Llama's architecture. Every round runs every contestant once, in random
+order. Ratios are of time per output token to our dense loop in the same round, with a 95 % interval of the median
+between order statistics. The dense loop runs twice, A against A.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from analysis.speed import median_interval
 from benchmarks.perplexity import pythia_70m_shape
+from benchmarks.ratios import median_in_words
 from workers.bandwidth import memory_bandwidth, weight_bytes
 from workers.clock import Clock, no_garbage_collection
 from workers.corpora import read_text, tokenize
@@ -97,12 +98,17 @@ def transformers_generate(model: Any, prompt: torch.Tensor, new: int) -> Timing:
 
 
 @contextmanager
-def kvpress_process(python: Path, model: Any, prompt: torch.Tensor, new: int) -> Iterator[Callable[[float], Timing]]:
+def kvpress_process(
+    python: Path, model: Any, prompt: torch.Tensor, new: int, prune_after: int
+) -> Iterator[Callable[[float], Timing]]:  # fmt: skip
     """A process in kvpress's environment that times one generation at a time when told to."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         script = Path(__file__).with_name("kvpress_contestant.py")
-        options = {"model": folder, "prompt": prompt[0].tolist(), "new_tokens": new, "threads": torch.get_num_threads()}
+        options = {
+            "model": folder, "prompt": prompt[0].tolist(), "new_tokens": new, "prune_after": prune_after,
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
         with subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdin is not None and child.stdout is not None
             pipe_in, pipe_out = child.stdin, child.stdout
@@ -133,15 +139,14 @@ def table(name: str, found: dict[str, np.ndarray]) -> None:
     base = found[DENSE][:, 1]
     for contestant, timings in found.items():
         ratios = timings[:, 1] / base
-        low, high = median_interval(ratios)
         ttft, tpot = np.median(timings, axis=0) * 1000
-        shown = "" if contestant == DENSE else f"{np.median(ratios):6.3f}  [{low:.3f}, {high:.3f}]"
+        shown = "" if contestant == DENSE else median_in_words(ratios, 3)
         print(f"{name:17} {contestant:32} {ttft:9.1f} {tpot:9.3f} {shown}", flush=True)
 
 
-def contestants_of(model: Any, prompt: torch.Tensor, new: int) -> dict[str, Contestant]:
+def contestants_of(model: Any, prompt: torch.Tensor, new: int, prune_after: int) -> dict[str, Contestant]:
     """What runs in this process."""
-    dense, most, half = PruneSettings("dense"), PruneSettings("knorm", 0.9, 512), PruneSettings("knorm", 0.5, 512)
+    dense, most, half = PruneSettings("dense"), *(PruneSettings("knorm", ratio, prune_after) for ratio in (0.9, 0.5))
     return {
         DENSE: lambda: ours(model, prompt, dense, new),
         "kvsweep dense again (A / A)": lambda: ours(model, prompt, dense, new),
@@ -151,35 +156,56 @@ def contestants_of(model: Any, prompt: torch.Tensor, new: int) -> dict[str, Cont
     }
 
 
-def main() -> None:
+def shown(name: str, prompt: torch.Tensor, args: argparse.Namespace) -> None:
+    """The table of one model, and what its memory gives."""
+    model = MODELS[name]()
+    contestants = contestants_of(model, prompt, args.new_tokens, args.prune_after)
+    if args.kvpress_venv and name == "llama-shape":
+        python = args.kvpress_venv / "bin" / "python"
+        with kvpress_process(python, model, prompt, args.new_tokens, args.prune_after) as ask:
+            more = {f"kvpress keep_ratio {ratio}": (lambda r=ratio: ask(r)) for ratio in (0.9, 0.5)}
+            table(name, rounds(contestants | more, args.rounds))
+    else:
+        table(name, rounds(contestants, args.rounds))
+    weights = weight_bytes(model)
+    gives = memory_bandwidth(CPU, weights) / 1e9
+    print(f"{'':17} weights read per step {weights / 2**20:.1f} MiB; memory gives {gives:.1f} GB/s")
+
+
+def parsed() -> argparse.Namespace:
+    """The command line's; exit status 2 for what it cannot mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--prune-after", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--kvpress-venv", type=Path)
+    parser.add_argument("--kvpress-venv", type=Path, help="made by tools/compare_kvpress.py")
     args = parser.parse_args()
+    if min(args.rounds, args.prompt_tokens, args.prune_after, args.threads, args.new_tokens - 2) < 1:
+        parser.error("--new-tokens must be 3 or more, and all other numbers 1 or more")
+    if args.kvpress_venv and not (args.kvpress_venv / "bin" / "python").exists():
+        parser.error(f"--kvpress-venv: there is no bin/python in {args.kvpress_venv}; tools/compare_kvpress.py makes it")
+    return args
+
+
+def main() -> None:
+    """Prints the tables."""
+    args = parsed()
     torch.set_num_threads(args.threads)
     facts = find_model("reference-neox")
     ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
-    prompt, new = ids[None, : args.prompt_tokens], args.new_tokens
     print(
-        f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, {new} new tokens, {args.rounds} rounds"
+        f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, {args.new_tokens} new tokens, "
+        f"prune_after {args.prune_after}, {args.rounds} rounds"
     )
-    print("model             contestant                         TTFT ms   TPOT ms  TPOT / kvsweep dense, 95 % interval")
+    if not args.kvpress_venv:
+        print("kvpress is left out: it has an environment of its own, which --kvpress-venv names")
+    columns = "TTFT ms   TPOT ms  TPOT / kvsweep dense, 95 % interval"
+    print(f"model             contestant                         {columns}")
     for name in args.models:
-        model = MODELS[name]()
-        contestants = contestants_of(model, prompt, new)
-        if args.kvpress_venv and name == "llama-shape":
-            with kvpress_process(args.kvpress_venv / "bin" / "python", model, prompt, new) as ask:
-                more = {f"kvpress keep_ratio {ratio}": (lambda r=ratio: ask(r)) for ratio in (0.9, 0.5)}
-                table(name, rounds(contestants | more, args.rounds))
-        else:
-            table(name, rounds(contestants, args.rounds))
-        weights = weight_bytes(model)
-        gives = memory_bandwidth(CPU, weights) / 1e9
-        print(f"{'':17} weights read per step {weights / 2**20:.1f} MiB; memory gives {gives:.1f} GB/s")
+        shown(name, ids[None, : args.prompt_tokens], args)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Questions per second against a loop of ``model.generate`` per question: ``python -m benchmarks.retrieval [--rounds N]``.
 
-The same questions, settings and model: needles of 5 digits in contexts of 1,024 tokens. Ours answers them in batches, with one
-prefill for all cells (and, where the question is kept out of pruning, for all questions about one document); the loop gives each
-question of each cell to ``model.generate(..., past_key_values=PrunedCache(...))`` of transformers, as one would without kvsweep.
-The loop gives the answer's text alone, ours its NLL too. Where the question is kept out, the loop has no counterpart in
-``generate`` and feeds context, question and answer to the model itself. Rounds are interleaved; the ratio is the median of the
-rounds' ratios of questions per second,
-with a 95 % interval of the median between two order statistics. How many answers are the same is printed too.
+The same questions, settings and model: needles of 5 digits in contexts of 1,024 tokens. Ours answers them in batches,
+with one prefill for all cells (and, where the question is kept out of pruning, for all questions about one document).
+The loop gives each question of each cell to ``model.generate(..., past_key_values=PrunedCache(...))`` of transformers,
+as one would without kvsweep. The loop gives the answer's text alone, ours its NLL too. Where the question is kept out,
+the loop has no counterpart in ``generate`` and feeds context, question and answer to the model itself. Rounds are
+interleaved. The ratio is the median of the rounds' ratios of questions per second, with a 95 % interval of the median
+between two order statistics. How many answers are the same is printed too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import time
 
-import numpy as np
 import torch
 from torch import nn
 
-from analysis.speed import median_interval
+from benchmarks.ratios import median_in_words
 from workers.answers import answers
 from workers.corpora import read_text, tokenize
 from workers.generation import forward
@@ -32,15 +31,17 @@ from workers.work import RetrievalWork
 
 CPU = torch.device("cpu")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-LENGTH = 1024
 RATIOS = (0.9, 0.7, 0.5, 0.3)
 
 
-def cells(count: int) -> list[PruneSettings]:
+POLICIES = ("knorm", "snapkv", "streaming", "tova", "random", "h2o")
+
+
+def cells(count: int, prune_after: int) -> list[PruneSettings]:
     """The dense cell, and knorm and others at several ratios."""
     grid = [
-        PruneSettings(policy, ratio, 512, schedule="prefill_once")
-        for policy in ("knorm", "snapkv", "streaming", "tova", "random", "h2o") for ratio in RATIOS
+        PruneSettings(policy, ratio, prune_after, schedule="prefill_once")
+        for policy in POLICIES for ratio in RATIOS
     ]  # fmt: skip
     return [PruneSettings("dense"), *grid][:count]
 
@@ -64,9 +65,12 @@ def one_by_one(model: nn.Module, settings: PruneSettings, question: Question, qu
     return answer
 
 
-def compare(model: nn.Module, asked: tuple[Question, ...], many: int, question_pruned: bool, rounds: int) -> None:
+def compare(
+    model: nn.Module, asked: tuple[Question, ...], settings: list[PruneSettings], question_pruned: bool, rounds: int
+) -> None:  # fmt: skip
     """One line of the table."""
-    settings, work, total = cells(many), RetrievalWork(asked, question_pruned), many * len(asked)
+    work, many = RetrievalWork(asked, question_pruned), len(settings)
+    total = many * len(asked)
 
     def batched() -> list[list[int]]:
         found = answers(model, CPU, settings, work, 16)
@@ -85,10 +89,9 @@ def compare(model: nn.Module, asked: tuple[Question, ...], many: int, question_p
     same = sum(a == b for a, b in zip(given["batched"], given["looped"], strict=True))
     ours, loop = speeds["batched"], speeds["looped"]
     ratios = [a / b for a, b in zip(ours, loop, strict=True)]
-    low, high = median_interval(np.array(ratios))
     print(
         f"{'in pruning' if question_pruned else 'kept out':>10}  {many:>5}  {sorted(ours)[rounds // 2]:>9.1f}  "
-        f"{sorted(loop)[rounds // 2]:>9.1f}  {np.median(ratios):>5.1f} [{low:.1f}, {high:.1f}]  {same} of {total}",
+        f"{sorted(loop)[rounds // 2]:>9.1f}  {median_in_words(ratios, 1)}  {same} of {total}",
         flush=True,
     )
 
@@ -96,21 +99,25 @@ def compare(model: nn.Module, asked: tuple[Question, ...], many: int, question_p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--questions", type=int, default=2, help="per depth, of which there are five")
+    parser.add_argument("--questions", type=int, default=2, help="per depth")
+    parser.add_argument("--depths", type=float, nargs="+", default=list(DEPTHS))
+    parser.add_argument("--context-tokens", type=int, default=1024)
+    parser.add_argument("--prune-after", type=int, default=512)
+    parser.add_argument("--cells", type=int, nargs="+", default=[1, 5, 25], help="the dense one and others, 25 at most")
     parser.add_argument("--model", default="reference-neox")
     args = parser.parse_args()
     facts = find_model(args.model)
     model, encode = load(facts, "float32", CPU), open_tokenizer(facts.tokenizer_file).inside
     filler = tokenize(read_text("pydocs"), facts.tokenizer_file).ids.tolist()
 
-    asked = tuple(build_questions(encode, "needle", LENGTH, DEPTHS, (5,), (4,), args.questions, 0, filler))
-    print(
-        f"{args.model}, {len(asked)} needle questions of {LENGTH} tokens, {torch.get_num_threads()} threads, {args.rounds} rounds"
-    )
+    length, depths = args.context_tokens, tuple(args.depths)
+    asked = tuple(build_questions(encode, "needle", length, depths, (5,), (4,), args.questions, 0, filler))
+    threads = f"{torch.get_num_threads()} threads, {args.rounds} rounds"
+    print(f"{args.model}, {len(asked)} needle questions of {length} tokens, {threads}")
     print("  question  cells  ours, q/s  loop, q/s  ratio [95 %]  same answers")
     for question_pruned in (True, False):
-        for many in (1, 5, 25):
-            compare(model, asked, many, question_pruned, args.rounds)
+        for many in args.cells:
+            compare(model, asked, cells(many, args.prune_after), question_pruned, args.rounds)
 
 
 if __name__ == "__main__":
