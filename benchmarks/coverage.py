@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from analysis.retrieval_tables import kept_accuracy, retrieval, shown_lower
 from analysis.speed import median_interval
 from analysis.uncertainty import ALPHA, holm, widened
 from analysis.verdicts import valid
+from benchmarks.tally import Measured, Tally, one, outside, tell
 from pipeline.results import schema
 
 SWEEP = Path(__file__).resolve().parent / "coverage.yaml"
@@ -41,8 +41,6 @@ WINDOWS = 16
 """Windows of a cell in the embedded sweeps."""
 DOCUMENTS = 12
 """Questions of each kind, length and depth in the embedded sweeps."""
-LIMIT = 1.5
-"""By this factor an error may be more frequent than is said."""
 ROUNDS = [(6, 12), (7, 15), (6, 8)]
 """Rounds at least and at most of the embedded sweeps' timings."""
 WIDTH = 0.05
@@ -55,39 +53,6 @@ RETRIEVAL = {
 }
 """The columns of retrieval's rows as ``load`` reads them."""
 
-Measured = tuple[str, float, float, float, int]
-"""A statement, how often it may be wrong, how often it was, also about the worst cell, and how often it was made."""
-
-
-class Tally:
-    """How often each statement was made, and how often wrongly, per cell that it is about."""
-
-    def __init__(self) -> None:
-        self.said: dict[str, float] = {}
-        self.counts: dict[str, dict[object, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-
-    def add(self, statement: str, wrong: pl.DataFrame, said: float = ALPHA) -> None:
-        """``wrong``: what a statement is about, and whether it was wrong, a row for each time that it was made.
-
-        ``said``: how often it may be wrong. A row without an answer was not made.
-        """
-        self.said[statement] = said
-        for about, is_wrong in wrong.drop_nulls().iter_rows():
-            count = self.counts[statement][about]
-            count[0] += is_wrong
-            count[1] += 1
-
-    def add_any(self, statement: str, wrong: pl.DataFrame, said: float = ALPHA) -> None:
-        """The same for a statement that speaks of all rows together."""
-        self.add(statement, one("all", bool(wrong.to_series().fill_null(False).any())), said)
-
-    def measured(self) -> Iterator[Measured]:
-        """Each statement with the share that was wrong, and that of the worst cell."""
-        for statement, cells in self.counts.items():
-            wrong, made = (sum(count[i] for count in cells.values()) for i in (0, 1))
-            worst = max(count[0] / count[1] for count in cells.values())
-            yield statement, self.said[statement], wrong / made, worst, made
-
 
 def drawn(rows: pl.DataFrame, key: str, count: int, rng: np.random.Generator) -> pl.DataFrame:
     """An experiment: the rows of ``count`` values of ``key`` at random with replacement, numbered anew."""
@@ -95,16 +60,6 @@ def drawn(rows: pl.DataFrame, key: str, count: int, rng: np.random.Generator) ->
     numbers = pl.DataFrame({key: values.gather(rng.integers(0, len(values), count)), "number": range(count)})
     joined = numbers.join(rows, on=key, how="left", maintain_order="left").drop(key)
     return joined.rename({"number": key}).cast({key: values.dtype})
-
-
-def one(about: str, wrong: bool) -> pl.DataFrame:
-    """One statement and whether it was wrong."""
-    return pl.DataFrame({"about": [about], "wrong": [wrong]})
-
-
-def outside(low: str, high: str, true: str = "true") -> pl.Expr:
-    """Whether an interval misses the truth."""
-    return (pl.col(true) < pl.col(low)) | (pl.col(true) > pl.col(high))
 
 
 # Perplexity ---------------------------------------------------------------------------------------------------------------
@@ -272,47 +227,44 @@ def _holds_one(ratios: np.ndarray, least: int) -> bool:
     return low is not None and high is not None and low <= 1 <= high
 
 
-def tell(title: str, found: Iterator[Measured]) -> bool:
-    """Print a table; whether no error is more frequent than it may be."""
-    print(f"\n{title}")
-    print(f"{'statement':62} {'may err':>8} {'errs':>8} {'times':>6} {'worst cell':>11} {'made':>8}")
-    fine = True
-    for statement, said, measured, worst, made in found:
-        beyond = measured > LIMIT * said
-        fine &= not beyond
-        figures = f"{said:8.3f} {measured:8.3f} {measured / said:6.2f} {worst:11.3f} {made:8}"
-        print(f"{statement:62} {figures}{'  TOO OFTEN' if beyond else ''}", flush=True)
-    return fine
+def parsed() -> argparse.Namespace:
+    """The command line's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", help="a run directory of benchmarks/coverage.yaml; made where it is left out")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the sweep that is run")
+    parser.add_argument("--out", default="results/coverage", help="where the run is made (default: results/coverage)")
+    parser.add_argument("--trials", type=int, default=400, help="experiments drawn for each table (default: 400)")
+    parser.add_argument("--limit", type=float, default=1.5, help="times as often as is said an error may come")
+    windows = [8, WINDOWS, 32]
+    parser.add_argument("--windows", type=int, nargs="*", default=windows, help="of an experiment (default: 8 16 32)")
+    return parser.parse_args()
 
 
 def main() -> int:
     """Make the rows where none are given, draw experiments from them, print how often what is said of each is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", help="a run directory of benchmarks/coverage.yaml; made where it is left out")
-    parser.add_argument("--out", default="runs/coverage", help="where the run is made (default: runs/coverage)")
-    parser.add_argument("--trials", type=int, default=400, help="experiments drawn for each table (default: 400)")
-    parser.add_argument(
-        "--windows", type=int, nargs="*", default=[8, WINDOWS, 32], help="windows of an experiment (default: 8 16 32)"
-    )
-    args = parser.parse_args()
+    args = parsed()
     directory = args.rows or args.out
     if args.rows is None:
-        subprocess.run([sys.executable, "-m", "pipeline.sweep", str(SWEEP), "--out", directory], check=True)
+        settings = [part for setting in args.set for part in ("--set", setting)]
+        command = [sys.executable, "-m", "pipeline.cli", "run", str(SWEEP), "--out", directory]
+        subprocess.run([*command, *settings], check=True)
 
     results, rng = load([directory]), np.random.default_rng(20_240_611)
     measured, answers = with_dense(results.rows("perplexity")), results.rows("retrieval").collect()
-    fine = tell("Times, A against A", of_times(5 * args.trials, rng))
+    fine = tell("Times, A against A", of_times(5 * args.trials, rng), args.limit)
     for (model,), own in answers.group_by("model", maintain_order=True):
         questions = DOCUMENTS * own["depth"].n_unique()
-        fine &= tell(f"Retrieval, {model}, {questions} questions of a kind", of_answers(own, args.trials, rng))
+        title = f"Retrieval, {model}, {questions} questions of a kind"
+        fine &= tell(title, of_answers(own, args.trials, rng), args.limit)
     for (model,), own in measured.group_by("model", maintain_order=True):
         whole = own["window_index"].n_unique()
         cells = own.filter(pl.col("policy") != "dense").select("pool_id", *VERSIONS).n_unique()
         for count in args.windows:
             title = f"Perplexity, {model}, {count} of {whole} windows, {cells} cells"
             for part in (of_intervals, of_equal_cells, of_costly_cells):
-                fine &= tell(f"{title}: {part.__name__.replace('_', ' ')}", part(own, args.trials, count, rng))
-    print(f"\n{'every error' if fine else 'NOT every error'} is at most {LIMIT:g} times as frequent as is said")
+                named = f"{title}: {part.__name__.replace('_', ' ')}"
+                fine &= tell(named, part(own, args.trials, count, rng), args.limit)
+    print(f"\n{'every error' if fine else 'NOT every error'} is at most {args.limit:g} times as frequent as is said")
     return 0 if fine else 1
 
 
