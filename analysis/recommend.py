@@ -13,9 +13,9 @@ import polars as pl
 
 from analysis import labels
 from analysis.keys import SAME, SCORED
-from analysis.pairs import POOL, SIXTEEN_BITS
-from analysis.retrieval_tables import kept_accuracy, knows_enough, scored_schedule, shown_lower
-from analysis.uncertainty import LEVEL, t_quantile, units, weighted_mean
+from analysis.retrieval.tables import kept_accuracy, knows_enough, scored_schedule, shown_lower
+from analysis.statistics.pairs import POOL, SIXTEEN_BITS
+from analysis.statistics.uncertainty import LEVEL, t_quantile, units, weighted_mean
 from analysis.verdicts import valid
 
 MAX_PPL_INCREASE = 0.01

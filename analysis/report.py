@@ -11,10 +11,10 @@ from pathlib import Path
 if not __package__:  # run as a script: the packages lie beside this directory
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.claim_models import in_words
-from analysis.export import write_charts, write_tables
+from analysis.audit.claim_models import in_words
 from analysis.load import load
-from analysis.page import contents, render
+from analysis.page.export import write_charts, write_tables
+from analysis.page.page import contents, render
 from analysis.recommend import MAX_PPL_INCREASE
 from pipeline.results import PlaceError, RunStore, RunUnreadableError, is_remote, placed
 

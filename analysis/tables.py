@@ -7,8 +7,14 @@ from functools import cached_property
 
 import polars as pl
 
-from analysis import coverage, curve_shape, pairs, perplexity_tables, recommend, retrieval_tables, speed, task_tables
+from analysis import coverage, recommend
+from analysis.generation import speed
+from analysis.harness import tables as task_tables
 from analysis.load import Results
+from analysis.perplexity import curve_shape
+from analysis.perplexity import tables as perplexity_tables
+from analysis.retrieval import tables as retrieval_tables
+from analysis.statistics import pairs
 
 
 @dataclass(frozen=True)

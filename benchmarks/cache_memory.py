@@ -11,12 +11,12 @@ import argparse
 
 import torch
 
-from workers.clock import Clock
 from workers.corpora import read_text, tokenize
-from workers.generation import GenerationRun, generate
-from workers.model_files import find_model
-from workers.models import DTYPES, load
-from workers.settings import PruneSettings
+from workers.generation.decoding import GenerationRun, generate
+from workers.loaded.load import DTYPES, load
+from workers.machine.clock import Clock
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
 
 
 def line(ratio: float, run: GenerationRun, dense: GenerationRun) -> str:

@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from benchmarks.time_spent import PARTS, Spent, Stopwatch, best_clock, watching
-from workers.cell_scores import CellScores
+from workers.cache.scoring import score
 from workers.footprint import perplexity as footprint
-from workers.perplexity import Outcome, Watch, evaluate, schedule_of
-from workers.scoring import score
-from workers.settings import PruneSettings
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import Outcome, Watch, evaluate, schedule_of
+from workers.policies.settings import PruneSettings
 
 HEADER = f"{'  cell':24} {'own s':>7} {'dense s':>7} {'ratio':>6}" + "".join(f"  {f'{part} (dense)':>19}" for part in PARTS)
 

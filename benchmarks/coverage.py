@@ -20,21 +20,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.contrast import contrast
-from analysis.curve_shape import KEYS, shapes
+from analysis.audit.contrast import contrast
+from analysis.generation.speed import median_interval
 from analysis.keys import CURVE, GROUP, SETTINGS, VERSIONS
 from analysis.load import load
-from analysis.margins import ACCURACY_MARGIN, PPL_MARGIN, changed, unchanged
-from analysis.pairs import with_dense
-from analysis.perplexity_tables import summary
+from analysis.perplexity.curve_shape import KEYS, shapes
+from analysis.perplexity.tables import summary
 from analysis.recommend import MAX_PPL_INCREASE, recommended
-from analysis.retrieval_findings import ASKED, least_budget
-from analysis.retrieval_tables import kept_accuracy, retrieval, shown_lower
-from analysis.speed import median_interval
-from analysis.uncertainty import ALPHA, holm, widened
+from analysis.retrieval.findings import ASKED, least_budget
+from analysis.retrieval.tables import kept_accuracy, retrieval, shown_lower
+from analysis.statistics.margins import ACCURACY_MARGIN, PPL_MARGIN, changed, unchanged
+from analysis.statistics.pairs import with_dense
+from analysis.statistics.uncertainty import ALPHA, holm, widened
 from analysis.verdicts import valid
 from benchmarks.tally import Measured, Tally, one, outside, tell
-from pipeline.results import schema
+from pipeline.store.schema import schema
 
 SWEEP = Path(__file__).resolve().parent / "coverage.yaml"
 WINDOWS = 16

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from workers.cache_view import CacheView
-from workers.policy import Policy
+from workers.policies.cache_view import CacheView
+from workers.policies.policy import Policy
 
 ROUNDING_STEP = 2.0**-11
 """Largest relative difference of two scores that lie in neighbouring steps of 12 significant bits."""

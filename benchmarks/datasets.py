@@ -68,8 +68,8 @@ def texts(name: str) -> Iterator[str]:
 
 def tokenize_all(name: str) -> None:
     """Every token of a dataset, none of which is kept."""
-    from workers.model_files import find_model
-    from workers.text_tokens import open_tokenizer
+    from workers.models.model_files import find_model
+    from workers.texts.text_tokens import open_tokenizer
 
     tokenizer = open_tokenizer(find_model("reference-neox").tokenizer_file)
     for text in texts(name):

@@ -21,14 +21,14 @@ from typing import Any
 
 from benchmarks.driver_scaling import scaling
 from benchmarks.idle_workers import CELLS, Idle, IdleExecutor, of_one_cell, planned
-from pipeline.drive import execute
-from pipeline.executors import start_ray
-from pipeline.lease import Lease
-from pipeline.plan import Plan
-from pipeline.results import RunStore
-from pipeline.schedule import run_units
-from pipeline.session import begin
-from pipeline.unit_inputs import work_unit
+from pipeline.cluster.executors import start_ray
+from pipeline.cluster.schedule import run_units
+from pipeline.driving.drive import execute
+from pipeline.driving.session import begin
+from pipeline.planning.plan import Plan
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
 
 BARE = "bare Ray, one call in flight per actor"
 SAME = "bare Ray, the units and rows of kvsweep"

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from benchmarks.idle_workers import IdleExecutor, of_one_cell, planned, result, windows_of
-from pipeline.schedule import run_units
-from pipeline.unit_inputs import work_unit
-from workers.windows import Window
-from workers.work import UnitCell, UnitResult
+from pipeline.cluster.schedule import run_units
+from pipeline.planning.unit_inputs import work_unit
+from workers.messages.work import UnitCell, UnitResult
+from workers.texts.windows import Window
 
 import ray  # isort: skip  (behind idle_workers, which says how its nodes know each other)
 

@@ -27,13 +27,13 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.perplexity import pythia_70m_shape
 from benchmarks.ratios import median_in_words
-from workers.bandwidth import memory_bandwidth, weight_bytes
-from workers.clock import Clock, no_garbage_collection
 from workers.corpora import read_text, tokenize
-from workers.generation import generate
-from workers.model_files import find_model
-from workers.models import load
-from workers.settings import PruneSettings
+from workers.generation.decoding import generate
+from workers.loaded.load import load
+from workers.machine.bandwidth import memory_bandwidth, weight_bytes
+from workers.machine.clock import Clock, no_garbage_collection
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 DENSE = "kvsweep dense"

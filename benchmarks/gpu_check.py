@@ -34,23 +34,23 @@ from torch import Tensor
 from benchmarks.cells_alone import dense_passes
 from benchmarks.memory import LARGE
 from benchmarks.perplexity import STRICT
-from workers.attention import NAME as OWN_ATTENTION
-from workers.budget import kept_count
-from workers.cell_scores import CellScores
-from workers.clock import Clock, device_name
+from workers.cache.attention import NAME as OWN_ATTENTION
 from workers.corpora import read_text, tokenize
+from workers.footprint.model_shape import shape_of
 from workers.footprint.perplexity import perplexity_bytes, windows_at_once
 from workers.footprint.prompts import generation_bytes
 from workers.footprint.worker import with_slack
-from workers.generation import GenerationRun, generate
-from workers.memory import is_out_of_memory
-from workers.model_files import find_model
-from workers.model_shape import shape_of
-from workers.models import DTYPES, load
-from workers.peak_memory import PeakMemory
-from workers.perplexity import evaluate, evaluate_reference, schedule_of
-from workers.self_check import TOLERANCE, check
-from workers.settings import PruneSettings
+from workers.generation.decoding import GenerationRun, generate
+from workers.loaded.load import DTYPES, load
+from workers.loaded.self_check import TOLERANCE, check
+from workers.machine.clock import Clock, device_name
+from workers.machine.peak_memory import PeakMemory
+from workers.messages.out_of_memory import is_out_of_memory
+from workers.models.model_files import find_model
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference, schedule_of
+from workers.policies.budget import kept_count
+from workers.policies.settings import PruneSettings
 
 GIB = 2**30
 SECTIONS = ("self_checks", "exactness", "large_model", "perplexity", "generation", "memory")

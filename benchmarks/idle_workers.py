@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.executors import RayExecutor
-from pipeline.placement import Need
-from pipeline.plan import Plan, make_plan
-from pipeline.planned_unit import PlannedUnit
-from pipeline.spec import load_spec
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cluster.executors import RayExecutor
+from pipeline.cluster.placement import Need
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.spec import load_spec
 from tools.made_rows import as_given, perplexity_row
-from workers.code_digest import code_digest
-from workers.windows import Window
-from workers.work import PerplexityWork, UnitCell, UnitResult, WorkUnit
+from workers.machine.code_digest import code_digest
+from workers.messages.work import PerplexityWork, UnitCell, UnitResult, WorkUnit
+from workers.texts.windows import Window
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read as ray is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # a worker that imports this file has its driver's

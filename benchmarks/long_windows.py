@@ -14,10 +14,10 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.attention import NAME
-from workers.peak_memory import PeakMemory, resident_bytes
-from workers.perplexity import evaluate
-from workers.settings import PruneSettings
+from workers.cache.attention import NAME
+from workers.machine.peak_memory import PeakMemory, resident_bytes
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
 
 
 def peak_here(policy: str, length: int) -> int:

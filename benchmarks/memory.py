@@ -30,23 +30,23 @@ from pathlib import Path
 
 import torch
 
-from pipeline.estimates import worker_bytes
-from pipeline.model_size import shape_of
-from pipeline.plan import Plan, make_plan
-from pipeline.planned_unit import PlannedUnit
-from pipeline.spec import load_spec
-from pipeline.unit_inputs import work_unit
-from workers.cache_folder import cache_folder
+from pipeline.cells.model_size import shape_of
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.planning.estimates import worker_bytes
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
 from workers.footprint.harness import contexts_at_once
 from workers.footprint.shape import MAX_AT_ONCE
 from workers.footprint.worker import PROCESS_BYTES
-from workers.heap import limit_heap_blocks
-from workers.model_files import EMBEDDED
-from workers.models import load
-from workers.peak_memory import PeakMemory
-from workers.self_check import check_once
+from workers.loaded.load import load
+from workers.loaded.self_check import check_once
+from workers.machine.cache_folder import cache_folder
+from workers.machine.heap import limit_heap_blocks
+from workers.machine.peak_memory import PeakMemory
+from workers.messages.work import GenerationWork, WorkUnit
+from workers.models.model_files import EMBEDDED
 from workers.unit import run_unit
-from workers.work import GenerationWork, WorkUnit
 
 GIB = 2**30
 TASKS = ("check", "perplexity", "generation", "retrieval", "tasks")

@@ -3,7 +3,7 @@
 Per model, policy and threshold, in one process and in turns, a line of the whole grid of keep_ratios:
 - reference: the protocol that defines the numbers, as public scripts run it: one token per forward pass, one window at a time.
   It is timed on the first ``--reference-windows`` windows and multiplied up (its windows do not share anything); 0 leaves it out.
-- kvsweep: ``workers.perplexity.evaluate``, all cells and all windows.
+- kvsweep: ``workers.perplexity.evaluation.evaluate``, all cells and all windows.
 - floor: stock dense passes with streamed cross-entropy, one over all tokens for what the cells share, and for each cell one
   over the tokens behind its first prune event, with the ones before it in a stock cache. floor / kvsweep is the efficiency.
 Next to each: the largest difference of a token's NLL between kvsweep and the reference. Where it is above 1e-4, a rounding error
@@ -27,15 +27,15 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from benchmarks import cells_alone
 from benchmarks.cuts import Cuts
 from benchmarks.time_spent import best_clock
-from workers.cell_scores import CellScores
 from workers.corpora import read_text, tokenize
-from workers.eviction import _OWN, POLICIES
-from workers.model_files import ModelError, find_model
-from workers.models import load
-from workers.perplexity import evaluate, evaluate_reference, schedule_of
-from workers.self_check import check
-from workers.settings import PruneSettings
-from workers.windows import plan_windows
+from workers.loaded.load import load
+from workers.loaded.self_check import check
+from workers.models.model_files import ModelError, find_model
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference, schedule_of
+from workers.policies.eviction import _OWN, POLICIES
+from workers.policies.settings import PruneSettings
+from workers.texts.windows import plan_windows
 
 STRICT = 1e-4
 """Largest difference of a token's NLL, in nats, that rounding may explain when the same entries are kept."""

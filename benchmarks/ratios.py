@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.speed import median_interval
+from analysis.generation.speed import median_interval
 
 
 def median_in_words(ratios: Sequence[float] | np.ndarray, decimals: int) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.results import RunStore, schema
-from pipeline.schema import PROTOCOL_VERSION, SCHEMA_VERSION
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import PROTOCOL_VERSION, SCHEMA_VERSION, schema
 from tools.made_rows import perplexity_row, run_info
 
 WINDOW = 1024

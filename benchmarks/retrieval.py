@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 from benchmarks.ratios import median_in_words
-from workers.answers import answers
+from workers.cache.pruned_cache import PrunedCache
 from workers.corpora import read_text, tokenize
-from workers.generation import forward
-from workers.model_files import find_model
-from workers.models import load
-from workers.pruned_cache import PrunedCache
-from workers.retrieval import Question, build_questions
-from workers.settings import PruneSettings
-from workers.text_tokens import open_tokenizer
-from workers.work import RetrievalWork
+from workers.generation.decoding import forward
+from workers.loaded.load import load
+from workers.messages.work import RetrievalWork
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question, build_questions
+from workers.texts.text_tokens import open_tokenizer
 
 CPU = torch.device("cpu")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.cuts import Cuts
-from workers import scoring
-from workers.budget import kept_count
-from workers.cache_view import SIGNIFICANT_BITS, round_significant
-from workers.cell_scores import CellScores
+from workers.cache import scoring
+from workers.cache.scoring import body_of
+from workers.cache.shared_prefix import SharedPrefix
 from workers.corpora import read_text, tokenize
-from workers.eviction import _OWN
-from workers.model_files import find_model
-from workers.models import DTYPES, load
-from workers.perplexity import evaluate, evaluate_reference
-from workers.scoring import body_of
-from workers.selection import select
-from workers.settings import PruneSettings
-from workers.shared_prefix import SharedPrefix
-from workers.windows import plan_windows
+from workers.loaded.load import DTYPES, load
+from workers.models.model_files import find_model
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies.budget import kept_count
+from workers.policies.cache_view import SIGNIFICANT_BITS, round_significant
+from workers.policies.eviction import _OWN
+from workers.policies.selection import select
+from workers.policies.settings import PruneSettings
+from workers.texts.windows import plan_windows
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,19 @@ import pyarrow.parquet as pq
 
 from benchmarks.grids import grids, one_window_each
 from benchmarks.idle_workers import CELLS, IdleExecutor, given_row, planned
-from pipeline.cell import Cell
-from pipeline.compaction import compact
-from pipeline.drive import execute
-from pipeline.executors import start_ray
-from pipeline.lease import Lease
-from pipeline.plan import make_plan
-from pipeline.results import RunStore, to_arrow
-from pipeline.session import begin
-from pipeline.spec import load_spec
+from pipeline.cells.cell import Cell
+from pipeline.cluster.executors import start_ray
+from pipeline.driving.compaction import compact
+from pipeline.driving.drive import execute
+from pipeline.driving.session import begin
+from pipeline.driving.unit_parts import cell_columns
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
 from pipeline.tasks.perplexity import windows_of
-from pipeline.unit_parts import cell_columns
-from workers.windows import Window
+from workers.texts.windows import Window
 
 PLACEHOLDER = "c" * 16
 MEASURE = (

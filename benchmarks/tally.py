@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from analysis.uncertainty import ALPHA
+from analysis.statistics.uncertainty import ALPHA
 
 Measured = tuple[str, float, float, float, int]
 """A statement, how often it may be wrong, how often it was, also about the worst cell, and how often it was made."""

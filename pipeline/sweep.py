@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run as a script: the packages are beside this f
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.cli import run
-from pipeline.streams import run_guarded
+from pipeline.driving.streams import run_guarded
 
 
 def main() -> None:

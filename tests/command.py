@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.run_sweep import RunOptions, run_sweep
+from pipeline.driving.run_sweep import RunOptions, run_sweep
 
 ROOT = Path(__file__).parent.parent
 

@@ -150,7 +150,7 @@ def tables_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def page_of(run_of: Callable[..., Any]) -> Callable[..., Any]:
     """``page_of(perplexity=rows, ...)``: everything that a page shows of them."""
-    from analysis.page import contents
+    from analysis.page.page import contents
 
     return lambda **tables: contents(run_of(**tables), 0.01)
 

@@ -1,11 +1,11 @@
-"""Units for the loop of ``pipeline.schedule`` that are ready to be sent out."""
+"""Units for the loop of ``pipeline.cluster.schedule`` that are ready to be sent out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.placement import Need
-from workers.work import WorkUnit
+from pipeline.cluster.placement import Need
+from workers.messages.work import WorkUnit
 
 CPU = Need("cpu", False, 2**20, "m float32")
 

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 from scipy import stats
 
-from pipeline.results import RunStore, to_arrow
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
 from tools.made_rows import cell, failure_row, generation_row, perplexity_row, retrieval_row, run_info, tasks_rows
 
 __all__ = [

@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.lease import Lease
-from pipeline.results import RunStore, to_arrow
-from pipeline.sweep_error import SweepError
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import run_inline
 from tests.rows import perplexity_row
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.disagreement import beside
-from analysis.retrieval_findings import least_budget, retrieval_findings
-from analysis.task_findings import task_findings
+from analysis.harness.findings import task_findings
+from analysis.retrieval.disagreement import beside
+from analysis.retrieval.findings import least_budget, retrieval_findings
 from tests.rows import asked, perplexity_row, tasks_rows
 from tests.thinned import thinned
 

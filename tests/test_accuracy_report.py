@@ -9,7 +9,7 @@ from scipy import stats
 
 from analysis import coverage
 from analysis.load import load
-from analysis.page import contents, render
+from analysis.page.page import contents, render
 from tests.rows import asked, charts_of, generation_row, one, perplexity_row, ratio_interval, tasks_rows, write_run
 
 

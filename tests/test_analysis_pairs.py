@@ -8,12 +8,17 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis import curve_shape, findings, keys, measures, retrieval_charts, speed, task_charts
+from analysis import keys
+from analysis.generation import measures, speed
+from analysis.harness import charts as task_charts
 from analysis.keys import VERSIONS
 from analysis.load import load
-from analysis.perplexity_tables import by_ratio
+from analysis.page import findings
+from analysis.perplexity import curve_shape
+from analysis.perplexity.tables import by_ratio
+from analysis.retrieval import charts as retrieval_charts
 from analysis.tables import Tables
-from pipeline.results import RunUnreadableError
+from pipeline.store.store_errors import RunUnreadableError
 from tests.rows import cell, generation_row, one, perplexity_row, retrieval_row, write_run
 
 

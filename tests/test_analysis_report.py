@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from analysis import coverage, labels
-from analysis.charts import SECTIONS
+from analysis.draw.points import varies
 from analysis.load import load
-from analysis.page import LAYOUT, script_safe
-from analysis.points import varies
+from analysis.page.charts import SECTIONS
+from analysis.page.page import LAYOUT, script_safe
 from analysis.report import main, write_report
 from tests.rows import NASTY, failure_row, generation_row, perplexity_row, retrieval_row, synthetic_run, write_run
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from analysis.generation.speed import NO_DIFFERENCE, in_words, median_interval
 from analysis.load import load
-from analysis.speed import NO_DIFFERENCE, in_words, median_interval
 from analysis.tables import Tables
 from tests.rows import generation_row, one, write_run
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.answer_files import AnswerFiles
-from pipeline.compaction import compact
-from pipeline.results import RunStore, RunUnreadableError, to_arrow
+from pipeline.driving.compaction import compact
+from pipeline.store.answer_files import AnswerFiles
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
+from pipeline.store.store_errors import RunUnreadableError
 from tests.rows import tasks_rows
 from tests.s3_server import s3_server, settings
-from workers.kept_answers import KeptAnswers
-from workers.telling import News, Telling
+from workers.messages.kept_answers import KeptAnswers
+from workers.messages.telling import News, Telling
 
 FIRST = KeptAnswers("a", "1" * 32, [[-0.1, True, [0, 2, 3, 1, 1 / 3]]])
 SECOND = KeptAnswers("a", "2" * 32, [[[5, 7], [0, 2, 3, 1, 2.0]], [[9], [0, 0, 1, 0, 1e-300]]])
@@ -134,7 +136,7 @@ def test_compaction_deletes_the_answers_whose_rows_are_stored_and_no_others(stor
 
 
 def told(monkeypatch, seconds: float) -> tuple[Telling, list[News]]:
-    monkeypatch.setattr("workers.telling.ROWS_SECONDS", seconds)
+    monkeypatch.setattr("workers.messages.telling.ROWS_SECONDS", seconds)
     news: list[News] = []
     return Telling(news.append), news
 
@@ -143,7 +145,7 @@ def test_answers_are_told_once_at_intervals(monkeypatch):
     telling, news = told(monkeypatch, 3600.0)
     telling.answered(FIRST)
     assert news == []
-    monkeypatch.setattr("workers.telling.ROWS_SECONDS", 0.0)
+    monkeypatch.setattr("workers.messages.telling.ROWS_SECONDS", 0.0)
     telling.answered(SECOND)
     telling.worked(1.0)
     assert [each.answers for each in news] == [[FIRST, SECOND]] and news[0].rows == []
@@ -153,6 +155,6 @@ def test_answers_of_a_cell_whose_rows_are_there_are_not_told(monkeypatch):
     telling, news = told(monkeypatch, 3600.0)
     telling.answered(FIRST)
     telling.answered(OTHER)
-    monkeypatch.setattr("workers.telling.ROWS_SECONDS", 0.0)
+    monkeypatch.setattr("workers.messages.telling.ROWS_SECONDS", 0.0)
     telling.give([{"cell_id": "a"}])
     assert [(each.rows, each.answers) for each in news] == [([{"cell_id": "a"}], [OTHER])]

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional
 
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import answers as module
-from workers.answer_attention import answer_attention
-from workers.answers import RETAINED, answers, batches
-from workers.generation import forward
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.retrieval import Question
-from workers.settings import PruneSettings
-from workers.work import RetrievalWork
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.decoding import forward
+from workers.messages.work import RetrievalWork
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answer_attention import answer_attention
+from workers.retrieval.answers import RETAINED, answers, batches
+from workers.texts.questions import Question
+from workers.texts.questions import answers as module
 
 CPU = torch.device("cpu")
 CELLS = [
@@ -151,7 +151,7 @@ def test_a_question_kept_out_is_neither_counted_nor_dropped():
             kept.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workers.prefill.PrunedCache", Watched)
+        patch.setattr("workers.cache.prefill.PrunedCache", Watched)
         (rows,) = answers(
             tiny_model("llama"), CPU, [PruneSettings("knorm", 0.5, 8)], RetrievalWork((question,), False), 4
         )  # fmt: skip

@@ -10,10 +10,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.model_families import verdicts
-from workers.architecture import Limit, read_architecture
-from workers.families import SHAPE_KEYS
-from workers.model_files import Positions, _facts
-from workers.model_settings import text_settings
+from workers.models.architecture import Limit, read_architecture
+from workers.models.families import SHAPE_KEYS
+from workers.models.model_files import Positions, _facts
+from workers.models.model_settings import text_settings
 
 VERDICTS = verdicts()
 WITHOUT_DEFAULT = "gemma4_assistant"

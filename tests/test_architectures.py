@@ -10,13 +10,13 @@ from tests.architectures import ARCHITECTURES, Architecture, configuration, make
 from tests.stock_loop import pruned_nll
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens
-from workers.architecture import read_architecture
-from workers.attention import NAME
-from workers.model_files import ModelError
-from workers.perplexity import evaluate, evaluate_reference
-from workers.pruned_cache import PrunedCache
-from workers.self_check import check, use_own_attention
-from workers.settings import PruneSettings
+from workers.cache.attention import NAME
+from workers.cache.pruned_cache import PrunedCache
+from workers.loaded.self_check import check, use_own_attention
+from workers.models.architecture import read_architecture
+from workers.models.model_files import ModelError
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies.settings import PruneSettings
 
 TABLE = Path(__file__).parent.parent / "docs" / "models.md"
 CELLS = [

@@ -7,12 +7,12 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 
 from tests.architectures import GROUPED, SHAPE, VOCABULARY
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import attention
-from workers.model_files import ModelError
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.self_check import check
-from workers.settings import PruneSettings
+from workers.cache import attention
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.loaded.self_check import check
+from workers.models.model_files import ModelError
+from workers.policies.settings import PruneSettings
 
 TOKENS = repetitive_tokens(1, 24)
 

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from analysis.pairs import FEW_WINDOWS
-from analysis.speed import FEWEST_ROUNDS
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
+from analysis.generation.speed import FEWEST_ROUNDS
+from analysis.statistics.pairs import FEW_WINDOWS
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
 from tests.command import kvsweep
 
 TIMING = "protocol: [interleaved, report_2025], prompt_tokens: [32], new_tokens: 4, repeats: 6, max_repeats: 6, warmup: 1"

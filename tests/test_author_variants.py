@@ -6,22 +6,22 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, GPT2Config
 
-from pipeline.cell_reach import planned_budget
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.planning.cell_reach import planned_budget
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.stock_loop import rounded
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.cell_scores import CellScores
-from workers.diagnosis import fixed_text
-from workers.generation import forward
-from workers.model_files import find_model
-from workers.models import load
-from workers.perplexity import evaluate, evaluate_reference
-from workers.pruned_cache import PrunedCache
-from workers.rotary import Rotary
-from workers.settings import PruneSettings
+from workers.cache.pruned_cache import PrunedCache
+from workers.cache.rotary import Rotary
+from workers.generation.decoding import forward
+from workers.loaded.diagnosis import fixed_text
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 MODELS = ("reference-neox", "reference-llama")

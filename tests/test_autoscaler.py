@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.node_types import BOOTSTRAP_FILE
+from pipeline.cluster.node_types import BOOTSTRAP_FILE
 from tests.command import ROOT
 from tests.private_machine import PrivateMachine, needs
 

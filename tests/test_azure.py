@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.lease import Lease
-from pipeline.results import RunStore
-from pipeline.sweep_error import SweepError
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.azure_server import azure_server, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing(), reason="azurite is not installed (npm install --global azurite)")]

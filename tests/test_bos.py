@@ -14,19 +14,19 @@ from tokenizers import Tokenizer, processors
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from pipeline.plan import make_plan
-from pipeline.provenance import describe_run
-from pipeline.results import RunStore
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.driving.provenance import describe_run
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.tasks.perplexity import windows_of
 from pipeline.tasks.retrieval import questions_of
-from pipeline.unit_inputs import work_unit
 from tests.command import kvsweep, run_inline
 from tests.tokenizers_made import begins_with, byte_style, gemma_style, llama2_style, saved
-from workers.bos import GENERAL_BY_TYPE, OWN_BY_TYPE, OWN_POST_PROCESSOR, bos_token
 from workers.corpora import read_corpus
-from workers.model_files import ModelError, ModelFacts, find_model
+from workers.models.bos import GENERAL_BY_TYPE, OWN_BY_TYPE, OWN_POST_PROCESSOR, bos_token
+from workers.models.model_files import ModelError, ModelFacts, find_model
 
 BOS = 256
 """The tiny model's token of this name."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.budget import Budget, event_schedule, is_due, kept_count, next_event
+from workers.policies.budget import Budget, event_schedule, is_due, kept_count, next_event
 
 RATIOS = st.sampled_from([1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.55, 0.5, 0.4, 0.3, 0.1, 0.01])
 

@@ -13,14 +13,14 @@ from transformers import DynamicCache
 from tests.architectures import ARCHITECTURES as ARCHITECTURE_LIST
 from tests.architectures import Architecture, make
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
-from workers import attention
-from workers.attending_layer import WrongUseError
-from workers.batch_cache import BatchCache
-from workers.generation import forward
-from workers.perplexity import _tracks
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.settings import PruneSettings
+from workers.cache import attention
+from workers.cache.attending_layer import WrongUseError
+from workers.cache.batch.batch_cache import BatchCache
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.decoding import forward
+from workers.perplexity.evaluation import _tracks
+from workers.policies.settings import PruneSettings
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
 PROMPT = repetitive_tokens(1, 40)

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from analysis.load import load
-from analysis.page import contents, render
-from analysis.window_charts import positions
+from analysis.page.page import contents, render
+from analysis.perplexity.window_charts import positions
 from tests.rows import failure_row, generation_row, perplexity_row, retrieval_row, synthetic_run, write_run
 
 
@@ -188,11 +188,11 @@ def test_the_data_of_a_chart_is_strict_json_column_by_column(shown):
 def test_a_page_that_would_grow_too_large_draws_fewer_groups_and_says_so(tmp_path, monkeypatch):
     rows = [row for model in ("a", "b", "c") for row in cells(model=model)]
     run = load([write_run(str(tmp_path / "run"), {"perplexity": rows})])
-    monkeypatch.setattr("analysis.charts.MOST_CELLS", 4)
+    monkeypatch.setattr("analysis.page.charts.MOST_CELLS", 4)
     page = contents(run, 0.01)
     assert [chart.about["model"] for chart in page.charts["ucurve"]] == ["a", "b"]
     assert "1 models and datasets have no charts" in render(page)
-    monkeypatch.setattr("analysis.charts.MOST_CELLS", 1)
+    monkeypatch.setattr("analysis.page.charts.MOST_CELLS", 1)
     assert [chart.about["model"] for chart in contents(run, 0.01).charts["ucurve"]] == ["a"]
 
 

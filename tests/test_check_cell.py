@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
 
 KEYS = {
     "policies": "[knorm, h2o]", "keep_ratios": "[0.9, 0.5]", "prune_after": "[16]",

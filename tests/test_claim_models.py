@@ -8,10 +8,10 @@ import re
 
 import pytest
 
-from analysis import claim_models
+from analysis.audit import claim_models
 from analysis.report import main
 from tests.rows import perplexity_row, write_run
-from workers.model_files import EMBEDDED_NAMES
+from workers.models.model_files import EMBEDDED_NAMES
 
 CAUTION = "that we trained, and key norms and attention go together there."
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from analysis.claims import CLAIMS, audit, control_experiment, evidences
+from analysis.audit.claims import CLAIMS, audit, control_experiment, evidences
 from analysis.load import load
-from analysis.retrieval_tables import QUESTIONS
+from analysis.retrieval.tables import QUESTIONS
 from analysis.tables import Tables
 from tests.rows import failure_row, generation_row, one, perplexity_row, retrieval_row, write_run
 

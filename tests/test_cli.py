@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
-from pipeline.spec import load_spec
+from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
 from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, kvsweep, run_inline
 
@@ -170,8 +170,8 @@ def test_a_damaged_part_is_set_aside_and_its_rows_computed_again(sweep_file, out
 
 
 def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, out, monkeypatch, capsys):
-    from workers import eviction
-    from workers.policy import Policy
+    from workers.policies import eviction
+    from workers.policies.policy import Policy
 
     def failing(view):
         raise RuntimeError("out of luck")
@@ -218,7 +218,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(sweep_file, tin
 INTERRUPTIBLE = """\
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it otherwise
-from pipeline.run_sweep import RunOptions, run_sweep
+from pipeline.driving.run_sweep import RunOptions, run_sweep
 sys.exit(run_sweep(sys.argv[1], [], RunOptions(out=sys.argv[2], inline=True, threads=1)))
 """
 
@@ -248,7 +248,7 @@ def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_n
 
 @pytest.mark.slow
 def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, capsys, monkeypatch):
-    monkeypatch.setattr("workers.generation_rows.memory_bandwidth", lambda device, size: 1.0)
+    monkeypatch.setattr("workers.generation.rows.memory_bandwidth", lambda device, size: 1.0)
     task = "{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, keep_ratios: [0.5]}"
     assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
     printed = capsys.readouterr().err

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from pipeline import cluster_head
-from pipeline.cluster_head import ClusterLostError, HeadWatch, at_most, prepare_environment
-from pipeline.interrupts import interruptible
+from pipeline.cluster import cluster_head
+from pipeline.cluster.cluster_head import ClusterLostError, HeadWatch, at_most, prepare_environment
+from pipeline.driving.interrupts import interruptible
 
 
 def test_a_head_that_listens_answers_and_one_that_is_gone_is_lost_after_its_time(monkeypatch):

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import compaction
-from pipeline.compaction import PREFIX, compact, finish
-from pipeline.lease import Lease
-from pipeline.results import RunStore, to_arrow
+from pipeline.driving import compaction
+from pipeline.driving.compaction import PREFIX, compact, finish
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
 from tests.command import kvsweep
 from tests.rows import perplexity_row, write_run
 

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.contrast import above, below, contrast
-from analysis.margins import mostly
+from analysis.audit.contrast import above, below, contrast
+from analysis.statistics.margins import mostly
 from tests.rows import one, perplexity_row
 from tests.test_claims import DENSE, SKIP, gather, scored
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from workers.corpora import Corpus, CorpusError, DatasetEntry, read_corpus, tokenize, tokens_of
-from workers.model_files import find_model
+from workers.models.model_files import find_model
 
 
 @pytest.fixture

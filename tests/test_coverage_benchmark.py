@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis import uncertainty
 from analysis.load import load
-from analysis.pairs import with_dense
+from analysis.statistics import uncertainty
+from analysis.statistics.pairs import with_dense
 from benchmarks import coverage
 from tests.rows import synthetic_run
 

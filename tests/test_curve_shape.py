@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.curve_shape import phases
+from analysis.perplexity.curve_shape import phases
 from tests.rows import one, perplexity_row
 
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.resolve import resolve
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.planning.resolve import resolve
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.datasets_made import FORMS, as_csv, as_json, as_json_lines, as_parquet, words, write
 from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
 from workers.corpora import compressed as compressed_files
@@ -508,7 +508,7 @@ def test_a_disk_that_fails_in_a_later_block_is_a_fault_of_the_dataset(tmp_path, 
     name = write(tmp_path, "text.txt" if long else "rows.jsonl", content * (4 if long else 8))
     file = load_spec(str(sweep_file(datasets=f'["text:{name}"]')))
     corpora = {name: read_corpus(f"text:{name}")}
-    monkeypatch.setattr("pipeline.resolve.read_corpus", lambda entry, seed: corpora[name])
+    monkeypatch.setattr("pipeline.planning.resolve.read_corpus", lambda entry, seed: corpora[name])
     assert isinstance(corpora[name], Collection)
 
     def fails(*_: object) -> None:

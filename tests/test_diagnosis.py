@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from pipeline.cli import main
 from tests.stock_loop import rounded
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import diagnosis
-from workers.diagnosis import Diagnosis, LayerDiagnosis, attention_loss, diagnose, fixed_diagnosis, fixed_text
-from workers.model_files import find_model
-from workers.models import load
+from workers.loaded import diagnosis
+from workers.loaded.diagnosis import Diagnosis, LayerDiagnosis, attention_loss, diagnose, fixed_diagnosis, fixed_text
+from workers.loaded.load import load
+from workers.models.model_files import find_model
 
 MODELS = ("reference-neox", "reference-llama")
 
@@ -89,7 +89,7 @@ def test_equal_norms_share_their_rank():
 def test_attention_made_in_slices_is_the_same(architecture, monkeypatch):
     model, ids = tiny_model(architecture), repetitive_tokens(1, 60)[0]
     whole = diagnose(model, ids)
-    monkeypatch.setattr("workers.attention.PROBABILITY_BYTES", 4 * 4 * 60 * 7)  # seven queries at a time
+    monkeypatch.setattr("workers.cache.attention.PROBABILITY_BYTES", 4 * 4 * 60 * 7)  # seven queries at a time
     for one, other in zip(whole.layers, diagnose(model, ids).layers, strict=True):
         assert one.correlations == pytest.approx(other.correlations, abs=1e-3)
 
@@ -160,6 +160,6 @@ def test_the_command_shows_every_layer_and_says_what_it_means(capsys):
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(capsys, monkeypatch, words, said):
-    monkeypatch.setattr("workers.models.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("workers.loaded.load.load", lambda *_: pytest.fail("a model was loaded"))
     code, out, err = run(capsys, *words)
     assert code == 2 and said in err and not out and "Traceback" not in err

@@ -16,12 +16,12 @@ import polars as pl
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.plan import make_plan
-from pipeline.provenance import describe_run
-from pipeline.results import RunStore
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.unit_inputs import work_unit
+from pipeline.driving.provenance import describe_run
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import run_inline
 from tests.datasets_made import as_json_lines, as_parquet, words, write
 from tests.rows import one, ratio_interval
@@ -29,8 +29,8 @@ from tests.tokenizers_made import TRAINING, byte_style, llama2_style, metaspace_
 from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, read_text, tokens_of
 from workers.corpora.passages import passages, slot_bytes
 from workers.corpora.prose import FileBytes, HeldBytes, LongText
-from workers.model_files import find_model
-from workers.text_tokens import open_tokenizer
+from workers.models.model_files import find_model
+from workers.texts.text_tokens import open_tokenizer
 
 LENGTHS = [40, 3, 12, 90, 0, 33, 7, 60, 5, 25]
 TEXTS = [words(i, n) if n else None for i, n in enumerate(LENGTHS)]
@@ -241,7 +241,7 @@ def test_rows_are_counted_once_however_many_models_look_at_them(tmp_path, tokeni
 
 
 def test_a_document_of_a_set_that_is_not_counted_fits_its_column():
-    from pipeline.results import to_arrow
+    from pipeline.store.schema import to_arrow
     from tests.rows import perplexity_row
 
     assert to_arrow("perplexity", [perplexity_row(0, document=(3 << 40) + 7)])["document"].to_pylist() == [(3 << 40) + 7]

@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.planned_cells import COLUMNS
-from pipeline.results import SCHEMA_VERSION, RunStore, RunUnreadableError, to_arrow
-from pipeline.schema import PROTOCOL_VERSION
+from pipeline.driving.planned_cells import COLUMNS
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import PROTOCOL_VERSION, SCHEMA_VERSION, to_arrow
+from pipeline.store.store_errors import RunUnreadableError
 from tests.command import run_inline
 from tests.rows import NASTY, failure_row, perplexity_row, write_run
 from tests.thinned import thinned
@@ -167,8 +168,8 @@ def test_small_files_that_cannot_be_put_together_end_no_run(sweep_file, out, mon
     def unreadable(*_: object) -> int:
         raise RunUnreadableError("run/perplexity/x.parquet: is no readable Parquet file")
 
-    monkeypatch.setattr("pipeline.drive.COMPACT_EVERY", 1)
-    monkeypatch.setattr("pipeline.drive.compact", unreadable)
+    monkeypatch.setattr("pipeline.driving.drive.COMPACT_EVERY", 1)
+    monkeypatch.setattr("pipeline.driving.drive.compact", unreadable)
     assert run_inline(sweep_file(), out) == 0
     assert "warning: small files were not put together: run/perplexity/x.parquet" in capsys.readouterr().err
 

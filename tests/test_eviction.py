@@ -8,15 +8,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.attention_weights import Scale
-from workers.cache_view import SIGNIFICANT_BITS, round_significant, view_of
-from workers.eviction import POLICIES
-from workers.notes import Observed
-from workers.observation import LastQueries, Mass
-from workers.own_policies import find_policy
-from workers.policy import Policy
-from workers.policy_files import PolicyError, resolved
-from workers.selection import select, select_ragged, take_entries
+from workers.cache.notes import Observed
+from workers.policies.attention_weights import Scale
+from workers.policies.cache_view import SIGNIFICANT_BITS, round_significant, view_of
+from workers.policies.eviction import POLICIES
+from workers.policies.observation import LastQueries, Mass
+from workers.policies.own_policies import find_policy
+from workers.policies.policy import Policy
+from workers.policies.policy_files import PolicyError, resolved
+from workers.policies.selection import select, select_ragged, take_entries
 
 
 def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=1, keep=3, mass=None):
@@ -285,11 +285,11 @@ def test_other_code_under_the_same_name_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("no_such_module:f", "no module"), ("workers.eviction:nothing", "nothing"), (":score", "knorm"), ("best", "knorm")],
+    [("no_such_module:f", "no module"), ("workers.policies.eviction:nothing", "nothing"), (":score", "knorm"), ("best", "knorm")],
 )
 def test_a_policy_that_does_not_exist_is_refused(name, word):
     with pytest.raises(ValueError, match=word):
-        find_policy(resolved(name) if name != "workers.eviction:nothing" else name)
+        find_policy(resolved(name) if name != "workers.policies.eviction:nothing" else name)
     if name.startswith("workers"):
         with pytest.raises(PolicyError, match="defines no"):
             resolved(name)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.results import RunStore
+from pipeline.store.run_store import RunStore
 from tests.rows import perplexity_row, write_run
 from tests.s3_server import FaultyProxy, Proxied, reset, s3_server, settings, store_and_reset
 
@@ -87,7 +87,7 @@ def test_whatever_the_store_does_no_part_replaces_another(monkeypatch):
     with s3_server() as address, proxied(address, None) as proxy:
         for name, value in settings(proxy.address).items():
             monkeypatch.setenv(name, value)
-        from pipeline.results import to_arrow
+        from pipeline.store.schema import to_arrow
 
         tables = [to_arrow("perplexity", [perplexity_row(number)]) for number in range(3)]
         threads = [

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.run_sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
-from pipeline.spec import load_spec
+from pipeline.driving.run_sweep import BAD_INPUT, DONE, INTERRUPTED, SOME_FAILED
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
 from pipeline.tasks.perplexity import windows_of
 from tests.command import ROOT, run_inline
 from tests.limited import SmallDisk, small_memory

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fetch as fetching
-from pipeline.fetch import FETCHABLE, FetchError, FetchRefusedError, fetch
-from pipeline.spec import load_spec
+from pipeline.commands import fetch as fetching
+from pipeline.commands.fetch import FETCHABLE, FetchError, FetchRefusedError, fetch
+from pipeline.planning.spec import load_spec
 from tests.command import kvsweep
-from workers.cache_folder import cache_folder, make_folder
-from workers.gguf.converted import RECORD
-from workers.model_files import FETCHED_NAMES, ModelError, find_model
+from workers.machine.cache_folder import cache_folder, make_folder
+from workers.models.gguf.converted import RECORD
+from workers.models.model_files import FETCHED_NAMES, ModelError, find_model
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_name_that_cannot_be_fetched_is_refused_with_those_that_can(cache, tmp
 
 
 def test_a_missing_package_is_named_before_anything_is_downloaded(cache, monkeypatch):
-    from workers.gguf import process
+    from workers.models.gguf import process
 
     monkeypatch.setattr(process, "find_spec", lambda name: None)
     with pytest.raises(FetchRefusedError, match=r"needs gguf and accelerate: pip install 'kvsweep\[gguf\]'"):

@@ -5,22 +5,22 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.cell import settings_of
-from pipeline.estimates import worker_bytes
-from pipeline.model_size import shape_of as planned_shape
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
+from pipeline.cells.cell import settings_of
+from pipeline.cells.model_size import shape_of as planned_shape
+from pipeline.planning.estimates import worker_bytes
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
 from tests.tiny import repetitive_tokens, tiny_model
+from workers.cache.prefill import Prefill
 from workers.footprint.harness import contexts_at_once, rows_at_once
+from workers.footprint.model_shape import shape_of
 from workers.footprint.perplexity import Group, cells_at_once, perplexity_bytes, windows_at_once
 from workers.footprint.prompts import fork_bytes, questions_at_once, retrieval_bytes
 from workers.footprint.shape import AT_ONCE_BYTES, Shape, observation_of
-from workers.model_files import find_model
-from workers.model_shape import shape_of
-from workers.models import load
-from workers.observation import MOST_QUERIES, NOTHING, LastQueries, Mass
-from workers.prefill import Prefill
-from workers.settings import PruneSettings
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.policies.observation import MOST_QUERIES, NOTHING, LastQueries, Mass
+from workers.policies.settings import PruneSettings
 
 SMOLLM2 = Shape(30, 9, 3, 64, 576, 1536, 49152, 4)
 LARGE = Shape(16, 32, 8, 64, 2048, 8192, 128256, 2)

@@ -15,7 +15,7 @@ from pipeline.cli import app
 from tests.command import ROOT
 
 OURS = tuple(str(ROOT / package) for package in ("kvsweep", "pipeline", "workers"))
-FIRST, LAST = "pipeline/cli.py: run", "workers/policy_calls.py: scores_of"
+FIRST, LAST = "pipeline/cli.py: run", "workers/policies/policy_calls.py: scores_of"
 
 MOST = {"perplexity": 17, "long passes": 17, "generation": 17, "retrieval": 17, "harness": 24}
 """Calls of our own functions at most, from that of ``kvsweep run`` to the one that calls the policy, both included."""
@@ -41,7 +41,7 @@ POLICIES = """
 import sys
 import traceback
 
-from workers.policy import Policy
+from workers.policies.policy import Policy
 
 stacks = set()
 

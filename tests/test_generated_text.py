@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.generated_text import agreement, described, end_tokens, length, repetition
-from workers.settings import PruneSettings
+from workers.generation.generated_text import agreement, described, end_tokens, length, repetition
+from workers.messages.work import GenerationWork, UnitCell, WorkUnit
+from workers.policies.settings import PruneSettings
 from workers.unit import run_unit
-from workers.work import GenerationWork, UnitCell, WorkUnit
 
 
 @pytest.mark.parametrize(

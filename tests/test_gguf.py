@@ -10,16 +10,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.results import RunStore
+from pipeline.store.run_store import RunStore
 from tests.command import kvsweep, run_inline
 from tests.gguf_made import entry, header, save_plain, tensor, text, write_gguf
-from workers.bos import bos_token
-from workers.gguf import convert, converted, process, tokenizer_kinds, types
-from workers.gguf.header import read_header
-from workers.gguf.refusals import ARCHITECTURES, refusals
-from workers.gguf.tokenizer_kinds import bos_of
-from workers.model_files import ModelError, find_model
-from workers.text_tokens import open_tokenizer
+from workers.models.bos import bos_token
+from workers.models.gguf import convert, converted, process, tokenizer_kinds, types
+from workers.models.gguf.header import read_header
+from workers.models.gguf.refusals import ARCHITECTURES, refusals
+from workers.models.gguf.tokenizer_kinds import bos_of
+from workers.models.model_files import ModelError, find_model
+from workers.texts.text_tokens import open_tokenizer
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.perplexity import evaluate
-from workers.settings import PruneSettings
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
 
 CELLS = [PruneSettings(policy, ratio, 8) for policy, ratio in (("knorm", 0.9), ("random", 0.5), ("streaming", 0.9), ("h2o", 0.9))]
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cell as cells
-from pipeline import grid
-from pipeline.cell import CELL_FIELDS, Cell, settings_of
-from pipeline.cell_reach import never_prunes
-from pipeline.grid import make_grid
-from pipeline.resolved import Target
-from pipeline.spec import load_spec
-from pipeline.sweep_keys import FIELDS, SweepSpec
+from pipeline.cells import cell as cells
+from pipeline.cells.cell import CELL_FIELDS, Cell, settings_of
+from pipeline.cells.resolved import Target
+from pipeline.planning import grid
+from pipeline.planning.cell_reach import never_prunes
+from pipeline.planning.grid import make_grid
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_keys import FIELDS, SweepSpec
 from pipeline.tasks.generation import prunes_while_decoding
-from workers.budget import event_schedule
+from workers.policies.budget import event_schedule
 
 TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
 CELL = Cell(

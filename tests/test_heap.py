@@ -10,8 +10,8 @@ import pytest
 
 PROGRAM = """
 import torch
-from workers.heap import limit_heap_blocks
-from workers.peak_memory import resident_bytes
+from workers.machine.heap import limit_heap_blocks
+from workers.machine.peak_memory import resident_bytes
 
 limit_heap_blocks()
 SIZE, COUNT = 20 * 2**20, 10

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.results import RunStore
+from pipeline.store.run_store import RunStore
 from tests.command import kvsweep
 from tests.hub_server import hub
 

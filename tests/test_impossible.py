@@ -5,16 +5,16 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from analysis.claim_evidence import evidences
-from analysis.claims import audit
-from analysis.findings import findings
+from analysis.audit.claim_evidence import evidences
+from analysis.audit.claims import audit
+from analysis.harness.findings import task_findings
 from analysis.load import load
-from analysis.page import contents, render
-from analysis.retrieval_findings import retrieval_findings
+from analysis.page.findings import findings
+from analysis.page.page import contents, render
+from analysis.retrieval.findings import retrieval_findings
 from analysis.tables import Tables
-from analysis.task_findings import task_findings
 from analysis.verdicts import IMPOSSIBLE, WARNED, WHY_EXCLUDED
-from pipeline.run_sweep import DONE
+from pipeline.driving.run_sweep import DONE
 from tests.command import run_inline
 from tests.harness.local_tasks import write_tasks
 from tests.rows import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.lease import NAME as LEASE
-from pipeline.run_sweep import BAD_INPUT, DONE, SOME_FAILED
+from pipeline.driving.run_sweep import BAD_INPUT, DONE, SOME_FAILED
+from pipeline.store.lease import NAME as LEASE
 from tests.command import ROOT, kvsweep
 from tests.held_runs import LONGER, copy_of_project, rows_of, same_rows, until_held
 from tests.ray_head import DASHBOARD, RayHead

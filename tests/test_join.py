@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.run_sweep import BAD_INPUT, DONE
+from pipeline.driving.run_sweep import BAD_INPUT, DONE
 from tests.command import ROOT
 from tests.held_runs import rows_of
 from tests.private_machine import PrivateMachine, needs

@@ -10,9 +10,9 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from tests.tiny import ARCHITECTURES, tiny_model
-from workers.budget import kept_count
-from workers.perplexity import evaluate, evaluate_reference
-from workers.settings import PruneSettings
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies.budget import kept_count
+from workers.policies.settings import PruneSettings
 
 MODELS = {name: tiny_model(name) for name in ARCHITECTURES}
 

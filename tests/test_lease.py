@@ -19,10 +19,10 @@ from pathlib import Path
 import obstore
 import pytest
 
-from pipeline.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
-from pipeline.results import RunStore
-from pipeline.run_sweep import BAD_INPUT, DONE, INTERRUPTED
-from pipeline.sweep_error import SweepError
+from pipeline.driving.run_sweep import BAD_INPUT, DONE, INTERRUPTED
+from pipeline.store.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import ROOT, kvsweep, run_inline
 from tests.s3_server import s3_server, settings
 
@@ -30,17 +30,17 @@ pytestmark = pytest.mark.slow
 
 DRIVER = """\
 import sys, time
-from pipeline.lease import Lease
-from pipeline.results import RunStore
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
 with Lease(RunStore(sys.argv[1], create=True), beat_seconds=0.2):
     print("driving", flush=True)
     sys.stdin.readline()
 """
 RACER = """\
 import sys, time
-from pipeline.lease import Lease
-from pipeline.results import RunStore
-from pipeline.sweep_error import SweepError
+from pipeline.store.lease import Lease
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 store = RunStore(sys.argv[1])
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
 try:
@@ -244,7 +244,7 @@ def test_a_machine_that_slept_or_whose_clock_was_set_back_looks_before_it_stores
         store.put(NAME, Holder.here().content(), overwrite=True)
         lease.hold()
         awake = time.time() + change
-        monkeypatch.setattr("pipeline.lease.time.time", lambda: awake)
+        monkeypatch.setattr("pipeline.store.lease.time.time", lambda: awake)
         with pytest.raises(LeaseLostError):
             lease.hold()
 

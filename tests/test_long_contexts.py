@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.long_windows import peaks_of
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import attention as attentions
-from workers.attention import Scale, attention, forget_masks, probe
+from workers.cache import attention as attentions
+from workers.cache.attention import Scale, attention, forget_masks, probe
 
 
 @pytest.mark.slow
@@ -53,11 +53,11 @@ def test_no_mask_is_larger_than_said(monkeypatch):
     forget_masks()
     monkeypatch.setattr(torch, "ones", noted)
     monkeypatch.setattr(attentions, "MASK_PLACES", 500)
-    from workers.perplexity import evaluate
-    from workers.settings import PruneSettings
+    from workers.perplexity.evaluation import evaluate
+    from workers.policies.settings import PruneSettings
 
     model, tokens = tiny_model("llama"), repetitive_tokens(2, 400)
-    monkeypatch.setattr("workers.perplexity.SHORT_PASS_TOKENS", 0)
+    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", 0)
     evaluate(model, tokens, [PruneSettings("knorm", 0.5, 100), PruneSettings("h2o", 0.5, 100)], [0, 1])
     forget_masks()
     masks = [sizes for sizes in made if len(sizes) == 2 and all(isinstance(size, int) for size in sizes)]

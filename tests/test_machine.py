@@ -9,18 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.provenance import _hardware as printed_hardware
-from pipeline import cluster_head
-from pipeline import ray_folder as folders
-from pipeline.inline import InlineExecutor
-from pipeline.plan import make_plan
-from pipeline.provenance import _hardware
-from pipeline.resolve import check_cuda_here, find_device
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from analysis.page.provenance import _hardware as printed_hardware
+from pipeline.cluster import cluster_head
+from pipeline.cluster import ray_folder as folders
+from pipeline.cluster.inline import InlineExecutor
+from pipeline.driving.provenance import _hardware
+from pipeline.planning.plan import make_plan
+from pipeline.planning.resolve import check_cuda_here, find_device
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import ROOT, kvsweep
-from workers import gpus
-from workers.machine import this_machine
+from workers.machine.host import gpus, this_machine
 
 GIB = 2**30
 V2 = "0::/jobs/mine\n"
@@ -138,7 +137,7 @@ def test_what_may_be_used_is_counted_wherever_anything_is_counted(monkeypatch, l
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
 def test_the_affinity_of_a_process_is_what_it_was_started_with():
     one = min(os.sched_getaffinity(0))
-    ask = f"import os; os.sched_setaffinity(0, [{one}]); from workers.machine import usable_cpus; print(usable_cpus())"
+    ask = f"import os; os.sched_setaffinity(0, [{one}]); from workers.machine.host import usable_cpus; print(usable_cpus())"
     assert subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
 
 

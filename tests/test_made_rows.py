@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from pipeline import schema
-from pipeline.results import to_arrow
+from pipeline.store import schema
+from pipeline.store.schema import to_arrow
 from tools.made_rows import (
     as_given,
     failure_row,

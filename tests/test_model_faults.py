@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workers.model_files import ModelError, find_model
-from workers.models import load
+from workers.loaded.load import load
+from workers.models.model_files import ModelError, find_model
 
 
 def configured(**keys: object) -> Callable[[Path], None]:

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from pipeline.plan import make_plan
-from pipeline.resolve import resolve
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from workers import model_json
-from workers.bos import bos_token
-from workers.model_files import ModelError, find_model
+from pipeline.planning.plan import make_plan
+from pipeline.planning.resolve import resolve
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_error import SweepError
+from workers.models import model_json
+from workers.models.bos import bos_token
+from workers.models.model_files import ModelError, find_model
 
 
 @pytest.fixture

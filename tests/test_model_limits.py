@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import kvsweep
-from workers.architecture import Limit
-from workers.model_files import ModelError, find_model
-from workers.models import load
-from workers.scoring import OutputLayer, next_logits
+from workers.cache.scoring import OutputLayer, next_logits
+from workers.loaded.load import load
+from workers.models.architecture import Limit
+from workers.models.model_files import ModelError, find_model
 
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 128}
 

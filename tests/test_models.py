@@ -10,12 +10,14 @@ from tokenizers import Tokenizer, models
 
 from tests.architectures import ARCHITECTURES, SHAPE, Architecture, configuration, make
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import architecture, attention, self_check
-from workers.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
-from workers.models import DTYPES, load
-from workers.perplexity import evaluate, evaluate_reference
-from workers.reference_pass import passes
-from workers.self_check import check
+from workers.cache import attention
+from workers.loaded import self_check
+from workers.loaded.load import DTYPES, load
+from workers.loaded.reference_pass import passes
+from workers.loaded.self_check import check
+from workers.models import architecture
+from workers.models.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
+from workers.perplexity.evaluation import evaluate, evaluate_reference
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
     """What the check is for: a mask that lets a query see the future."""
     model = tiny_model("neox", "sdpa")
     real = attention.attention
-    for module in ("workers.shared_prefix", "workers.notes"):
+    for module in ("workers.cache.shared_prefix", "workers.cache.notes"):
         monkeypatch.setattr(
             f"{module}.attention", lambda q, k, v, scale, mask=None: real(q, k, v, scale, q.new_zeros(1, 1, 1, 1))
         )
@@ -132,7 +134,9 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
 
 def test_a_wrong_pruned_cell_fails_the_self_check(monkeypatch):
     """Positions stored wrongly: the evaluation drops other entries than the reference."""
-    monkeypatch.setattr("workers.slot_layer.order_by_score", lambda scores, positions, protected: positions.long() << 24)
+    monkeypatch.setattr(
+        "workers.cache.batch.slot_layer.order_by_score", lambda scores, positions, protected: positions.long() << 24
+    )
     with pytest.raises(ModelError, match="one token per pass"):
         check(tiny_model("neox", "sdpa"), "broken", "float32")
 
@@ -180,7 +184,7 @@ def test_a_difference_that_begins_beyond_the_short_check_is_found_at_the_length_
     """Frequencies chosen by the longest position of a pass: a token alone and the same token in a long pass differ."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     model = make(Architecture("", "Llama", {"rope_parameters": rope}, shape={**SHAPE, "max_position_embeddings": 64}))
-    monkeypatch.setattr("workers.architecture.read_architecture", lambda config: NOTHING_TOLD)
+    monkeypatch.setattr("workers.models.architecture.read_architecture", lambda config: NOTHING_TOLD)
     tokens = repetitive_tokens(3, 100)
     check(model, "dynamic", "float32", tokens[:, :60])
     with pytest.raises(ModelError, match=r"NLLs of 100 tokens, one per pass, .* differ from the stock model's by .* on average"):
@@ -199,7 +203,7 @@ def test_long_texts_go_through_one_by_one_before_every_length_at_which_a_model_m
 
 
 def test_the_check_goes_through_long_texts_in_stretches(monkeypatch):
-    monkeypatch.setattr("workers.reference_pass.SINGLE_PASSES", 100)
+    monkeypatch.setattr("workers.loaded.reference_pass.SINGLE_PASSES", 100)
     assert check(tiny_model("neox", "sdpa"), "x", "float32", repetitive_tokens(1, 500)).tokens == 500
 
 
@@ -207,7 +211,7 @@ def test_the_stock_models_logits_are_made_for_some_tokens_at_a_time(monkeypatch)
     model, tokens = tiny_model("llama", "sdpa"), repetitive_tokens(1, 60)
     self_check.use_own_attention(model, "x")
     whole, _ = self_check._stock_nll(model, tokens)
-    monkeypatch.setattr("workers.self_check.CHECK_LOGITS_BYTES", 4 * 97 * 7)
+    monkeypatch.setattr("workers.loaded.self_check.CHECK_LOGITS_BYTES", 4 * 97 * 7)
     assert torch.allclose(self_check._stock_nll(model, tokens)[0], whole, atol=1e-5)
 
 
@@ -285,7 +289,7 @@ def test_the_stock_models_own_rounding_of_its_logits_is_no_fault():
 @pytest.mark.parametrize("name", EMBEDDED_NAMES)
 def test_embedded_models_load_and_are_small(name):
     facts = find_model(name)
-    from workers.model_files import EMBEDDED
+    from workers.models.model_files import EMBEDDED
 
     assert sum(path.stat().st_size for path in (EMBEDDED / name).iterdir()) < 16e6
     assert facts.context == 2048

@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
-from pipeline.spec import load_spec
+from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
 from pipeline.tasks.perplexity import windows_of
 from tests.command import run_inline
 from tests.private_machine import PrivateMachine, needs

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pipeline.node_types import node_types
+from pipeline.cluster.node_types import node_types
 
 CLUSTER = """\
 max_workers: 3

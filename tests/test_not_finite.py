@@ -10,17 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import save_byte_tokenizer
 from tests.test_unit import NOWHERE
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.answers import answers
-from workers.clock import Clock
-from workers.generation import generate
+from workers.cache.scoring import check_chosen
+from workers.generation.decoding import generate
 from workers.harness.scores import score_continuations
 from workers.harness.texts import Decoding, Writer
-from workers.perplexity import evaluate
-from workers.retrieval import Question
-from workers.scoring import check_chosen
-from workers.settings import PruneSettings
+from workers.machine.clock import Clock
+from workers.messages.work import GenerationWork, RetrievalWork, UnitCell, WorkUnit
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question
 from workers.unit import run_unit
-from workers.work import GenerationWork, RetrievalWork, UnitCell, WorkUnit
 
 CPU, PROMPT = torch.device("cpu"), repetitive_tokens(2, 40)
 CELL = PruneSettings("knorm", 0.5, 16)
@@ -107,7 +107,7 @@ def test_what_is_looked_at_is_the_highest_logit_of_every_row(value):
 def test_a_timed_cell_that_fails_takes_no_other_down(protocol, monkeypatch):
     # what the memory gives is not asked here
     monkeypatch.setattr(
-        "workers.generation_rows.memory_bandwidth", lambda device, size: 1e12
+        "workers.generation.rows.memory_bandwidth", lambda device, size: 1e12
     )  # what the memory gives is not asked here
     cells = [UnitCell(name, PruneSettings(name, 0.5, 16)) for name in ("dense", "knorm", "nowhere:score")]
     work = GenerationWork(

@@ -9,23 +9,23 @@ import sys
 
 import pytest
 
-from pipeline.cell import CELL_FIELDS, PRUNED_BY
-from pipeline.schema import CELL_COLUMNS, PRUNING, TARGET, VERSIONS
-from pipeline.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec
+from pipeline.cells.cell import CELL_FIELDS, PRUNED_BY
+from pipeline.store.schema import CELL_COLUMNS, PRUNING, TARGET, VERSIONS
+from pipeline.sweepfile.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec
 from tests.command import ROOT
-from workers.settings import PruneSettings
+from workers.policies.settings import PruneSettings
 
 LINES = {
-    "pipeline/schema.py": [
+    "pipeline/store/schema.py": [
         ('    CellColumn("quantization", pl.String),\n', '    CellColumn("rescale", pl.Int32, "pruning", 0),\n'),
     ],
-    "pipeline/sweep_keys.py": [
+    "pipeline/sweepfile/sweep_keys.py": [
         ('    "position_modes": "position_mode",\n', '    "rescales": "rescale",\n'),
         ("    position_modes: list[PositionMode] | None = None\n", "    rescales: list[NonNegative] | None = None\n"),
         ('    position_modes: Axis[PositionMode] = ["absolute"]\n', "    rescales: Axis[NonNegative] = [0]\n"),
     ],
-    "pipeline/cell.py": [("    position_mode: str\n", "    rescale: int\n")],
-    "workers/settings.py": [('    position_mode: str = "absolute"\n', "    rescale: int = 0\n")],
+    "pipeline/cells/cell.py": [("    position_mode: str\n", "    rescale: int\n")],
+    "workers/policies/settings.py": [('    position_mode: str = "absolute"\n', "    rescale: int = 0\n")],
 }  # fmt: skip
 """File -> a line that is there, and the one that comes behind it. What acts on the setting in ``workers`` is a fifth file."""
 

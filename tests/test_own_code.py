@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.foreign_code import check_nothing_in_the_way
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.unit_inputs import work_unit
+from pipeline.cluster.foreign_code import check_nothing_in_the_way
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import ROOT, run_inline
-from workers.code_digest import code_digest
+from workers.machine.code_digest import code_digest
 from workers.worker import Worker
 
 SCRIPT = "import sys; from kvsweep.command import main; sys.argv[0] = 'kvsweep'; main()"
@@ -39,14 +39,19 @@ def test_the_digest_follows_every_file_of_the_packages_in_their_folders_too(tmp_
     copy = tmp_path / "copy"
     for package in ("pipeline", "workers", "analysis"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("reference", "__pycache__"))
-    monkeypatch.setattr("workers.code_digest.ROOT", copy)
+    monkeypatch.setattr("workers.machine.code_digest.ROOT", copy)
 
     def digest():
         code_digest.cache_clear()
         return code_digest()
 
     found = {digest()}
-    for name in ("workers/eviction.py", "workers/harness/rows.py", "pipeline/grid.py", "analysis/pairs.py"):
+    for name in (
+        "workers/policies/eviction.py",
+        "workers/harness/rows.py",
+        "pipeline/planning/grid.py",
+        "analysis/statistics/pairs.py",
+    ):
         with (copy / name).open("a") as file:
             file.write("# changed\n")
         found.add(digest())

@@ -6,9 +6,9 @@ import altair as alt
 import polars as pl
 import pytest
 
-from analysis.marks import Axis, Points, colour, equal
-from analysis.panel import COMPARED, KEPT, Panel, Series
-from analysis.points import Group
+from analysis.draw.marks import Axis, Points, colour, equal
+from analysis.draw.panel import COMPARED, KEPT, Panel, Series
+from analysis.draw.points import Group
 
 FRAME = pl.DataFrame({
     "keep_ratio": [0.9, 0.5, 0.9], "value": [1.0, 2.0, 3.0], "low": [0.5, None, 2.5], "high": [1.5, None, 3.5],

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.results import SCHEMA_VERSION, TASK_COLUMNS, RunStore, RunUnreadableError, schema, to_arrow
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import SCHEMA_VERSION, TASK_COLUMNS, schema, to_arrow
+from pipeline.store.store_errors import RunUnreadableError
 from tests.rows import perplexity_row
 
 
@@ -49,7 +51,7 @@ def test_a_part_whose_values_are_damaged_under_a_sound_footer_is_found_by_the_th
 
 
 def test_a_footer_larger_than_what_is_read_at_first_is_read_whole(store, monkeypatch):
-    monkeypatch.setattr("pipeline.results.TAIL_BYTES", 64)
+    monkeypatch.setattr("pipeline.store.run_store.TAIL_BYTES", 64)
     store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
     store.check_parts("perplexity")
 
@@ -96,7 +98,7 @@ def test_narrower_numbers_of_another_program_are_the_same_numbers(change, store)
 
 @pytest.mark.parametrize("look", ["check_parts", "set_aside_unreadable"])
 def test_a_part_of_a_newer_kvsweep_is_refused_and_left_alone(look, store, monkeypatch):
-    monkeypatch.setattr("pipeline.results.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr("pipeline.store.run_store.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     name = store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
     monkeypatch.undo()
     with pytest.raises(RunUnreadableError, match=rf"{name}: was written by a newer kvsweep \(schema {SCHEMA_VERSION + 1}"):

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
-from workers import eviction
-from workers.attention import attention
-from workers.cache_view import round_significant
-from workers.cell_batch import BatchLayer
-from workers.eviction import POLICIES
-from workers.notes import QueryNotes
-from workers.observation import OBSERVED_QUERIES
-from workers.perplexity import evaluate, evaluate_reference
-from workers.policy import Policy
-from workers.settings import PruneSettings
+from workers.cache.attention import attention
+from workers.cache.batch.cell_batch import BatchLayer
+from workers.cache.notes import QueryNotes
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies import eviction
+from workers.policies.cache_view import round_significant
+from workers.policies.eviction import POLICIES
+from workers.policies.observation import OBSERVED_QUERIES
+from workers.policies.policy import Policy
+from workers.policies.settings import PruneSettings
 
 MODELS = {name: tiny_model(name) for name in ARCHITECTURES}
 TOLERANCE = 2e-5
@@ -88,10 +88,10 @@ def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
         return attention(query, keys.gather(2, order), values.gather(2, order) if values_too else values, scale, mask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workers.notes.attention", shuffled)
+        patch.setattr("workers.cache.notes.attention", shuffled)
         assert torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=TOLERANCE)
         if length > 20:  # the shuffle is real: keys that lose their values show
-            patch.setattr("workers.notes.attention", partial(shuffled, values_too=False))
+            patch.setattr("workers.cache.notes.attention", partial(shuffled, values_too=False))
             assert not torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01)
 
 
@@ -118,7 +118,7 @@ def test_entries_stored_by_norm_give_the_figures_of_those_in_temporal_order(arch
 @pytest.mark.parametrize("short", [0, 512])
 def test_entries_of_a_policy_that_is_not_temporal_really_lie_best_first(short, monkeypatch):
     """In short passes too, where the entries of other policies would stay where they are."""
-    monkeypatch.setattr("workers.perplexity.SHORT_PASS_TOKENS", short)
+    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", short)
     fork, prune, kept = BatchLayer._fork, BatchLayer.prune, []
 
     def note(layer, row, keep):
@@ -196,7 +196,7 @@ def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(mon
     tokens = repetitive_tokens(2, 120)
     many = [PruneSettings("knorm", ratio, 30, protect_recent=2) for ratio in (0.9, 0.5)]
     _, short = evaluate(MODELS["llama"], tokens, many, [0, 120])
-    monkeypatch.setattr("workers.perplexity.SHORT_PASS_TOKENS", 0)
+    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", 0)
     _, long = evaluate(MODELS["llama"], tokens, many, [0, 120])
     for a, b in zip(short, long, strict=True):
         assert torch.allclose(a.nll, b.nll, atol=TOLERANCE)
@@ -224,7 +224,7 @@ def test_attention_that_policies_ask_for_attends_too_with_the_same_result(archit
         together.append(evaluate(model, tokens, [cell], [0, 180])[1][0])
         is_made.append(sum(made))
     assert is_made[0] > 50 and is_made[1:] == [0, 0]
-    monkeypatch.setattr("workers.notes.WEIGHT_BYTES", 0)
+    monkeypatch.setattr("workers.cache.notes.WEIGHT_BYTES", 0)
     for cell, result in zip(many, together, strict=True):
         _, (apart,) = evaluate(model, tokens, [cell], [0, 180])
         assert torch.allclose(result.nll, apart.nll, atol=TOLERANCE)

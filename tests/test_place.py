@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.exclusion import PROBE
-from pipeline.place import PlaceError, is_remote, placed
-from pipeline.results import RunStore
+from pipeline.store.exclusion import PROBE
+from pipeline.store.place import PlaceError, is_remote, placed
+from pipeline.store.run_store import RunStore
 from tests.rows import perplexity_row, write_run
 
 

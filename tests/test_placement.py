@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.placement import MEMORY_STEP, MOST_PER_GPU, Fleet, Need, Node, Seat
+from pipeline.cluster.placement import MEMORY_STEP, MOST_PER_GPU, Fleet, Need, Node, Seat
 
 GIB = 2**30
 CPU = Need("cpu", False, GIB, "m")

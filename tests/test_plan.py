@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import make_plan
-from pipeline.plan_table import print_plan
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.commands.plan_table import print_plan
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.planning.wall_clock import WallClock
+from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.tasks import phases
 from pipeline.tasks.perplexity import MOST_CELLS, MOST_WINDOWS, windows_of
 from pipeline.tasks.retrieval import Documents, questions_expected, questions_of
-from pipeline.unit_inputs import work_unit
-from pipeline.wall_clock import WallClock
 
 CLOCK = WallClock(90.0, 2, ("tiny",))
 
@@ -294,6 +294,6 @@ def test_one_model_in_two_revisions_is_refused_rather_than_merged(plan_of, tiny_
 
 
 def test_auto_and_the_device_it_means_are_one_device(plan_of, monkeypatch):
-    monkeypatch.setattr("pipeline.resolve.find_device", lambda: "cpu")
+    monkeypatch.setattr("pipeline.planning.resolve.find_device", lambda: "cpu")
     assert {cell.device for cell in plan_of(devices="[auto, cpu]").grid.cells} == {"cpu"}
     assert len(plan_of(devices="[auto, cpu]").grid.cells) == 3

@@ -5,22 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.cell import settings_of
-from pipeline.cell_reach import never_prunes, planned_budget
-from pipeline.grid import make_grid
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
+from pipeline.cells.cell import settings_of
+from pipeline.planning.cell_reach import never_prunes, planned_budget
+from pipeline.planning.grid import make_grid
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import prune_settings
 from pipeline.tasks.generation import prunes_while_decoding
-from pipeline.unit_inputs import prune_settings
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.answers import answers
-from workers.clock import Clock
-from workers.generation import generate
-from workers.perplexity import evaluate
-from workers.retrieval import Question
-from workers.settings import PruneSettings
-from workers.work import RetrievalWork
+from workers.generation.decoding import generate
+from workers.machine.clock import Clock
+from workers.messages.work import RetrievalWork
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question
 
 CPU = torch.device("cpu")
 GENERATION = "{prompt_tokens: [40], new_tokens: 16, repeats: 5}"

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline import cell as cells
-from pipeline import plan as plans
-from pipeline.cell_reach import planned_budget
-from pipeline.planned_unit import Part
-from pipeline.resolved import Resolved, Target
-from pipeline.spec import EMBEDDED_SWEEPS, load_spec
-from pipeline.sweep_keys import SweepSpec
+from pipeline.cells import cell as cells
+from pipeline.cells.planned_unit import Part
+from pipeline.cells.resolved import Resolved, Target
+from pipeline.planning import plan as plans
+from pipeline.planning.cell_reach import planned_budget
+from pipeline.planning.spec import EMBEDDED_SWEEPS, load_spec
+from pipeline.sweepfile.sweep_keys import SweepSpec
 from pipeline.tasks.perplexity import Windows
 from pipeline.tasks.retrieval import Documents
 from workers.corpora import TokenizedCorpus
-from workers.model_files import ModelFacts, Positions
-from workers.windows import Window
+from workers.models.model_files import ModelFacts, Positions
+from workers.texts.windows import Window
 
 EVERYTHING = {
     "name": "everything", "models": ["a", "b"], "datasets": ["d"], "devices": ["cpu"], "dtypes": ["float32"],

@@ -11,18 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import grid, plan_table, resolve, sweep_keys, unit_sizes
-from pipeline import plan as plans
-from pipeline.cell_reach import planned_budget
-from pipeline.grid import Exclusions, make_grid
-from pipeline.planning_progress import PlanningProgress
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.sweep_keys import FIELDS, Exclusion, SweepSpec
+from pipeline.cells import unit_sizes
+from pipeline.commands import plan_table
+from pipeline.planning import grid, resolve
+from pipeline.planning import plan as plans
+from pipeline.planning.cell_reach import planned_budget
+from pipeline.planning.grid import Exclusions, make_grid
+from pipeline.planning.planning_progress import PlanningProgress
+from pipeline.planning.spec import load_spec
+from pipeline.planning.wall_clock import WallClock
+from pipeline.sweepfile import sweep_keys
+from pipeline.sweepfile.sweep_error import SweepError
+from pipeline.sweepfile.sweep_keys import FIELDS, Exclusion, SweepSpec
 from pipeline.tasks.perplexity import Passes
-from pipeline.wall_clock import WallClock
 from tests.test_planning_golden import resolved
-from workers.budget import Schedule
+from workers.policies.budget import Schedule
 
 
 def spec_of(**keys) -> SweepSpec:

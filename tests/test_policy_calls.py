@@ -10,22 +10,22 @@ import torch
 from tests.spy_policy import Spy
 from tests.thinned import thinned
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
-from workers import eviction
-from workers.answers import answers
-from workers.cell_scores import CellScores
-from workers.clock import Clock
-from workers.eviction import ALWAYS, POLICIES
-from workers.generation import generate
-from workers.observation import NOTHING, LastQueries, Mass
-from workers.own_policies import find_policy
-from workers.perplexity import evaluate, evaluate_reference
-from workers.policy import Policy
-from workers.policy_files import PolicyError
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.retrieval import Question
-from workers.settings import PruneSettings
-from workers.work import RetrievalWork
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.decoding import generate
+from workers.machine.clock import Clock
+from workers.messages.work import RetrievalWork
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies import eviction
+from workers.policies.eviction import ALWAYS, POLICIES
+from workers.policies.observation import NOTHING, LastQueries, Mass
+from workers.policies.own_policies import find_policy
+from workers.policies.policy import Policy
+from workers.policies.policy_files import PolicyError
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question
 
 TOKENS = repetitive_tokens(2, 80)
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.policy_files import OwnModules, PolicyError, digest, resolved
+from workers.policies.policy_files import OwnModules, PolicyError, digest, resolved
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.charts import SECTIONS, Drawing
-from analysis.export import STYLE, write_charts
+from analysis.draw.policy_looks import OWN_COLOURS, PALETTE
 from analysis.load import load
-from analysis.page import contents
-from analysis.policy_looks import OWN_COLOURS, PALETTE
+from analysis.page.charts import SECTIONS, Drawing
+from analysis.page.export import STYLE, write_charts
+from analysis.page.page import contents
 from analysis.tables import Tables
 from tests.rows import charts_of, generation_row, perplexity_row, retrieval_row, tasks_rows, write_run
 

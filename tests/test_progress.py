@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import progress
-from pipeline.progress import Progress
-from pipeline.time_left import TimeLeft
+from pipeline.driving import progress
+from pipeline.driving.progress import Progress
+from pipeline.driving.time_left import TimeLeft
 
 
 @pytest.fixture

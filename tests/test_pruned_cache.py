@@ -7,14 +7,14 @@ import torch
 
 from tests.thinned import thinned
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
-from workers.cache_view import round_significant
-from workers.clock import Clock
-from workers.generation import forward, generate
-from workers.model_files import find_model
-from workers.models import load
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.settings import PruneSettings
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.decoding import forward, generate
+from workers.loaded.load import load
+from workers.machine.clock import Clock
+from workers.models.model_files import find_model
+from workers.policies.cache_view import round_significant
+from workers.policies.settings import PruneSettings
 
 CLOCK = Clock(torch.device("cpu"))
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers
 
-from pipeline.plan import make_plan
-from pipeline.questions import unspeakable
-from pipeline.spec import load_spec
+from pipeline.cells.questions import unspeakable
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
 from pipeline.tasks.retrieval import questions_of
 from tests.command import kvsweep
 from tests.tokenizers_made import byte_style, gemma_style, llama2_style, metaspace_style, saved, unigram_style
 from workers.corpora import Corpus, tokenize
-from workers.model_files import find_model
-from workers.retrieval import KINDS, build_questions
-from workers.text_tokens import TextTokens, open_tokenizer
+from workers.models.model_files import find_model
+from workers.texts.questions import KINDS, build_questions
+from workers.texts.text_tokens import TextTokens, open_tokenizer
 
 
 @pytest.mark.parametrize("model", ["reference-neox", "reference-llama"])

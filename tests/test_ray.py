@@ -12,16 +12,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.executors import RayExecutor
-from pipeline.inline import InlineExecutor
-from pipeline.placement import Need
-from pipeline.plan import make_plan
-from pipeline.schedule import MAX_ATTEMPTS, Outcome, run_units
-from pipeline.spec import load_spec
-from pipeline.unit_inputs import work_unit
+from pipeline.cluster.executors import RayExecutor
+from pipeline.cluster.inline import InlineExecutor
+from pipeline.cluster.placement import Need
+from pipeline.cluster.schedule import MAX_ATTEMPTS, Outcome, run_units
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
 from tests.ready import Ready, unwrap
-from workers.telling import News
-from workers.work import UnitResult, WorkUnit
+from workers.messages.telling import News
+from workers.messages.work import UnitResult, WorkUnit
 
 pytestmark = pytest.mark.slow
 
@@ -194,8 +194,8 @@ def test_an_exception_of_the_worker_is_a_failure_with_its_own_traceback_and_not_
 
 ALONE = """\
 import os, sys
-from pipeline.executors import RayExecutor
-from pipeline.placement import Need
+from pipeline.cluster.executors import RayExecutor
+from pipeline.cluster.placement import Need
 executor = RayExecutor("local", threads=1)
 print(executor.ray.get_runtime_context().gcs_address, flush=True)
 need = Need("cpu", False, 2**20, "m")

@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.lease import NAME as LEASE
-from pipeline.run_sweep import DONE
+from pipeline.driving.run_sweep import DONE
+from pipeline.store.lease import NAME as LEASE
 from tests.command import run_inline
 from tests.held_runs import LONGER, POLICIES, rows_of, same_rows, until_held
 from tests.private_machine import needs, two_machines

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.plan import make_plan
-from pipeline.provenance import describe_run
-from pipeline.results import RunStore
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.driving.provenance import describe_run
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import kvsweep, run_inline
 from tests.tokenizers_made import saved, unigram_style
 

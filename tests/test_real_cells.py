@@ -6,13 +6,13 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from benchmarks.cuts import ROUNDING_STEP, Cuts
-from workers import eviction
 from workers.corpora import read_corpus, tokenize
-from workers.eviction import POLICIES
-from workers.model_files import find_model
-from workers.models import load
-from workers.perplexity import evaluate, evaluate_reference
-from workers.settings import PruneSettings
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies import eviction
+from workers.policies.eviction import POLICIES
+from workers.policies.settings import PruneSettings
 
 WINDOW = 1024
 AT_MOST = 1e-4

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.findings import findings
 from analysis.load import load
+from analysis.page.findings import findings
 from analysis.recommend import advice_in_words, front
 from analysis.tables import Tables
 from tests.rows import asked, one, perplexity_row, write_run

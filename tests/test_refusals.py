@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run_sweep import BAD_INPUT, RunOptions, run_sweep
+from pipeline.driving.run_sweep import BAD_INPUT, RunOptions, run_sweep
 from tests.command import kvsweep, run_inline
 
 

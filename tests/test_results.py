@@ -9,8 +9,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.results import CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, RunStore, schema, to_arrow
-from pipeline.store_errors import StoreError
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import CELL_COLUMNS, SCHEMA_VERSION, TASK_COLUMNS, schema, to_arrow
+from pipeline.store.store_errors import StoreError
 from tests.rows import generation_row, perplexity_row, retrieval_row
 
 TABLES = list(TASK_COLUMNS)

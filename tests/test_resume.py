@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from analysis.load import load
-from pipeline.lease import NAME
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
-from pipeline.schedule import Fault, gave_up
-from pipeline.schema import ROW_KEYS
+from pipeline.cluster.schedule import Fault, gave_up
+from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.store.lease import NAME
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import ROW_KEYS
 from tests.command import run_inline
-from workers.telling import Tell
-from workers.work import UnitResult, WorkUnit
+from workers.messages.telling import Tell
+from workers.messages.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
 TABLES = ("perplexity", "retrieval")

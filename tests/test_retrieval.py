@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.retrieval import (
+from workers.texts.questions import (
     KINDS,
     NAMES,
     NEEDLE_QUESTION,

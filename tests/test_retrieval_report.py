@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from analysis import retrieval_charts
 from analysis.load import load
-from analysis.page import contents, render
-from analysis.retrieval_tables import kept_accuracy
+from analysis.page.page import contents, render
+from analysis.retrieval import charts as retrieval_charts
+from analysis.retrieval.tables import kept_accuracy
 from analysis.tables import Tables
-from pipeline.results import RunStore, to_arrow
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
 from tests.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_row, tasks_rows, write_run
 
 AFTER = {"question_pruned": False}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run_log
-from pipeline.results import RunStore
-from pipeline.run_log import RunLog
+from pipeline.store import run_log
+from pipeline.store.run_log import RunLog
+from pipeline.store.run_store import RunStore
 from tests.command import run_inline
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.sampling import even_shares, in_order, spread
+from workers.texts.sampling import even_shares, in_order, spread
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.sampled_from(["spread", "first", "random"]), st.integers(0, 5))

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.placement import Need
-from pipeline.schedule import MAX_ATTEMPTS, MAX_STARTS, Fault, Outcome, Retry, run_units
+from pipeline.cluster.placement import Need
+from pipeline.cluster.schedule import MAX_ATTEMPTS, MAX_STARTS, Fault, Outcome, Retry, run_units
 from tests.ready import Ready, unwrap
-from workers.model_files import ModelFacts, Positions
-from workers.settings import PruneSettings
-from workers.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
+from workers.messages.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
+from workers.models.model_files import ModelFacts, Positions
+from workers.policies.settings import PruneSettings
 
 FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, Positions("rotary", 1.0), (), (), 2, 8, 1000, "tokenizer.json")
 DIED = Fault("ActorDiedError", "killed by signal 9")

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from tests.tiny import repetitive_tokens, tiny_model
-from workers.answers import answers
-from workers.generation import forward
-from workers.perplexity import evaluate
-from workers.pruned_cache import PrunedCache
-from workers.retrieval import Question
-from workers.scoring import next_logits, score, score_dense, tile_size
-from workers.settings import PruneSettings
-from workers.work import RetrievalWork
+from workers.cache.pruned_cache import PrunedCache
+from workers.cache.scoring import next_logits, score, score_dense, tile_size
+from workers.generation.decoding import forward
+from workers.messages.work import RetrievalWork
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question
 
 WIDTH, WORDS = 16, 5000
 

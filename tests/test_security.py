@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from analysis.report import write_report
 from pipeline.cli import app
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import ROOT
 from tests.rows import perplexity_row, write_run
-from workers.model_files import find_model
+from workers.models.model_files import find_model
 
 SECRETS = {
     name: f"secret-of-{name.lower()}"

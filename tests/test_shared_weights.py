@@ -19,8 +19,8 @@ LOADS = """\
 import gc, json, sys
 import psutil, torch
 import transformers.models.llama.modeling_llama
-from workers.model_files import find_model
-from workers.models import load
+from workers.models.model_files import find_model
+from workers.loaded.load import load
 torch.set_num_threads(1)
 before = psutil.Process().memory_full_info()
 model = load(find_model(sys.argv[1]), "float32", torch.device("cpu"))

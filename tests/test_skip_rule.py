@@ -10,25 +10,25 @@ import torch
 
 from analysis import labels
 from analysis.load import load as load_run
-from analysis.norm_attention import in_words, norm_attention
+from analysis.page.norm_attention import in_words, norm_attention
 from analysis.report import write_report
-from pipeline.cell_reach import planned_budget
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, SOME_FAILED
-from pipeline.spec import load_spec
+from pipeline.driving.run_sweep import DONE, SOME_FAILED
+from pipeline.planning.cell_reach import planned_budget
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store.run_store import RunStore
 from tests.command import run_inline
 from tests.rows import perplexity_row, write_run
 from tests.test_diagnosis import MODELS, of
-from workers.diagnosis import fixed_diagnosis
+from workers.cache.pruned_cache import PrunedCache
 from workers.harness.arguments import layers
 from workers.harness.tasks import HarnessError
-from workers.layer_choice import with_layers
-from workers.model_files import find_model
-from workers.models import load
-from workers.pruned_cache import PrunedCache
-from workers.settings import PruneSettings
-from workers.skip_rule import checked_rule, skipped_count
+from workers.loaded.diagnosis import fixed_diagnosis
+from workers.loaded.layer_choice import with_layers
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
+from workers.policies.skip_rule import checked_rule, skipped_count
 
 
 @pytest.mark.parametrize("wrong", ["auto", "auto:", "auto:0", "auto:-1", "auto:x", "auto:1.5", "auto:²", "Auto:1", "all"])
@@ -209,7 +209,7 @@ def test_a_file_without_the_columns_is_read(tmp_path):
 
 
 def test_cells_without_a_rule_go_on_where_a_model_cannot_be_diagnosed(sweep_file, out, monkeypatch, capsys):
-    monkeypatch.setattr("workers.layer_choice.fixed_diagnosis", lambda *_: of(0.1, float("nan")).layers[9])
+    monkeypatch.setattr("workers.loaded.layer_choice.fixed_diagnosis", lambda *_: of(0.1, float("nan")).layers[9])
     assert run_inline(sweep_file(skip_layers="[[], auto:1]", keep_ratios="[0.5]"), out) == SOME_FAILED
     said = capsys.readouterr()
     assert "how key norm and attention go together cannot be told (IndexError" in said.out + said.err

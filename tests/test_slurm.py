@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lease import NAME as LEASE
-from pipeline.run_sweep import INTERRUPTED
+from pipeline.driving.run_sweep import INTERRUPTED
+from pipeline.store.lease import NAME as LEASE
 from tests.command import ROOT
 from tests.held_runs import LONGER, copy_of_project, rows_of
 from tests.private_machine import needs, two_machines

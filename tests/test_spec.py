@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec import EMBEDDED_SWEEPS, load_spec
-from pipeline.sweep_error import SweepError
-from workers.settings import POLICY_NAMES
+from pipeline.planning.spec import EMBEDDED_SWEEPS, load_spec
+from pipeline.sweepfile.sweep_error import SweepError
+from workers.policies.settings import POLICY_NAMES
 
 VALID = """\
 name: x
@@ -276,6 +276,6 @@ def test_a_file_beside_the_caller_wins_over_an_embedded_name(tmp_path, monkeypat
 
 
 def test_sweep_files_settings_and_functions_know_the_same_policies():
-    from workers.eviction import POLICIES
+    from workers.policies.eviction import POLICIES
 
     assert ("dense", *POLICIES) == POLICY_NAMES

@@ -11,10 +11,10 @@ from benchmarks import perplexity
 from benchmarks.cells_alone import HEADER, each_alone, first_event
 from benchmarks.time_spent import PARTS, TIMED, Stopwatch, attention_modules, linear_layers, watching
 from tests.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
-from workers.eviction import POLICIES
 from workers.footprint import perplexity as footprint
-from workers.perplexity import evaluate
-from workers.settings import PruneSettings
+from workers.perplexity.evaluation import evaluate
+from workers.policies.eviction import POLICIES
+from workers.policies.settings import PruneSettings
 
 
 class Ticking:

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.results import RunStore
-from pipeline.store_access import access
-from pipeline.store_errors import StoreError
+from pipeline.store.run_store import RunStore
+from pipeline.store.store_access import access
+from pipeline.store.store_errors import StoreError
 from tests.rows import perplexity_row, write_run
 from tests.s3_server import FaultyProxy, Proxied, reset, s3_server
 

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from pipeline.results import CREATE_ATTEMPTS, RETRIES, STORE_ERRORS, RunStore, to_arrow
-from pipeline.store_errors import StoreError
+from pipeline.store.run_store import CREATE_ATTEMPTS, RETRIES, STORE_ERRORS, RunStore
+from pipeline.store.schema import to_arrow
+from pipeline.store.store_errors import StoreError
 from tests import s3_server
 from tests.rows import perplexity_row
 from tests.s3_server import FaultyProxy

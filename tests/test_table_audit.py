@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table_audit import TableError, describe, read_table, signs
+from analysis.audit.table_audit import TableError, describe, read_table, signs
 from tests.command import kvsweep
 
 DATA = Path(__file__).parent / "data"

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import results
+from pipeline.store import schema
 from pipeline.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline/tasks/", "workers/harness/", "workers/perplexity", "workers/generation", "workers/retrieval")
 """Where a task's own files lie, by how their paths begin."""
 MENTIONED = {
-    "pipeline/schema.py",  # the columns of each table
-    "pipeline/part_files.py",  # what files of the first schemas lack
-    "pipeline/sweep_keys.py",  # the blocks of a sweep file
-    "pipeline/diagnose.py",  # a sweep with one block
+    "pipeline/store/schema.py",  # the columns of each table
+    "pipeline/store/part_files.py",  # what files of the first schemas lack
+    "pipeline/sweepfile/sweep_keys.py",  # the blocks of a sweep file
+    "pipeline/commands/diagnose.py",  # a sweep with one block
 }
 IN_ANALYSIS = 3
 """Comparisons that are left there; fewer is better."""
@@ -64,9 +64,9 @@ def test_few_files_mention_a_task_by_name(package):
 
 
 def test_every_task_has_a_table_and_every_table_but_that_of_failures_a_task():
-    assert tuple(TASKS) == results.TASKS and {*TASKS, "failures"} == set(results.TASK_COLUMNS)
+    assert tuple(TASKS) == schema.TASKS and {*TASKS, "failures"} == set(schema.TASK_COLUMNS)
     for task in TASKS.values():
-        assert set(task.row_keys) <= set(task.columns) <= set(results.schema(task.name))
+        assert set(task.row_keys) <= set(task.columns) <= set(schema.schema(task.name))
 
 
 def test_what_analysis_still_decides_by_a_tasks_name_grows_no_more():

@@ -10,21 +10,21 @@ import polars as pl
 import pytest
 import torch
 
-from pipeline.inline import InlineExecutor
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, INTERRUPTED
+from pipeline.cluster.inline import InlineExecutor
+from pipeline.driving.run_sweep import DONE, INTERRUPTED
+from pipeline.store.run_store import RunStore
 from tests.command import run_inline
 from tests.ready import CPU as NEED
 from tests.test_answers import questions
 from tests.test_resume import assert_same_rows
 from tests.test_unit import NOWHERE, perplexity_unit
 from tests.tiny import tiny_model
-from workers import perplexity
-from workers.perplexity import evaluate
-from workers.settings import PruneSettings
-from workers.telling import News, Telling
+from workers.messages.telling import News, Telling
+from workers.messages.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
+from workers.perplexity.evaluation import evaluate
+from workers.perplexity.evaluation import evaluation as perplexity
+from workers.policies.settings import PruneSettings
 from workers.unit import run_unit
-from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
@@ -34,8 +34,8 @@ CELLS = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("
 @pytest.fixture
 def at_once(monkeypatch):
     """Everything is told as soon as it is there."""
-    monkeypatch.setattr("workers.telling.ROWS_SECONDS", 0.0)
-    monkeypatch.setattr("workers.telling.SHARE_SECONDS", 0.0)
+    monkeypatch.setattr("workers.messages.telling.ROWS_SECONDS", 0.0)
+    monkeypatch.setattr("workers.messages.telling.SHARE_SECONDS", 0.0)
 
 
 def of_cells(task: str, work: Any) -> WorkUnit:
@@ -70,7 +70,7 @@ def by_key(rows: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
 
 def test_rows_are_told_soon_at_first_and_then_at_intervals(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("workers.telling.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("workers.messages.telling.time.monotonic", lambda: clock[0])
     news: list[News] = []
     telling = Telling(news.append)
     for second in range(60):

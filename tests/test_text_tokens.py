@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tests.tokenizers_made import TRAINING, byte_style, gemma_style, llama2_style, metaspace_style, saved, unigram_style
 from workers.corpora import Corpus, CorpusError, read_corpus, tokenize
-from workers.text_cuts import TextCuts
-from workers.text_tokens import TextTokens, open_tokenizer
+from workers.texts.text_cuts import TextCuts
+from workers.texts.text_tokens import TextTokens, open_tokenizer
 
 STYLES = {"llama 2": llama2_style, "gemma": gemma_style, "metaspace": metaspace_style}
 TEXT = (TRAINING + "naïve café ☂ 東京 \t\n\n two  spaces <table> <tab\n") * 3

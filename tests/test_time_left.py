@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipeline.time_left import TimeLeft
+from pipeline.driving.time_left import TimeLeft
 
 A = ("t", "a")
 

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.speed import median_interval
+from analysis.generation.speed import median_interval
 from tests.architectures import ARCHITECTURES, make
 from tests.thinned import thinned
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import rounds
-from workers.bandwidth import memory_bandwidth, weight_bytes
-from workers.clock import Clock
-from workers.generation import GenerationRun, generate
-from workers.generation_rows import above_ceiling
-from workers.model_files import find_model
-from workers.peak_memory import PeakMemory
-from workers.rounds import Timed, round_orders, rounds_as_reported, timed_rounds, widest_interval
-from workers.settings import PruneSettings
-from workers.work import GenerationWork, UnitCell, WorkUnit
+from workers.generation.decoding import GenerationRun, generate, rounds
+from workers.generation.rounds import Timed, round_orders, rounds_as_reported, timed_rounds, widest_interval
+from workers.generation.rows import above_ceiling
+from workers.machine.bandwidth import memory_bandwidth, weight_bytes
+from workers.machine.clock import Clock
+from workers.machine.peak_memory import PeakMemory
+from workers.messages.work import GenerationWork, UnitCell, WorkUnit
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 CLOCK = Clock(CPU)
@@ -141,7 +140,7 @@ def test_the_peak_of_one_run_does_not_leak_into_the_next():
 
 
 def test_a_device_without_a_counter_gives_nothing(monkeypatch):
-    monkeypatch.setattr("workers.peak_memory._reset_resident_peak", lambda: False)
+    monkeypatch.setattr("workers.machine.peak_memory._reset_resident_peak", lambda: False)
     counter = PeakMemory(CPU)
     counter.start()
     counter.sample()

@@ -15,32 +15,32 @@ from analysis import coverage
 from analysis.keys import VERSIONS
 from analysis.load import ROW_KEYS as REPORT_KEYS
 from analysis.load import load
-from pipeline import schema
-from pipeline.beginning import beginning
-from pipeline.cell import Cell, settings_of
-from pipeline.compaction import compact
-from pipeline.model_size import shape_of
-from pipeline.plan import make_plan
-from pipeline.planned_budget import PlannedBudget, decoded_budget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import Resolved
-from pipeline.results import RunStore
-from pipeline.run_status import describe
-from pipeline.run_sweep import BAD_INPUT, DONE
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.cells.beginning import beginning
+from pipeline.cells.cell import Cell, settings_of
+from pipeline.cells.model_size import shape_of
+from pipeline.cells.planned_budget import PlannedBudget, decoded_budget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import Resolved
+from pipeline.commands.run_status import describe
+from pipeline.driving.compaction import compact
+from pipeline.driving.run_sweep import BAD_INPUT, DONE
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.store import schema
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
+from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks import TASKS, tasks_asked
 from pipeline.tasks.task import Task, TextNeed
 from tests.command import run_inline
+from workers.cache.pruned_cache import PrunedCache
 from workers.corpora import Tokens
 from workers.footprint.perplexity import perplexity_bytes
-from workers.model_files import ModelFacts
-from workers.pruned_cache import PrunedCache
-from workers.telling import Tell, Telling
+from workers.messages.telling import Tell, Telling
+from workers.messages.work import UnitResult, WorkUnit
+from workers.models.model_files import ModelFacts
 from workers.unit import RUNNERS
-from workers.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
 COLUMNS = {"length": pl.Int32, "entries": pl.Float64}
@@ -137,7 +137,7 @@ def _registered(monkeypatch):
     monkeypatch.setitem(TASKS, Held.name, Held())
     monkeypatch.setitem(schema.TASK_COLUMNS, Held.name, COLUMNS)
     monkeypatch.setitem(schema.ROW_KEYS, Held.name, ["length"])
-    monkeypatch.setattr("pipeline.spec.SweepSpec", SweepWithHeld)
+    monkeypatch.setattr("pipeline.planning.spec.SweepSpec", SweepWithHeld)
     monkeypatch.setitem(RUNNERS, HeldWork, held_rows)
     monkeypatch.setitem(REPORT_KEYS, Held.name, ["cell_id", *VERSIONS, "length"])
     monkeypatch.setattr(coverage, "TASKS", (*coverage.TASKS, Held.name))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from analysis.load import load
-from analysis.page import contents
-from analysis.tracking import Exported, export, records
-from pipeline.results import RunStore, to_arrow
+from analysis.page.page import contents
+from analysis.tracking.export_runs import Exported, export, records
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import to_arrow
 from tests.rows import NASTY, failure_row, generation_row, one, perplexity_row, retrieval_row, tasks_rows, write_run
 
 TRACKERS = ["trackio", "mlflow"]

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.uncertainty import holm, sign_flip_p, widened
+from analysis.statistics.uncertainty import holm, sign_flip_p, widened
 from tests.rows import one, perplexity_row, ratio_interval
 
 

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.plan import make_plan
-from pipeline.results import CELL_COLUMNS, TASK_COLUMNS
-from pipeline.spec import load_spec
-from pipeline.unit_inputs import work_unit
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.schema import CELL_COLUMNS, TASK_COLUMNS
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import eviction
-from workers.model_files import ModelFacts, Positions
-from workers.models import load
-from workers.perplexity import evaluate
-from workers.policy import Policy
-from workers.retrieval import Question
-from workers.self_check import check
-from workers.settings import PruneSettings
+from workers.loaded.load import load
+from workers.loaded.self_check import check
+from workers.messages.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
+from workers.models.model_files import ModelFacts, Positions
+from workers.perplexity.evaluation import evaluate
+from workers.policies import eviction
+from workers.policies.policy import Policy
+from workers.policies.settings import PruneSettings
+from workers.texts.questions import Question
+from workers.texts.windows import plan_windows
 from workers.unit import run_unit
-from workers.windows import plan_windows
-from workers.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch)
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ...")
         return evaluate(model, tokens, *others)
 
-    monkeypatch.setattr("workers.perplexity_rows.evaluate", tight)
+    monkeypatch.setattr("workers.perplexity.rows.evaluate", tight)
     parts = run_unit(unit, tiny_model("llama"), CPU).rows
     assert sizes == [5, 3, 2, 2, 1]
     by_key = {(row["cell_id"], row["window_index"]): row for row in parts}
@@ -160,7 +160,7 @@ def test_memory_that_one_window_exceeds_is_the_cells_failure(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("workers.perplexity_rows.evaluate", full)
+    monkeypatch.setattr("workers.perplexity.rows.evaluate", full)
     with pytest.raises(torch.OutOfMemoryError):
         run_unit(perplexity_unit([PruneSettings("dense")], rows=2), tiny_model("llama"), CPU)
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.placement import Need
-from pipeline.unit_memory import GIB, beyond_plan
+from pipeline.cluster.placement import Need
+from pipeline.driving.unit_memory import GIB, beyond_plan
 from tests.command import run_inline
 from workers.footprint.worker import PROCESS_BYTES
-from workers.peak_memory import PeakMemory
+from workers.machine.peak_memory import PeakMemory
 
 NEED = Need("cpu", False, 4 * GIB, "m float32", GIB)
 POLICY = (

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.tasks import TASKS
 from tests.conftest import save_byte_tokenizer
-from workers.text_tokens import open_tokenizer
+from workers.texts.text_tokens import open_tokenizer
 
 
 @pytest.fixture

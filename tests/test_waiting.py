@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pipeline.node_types import node_types
-from pipeline.placement import UNSAID, Fleet, Need, Node
-from pipeline.waiting import Patience, Waiting, describe
+from pipeline.cluster.node_types import node_types
+from pipeline.cluster.placement import UNSAID, Fleet, Need, Node
+from pipeline.cluster.waiting import Patience, Waiting, describe
 
 CPU = Need("cpu", False, 2**30, "m")
 GPU = replace(CPU, device="cuda")

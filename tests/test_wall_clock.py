@@ -11,22 +11,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import wall_clock as clocks
-from pipeline.cell import Cell
-from pipeline.cutting import unit_seconds
-from pipeline.placement import Fleet, Node
-from pipeline.plan import make_plan
-from pipeline.rates import Rates
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
+from pipeline.cells.cell import Cell
+from pipeline.cells.rates import Rates
+from pipeline.cells.unit_sizes import UNIT_SECONDS
+from pipeline.cluster.placement import Fleet, Node
+from pipeline.planning import wall_clock as clocks
+from pipeline.planning.cutting import unit_seconds
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.wall_clock import wall_clock
+from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.tasks.retrieval import retrieval_seconds
-from pipeline.unit_sizes import UNIT_SECONDS
-from pipeline.wall_clock import wall_clock
 from tests.command import kvsweep
-from workers.measure_pace import TOKENS, measure
-from workers.model_files import find_model
-from workers.models import load
-from workers.pace import Pace, remember, remembered
+from workers.loaded.load import load
+from workers.loaded.measure_pace import TOKENS, measure
+from workers.models.model_files import find_model
+from workers.models.pace import Pace, remember, remembered
 
 PACE = Pace(0.01, 0.5)
 
@@ -82,7 +82,7 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
     assert not started
     assert wall_clock(long).unmeasured, "a process that gave nothing leaves the plan rough"
     ((_, isolated, _, program, *_),) = started
-    assert isolated == "-P" and "from workers.measure_pace import main" in program
+    assert isolated == "-P" and "from workers.loaded.measure_pace import main" in program
     assert "failed or took too long (--no-measure leaves it out)" in str(wall_clock(long))
     monkeypatch.setattr(clocks.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(subprocess.TimeoutExpired("x", 1)))
     assert wall_clock(long).unmeasured
@@ -92,7 +92,7 @@ def test_time_that_other_programs_had_is_not_in_a_pace(monkeypatch):
     """Of one thread by its own clock; of several, whose every wait is seen to take long, by that of one."""
     model = load(find_model("reference-llama"), "float32", torch.device("cpu"))
     before, walls = torch.get_num_threads(), itertools.count()
-    monkeypatch.setattr("workers.measure_pace.time.perf_counter", lambda: 1.0 * next(walls))
+    monkeypatch.setattr("workers.loaded.measure_pace.time.perf_counter", lambda: 1.0 * next(walls))
     try:
         torch.set_num_threads(2)
         pace = measure(model, torch.device("cpu"))
@@ -159,7 +159,7 @@ def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_ce
     )  # fmt: skip
     for parameters in (10**5, 10**8, 10**9, 10**10):
         models = {name: replace(facts, parameters=parameters) for name, facts in plan.resolved.models.items()}
-        monkeypatch.setattr("pipeline.plan.resolve", lambda *_, m=models: replace(plan.resolved, models=m))
+        monkeypatch.setattr("pipeline.planning.plan.resolve", lambda *_, m=models: replace(plan.resolved, models=m))
         made = make_plan(plan.spec)
         for unit in made.units:
             facts = made.resolved.models[unit.cells[0].model]
@@ -200,14 +200,14 @@ def test_without_a_home_nothing_is_remembered_and_nothing_is_lost(monkeypatch):
     def no_home() -> None:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("workers.pace.cache_folder", no_home)
+    monkeypatch.setattr("workers.models.pace.cache_folder", no_home)
     facts = find_model("reference-llama")
     remember(PACE, facts, "float32", "cpu", 1)
     assert remembered(facts, "float32", "cpu", 1) is None
 
 
 def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, monkeypatch):
-    monkeypatch.setattr("pipeline.unit_sizes.MAX_UNITS", 0)
+    monkeypatch.setattr("pipeline.cells.unit_sizes.MAX_UNITS", 0)
     with pytest.raises(SweepError, match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions"):
         plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")
 

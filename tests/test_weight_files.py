@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from workers.model_files import ModelError, find_model
+from workers.models.model_files import ModelError, find_model
 
 META = {"format": "pt"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.windows import plan_windows
+from workers.texts.windows import plan_windows
 
 
 @pytest.mark.parametrize(

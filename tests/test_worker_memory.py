@@ -10,23 +10,23 @@ import weakref
 import pytest
 import torch
 
-from pipeline.plan import make_plan
-from pipeline.spec import load_spec
-from pipeline.unit_inputs import work_unit
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
 from tests.leaks import nothing_stays
 from tests.tiny import repetitive_tokens, tiny_model
-from workers import eviction
-from workers.answers import answers
-from workers.model_files import ModelError
-from workers.models import load
-from workers.perplexity import evaluate
-from workers.policy import Policy
-from workers.pruned_cache import PrunedCache
-from workers.retrieval import Question
-from workers.rounds import timed_rounds
-from workers.self_check import check
-from workers.settings import PruneSettings
-from workers.work import Failure, GenerationWork, PerplexityWork, RetrievalWork
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.rounds import timed_rounds
+from workers.loaded.load import load
+from workers.loaded.self_check import check
+from workers.messages.work import Failure, GenerationWork, PerplexityWork, RetrievalWork
+from workers.models.model_files import ModelError
+from workers.perplexity.evaluation import evaluate
+from workers.policies import eviction
+from workers.policies.policy import Policy
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import Question
 from workers.worker import Worker
 
 PROMPT, CPU = repetitive_tokens(1, 40), torch.device("cpu")
@@ -143,7 +143,7 @@ def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_b
             raise ModelError(f"{name} differs")
         return real(model, name, dtype, tokens)
 
-    monkeypatch.setattr("workers.self_check.check", watched)
+    monkeypatch.setattr("workers.loaded.self_check.check", watched)
     plan = make_plan(load_spec(str(sweep_file())))
     unit, worker = work_unit(plan, plan.units[0]), Worker(1)
     assert isinstance(unit.work, PerplexityWork) and unit.work.checked is not None
@@ -161,6 +161,6 @@ def test_running_out_of_memory_is_no_fault_of_the_architecture(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("workers.self_check.evaluate", full)
+    monkeypatch.setattr("workers.loaded.self_check.evaluate", full)
     with pytest.raises(torch.OutOfMemoryError):
         check(tiny_model("llama", "sdpa"), "x", "float32")

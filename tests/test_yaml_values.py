@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import spec as specs
-from pipeline import yaml_values
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.yaml_values import MAX_VALUES, YamlError, read_yaml
+from pipeline.planning import spec as specs
+from pipeline.planning.spec import load_spec
+from pipeline.sweepfile import yaml_values
+from pipeline.sweepfile.sweep_error import SweepError
+from pipeline.sweepfile.yaml_values import MAX_VALUES, YamlError, read_yaml
 from tests.test_spec import VALID
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

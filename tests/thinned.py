@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workers.sampling import spread
+from workers.texts.sampling import spread
 
 
 def thinned(values: Iterable[Any], fast: int) -> list[Any]:

@@ -9,17 +9,17 @@ from typing import Any
 import polars as pl
 
 from analysis import labels
-from analysis.claim_evidence import plain
+from analysis.audit.claim_evidence import plain
 from analysis.load import load
-from analysis.page import contents
-from analysis.tracking import records
-from pipeline.cell import Cell
-from pipeline.grid import Target, make_grid
-from pipeline.plan_table import _mode
-from pipeline.results import SCHEMA_VERSION, schema
-from pipeline.sweep_keys import SweepSpec
-from pipeline.unit_inputs import prune_settings
-from pipeline.unit_parts import cell_columns
+from analysis.page.page import contents
+from analysis.tracking.export_runs import records
+from pipeline.cells.cell import Cell
+from pipeline.commands.plan_table import _mode
+from pipeline.driving.unit_parts import cell_columns
+from pipeline.planning.grid import Target, make_grid
+from pipeline.planning.unit_inputs import prune_settings
+from pipeline.store.schema import SCHEMA_VERSION, schema
+from pipeline.sweepfile.sweep_keys import SweepSpec
 from tests.rows import one, perplexity_row, retrieval_row, write_run
 
 SWEEP = {"name": "x", "models": ["m"], "datasets": ["d"], "keep_ratios": [0.5], "rescales": [0, 1, 2]}

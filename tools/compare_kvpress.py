@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.attention_weights import Scale
-from workers.budget import kept_count
-from workers.cache_view import CacheView, view_of
+from workers.cache.notes import Observed
+from workers.cache.pruned_cache import PrunedCache
 from workers.corpora import read_text, tokenize
-from workers.eviction import knorm
-from workers.generation import forward
-from workers.model_files import find_model
-from workers.models import load
-from workers.notes import Observed
-from workers.pruned_cache import PrunedCache
+from workers.generation.decoding import forward
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.policies.attention_weights import Scale
+from workers.policies.budget import kept_count
+from workers.policies.cache_view import CacheView, view_of
+from workers.policies.eviction import knorm
 
 NEEDS = ["kvpress==0.5.5", "transformers<5.3", "pandas<3", "torch==2.13.0"]
 KEPT_BY_KVPRESS = Path(__file__).with_name("kvpress_kept.py")

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from tools.train_reference import Settings
-from workers.answers import answers
 from workers.corpora import read_text, tokenize
-from workers.model_files import find_model
-from workers.models import load
-from workers.perplexity import evaluate
-from workers.retrieval import build_question
-from workers.settings import PruneSettings
-from workers.text_tokens import TextTokens, open_tokenizer
-from workers.windows import plan_windows
-from workers.work import RetrievalWork
+from workers.loaded.load import load
+from workers.messages.work import RetrievalWork
+from workers.models.model_files import find_model
+from workers.perplexity.evaluation import evaluate
+from workers.policies.settings import PruneSettings
+from workers.retrieval.answers import answers
+from workers.texts.questions import build_question
+from workers.texts.text_tokens import TextTokens, open_tokenizer
+from workers.texts.windows import plan_windows
 
 BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
 REGIONS, REGION, STEP = 4, 4096, 64
@@ -150,9 +150,9 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "",
         *[line for number, run in enumerate(training["runs"], 1) for line in [*_run(number, run), ""]],
         "Sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages of the standard "
-        "library, 35 %), passkey and needle documents of `workers/retrieval.py` (`--retrieval-share`) and texts in which spans "
-        "come again (`--copy-share`). `pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text were "
-        "held out.",
+        "library, 35 %), passkey and needle documents of `workers/texts/questions.py` (`--retrieval-share`) and texts in which "
+        "spans come again (`--copy-share`). `pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text "
+        "were held out.",
         "",
         "## Perplexity, windows of 1,024 (dense)",
         "",

@@ -29,20 +29,22 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
+from analysis.audit.table_audit import TableError, describe
 from analysis.load import load
-from analysis.page import contents
-from analysis.provenance import facts
-from analysis.table_audit import TableError, describe
-from pipeline.place import PlaceError
-from pipeline.plan import make_plan
-from pipeline.planned_cells import COLUMNS
-from pipeline.results import STORE_ERRORS, RunStore, RunUnreadableError, schema, to_arrow
-from pipeline.run_json import parsed
-from pipeline.run_status import describe as describe_run
-from pipeline.spec import EMBEDDED_SWEEPS, load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.sweep_keys import FIELDS
-from workers.model_files import ModelError, find_model
+from analysis.page.page import contents
+from analysis.page.provenance import facts
+from pipeline.commands.run_status import describe as describe_run
+from pipeline.driving.planned_cells import COLUMNS
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import EMBEDDED_SWEEPS, load_spec
+from pipeline.store.place import PlaceError
+from pipeline.store.run_json import parsed
+from pipeline.store.run_store import STORE_ERRORS, RunStore
+from pipeline.store.schema import schema, to_arrow
+from pipeline.store.store_errors import RunUnreadableError
+from pipeline.sweepfile.sweep_error import SweepError
+from pipeline.sweepfile.sweep_keys import FIELDS
+from workers.models.model_files import ModelError, find_model
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "workers" / "reference" / "reference-neox"

@@ -1,6 +1,6 @@
 """Rows of every table, made up: what tests and benchmarks store in place of measured ones. No model, no torch.
 
-A row has all columns that ``pipeline/schema.py`` gives its table: what is neither given nor told here is null.
+A row has all columns that ``pipeline/store/schema.py`` gives its table: what is neither given nor told here is null.
 So another column makes nobody fail who has no use for it. Whoever names a column that there is not gets a ValueError.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.results import TASK_COLUMNS, schema
+from pipeline.store.schema import TASK_COLUMNS, schema
 
 
 def cell(**settings: Any) -> dict[str, Any]:

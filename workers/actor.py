@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
-from workers.telling import News
-from workers.work import UnitResult, WorkUnit
+from workers.messages.telling import News
+from workers.messages.work import UnitResult, WorkUnit
 from workers.worker import Worker
 
 

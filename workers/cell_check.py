@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workers.cell_scores import CellScores
+from workers.footprint.model_shape import shape_of
 from workers.footprint.perplexity import windows_at_once
-from workers.layer_choice import choose_layers
-from workers.model_files import ModelError
-from workers.model_shape import shape_of
-from workers.models import load
-from workers.perplexity import evaluate, evaluate_reference, storage_of
-from workers.process_state import whole_process_state
-from workers.self_check import use_own_attention
-from workers.work import PerplexityWork, WorkUnit
+from workers.loaded.layer_choice import choose_layers
+from workers.loaded.load import load
+from workers.loaded.self_check import use_own_attention
+from workers.machine.process_state import whole_process_state
+from workers.messages.work import PerplexityWork, WorkUnit
+from workers.models.model_files import ModelError
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference, storage_of
 
 
 @dataclass(frozen=True)

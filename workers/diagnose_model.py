@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from workers.diagnosis import Diagnosis, diagnose
-from workers.model_files import ModelError, ModelFacts
-from workers.models import load
-from workers.self_check import SHORT, check_once
+from workers.loaded.diagnosis import Diagnosis, diagnose
+from workers.loaded.load import load
+from workers.loaded.self_check import SHORT, check_once
+from workers.models.model_files import ModelError, ModelFacts
 
 
 def diagnose_model(facts: ModelFacts, ids: np.ndarray, device: str, dtype: str) -> Diagnosis:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from workers.clock import device_name
-from workers.generation_rows import generation_rows
+from workers.generation.rows import generation_rows
 from workers.harness.unit_rows import harness_rows
-from workers.layer_choice import choose_layers
-from workers.perplexity_rows import perplexity_rows
-from workers.retrieval_rows import retrieval_rows
-from workers.self_check import Passed
-from workers.telling import Tell, Telling
-from workers.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, Work, WorkUnit
+from workers.loaded.layer_choice import choose_layers
+from workers.loaded.self_check import Passed
+from workers.machine.clock import device_name
+from workers.messages.telling import Tell, Telling
+from workers.messages.work import GenerationWork, HarnessWork, PerplexityWork, RetrievalWork, UnitResult, Work, WorkUnit
+from workers.perplexity.rows import perplexity_rows
+from workers.retrieval.rows import retrieval_rows
 
 Runner = Callable[[WorkUnit, nn.Module, torch.device, UnitResult, Telling], None]
 """Tells of the rows of a unit's cells as they come; puts cells that fail, and warnings, into the result."""

@@ -11,19 +11,19 @@ import time
 import torch
 from torch import nn
 
-from workers.attention import forget_masks
-from workers.code_digest import check_same_code, code_digest
+from workers.cache.attention import forget_masks
 from workers.footprint.worker import STARTED_BYTES
-from workers.heap import limit_heap_blocks
-from workers.measure_pace import measure_once
-from workers.model_files import ModelError
-from workers.models import load
-from workers.peak_memory import PeakMemory, resident_bytes
-from workers.process_state import whole_process_state
-from workers.self_check import Passed, check_once, rounding_note
-from workers.telling import News, Tell
+from workers.loaded.load import load
+from workers.loaded.measure_pace import measure_once
+from workers.loaded.self_check import Passed, check_once, rounding_note
+from workers.machine.code_digest import check_same_code, code_digest
+from workers.machine.heap import limit_heap_blocks
+from workers.machine.peak_memory import PeakMemory, resident_bytes
+from workers.machine.process_state import whole_process_state
+from workers.messages.telling import News, Tell
+from workers.messages.work import Failure, UnitResult, WorkUnit
+from workers.models.model_files import ModelError
 from workers.unit import run_unit
-from workers.work import Failure, UnitResult, WorkUnit
 
 
 class Worker:

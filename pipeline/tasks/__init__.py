@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.cell import Cell
-from pipeline.sweep_keys import SweepSpec
+from pipeline.cells.cell import Cell
+from pipeline.sweepfile.sweep_keys import SweepSpec
 from pipeline.tasks.generation import Generation
 from pipeline.tasks.harness import Harness
 from pipeline.tasks.perplexity import Perplexity

@@ -6,19 +6,19 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.beginning import beginning, first_ids
-from pipeline.cell import Cell, settings_of
-from pipeline.model_size import shape_of, weight_bytes
-from pipeline.planned_budget import PlannedBudget, decoded_budget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import Resolved
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.cells.beginning import beginning, first_ids
+from pipeline.cells.cell import Cell, settings_of
+from pipeline.cells.model_size import shape_of, weight_bytes
+from pipeline.cells.planned_budget import PlannedBudget, decoded_budget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import Resolved
+from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks.task import Task, TextNeed
 from workers.corpora import Tokens
 from workers.footprint.prompts import generation_bytes
-from workers.model_files import ModelFacts
-from workers.work import GenerationWork
+from workers.messages.work import GenerationWork
+from workers.models.model_files import ModelFacts
 
 RUN_SECONDS = 0.25
 """Of a timed run beside its passes: memory given back, garbage collected, prunes, clocks (the default sweep)."""

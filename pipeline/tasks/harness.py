@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.cell import Cell, settings_of
-from pipeline.model_size import shape_of
-from pipeline.planned_budget import PlannedBudget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import OwnText, Resolved
-from pipeline.sweep_keys import SweepSpec
+from pipeline.cells.cell import Cell, settings_of
+from pipeline.cells.model_size import shape_of
+from pipeline.cells.planned_budget import PlannedBudget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import OwnText, Resolved
+from pipeline.sweepfile.sweep_keys import SweepSpec
 from pipeline.tasks.task import Task
 from workers.footprint.harness import HARNESS_LONGEST, harness_bytes
-from workers.model_files import ModelFacts
-from workers.work import HarnessWork
+from workers.messages.work import HarnessWork
+from workers.models.model_files import ModelFacts
 
 DOCUMENTS, DOCUMENT_TOKENS, DOCUMENT_PASSES = 1000, 400, 8
 """What a task is taken to have and a document of it to take, where only running it can tell."""

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.beginning import beginning
-from pipeline.cell import Cell, settings_of
-from pipeline.model_size import shape_of
-from pipeline.planned_budget import PlannedBudget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import Resolved
-from pipeline.results import RunStore
-from pipeline.stored_rows import StoredRows
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.cells.beginning import beginning
+from pipeline.cells.cell import Cell, settings_of
+from pipeline.cells.model_size import shape_of
+from pipeline.cells.planned_budget import PlannedBudget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import Resolved
+from pipeline.cells.unit_sizes import check_units, evenly, longest_seconds, most
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
+from pipeline.tasks.stored_rows import StoredRows
 from pipeline.tasks.task import Task, TextNeed
-from pipeline.unit_sizes import check_units, evenly, longest_seconds, most
-from workers.budget import Schedule
-from workers.check_text import TEXTS
 from workers.corpora import Tokens
 from workers.footprint.perplexity import perplexity_bytes
-from workers.model_files import ModelFacts
-from workers.windows import Window
-from workers.work import PerplexityWork
+from workers.messages.work import PerplexityWork
+from workers.models.model_files import ModelFacts
+from workers.policies.budget import Schedule
+from workers.texts.check_text import TEXTS
+from workers.texts.windows import Window
 
 MOST_CELLS, MOST_WINDOWS = 24, 16
 """Of a unit."""

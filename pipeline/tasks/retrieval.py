@@ -12,27 +12,27 @@ from typing import Any
 
 import polars as pl
 
-from pipeline import questions
-from pipeline.beginning import first_ids
-from pipeline.cell import Cell, settings_of
-from pipeline.model_size import shape_of
-from pipeline.planned_budget import PlannedBudget, decoded_budget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import Resolved
-from pipeline.results import RunStore
-from pipeline.schema import ROW_KEYS, answer_room
-from pipeline.stored_rows import StoredRows
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.cells import questions
+from pipeline.cells.beginning import first_ids
+from pipeline.cells.cell import Cell, settings_of
+from pipeline.cells.model_size import shape_of
+from pipeline.cells.planned_budget import PlannedBudget, decoded_budget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import Resolved
+from pipeline.cells.unit_sizes import check_units, evenly, in_batches, longest_seconds, most
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import ROW_KEYS, answer_room
+from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
+from pipeline.tasks.stored_rows import StoredRows
 from pipeline.tasks.task import Task, TextNeed
-from pipeline.unit_sizes import check_units, evenly, in_batches, longest_seconds, most
 from workers.corpora import Tokens
 from workers.footprint.prompts import retrieval_bytes
 from workers.footprint.shape import MAX_AT_ONCE
-from workers.model_files import ModelFacts
-from workers.retrieval import QUESTION_TOKENS, Question, build_questions, filler_tokens, says
-from workers.text_tokens import open_tokenizer
-from workers.work import RetrievalWork
+from workers.messages.work import RetrievalWork
+from workers.models.model_files import ModelFacts
+from workers.texts.questions import QUESTION_TOKENS, Question, build_questions, filler_tokens, says
+from workers.texts.text_tokens import open_tokenizer
 
 MOST_CELLS = 32
 """Of a unit."""

@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from pipeline.cell import Cell
-from pipeline.planned_budget import PlannedBudget
-from pipeline.planned_unit import PlannedUnit
-from pipeline.rates import Rates
-from pipeline.resolved import OwnText, Resolved
-from pipeline.results import RunStore
-from pipeline.schema import ROW_KEYS, TASK_COLUMNS
-from pipeline.stored_rows import CountedRows, StoredRows
-from pipeline.sweep_keys import CellFilter, SweepSpec
+from pipeline.cells.cell import Cell
+from pipeline.cells.planned_budget import PlannedBudget
+from pipeline.cells.planned_unit import PlannedUnit
+from pipeline.cells.rates import Rates
+from pipeline.cells.resolved import OwnText, Resolved
+from pipeline.store.run_store import RunStore
+from pipeline.store.schema import ROW_KEYS, TASK_COLUMNS
+from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
+from pipeline.tasks.stored_rows import CountedRows, StoredRows
 from workers.corpora import Tokens
-from workers.model_files import ModelFacts
-from workers.work import Work
+from workers.messages.work import Work
+from workers.models.model_files import ModelFacts
 
 
 @dataclass(frozen=True)

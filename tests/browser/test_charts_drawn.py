@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from analysis.charts import SECTIONS
+from analysis.page.charts import SECTIONS
 from analysis.report import write_report
 from benchmarks.report import write_rows
 from tests.browser.columns import column

@@ -199,7 +199,7 @@ def differences(whole: Path, out: Path) -> list[str]:
     """Rows that are missing, doubled or of other bits than those of the undisturbed run."""
     import polars as pl
 
-    from pipeline.schema import ROW_KEYS
+    from pipeline.store.schema import ROW_KEYS
 
     faults = []
     for task in TASKS:

@@ -10,9 +10,9 @@ pytest.importorskip("lm_eval")
 
 from tests.harness.local_tasks import write_tasks
 from workers.harness.model import PrunedModel
-from workers.model_files import find_model
-from workers.models import load
-from workers.settings import PruneSettings
+from workers.loaded.load import load
+from workers.models.model_files import find_model
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 

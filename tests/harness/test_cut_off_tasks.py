@@ -17,25 +17,25 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from pipeline.answer_files import AnswerFiles
-from pipeline.compaction import compact
-from pipeline.results import RunStore
-from pipeline.run_sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.driving.compaction import compact
+from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
+from pipeline.store.answer_files import AnswerFiles
+from pipeline.store.run_store import RunStore
 from tests.command import ROOT, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
 from tests.s3_server import s3_server, settings
 from workers.harness.rows import Rows
-from workers.kept_answers import KeptAnswers
-from workers.telling import Telling
-from workers.work import WorkUnit
+from workers.messages.kept_answers import KeptAnswers
+from workers.messages.telling import Telling
+from workers.messages.work import WorkUnit
 from workers.worker import Worker
 
 
 def tell_at_once(patch: pytest.MonkeyPatch) -> list[int]:
     """Everything is told as soon as it is there, no report is written; returns how many rows go on from contexts, in order."""
     patch.setattr("analysis.report.make_report", lambda directories, audit: "report.html")
-    patch.setattr("workers.telling.ROWS_SECONDS", 0.0)
-    patch.setattr("workers.telling.SHARE_SECONDS", 0.0)
+    patch.setattr("workers.messages.telling.ROWS_SECONDS", 0.0)
+    patch.setattr("workers.messages.telling.SHARE_SECONDS", 0.0)
     counts: list[int] = []
     start = Rows.__init__
 

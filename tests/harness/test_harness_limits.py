@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from workers.architecture import Limit
-from workers.diagnosis import fixed_diagnosis
 from workers.harness.model import PrunedModel
 from workers.harness.tasks import HarnessError
-from workers.model_files import ModelError
-from workers.settings import PruneSettings
+from workers.loaded.diagnosis import fixed_diagnosis
+from workers.models.architecture import Limit
+from workers.models.model_files import ModelError
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 

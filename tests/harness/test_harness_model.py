@@ -18,17 +18,17 @@ from tests.harness.local_tasks import QUESTIONS
 from tests.spy_policy import Spy
 from tests.thinned import thinned
 from tests.tokenizers_made import begins_with, byte_style, saved
-from workers import eviction
-from workers.generation import forward
+from workers.cache.pruned_cache import PrunedCache
+from workers.generation.decoding import forward
 from workers.harness.arguments import parse
 from workers.harness.model import PrunedModel
 from workers.harness.rows import text_id
 from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, _choose
-from workers.model_files import find_model
-from workers.policy import Policy
-from workers.pruned_cache import PrunedCache
-from workers.settings import PruneSettings
+from workers.models.model_files import find_model
+from workers.policies import eviction
+from workers.policies.policy import Policy
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 PRUNED = PruneSettings("knorm", 0.5, 24)

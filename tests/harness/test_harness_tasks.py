@@ -18,8 +18,8 @@ from workers.harness.arguments import parse
 from workers.harness.model import PrunedModel
 from workers.harness.task_rows import BOOTSTRAP, SEED, task_rows
 from workers.harness.tasks import HarnessError, find_task, task_digest
-from workers.settings import PruneSettings
-from workers.work import HarnessWork
+from workers.messages.work import HarnessWork
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 PRUNED = PruneSettings("knorm", 0.5, 24)

@@ -14,11 +14,11 @@ import torch
 pytest.importorskip("lm_eval")
 
 from tests.leaks import nothing_stays
+from workers.cache.scoring import body_of
 from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.texts import Decoding, Generated, Writer
-from workers.kept_answers import AnswerBook, KeptAnswers
-from workers.scoring import body_of
-from workers.settings import PruneSettings
+from workers.messages.kept_answers import AnswerBook, KeptAnswers
+from workers.policies.settings import PruneSettings
 
 CPU = torch.device("cpu")
 PRUNED = PruneSettings("h2o", 0.5, 16, skip_layers=(0,))

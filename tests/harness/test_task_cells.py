@@ -5,17 +5,17 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from pipeline.plan import make_plan
-from pipeline.results import RunStore
-from pipeline.run_status import describe
-from pipeline.run_sweep import DONE, SOME_FAILED
-from pipeline.spec import load_spec
-from pipeline.sweep_error import SweepError
-from pipeline.unit_inputs import work_unit
+from pipeline.commands.run_status import describe
+from pipeline.driving.run_sweep import DONE, SOME_FAILED
+from pipeline.planning.plan import make_plan
+from pipeline.planning.spec import load_spec
+from pipeline.planning.unit_inputs import work_unit
+from pipeline.store.run_store import RunStore
+from pipeline.sweepfile.sweep_error import SweepError
 from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
 from tests.leaks import nothing_stays
-from workers.work import HarnessWork
+from workers.messages.work import HarnessWork
 from workers.worker import Worker
 
 

@@ -16,7 +16,7 @@ from workers.corpora.document_tokens import CollectionTokens
 from workers.corpora.entry import NAMES, CorpusError, DatasetEntry
 from workers.corpora.read import read_corpus, read_text
 from workers.corpora.tokens import Corpus, TokenizedCorpus, tokenize_text
-from workers.text_tokens import SpecialTokens
+from workers.texts.text_tokens import SpecialTokens
 
 __all__ = [
     "NAMES", "Collection", "Corpus", "CorpusError", "DatasetEntry", "Tokens", "read_corpus", "read_text", "tokenize", "tokens_of",

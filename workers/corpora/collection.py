@@ -12,7 +12,7 @@ from workers.corpora.prose import WHOLE_DOCUMENT, HeldBytes, LongText
 from workers.corpora.rows import Block, Row
 from workers.corpora.text_rule import plain
 from workers.corpora.values import Census, kind_of
-from workers.sampling import Sample, in_order
+from workers.texts.sampling import Sample, in_order
 
 BETWEEN = "\n\n"
 """What stands between documents that are joined."""

@@ -14,9 +14,9 @@ from workers.corpora.entry import unreadable
 from workers.corpora.passages import MARGIN, MOST_BYTES, passages
 from workers.corpora.prose import LongText
 from workers.corpora.tokens import Lack, special_tokens_spelled
-from workers.sampling import even_shares, in_order
-from workers.text_tokens import SpecialTokens, TextTokens, open_tokenizer
-from workers.windows import Window, plan_windows
+from workers.texts.sampling import even_shares, in_order
+from workers.texts.text_tokens import SpecialTokens, TextTokens, open_tokenizer
+from workers.texts.windows import Window, plan_windows
 
 SHORT_CHARACTERS = 16_000_000
 """Characters of documents that turn out to be too short, after which no more are looked at."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workers.sampling import Sample
+from workers.texts.sampling import Sample
 
 NAMES = ("pydocs", "wikitext-2", "wikitext-103", "pg19", "text:PATH", "hf:NAME[/CONFIG][:SPLIT]")
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from workers.corpora.prose import LongText, whole_characters
 from workers.corpora.text_rule import prose
-from workers.sampling import Sample, in_order
-from workers.text_tokens import TextTokens
+from workers.texts.sampling import Sample, in_order
+from workers.texts.text_tokens import TextTokens
 
 MOST_BYTES, LEAST_BYTES = 16, 6
 """Bytes of a slot per token that it should hold: the first where there is room, else no less than the second."""

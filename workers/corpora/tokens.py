@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.corpora.entry import CorpusError
-from workers.sampling import Sample
-from workers.text_tokens import SpecialTokens, TextTokens, open_tokenizer
-from workers.windows import Window, plan_windows, taken
+from workers.texts.sampling import Sample
+from workers.texts.text_tokens import SpecialTokens, TextTokens, open_tokenizer
+from workers.texts.windows import Window, plan_windows, taken
 
 
 class Lack(NamedTuple):

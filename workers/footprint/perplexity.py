@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from workers.budget import Schedule
-from workers.eviction import POLICIES
 from workers.footprint.shape import AT_ONCE_BYTES, MAX_AT_ONCE, Prunes, Shape, observation_of
-from workers.observation import Observation, widest
-from workers.skip_rule import Skip, skipped_count
+from workers.policies.budget import Schedule
+from workers.policies.eviction import POLICIES
+from workers.policies.observation import Observation, widest
+from workers.policies.skip_rule import Skip, skipped_count
 
 SHORT_PASS_TOKENS = 512
 """Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from workers.footprint.shape import AT_ONCE_BYTES, MAX_AT_ONCE, Prunes, Shape, observation_of, with_room
-from workers.observation import widest
-from workers.skip_rule import skipped_count
+from workers.policies.observation import widest
+from workers.policies.skip_rule import skipped_count
 
 QUESTION_TOKENS = 64
 """Tokens of a question and its answer at most, roughly."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.budget import Budget
-from workers.eviction import POLICIES
-from workers.model_settings import count_of, hidden_width, inner_width
-from workers.observation import NOTHING, Anything, Observation
-from workers.skip_rule import Skip
+from workers.models.model_settings import count_of, hidden_width, inner_width
+from workers.policies.budget import Budget
+from workers.policies.eviction import POLICIES
+from workers.policies.observation import NOTHING, Anything, Observation
+from workers.policies.skip_rule import Skip
 
 AT_ONCE_BYTES = 2 * 2**30
 """What goes through a model together takes so much beside the weights, or is one window, cell, question or context.

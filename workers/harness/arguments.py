@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
-from workers.bos import Bos
 from workers.harness.tasks import HarnessError
-from workers.settings import PruneSettings
-from workers.skip_rule import AUTO, Skip, checked_rule
+from workers.models.bos import Bos
+from workers.policies.settings import PruneSettings
+from workers.policies.skip_rule import AUTO, Skip, checked_rule
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_BATCH = 16

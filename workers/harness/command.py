@@ -10,7 +10,7 @@ import os
 import sys
 
 from workers.harness.tasks import HarnessError, require_harness
-from workers.model_files import ModelError
+from workers.models.model_files import ModelError
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
-from workers.settings import PruneSettings
+from workers.policies.settings import PruneSettings
 
 MOST = 2**40
 """More is no count of one request."""

@@ -25,21 +25,21 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from workers.bos import Bos, bos_token
-from workers.check_text import continued
 from workers.harness.arguments import parse
 from workers.harness.counts import Counts, total
 from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.tasks import HarnessError
 from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
-from workers.kept_answers import AnswerBook
-from workers.layer_choice import with_layers
-from workers.model_files import ModelError, ModelFacts, find_model
-from workers.models import load
-from workers.own_policies import find_policy
-from workers.self_check import check_once, rounding_note
-from workers.settings import PruneSettings
+from workers.loaded.layer_choice import with_layers
+from workers.loaded.load import load
+from workers.loaded.self_check import check_once, rounding_note
+from workers.messages.kept_answers import AnswerBook
+from workers.models.bos import Bos, bos_token
+from workers.models.model_files import ModelError, ModelFacts, find_model
+from workers.policies.own_policies import find_policy
+from workers.policies.settings import PruneSettings
+from workers.texts.check_text import continued
 
 log = logging.getLogger("lm_eval.kvsweep")
 """Below the harness's own logger, whose handler prints it."""

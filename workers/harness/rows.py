@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.cache.prefill import Prefill
+from workers.cache.pruned_cache import PrunedCache
+from workers.cache.scoring import body_of
 from workers.footprint.harness import contexts_at_once
 from workers.footprint.shape import Shape
 from workers.harness.counts import Counts
-from workers.kept_answers import digest_of
-from workers.memory import is_out_of_memory
-from workers.prefill import Prefill
-from workers.pruned_cache import PrunedCache
-from workers.scoring import body_of
-from workers.settings import PruneSettings
+from workers.messages.kept_answers import digest_of
+from workers.messages.out_of_memory import is_out_of_memory
+from workers.policies.settings import PruneSettings
 
 Result = TypeVar("Result")
 

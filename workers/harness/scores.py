@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers.cache.scoring import NOT_FINITE, OutputLayer, score
 from workers.footprint.harness import rows_at_once
+from workers.footprint.model_shape import shape_of
 from workers.harness.counts import Counts
 from workers.harness.rows import Contexts, Rows, batches, in_halves
-from workers.kept_answers import AnswerBook
-from workers.model_shape import shape_of
-from workers.scoring import NOT_FINITE, OutputLayer, score
-from workers.settings import PruneSettings
+from workers.messages.kept_answers import AnswerBook
+from workers.policies.settings import PruneSettings
 
 Pair = tuple[list[int], list[int]]
 """Ids of a context, and of what continues it; neither is empty."""

@@ -20,10 +20,10 @@ from torch import nn
 from workers.footprint.shape import MAX_AT_ONCE
 from workers.harness.counts import total
 from workers.harness.tasks import find_task
-from workers.kept_answers import AnswerBook
-from workers.model_files import ModelFacts
-from workers.settings import PruneSettings
-from workers.work import HarnessWork
+from workers.messages.kept_answers import AnswerBook
+from workers.messages.work import HarnessWork
+from workers.models.model_files import ModelFacts
+from workers.policies.settings import PruneSettings
 
 if TYPE_CHECKING:
     from workers.harness.model import PrunedModel
@@ -79,7 +79,7 @@ def _evaluated(pruned: PrunedModel, file: str, work: HarnessWork) -> dict[str, A
     """What the harness's ``simple_evaluate`` gives of one task, by the same steps.
 
     That function then describes the machine: it lists all packages in a process of its own and asks git, seconds for each cell,
-    which nobody reads (``pipeline/provenance.py`` says what a run ran on, once).
+    which nobody reads (``pipeline/driving/provenance.py`` says what a run ran on, once).
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.bos import Bos
-from workers.model_files import ModelFacts
+from workers.models.bos import Bos
+from workers.models.model_files import ModelFacts
 
 
 def load_tokenizer(facts: ModelFacts, model: nn.Module) -> PreTrainedTokenizerBase:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from workers.cache.scoring import check_chosen, next_logits
 from workers.footprint.harness import rows_at_once
+from workers.footprint.model_shape import shape_of
 from workers.harness.counts import Counts
 from workers.harness.rows import Contexts, Rows, batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
-from workers.kept_answers import AnswerBook
-from workers.model_shape import shape_of
-from workers.scoring import check_chosen, next_logits
-from workers.settings import PruneSettings
+from workers.messages.kept_answers import AnswerBook
+from workers.policies.settings import PruneSettings
 
 LOOKBACK = 2
 """Tokens looked at beyond a stop sequence's own: the model may cut it into tokens in another way."""

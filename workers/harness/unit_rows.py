@@ -6,12 +6,12 @@ import torch
 import transformers
 from torch import nn
 
-from workers.code_digest import code_digest
 from workers.harness.task_rows import task_rows
-from workers.kept_answers import AnswerBook
-from workers.settings import in_words
-from workers.telling import Telling
-from workers.work import Failure, HarnessWork, UnitResult, WorkUnit
+from workers.machine.code_digest import code_digest
+from workers.messages.kept_answers import AnswerBook
+from workers.messages.telling import Telling
+from workers.messages.work import Failure, HarnessWork, UnitResult, WorkUnit
+from workers.policies.settings import in_words
 
 
 def _versions() -> str:

@@ -1,0 +1,1 @@
+"""How a chart is put together from marks, whatever it shows."""

@@ -1,0 +1,1 @@
+"""From a sweep file to cells and units: nothing runs, and what cannot work is refused."""

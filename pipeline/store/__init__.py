@@ -1,0 +1,1 @@
+"""How a run lies in its directory: places, parts, columns, run.json, the lease."""

@@ -1,0 +1,1 @@
+"""The caches of many cells that go through a model together."""

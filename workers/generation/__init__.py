@@ -1,0 +1,1 @@
+"""Timed generation through the pruned cache."""

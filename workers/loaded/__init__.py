@@ -1,0 +1,1 @@
+"""What is done with a model once it is in memory, before its first unit: self-check, diagnosis, pace."""

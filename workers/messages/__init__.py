@@ -1,0 +1,1 @@
+"""What travels between driver and worker: work units, what is told of them, results and failures."""

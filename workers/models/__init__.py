@@ -1,0 +1,1 @@
+"""What a model is, from its files alone: architecture, weights, limits, BOS. Imports no torch."""

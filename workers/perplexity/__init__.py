@@ -1,0 +1,1 @@
+"""Sliding perplexity through the pruned cache: event-driven, and by the reference of one token per pass."""

@@ -1,0 +1,307 @@
+"""Sliding perplexity through a pruned cache: exact event-driven evaluation, and the one-token-per-pass reference.
+
+The reference *defines* the numbers: one forward pass per token, a prune check after each. Between two prune events nothing is
+dropped, so the tokens up to the next event go through in one pass with the same result; the tokens before the first event
+are the same for every cell and are computed once, in one dense pass; and cells whose passes are short share them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from workers.cache.batch.batch_cache import BatchCache
+from workers.cache.batch.pass_plan import Pass, Track
+from workers.cache.pruned_cache import PrunedCache
+from workers.cache.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
+from workers.cache.shared_prefix import SharedPrefix
+from workers.cache.validity import Validity
+from workers.footprint.model_shape import shape_of
+from workers.footprint.perplexity import SHORT_PASS_TOKENS, Group, cells_at_once
+from workers.footprint.shape import Shape
+from workers.messages.out_of_memory import is_out_of_memory, without_frames
+from workers.perplexity.cell_scores import CellScores
+from workers.policies.budget import Budget, Schedule
+from workers.policies.observation import NOTHING, widest
+from workers.policies.own_policies import find_policy
+from workers.policies.settings import PruneSettings
+
+Outcome = CellScores | Exception | None
+"""Of a cell: its scores, what made it fail, or None where it never prunes and *is* the dense cell."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of an evaluation while it goes on; by default nobody."""
+
+    ended: Callable[[CellScores, int, Outcome], None] = lambda dense, cell, outcome: None
+    """Of the dense cell's scores and of each cell, by index, as it ends."""
+    worked: Callable[[int, int], None] = lambda tokens, cell: None
+    """Of tokens that went through a model, over all windows, and the cell at hand, -1 being the dense one."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, tokens: Tensor, cells: Sequence[PruneSettings], row_ids: Sequence[int],
+    wanted: Collection[int] | None = None, watch: Watch = Watch(),
+) -> tuple[CellScores, list[Outcome]]:  # fmt: skip
+    """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score them.
+
+    tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this length is None: it
+    *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised
+    (FloatingPointError for NaN logits), and so is running out of memory with more than one window. ``wanted``: indices of the
+    cells that are asked for, all where left out; what others share no pass with these is not computed, and they are None.
+    """
+    steps = tokens.shape[1] - 1
+    count = model.config.get_text_config().num_hidden_layers  # pyright: ignore
+    results: list[CellScores | Exception | None] = [None] * len(cells)
+    tracks = []
+    for i, cell in enumerate(cells):
+        try:
+            tracks += _tracks(i, cell, steps, count)
+        except ValueError as error:
+            results[i] = error
+    dense, prefix, twin = _dense(model, tokens, tracks, count)
+    watch.worked(steps * tokens.shape[0], -1)
+    for index in sorted(set(range(len(cells))) - {track.index for track in tracks}):
+        watch.ended(dense, index, results[index])
+
+    waiting: deque[list[Track]] = deque()
+    for group in _groups(tracks, tokens.shape[0], shape_of(model)):
+        if wanted is None or any(track.index in wanted for track in group):
+            waiting.append(group)
+    while waiting:
+        group = waiting.popleft()
+        started = [replace(track) for track in group]  # a failing group must not move those that are tried alone
+        try:
+            outcomes: Sequence[CellScores | Exception] = _Group(
+                model, tokens, prefix, (dense, twin), started, row_ids, watch
+            ).run()
+        except Exception as error:
+            if len(group) > 1:  # each alone, so that a failing cell takes no other down
+                waiting.extendleft([track] for track in reversed(group))
+                continue
+            if is_out_of_memory(error) and tokens.shape[0] > 1:
+                raise  # fewer windows at a time may do
+            outcomes = [without_frames(error)]
+        for track, outcome in zip(group, outcomes, strict=True):
+            results[track.index] = outcome
+            watch.ended(dense, track.index, outcome)
+    return dense, results
+
+
+def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
+    """The event schedule of a cell's pruning layers over ``steps`` steps."""
+    return cell.budget.event_schedule(steps)
+
+
+def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Track]:
+    """The cell at its first event; nothing where it has none. Raises ValueError where its policy cannot be found."""
+    schedule = schedule_of(cell, steps)
+    if not schedule.events or not any(cell.prunes(i) for i in range(layers)):
+        return []
+    seen, _, held = schedule.events[0]
+    return [Track(index, cell, schedule, find_policy(cell.policy), seen, held)]
+
+
+def _dense(
+    model: nn.Module, tokens: Tensor, tracks: Sequence[Track], layers: int
+) -> tuple[CellScores, SharedPrefix, Twin | None]:
+    """One pass over everything, and what cells, where there are any, are compared with.
+
+    Raises FloatingPointError for NaN logits.
+    """
+    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    observing = [track for track in tracks if track.policy.observes != NOTHING]
+    observations = [track.policy.observes for track in observing]
+    points = [track.seen for track in observing]
+    prefix = SharedPrefix(model.config, points, observations)  # pyright: ignore[reportArgumentType]
+    hidden = body_of(model)(
+        input_ids=tokens[:, :steps], position_ids=torch.arange(steps, device=tokens.device)[None], past_key_values=prefix,
+        use_cache=True,
+    ).last_hidden_state  # fmt: skip
+    prefix.check_complete(steps)
+    scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
+    nll, correct = scored.nll.cpu(), scored.correct.cpu()
+    _check_finite(nll)
+    layer = prefix.prefix_layers[0]
+    assert layer.keys is not None and layer.values is not None
+    entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
+    seconds = time.perf_counter() - begin
+    dense = CellScores(
+        nll, correct, Budget(1.0, 1).event_schedule(steps), (False,) * layers, entry, Validity(0), 1, seconds,
+        torch.zeros_like(nll), torch.ones_like(correct),
+    )  # fmt: skip
+    return dense, prefix, twin
+
+
+def _check_finite(nll: Tensor) -> None:
+    if not bool(torch.isfinite(nll).all()):
+        raise FloatingPointError(NOT_FINITE)
+
+
+def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[list[Track]]:
+    """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the same schedule."""
+    groups: dict[object, list[Track]] = {}
+    for track in tracks:
+        policy, events = track.policy, track.schedule.events
+        how = (policy.entrywise, policy.observes.kind, policy.temporal, policy.rolls)
+        key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
+        groups.setdefault(key, []).append(track)
+    for group in groups.values():
+        first = group[0]
+        (observes,) = widest(track.policy.observes for track in group).values()
+        together = Group.of(
+            [track.schedule for track in group], windows, len(first.settings.skipped), observes,
+            in_slots=first.policy.in_slots and _is_short(first, windows), is_even=not _is_short(first, windows),
+        )  # fmt: skip
+        size = cells_at_once(shape, together)
+        group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> str:
+    """In words, how ``evaluate`` stores a cell's entries between its passes over windows [windows, length]."""
+    tracks = _tracks(0, cell, length - 1, layers)
+    if not tracks:
+        return "the dense pass alone, for it never prunes on this length"
+    if not _is_short(tracks[0], windows):
+        return "rows of one length, from which dropped entries are taken out (cell_batch)"
+    if tracks[0].policy.in_slots:
+        return "entries that stay where they are, new ones in the places of dropped ones (slot_layer)"
+    return "rows of unequal length, padded, from which dropped entries are taken out (cell_batch)"
+
+
+def _is_short(track: Track, windows: int) -> bool:
+    """Whether the cell's passes bring few tokens."""
+    events = track.schedule.events
+    stride = events[1][0] - events[0][0] if len(events) > 1 else track.schedule.steps
+    return stride * windows < SHORT_PASS_TOKENS
+
+
+class _Group:
+    """Cells that go through together, one pass per event, until each has seen all tokens."""
+
+    def __init__(
+        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: tuple[CellScores, Twin | None],
+        tracks: list[Track], row_ids: Sequence[int], watch: Watch,
+    ) -> None:  # fmt: skip
+        self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
+        self.watch = watch
+        begin = time.perf_counter()
+        short = _is_short(tracks[0], tokens.shape[0])
+        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, short, model.config)  # pyright: ignore[reportArgumentType]
+        shape = (len(tracks), *self.dense.nll.shape)
+        self.nll, self.kl = torch.zeros(2, *shape, device=tokens.device)
+        self.correct, self.agreed = torch.zeros(2, *shape, dtype=torch.bool, device=tokens.device)
+        self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
+        self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
+        self.unscored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def run(self) -> list[CellScores]:
+        """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
+        active = list(range(len(self.tracks)))
+        starts = [track.seen for track in self.tracks]
+        windows, body = self.tokens.shape[0], body_of(self.model)
+        while active := self._retire(active):
+            begin = time.perf_counter()
+            plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
+            self.cache.begin(plan)
+            rows, at = plan.tokens_at
+            hidden = body(
+                input_ids=self.tokens[rows, at][None], position_ids=plan.positions, past_key_values=self.cache, use_cache=True
+            ).last_hidden_state
+            self.cache.end()
+            self._note(plan, active, hidden[0], begin)
+            del hidden  # not beside those of the next pass
+        self._score()
+        return [self._result(i, start) for i, start in enumerate(starts)]
+
+    def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
+        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active`` move on."""
+        windows, (rows, at) = self.tokens.shape[0], plan.tokens_at
+        cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
+        self.unscored.append((hidden, cells, rows, at))
+        if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
+            self._score()
+        self.watch.worked(int(plan.counts.sum()) * windows, self.tracks[active[0]].index)
+        per_token = (time.perf_counter() - begin) / int(plan.counts.sum())
+        for i, count in zip(active, plan.counts.tolist(), strict=True):
+            self.tracks[i].advance()
+            self.passes[i] += 1
+            self.seconds[i] += per_token * count
+
+    def _score(self) -> None:
+        """Tokens of several short passes at once: nothing waits for their logits, and the output layer is read less often."""
+        if not self.unscored:
+            return
+        hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
+        assert self.twin is not None
+        found = score(self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None]))
+        assert found.kl is not None and found.agreed is not None
+        self.nll[cells, rows, at], self.correct[cells, rows, at] = found.nll[0], found.correct[0]
+        self.kl[cells, rows, at], self.agreed[cells, rows, at] = found.kl[0], found.agreed[0]
+        self.unscored = []
+
+    def _retire(self, active: list[int]) -> list[int]:
+        """Take the cells that are done out of the cache; returns those that go on."""
+        done = [i for i in active if self.tracks[i].seen == self.tracks[i].schedule.steps]
+        if not done:
+            return active
+        windows = self.tokens.shape[0]
+        layers = [layer for layer in self.cache.batch_layers if layer.prunes]
+        sums = torch.stack([layer.sums for layer in layers]).mean(0).mean(-1)  # [3, rows]
+        for place, i in enumerate(active):
+            if i in done:
+                events = self.tracks[i].schedule.count
+                shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
+                self.validity[i] = Validity(events, *shares)
+        going = [place for place, i in enumerate(active) if i not in done]
+        rows = torch.tensor([place * windows + w for place in going for w in range(windows)], dtype=torch.long)
+        self.cache.drop_rows(rows.to(self.tokens.device))
+        return [active[place] for place in going]
+
+    def _result(self, i: int, start: int) -> CellScores:
+        track, dense = self.tracks[i], self.dense
+        nll, correct, kl, agreed = (x[i].cpu() for x in (self.nll, self.correct, self.kl, self.agreed))
+        nll[:, :start], correct[:, :start], agreed[:, :start] = dense.nll[:, :start], dense.correct[:, :start], True
+        _check_finite(nll)
+        prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
+        return CellScores(
+            nll, correct, track.schedule, prunes, dense.kv_bytes_per_entry, self.validity[i], self.passes[i], self.seconds[i],
+            kl, agreed,
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, row_ids: Sequence[int]) -> CellScores:
+    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for judging.
+
+    It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that ``model.generate`` takes.
+    """
+    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    cache = PrunedCache(model.config, cell, row_ids=row_ids)  # pyright: ignore[reportArgumentType]
+    scored = []
+    for step in range(steps):
+        hidden = body_of(model)(**cache.inputs(tokens[:, step : step + 1])).last_hidden_state
+        scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
+    found = Scored.joined(scored, 1)
+    nll, correct = found.nll.cpu(), found.correct.cpu()
+    _check_finite(nll)
+    prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
+    layer = cache.pruned_layers[0]
+    keys, values = layer.stored()
+    entry = keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size()
+    scores = CellScores(
+        nll, correct, schedule_of(cell, steps), prunes, entry, cache.validity(), steps, time.perf_counter() - begin
+    )
+    held = [layer.held for layer in cache.pruned_layers]
+    if held != scores.entries_final():
+        raise RuntimeError(f"the cache holds {held} entries per layer where its schedule says {scores.entries_final()}")
+    return scores

@@ -1,0 +1,1 @@
+"""Questions about long texts, answered through the pruned cache."""
