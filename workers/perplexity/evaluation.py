@@ -213,9 +213,9 @@ class _Group:
             begin = time.perf_counter()
             plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
             self.cache.begin(plan)
-            rows, at = plan.tokens_at
+            ids = self.tokens[plan.window, plan.step][None]
             hidden = body(
-                input_ids=self.tokens[rows, at][None], position_ids=plan.positions, past_key_values=self.cache, use_cache=True
+                input_ids=ids, position_ids=plan.positions, past_key_values=self.cache, use_cache=True
             ).last_hidden_state
             self.cache.end()
             self._note(plan, active, hidden[0], begin)
@@ -225,9 +225,9 @@ class _Group:
 
     def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
         """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active`` move on."""
-        windows, (rows, at) = self.tokens.shape[0], plan.tokens_at
+        windows = self.tokens.shape[0]
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
-        self.unscored.append((hidden, cells, rows, at))
+        self.unscored.append((hidden, cells, plan.window, plan.step))
         if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
             self._score()
         self.watch.worked(int(plan.counts.sum()) * windows, self.tracks[active[0]].index)

@@ -75,9 +75,9 @@ class Pass:
         cell = rows // windows
         lost = np.array([t.settings.position_mode == "cache_length" for t in tracks])
         self.counts, self.widest, self.is_even = counts, int(counts.max()), bool((counts == counts[0]).all())
-        self.tokens_at = self._tensor(np.stack([rows % windows, seen[cell] + offset]))
+        self.window, self.step = self._tensor(np.stack([rows % windows, seen[cell] + offset]))
         self.positions = self._tensor((np.where(lost, held, seen)[cell] + offset)[None])
-        self.true_positions = self.tokens_at[1].to(torch.int32)
+        self.true_positions = self.step.to(torch.int32)
         self.rows, self.offset = self._tensor(rows), self._tensor(offset)
         self._held, self._seen, self._cell, self._offset = held, seen, cell, offset
         self.query_positions = (self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)).to(torch.int32)
