@@ -121,8 +121,8 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster of one node (RayHead) for the whole module."""
-    from tests.private_machine import PrivateMachine, needs
-    from tests.ray_head import RayHead
+    from tests.support.private_machine import PrivateMachine, needs
+    from tests.support.ray_head import RayHead
 
     needs()
     folder = tmp_path_factory.mktemp("head")
@@ -134,7 +134,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """``run_of(perplexity=rows, ...)``: results of a run with these tables."""
     from analysis.load import load
-    from tests.rows import write_run
+    from tests.support.rows import write_run
 
     return lambda **tables: load([write_run(str(tmp_path_factory.mktemp("run")), tables)])
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 OURS = tuple(str(ROOT / package) for package in ("kvsweep", "pipeline", "workers"))
 FIRST, LAST = "pipeline/cli.py: run", "workers/policies/policy_calls.py: scores_of"

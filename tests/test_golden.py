@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from tests.command import ROOT
+from tests.support.command import ROOT
 from tools.golden.__main__ import main
 from tools.golden.page import CHARTS, text_of, write_packed
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.cells.cell import CELL_FIELDS, PRUNED_BY
 from pipeline.store.schema import CELL_COLUMNS, PRUNING, TARGET, VERSIONS
 from pipeline.sweepfile.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec
-from tests.command import ROOT
+from tests.support.command import ROOT
 from workers.policies.settings import PruneSettings
 
 LINES = {
@@ -43,7 +43,7 @@ def test_six_lines_of_four_files_bring_a_setting_from_the_sweep_file_to_the_repo
         file.write_text(text, encoding="utf-8")
 
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "tests.toy_setting", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "tests.support.toy_setting", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "cell, filters, rows, worker, tables, words, claims and records know rescale\n"

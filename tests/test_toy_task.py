@@ -33,7 +33,7 @@ from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.sweepfile.sweep_keys import CellFilter, SweepSpec
 from pipeline.tasks import TASKS, tasks_asked
 from pipeline.tasks.task import Task, TextNeed
-from tests.command import run_inline
+from tests.support.command import run_inline
 from workers.cache.pruned_cache import PrunedCache
 from workers.corpora import Tokens
 from workers.footprint.perplexity import perplexity_bytes

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from analysis.report import write_report
-from tests.rows import synthetic_run
+from tests.support.rows import synthetic_run
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [

@@ -10,7 +10,7 @@ from analysis.page.charts import SECTIONS
 from analysis.report import write_report
 from benchmarks.report import write_rows
 from tests.browser.columns import column
-from tests.rows import (
+from tests.support.rows import (
     NASTY,
     failure_row,
     generation_row,

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.report import write_report
 from tests.browser.columns import column
-from tests.rows import (
+from tests.support.rows import (
     perplexity_row,
     write_run,
 )

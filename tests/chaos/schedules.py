@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 SWEEP = """\
 name: chaos

@@ -21,9 +21,9 @@ from pipeline.driving.compaction import compact
 from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
 from pipeline.store.answer_files import AnswerFiles
 from pipeline.store.run_store import RunStore
-from tests.command import ROOT, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
-from tests.s3_server import s3_server, settings
+from tests.support.command import ROOT, run_inline
+from tests.support.s3_server import s3_server, settings
 from workers.harness.rows import Rows
 from workers.messages.kept_answers import KeptAnswers
 from workers.messages.telling import Telling

@@ -15,9 +15,9 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from tests.harness.local_tasks import QUESTIONS
-from tests.spy_policy import Spy
-from tests.thinned import thinned
-from tests.tokenizers_made import begins_with, byte_style, saved
+from tests.support.spy_policy import Spy
+from tests.support.thinned import thinned
+from tests.support.tokenizers_made import begins_with, byte_style, saved
 from workers.cache.pruned_cache import PrunedCache
 from workers.generation.decoding import forward
 from workers.harness.arguments import parse

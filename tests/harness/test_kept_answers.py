@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from tests.leaks import nothing_stays
+from tests.support.leaks import nothing_stays
 from workers.cache.scoring import body_of
 from workers.harness.scores import ContinuationScore, Pair, score_continuations
 from workers.harness.texts import Decoding, Generated, Writer

@@ -12,9 +12,9 @@ from pipeline.planning.spec import load_spec
 from pipeline.planning.unit_inputs import work_unit
 from pipeline.store.run_store import RunStore
 from pipeline.sweepfile.sweep_error import SweepError
-from tests.command import kvsweep, run_inline
 from tests.harness.local_tasks import QUESTIONS, write_tasks
-from tests.leaks import nothing_stays
+from tests.support.command import kvsweep, run_inline
+from tests.support.leaks import nothing_stays
 from workers.messages.work import HarnessWork
 from workers.worker import Worker
 

@@ -1,6 +1,6 @@
 """Families of transformers by what their code does that no config.json tells, and what it assumes where a key is left out.
 
-``tests/test_architecture_files.py`` goes over all families of the installed transformers, so a new one is noticed.
+``tests/models/test_architecture_files.py`` goes over all families of the installed transformers, so a new one is noticed.
 """
 
 from __future__ import annotations
