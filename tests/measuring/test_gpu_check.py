@@ -11,9 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import SECTIONS, SMALL, Journal, Taken
-from tests.support.command import ROOT
+from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import exactness
+from benchmarks.gpu_check.journal import SECTIONS, Journal, summary
+from benchmarks.gpu_check.memory import Taken, memory
+from benchmarks.gpu_check.sizes import SMALL
+from tests.command import ROOT
 
 CPU = torch.device("cpu")
 
@@ -24,8 +27,10 @@ def journal(folder, seconds=600.0):
 
 @pytest.mark.slow
 def test_all_of_it_runs_small_on_a_cpu_and_every_section_is_in_the_folder(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--small", "--device", "cpu", "--out", tmp_path / "gpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    small = ["--small", "--device", "cpu", "--out", tmp_path / "gpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check", *small], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.stem: file.read_text() for file in (tmp_path / "gpu").iterdir()}
     assert set(files) == {*SECTIONS, "summary"}
@@ -49,9 +54,9 @@ def test_all_of_it_runs_small_on_a_cpu_and_every_section_is_in_the_folder(tmp_pa
 
 def test_what_the_time_does_not_reach_is_left_out_and_said(tmp_path, capsys):
     late = journal(tmp_path, seconds=0.0)
-    gpu_check.self_checks(late, SMALL, CPU)
-    gpu_check.memory(late, CPU, gpu_check.large_sections(late, SMALL, CPU))
-    assert gpu_check.summary(late, CPU, 1.0) == 0
+    exactness.self_checks(late, SMALL, CPU)
+    memory(late, CPU, command.large_sections(late, SMALL, CPU))
+    assert summary(late, CPU, 1.0) == 0
     said = (tmp_path / "summary.txt").read_text()
     for what in ("self_checks: reference-llama float32", "self_checks: reference-llama bfloat16", "large_model: the model"):
         assert f"left out: {what}: 0 s are left" in said
@@ -68,11 +73,11 @@ def test_an_item_that_will_not_fit_the_time_that_is_left_is_not_begun(tmp_path):
 
 
 def test_a_distance_that_is_no_rounding_fails(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check, "ALLOWED", {"float32": 0.0, "bfloat16": 0.25})
+    monkeypatch.setattr(exactness, "ALLOWED", {"float32": 0.0, "bfloat16": 0.25})
     own = journal(tmp_path)
-    gpu_check.exactness(own, replace(SMALL, policies=("knorm",)), CPU)
+    exactness.exactness(own, replace(SMALL, policies=("knorm",)), CPU)
     assert own.failed == ["exactness: reference-llama float32 knorm: more than 0 nats a token is no rounding"]
-    assert gpu_check.summary(own, CPU, 1.0) == 1 and "1 failed" in capsys.readouterr().out
+    assert summary(own, CPU, 1.0) == 1 and "1 failed" in capsys.readouterr().out
     assert "FAILED: reference-llama float32" in (tmp_path / "exactness.txt").read_text()
 
 
@@ -92,7 +97,7 @@ def test_what_an_item_raises_is_a_failure_of_it_and_the_next_has_its_turn(tmp_pa
 def test_memory_beyond_the_plan_fails_where_the_counter_counts_nothing_else(tmp_path, kind, failures):
     own = journal(tmp_path)
     lines = [Taken("within", 200, 150, "counter"), Taken("beyond", 200, 201, "counter"), Taken("unknown", 200, None, None)]
-    gpu_check.memory(own, torch.device(kind), lines)
+    memory(own, torch.device(kind), lines)
     assert len(own.failed) == failures and all("beyond took 201 bytes" in line for line in own.failed)
     assert "unknown: no counter here" in (tmp_path / "memory.txt").read_text()
 
@@ -100,5 +105,5 @@ def test_memory_beyond_the_plan_fails_where_the_counter_counts_nothing_else(tmp_
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_without_a_cuda_device_it_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path / "gpu")])
-    assert gpu_check.main() == 2 and "no CUDA device" in capsys.readouterr().err
+    assert command.main() == 2 and "no CUDA device" in capsys.readouterr().err
     assert not (tmp_path / "gpu").exists()
