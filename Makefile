@@ -37,6 +37,8 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_import_boundaries.py -m 'slow or not slow'
 
+# Hours. Not here: gpu_check, which is `make gpu-check`; time_left, which is given directories of finished runs;
+# kvpress_contestant, which generation starts where --kvpress-venv names its environment.
 bench: setup
 	$(BIN)/python -m benchmarks.perplexity
 	$(BIN)/python -m benchmarks.generation
@@ -49,6 +51,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.datasets
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.report
 
 # At most eight minutes on one CUDA device; downloads nothing but what setup installs. Results: benchmarks/results/gpu.
 gpu-check: setup
