@@ -1,8 +1,9 @@
 """Memory that a pruned cache keeps, over the dense cache's: ``python -m benchmarks.cache_memory``.
 
-Per model and threshold, the dense cell and knorm at several keep_ratios generate the same number of tokens through the loop that
-is timed. Side by side: entries held at the end, bytes allocated for them at the end and at most between two passes (buffers with
-their room, positions), and the room that a cell has. Bytes are read from the tensors' storage, the same on every machine.
+Per model and threshold, the dense cell and knorm at several keep_ratios generate the same number of tokens
+through the loop that is timed. Side by side: entries held at the end, bytes allocated for them at the end and
+at most between two passes (buffers with their room, positions), and the room that a cell has. Bytes are read
+from the tensors' storage, the same on every machine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def line(ratio: float, run: GenerationRun, dense: GenerationRun) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["reference-neox", "reference-llama"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
@@ -42,21 +45,33 @@ def main() -> None:
 
     device = torch.device(args.device)
     clock = Clock(device)
-    print(f"{args.policy}, {args.device} {args.dtype}, prompt {args.prompt_tokens}, {args.new_tokens} new tokens; over dense")
+    print(
+        f"{args.policy}, {args.device} {args.dtype}, prompt {args.prompt_tokens}, "
+        f"{args.new_tokens} new tokens; over dense"
+    )
     for name in args.models:
         facts = find_model(name)
         ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
         prompt, model = ids[None, : args.prompt_tokens].to(device), load(facts, args.dtype, device)
         dense = generate(model, prompt, PruneSettings("dense"), args.new_tokens, clock)
         slack = dense.kv_bytes_allocated_final / dense.kv_bytes_final
-        print(f"{name}: dense allocates {dense.kv_bytes_allocated_final / 2**20:.2f} MiB, {slack:.3f} of its entries")
+        print(
+            f"{name}: dense allocates {dense.kv_bytes_allocated_final / 2**20:.2f} MiB, "
+            f"{slack:.3f} of its entries"
+        )
         for after in args.prune_after:
             for schedule in ("every_step", "prefill_once"):
                 print(f"  prune_after {after}, {schedule}")
-                print("keep_ratio steps pruning entries held allocated at the end allocated at most allocated / own entries")
+                print(
+                    "keep_ratio steps pruning entries held allocated at the end allocated at most "
+                    "allocated / own entries"
+                )
                 for ratio in args.keep_ratios:
                     settings = PruneSettings(args.policy, ratio, after, schedule=schedule)
-                    print(line(ratio, generate(model, prompt, settings, args.new_tokens, clock), dense), flush=True)
+                    print(
+                        line(ratio, generate(model, prompt, settings, args.new_tokens, clock), dense),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What each cell takes by itself beyond the dense pass that all cells share, beside a stock dense pass of the same tokens."""
+"""What each cell takes by itself beyond the dense pass that all cells share, beside a stock dense pass of the
+same tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from workers.perplexity.cell_scores import CellScores
 from workers.perplexity.evaluation import Outcome, Watch, evaluate, schedule_of
 from workers.policies.settings import PruneSettings
 
-HEADER = f"{'  cell':24} {'own s':>7} {'dense s':>7} {'ratio':>6}" + "".join(f"  {f'{part} (dense)':>19}" for part in PARTS)
+HEADER = f"{'  cell':24} {'own s':>7} {'dense s':>7} {'ratio':>6}" + "".join(
+    f"  {f'{part} (dense)':>19}" for part in PARTS
+)
 
 
 @dataclass
@@ -37,7 +40,9 @@ class Measured:
     """Of a stock dense pass over the tokens behind an event, by the number of tokens before it."""
 
 
-def lines(model: Any, tokens: Tensor, starts: list[int], cells: Sequence[PruneSettings], rounds: int) -> Iterator[str]:
+def lines(
+    model: Any, tokens: Tensor, starts: list[int], cells: Sequence[PruneSettings], rounds: int
+) -> Iterator[str]:
     """A line of the dense pass and one of each cell that prunes, each beside its stock pass."""
     steps = tokens.shape[1] - 1
     found = measured(model, tokens, starts, cells, rounds)
@@ -85,8 +90,11 @@ def each_pass(model: Any, tokens: Tensor, firsts: Sequence[int], watch: Stopwatc
 
 
 @torch.inference_mode()
-def dense_passes(model: Any, tokens: Tensor, firsts: Sequence[int], ended: Callable[[], None] = lambda: None) -> None:
-    """A stock dense pass over all tokens, then one from each of ``firsts`` on, with streamed cross-entropy; tells as one ends."""
+def dense_passes(
+    model: Any, tokens: Tensor, firsts: Sequence[int], ended: Callable[[], None] = lambda: None
+) -> None:
+    """A stock dense pass over all tokens, then one from each of ``firsts`` on, with streamed cross-entropy;
+    tells as one ends."""
     steps, shared = tokens.shape[1] - 1, DynamicCache()
     hidden = model.base_model(input_ids=tokens[:, :steps], past_key_values=shared).last_hidden_state
     score(model, hidden, tokens[:, 1:])
@@ -137,7 +145,11 @@ def one_cell_at_a_time() -> Iterator[None]:
 
 def _line(name: str, own: list[Spent], floors: list[Spent]) -> str:
     """Medians of seconds and of their ratio by round; the parts are those of the round in the middle."""
-    ratio = median(sum(floor.values()) / sum(spent.values()) for floor, spent in zip(floors, own, strict=True))
-    middle, floor = (sorted(each, key=lambda spent: sum(spent.values()))[len(each) // 2] for each in (own, floors))
+    ratio = median(
+        sum(floor.values()) / sum(spent.values()) for floor, spent in zip(floors, own, strict=True)
+    )
+    middle, floor = (
+        sorted(each, key=lambda spent: sum(spent.values()))[len(each) // 2] for each in (own, floors)
+    )
     parts = "".join(f"  {f'{middle[part]:.2f} ({floor[part]:.2f})':>19}" for part in PARTS)
     return f"  {name:22} {sum(middle.values()):7.2f} {sum(floor.values()):7.2f} {ratio:6.2f}{parts}"

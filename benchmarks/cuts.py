@@ -1,9 +1,9 @@
 """Which entries each prune kept, recorded from one evaluation and imposed on another.
 
-Two float32 implementations give an entry scores that differ in the last bits, and now and then such a difference decides
-which of two nearly equal entries goes. From there on the two keep different sets, and their figures differ although neither is
-wrong. With one's cuts imposed on the other everything else can be compared strictly, and every cut that the other would have
-made otherwise is counted and measured.
+Two float32 implementations give an entry scores that differ in the last bits, and now and then such a
+difference decides which of two nearly equal entries goes. From there on the two keep different sets, and
+their figures differ although neither is wrong. With one's cuts imposed on the other everything else can be
+compared strictly, and every cut that the other would have made otherwise is counted and measured.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class Cuts:
     otherwise: int = 0
     """Imposed cuts that the policy would have made otherwise."""
     largest_gap: float = 0.0
-    """The largest relative difference between the scores of what it would have kept and of what it had to keep instead."""
+    """The largest relative difference between the scores of what it would have kept and of what it had to
+    keep instead."""
 
     def recording(self, policy: Policy) -> Policy:
-        """The policy, noting what it keeps. Evaluate one cell at a time with it, without protected positions."""
+        """The policy, noting what it keeps. Evaluate one cell at a time with it, without protected
+        positions."""
 
         def score(view: CacheView) -> Tensor:
             scores = policy.score(view)
@@ -43,7 +45,8 @@ class Cuts:
         return replace(policy, score=score)
 
     def imposed(self, policy: Policy) -> Policy:
-        """A policy that keeps what was recorded and compares it with what ``policy`` would keep; KeyError for other cuts."""
+        """A policy that keeps what was recorded and compares it with what ``policy`` would keep; KeyError for
+        other cuts."""
 
         def score(view: CacheView) -> Tensor:
             own = policy.score(view)
@@ -51,7 +54,11 @@ class Cuts:
             for (row, layer, head, seen), positions, values, keep in _heads(view, own):
                 kept = self.kept[row, layer, head, seen]
                 self._compare(dict(zip(positions, values, strict=True)), _best(positions, values, keep), kept)
-                at = [i for i, position in enumerate(view.positions[_row(view, row), head].tolist()) if position in kept]
+                at = [
+                    i
+                    for i, position in enumerate(view.positions[_row(view, row), head].tolist())
+                    if position in kept
+                ]
                 asked[_row(view, row), head, at] = 1.0
             return asked
 
@@ -70,10 +77,15 @@ def _row(view: CacheView, row_id: int) -> int:
     return view.row_ids.flatten().tolist().index(row_id)
 
 
-def _heads(view: CacheView, scores: Tensor) -> Iterator[tuple[tuple[int, int, int, int], list[int], list[float], int]]:
-    """((row id, layer, head, seen), positions, scores, keep) of every row and head; places that hold nothing are left out."""
+def _heads(
+    view: CacheView, scores: Tensor
+) -> Iterator[tuple[tuple[int, int, int, int], list[int], list[float], int]]:
+    """((row id, layer, head, seen), positions, scores, keep) of every row and head; places that hold nothing
+    are left out."""
     batch, heads = scores.shape[:2]
-    rows, layers, seen, keep = (x.flatten().expand(batch).tolist() for x in (view.row_ids, view.layer, view.seen, view.keep))
+    rows, layers, seen, keep = (
+        x.flatten().expand(batch).tolist() for x in (view.row_ids, view.layer, view.seen, view.keep)
+    )
     positions, values = view.positions.tolist(), scores.tolist()
     for b in range(batch):
         for head in range(heads):

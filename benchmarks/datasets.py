@@ -2,10 +2,10 @@
 
     python -m benchmarks.datasets
 
-Two datasets are made: 2,000 Parquet shards (20,000 rows, 70 MB of text), and one text file of 50 MB. Each is planned in
-a process of its own (`kvsweep plan`, reference-neox, 8 windows of 1,024 tokens), in every order. All: every row, or
-every piece of a megabyte, goes through the same tokenizer once. The aim: seconds, and less than a gigabyte, whatever
-the order.
+Two datasets are made: 2,000 Parquet shards (20,000 rows, 70 MB of text), and one text file of 50 MB. Each is
+planned in a process of its own (`kvsweep plan`, reference-neox, 8 windows of 1,024 tokens), in every order.
+All: every row, or every piece of a megabyte, goes through the same tokenizer once. The aim: seconds, and less
+than a gigabyte, whatever the order.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def measured(*command: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shards", type=int, default=2000)
     parser.add_argument("--megabytes", type=float, default=50.0, help="of the text file")
     parser.add_argument("--windows", type=int, default=8, help="of 1,024 tokens, that are planned")
@@ -110,7 +112,9 @@ def main() -> None:
                 sweep.write_text(text, encoding="utf-8")
                 seconds, memory = measured("-m", "pipeline.cli", "plan", str(sweep))
                 times = f"{whole / seconds:.0f} times faster"
-                print(f"  planned, sample: {sample:6} {seconds:5.1f} s, {memory:.2f} GiB: {times}", flush=True)
+                print(
+                    f"  planned, sample: {sample:6} {seconds:5.1f} s, {memory:.2f} GiB: {times}", flush=True
+                )
 
 
 if __name__ == "__main__":

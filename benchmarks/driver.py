@@ -2,8 +2,8 @@
 
     python -m benchmarks.driver [--units 3000] [--scaling]
 
-Units do nothing, so what is measured is the driver alone. ``whole`` also stores a Parquet part per unit, logs and
-shows progress. ``--scaling`` adds whether it can feed 1,000 workers (``driver_scaling``).
+Units do nothing, so what is measured is the driver alone. ``whole`` also stores a Parquet part per unit, logs
+and shows progress. ``--scaling`` adds whether it can feed 1,000 workers (``driver_scaling``).
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def whole(plan: Plan) -> float:
             failures = execute(session, IdleExecutor("local"))
             rate = len(plan.units) / (time.perf_counter() - begin_at)
     if failures:
-        raise SystemExit(f"{len(failures)} cells failed, the first of {failures[0].error_type}: {failures[0].message}")
+        raise SystemExit(
+            f"{len(failures)} cells failed, the first of {failures[0].error_type}: {failures[0].message}"
+        )
     return rate
 
 
@@ -153,14 +155,20 @@ def show(medians: dict[str, float], rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--units", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=200, help="of Ray Tune; 0 leaves it out")
-    parser.add_argument("--scaling", action="store_true", help="also nodes, workers and unit times (8 minutes)")
+    parser.add_argument(
+        "--scaling", action="store_true", help="also nodes, workers and unit times (8 minutes)"
+    )
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4], help="of --scaling")
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 1000], help="of --scaling")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="a unit of --scaling")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="a unit of --scaling"
+    )
     given = parser.parse_args()
     compare(given.units, given.rounds, given.trials)
     if given.scaling:

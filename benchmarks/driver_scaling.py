@@ -1,4 +1,5 @@
-"""Whether the driver can feed many workers: nodes x workers x the time of a unit, most workers to one process.
+"""Whether the driver can feed many workers: nodes x workers x the time of a unit, most workers to one
+process.
 
 Each worker sleeps as long as its unit is said to take, so a thousand of them fit on two cores.
 """
@@ -101,7 +102,9 @@ def _line(nodes: int, many: int, each: float) -> None:
     actors = [many_to_a_process.options(num_cpus=0, max_concurrency=1000).remote() for _ in range(nodes)]
     ray.get([actor.ready.remote() for actor in actors])
     executor = SleepingExecutor(each, actors)
-    roomy = {name: replace(node, cpus=many / nodes, memory=2**62) for name, node in executor.fleet.nodes.items()}
+    roomy = {
+        name: replace(node, cpus=many / nodes, memory=2**62) for name, node in executor.fleet.nodes.items()
+    }
     executor.fleet.nodes = roomy
     executor._refresh = lambda: None  # the nodes stay as they were just made
 

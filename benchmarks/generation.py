@@ -1,11 +1,12 @@
-"""What pruning costs while decoding, in interleaved rounds: ``python -m benchmarks.generation [--kvpress-venv DIR]``.
+"""What pruning costs while decoding, in interleaved rounds: ``python -m benchmarks.generation [--kvpress-venv
+DIR]``.
 
-Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, knorm at keep_ratio 0.9 and 0.5 with
-prune_after 512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv``
-(tools/compare_kvpress.py) also kvpress's KnormPress at the prompt and its DecodingPress after it, with the same sizes
-and intervals, in its own process, on a model of Llama's architecture. Every round runs every contestant once, in random
-order. Ratios are of time per output token to our dense loop in the same round, with a 95 % interval of the median
-between order statistics. The dense loop runs twice, A against A.
+Per model, prompt 1,024 and 256 new tokens, batch 1, greedy: our dense loop, knorm at keep_ratio 0.9 and 0.5
+with prune_after 512, and ``model.generate`` of transformers with its dynamic cache. With ``--kvpress-venv``
+(tools/compare_kvpress.py) also kvpress's KnormPress at the prompt and its DecodingPress after it, with the
+same sizes and intervals, in its own process, on a model of Llama's architecture. Every round runs every
+contestant once, in random order. Ratios are of time per output token to our dense loop in the same round,
+with a 95 % interval of the median between order statistics. The dense loop runs twice, A against A.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def llama_shape() -> torch.nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        intermediate_size=1376, max_position_embeddings=2048, attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-        eos_token_id=None,
+        intermediate_size=1376, max_position_embeddings=2048, eos_token_id=None,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
@@ -91,8 +92,8 @@ def transformers_generate(model: Any, prompt: torch.Tensor, new: int) -> Timing:
     stamps = Stamps()
     with no_garbage_collection():
         model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(), max_new_tokens=new,
-            min_new_tokens=new, do_sample=False, pad_token_id=0, streamer=stamps,
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(),
+            min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0, streamer=stamps,
         )  # fmt: skip
     return stamps.timing()
 
@@ -109,7 +110,9 @@ def kvpress_process(
             "model": folder, "prompt": prompt[0].tolist(), "new_tokens": new, "prune_after": prune_after,
             "threads": torch.get_num_threads(),
         }  # fmt: skip
-        with subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
             assert child.stdin is not None and child.stdout is not None
             pipe_in, pipe_out = child.stdin, child.stdout
 
@@ -124,7 +127,8 @@ def kvpress_process(
 
 
 def rounds(contestants: dict[str, Contestant], count: int) -> dict[str, np.ndarray]:
-    """Per contestant [rounds, 2]: seconds to the first token, seconds per later token; after one round that is thrown away."""
+    """Per contestant [rounds, 2]: seconds to the first token, seconds per later token; after one round that
+    is thrown away."""
     rng, found = random.Random(0), {name: [] for name in contestants}
     for number in range(count + 1):
         for name in rng.sample(list(contestants), len(contestants)):
@@ -146,7 +150,10 @@ def table(name: str, found: dict[str, np.ndarray]) -> None:
 
 def contestants_of(model: Any, prompt: torch.Tensor, new: int, prune_after: int) -> dict[str, Contestant]:
     """What runs in this process."""
-    dense, most, half = PruneSettings("dense"), *(PruneSettings("knorm", ratio, prune_after) for ratio in (0.9, 0.5))
+    dense, most, half = (
+        PruneSettings("dense"),
+        *(PruneSettings("knorm", ratio, prune_after) for ratio in (0.9, 0.5)),
+    )
     return {
         DENSE: lambda: ours(model, prompt, dense, new),
         "kvsweep dense again (A / A)": lambda: ours(model, prompt, dense, new),
@@ -174,7 +181,9 @@ def shown(name: str, prompt: torch.Tensor, args: argparse.Namespace) -> None:
 
 def parsed() -> argparse.Namespace:
     """The command line's; exit status 2 for what it cannot mean."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=256)
@@ -186,7 +195,9 @@ def parsed() -> argparse.Namespace:
     if min(args.rounds, args.prompt_tokens, args.prune_after, args.threads, args.new_tokens - 2) < 1:
         parser.error("--new-tokens must be 3 or more, and all other numbers 1 or more")
     if args.kvpress_venv and not (args.kvpress_venv / "bin" / "python").exists():
-        parser.error(f"--kvpress-venv: there is no bin/python in {args.kvpress_venv}; tools/compare_kvpress.py makes it")
+        parser.error(
+            f"--kvpress-venv: {args.kvpress_venv} has no bin/python; tools/compare_kvpress.py makes it"
+        )
     return args
 
 
@@ -197,8 +208,8 @@ def main() -> None:
     facts = find_model("reference-neox")
     ids = torch.from_numpy(tokenize(read_text("pydocs"), facts.tokenizer_file).ids).long()
     print(
-        f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, {args.new_tokens} new tokens, "
-        f"prune_after {args.prune_after}, {args.rounds} rounds"
+        f"torch {torch.__version__}, {args.threads} threads, prompt {args.prompt_tokens}, "
+        f"{args.new_tokens} new tokens, prune_after {args.prune_after}, {args.rounds} rounds"
     )
     if not args.kvpress_venv:
         print("kvpress is left out: it has an environment of its own, which --kvpress-venv names")

@@ -29,7 +29,9 @@ def grid_of(task: str = PERPLEXITY, **keys: object) -> str:
 
 
 def _flow(value: object) -> str:
-    return value if isinstance(value, str) else "[" + ", ".join(map(str, list(value))) + "]"  # pyright: ignore
+    if isinstance(value, str):
+        return value
+    return "[" + ", ".join(map(str, list(value))) + "]"  # pyright: ignore[reportArgumentType]
 
 
 def grids(folder: Path, cells: int) -> dict[str, str]:
@@ -47,8 +49,12 @@ def grids(folder: Path, cells: int) -> dict[str, str]:
     return {
         "keep_ratios x prune_after": grid_of(keep_ratios=ratios, prune_after=STEPS[:side]),
         "one axis, keep_ratios": grid_of(keep_ratios=fine),
-        "policies of one module": grid_of(policies=_own_policies(folder, max(1, cells // 100)), keep_ratios=COARSE),
-        "skip_layers": grid_of(skip_layers=layers, keep_ratios=COARSE, prune_after=STEPS[: max(1, cells // 6300)]),
+        "policies of one module": grid_of(
+            policies=_own_policies(folder, max(1, cells // 100)), keep_ratios=COARSE
+        ),
+        "skip_layers": grid_of(
+            skip_layers=layers, keep_ratios=COARSE, prune_after=STEPS[: max(1, cells // 6300)]
+        ),
         "protect_sink, protect_recent": grid_of(
             "perplexity: {window: 1024, windows: 2}", keep_ratios=COARSE, protect_sink=protected,
             protect_recent=protected, prune_after="[512]",

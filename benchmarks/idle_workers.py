@@ -1,4 +1,5 @@
-"""Workers that do nothing but answer as real ones do, so that what is measured is the driver; and plans for them."""
+"""Workers that do nothing but answer as real ones do, so that what is measured is the driver; and plans for
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from workers.messages.work import PerplexityWork, UnitCell, UnitResult, WorkUnit
 from workers.texts.windows import Window
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read as ray is imported
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # a worker that imports this file has its driver's
+os.environ.setdefault(
+    "RAY_AUTH_TOKEN", secrets.token_hex(32)
+)  # a worker that imports this file has its driver's
 import ray
 
 SWEEP = """\
@@ -37,7 +40,9 @@ perplexity: {{window: 64, stride: 64, windows: 1}}
 """
 CELLS = 24
 """Of a unit."""
-ROW = as_given("perplexity", perplexity_row(nll=[0.5] * 63, window=64, stride=64, event_steps=[], event_kept=[]))
+ROW = as_given(
+    "perplexity", perplexity_row(nll=[0.5] * 63, window=64, stride=64, event_steps=[], event_kept=[])
+)
 """A window of a cell, as a worker gives it."""
 
 
@@ -82,7 +87,8 @@ class IdleExecutor(RayExecutor):
         return Idle.options(**options).remote(threads)
 
     def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
-        """Where nothing waits any more, idle actors stay: those of the next units are up before a clock starts."""
+        """Where nothing waits any more, idle actors stay: those of the next units are up before a clock
+        starts."""
         return super().wanted(queued) if queued else {}
 
     def close(self) -> None:
@@ -97,7 +103,9 @@ def planned(units: int) -> Plan:
     ratios = ", ".join(f"{i / 100:g}" for i in range(1, 100))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sweep.yaml"
-        file.write_text(SWEEP.format(ratios=ratios, thresholds=", ".join(str(8 + i) for i in range(thresholds))))
+        file.write_text(
+            SWEEP.format(ratios=ratios, thresholds=", ".join(str(8 + i) for i in range(thresholds)))
+        )
         plan = make_plan(load_spec(str(file), []))
     assert len(plan.units) >= units, f"{len(plan.units)} units, {units} wanted"
     plan.units = plan.units[:units]

@@ -1,9 +1,9 @@
 """kvpress as a contestant of benchmarks/generation.py, in its own environment and process.
 
-First line on stdin: {"model", "prompt", "new_tokens", "prune_after", "threads"}, then a keep_ratio per line. Each is
-answered by one JSON line: for a keep_ratio it is [seconds to the first token, seconds per later token]. The sizes are
-those of kvsweep's cache: the prompt is pruned to the size after an event, and then again whenever prune_after entries
-are reached.
+First line on stdin: {"model", "prompt", "new_tokens", "prune_after", "threads"}, then a keep_ratio per line.
+Each is answered by one JSON line: for a keep_ratio it is [seconds to the first token, seconds per later
+token]. The sizes are those of kvsweep's cache: the prompt is pruned to the size after an event, and then
+again whenever prune_after entries are reached.
 """
 
 from __future__ import annotations
@@ -42,15 +42,18 @@ def press_for(keep_ratio: float, prompt: int, prune_after: int) -> PrefillDecodi
 
 
 @torch.inference_mode()
-def timed(model: Any, prompt: torch.Tensor, options: dict[str, Any], keep_ratio: float) -> tuple[float, float]:
+def timed(
+    model: Any, prompt: torch.Tensor, options: dict[str, Any], keep_ratio: float
+) -> tuple[float, float]:
     new_tokens = options["new_tokens"]
     stamps = Stamps()
     gc.collect()
     gc.disable()
     with press_for(keep_ratio, prompt.shape[1], options["prune_after"])(model):
         model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(), max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens, do_sample=False, pad_token_id=0, streamer=stamps,
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(),
+            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
+            streamer=stamps,
         )  # fmt: skip
     gc.enable()
     return stamps.at[1] - stamps.at[0], (stamps.at[-1] - stamps.at[1]) / (len(stamps.at) - 2)

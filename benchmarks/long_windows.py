@@ -1,7 +1,8 @@
 """Memory of a long window with twelve thresholds, by its length: ``python -m benchmarks.long_windows``.
 
-A tiny random Llama (3 layers, 4 heads, hidden width 32), keep_ratio 0.5, prune_after from 3/16 to 14/16 of the window.
-Each length in a process of its own; printed is the peak resident set less what the process had before.
+A tiny random Llama (3 layers, 4 heads, hidden width 32), keep_ratio 0.5, prune_after from 3/16 to 14/16 of
+the window. Each length in a process of its own; printed is the peak resident set less what the process had
+before.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(peak_here(sys.argv[2], int(sys.argv[3]))))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policies", nargs="+", default=["knorm", "h2o"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     args = parser.parse_args()

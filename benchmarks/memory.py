@@ -1,17 +1,18 @@
 """What a worker is planned to take, and what it takes: ``python -m benchmarks.memory``.
 
-Per task, model, policy and length: a sweep of few cells is planned, and a fresh process loads the model and does its
-largest unit. Planned is what the plan gives the unit's worker; measured is the process's peak resident set, or on CUDA
-the allocator's peak, which is held against the plan less the process. Held to: measured <= planned <= 1.5 x measured.
-The self-check has lines of its own, for it takes as much as a unit of few texts. A worker does it before its first unit of a
-model, so of the check and the unit what takes more is the worker's peak, and is what the unit's line says. Questions go through
-with their contexts, all of one length: where lengths differ fewer go through together, and less is taken than the plan counts
-with.
+Per task, model, policy and length: a sweep of few cells is planned, and a fresh process loads the model and
+does its largest unit. Planned is what the plan gives the unit's worker; measured is the process's peak
+resident set, or on CUDA the allocator's peak, which is held against the plan less the process. Held to:
+measured <= planned <= 1.5 x measured. The self-check has lines of its own, for it takes as much as a unit of
+few texts. A worker does it before its first unit of a model, so of the check and the unit what takes more is
+the worker's peak, and is what the unit's line says. Questions go through with their contexts, all of one
+length: where lengths differ fewer go through together, and less is taken than the plan counts with.
 
-reference-llama has a context of 2,048 tokens; here it is the same model with one of 8,192. For the harness's tasks every
-model has a context of the length in question, because only running a task tells how long its texts are, and the plan
-counts with as much as the model takes. Generation is timed five times at 1,024 tokens and twice at more, where a round takes
-minutes: what a round takes is given back before the next. ``large`` has the shape of Llama 3.2 1B and random weights in bfloat16.
+reference-llama has a context of 2,048 tokens; here it is the same model with one of 8,192. For the harness's
+tasks every model has a context of the length in question, because only running a task tells how long its
+texts are, and the plan counts with as much as the model takes. Generation is timed five times at 1,024 tokens
+and twice at more, where a round takes minutes: what a round takes is given back before the next. ``large``
+has the shape of Llama 3.2 1B and random weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -50,18 +51,27 @@ from workers.unit import run_unit
 
 GIB = 2**30
 TASKS = ("check", "perplexity", "generation", "retrieval", "tasks")
-HEADER = "task       model            dtype    policy  tokens texts cells  planned GiB  measured GiB  planned / measured  seconds"
+HEADER = (
+    "task       model            dtype    policy  tokens texts cells  "
+    "planned GiB  measured GiB  planned / measured  seconds"
+)
 TEXT_WORDS = 60_000
-TEXTS = {("reference-llama", False): 16, ("reference-llama", True): 4, ("smollm2", False): 4, ("large", False): 2}
-"""Windows, questions or documents, by model and whether they are long: so few that the table takes half an hour of two
-cores; one where nothing is said."""
+TEXTS = {
+    ("reference-llama", False): 16,
+    ("reference-llama", True): 4,
+    ("smollm2", False): 4,
+    ("large", False): 2,
+}
+"""Windows, questions or documents, by model and whether they are long: so few that the table takes half an
+hour of two cores; one where nothing is said."""
 FEW_TEXTS = 4
 """Up to so many there is one pruned cell beside the dense one, else two."""
 LARGE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
-    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
-    "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0, "dtype": "bfloat16",
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+    "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 64, "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "hidden_act": "silu", "bos_token_id": 0,
+    "eos_token_id": 0, "dtype": "bfloat16",
 }  # fmt: skip
 """Llama 3.2 1B's shape."""
 
@@ -75,7 +85,8 @@ def reference_with_context(folder: Path, tokens: int) -> Path:
 
 
 def with_context(model: Path, folder: Path, tokens: int) -> Path:
-    """The same model with a context of so many tokens: the harness cuts contexts to it, and the plan counts with it."""
+    """The same model with a context of so many tokens: the harness cuts contexts to it, and the plan counts
+    with it."""
     if not folder.exists():
         folder.mkdir(parents=True)
         for file in model.iterdir():
@@ -108,35 +119,39 @@ def task_folder(folder: Path, words: Path, length: int) -> Path:
     rows = [{"text": " ".join(text[i * 40 : i * 40 + size]), "gold": i % 2} for i in range(16)]
     (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
     (folder / "long.yaml").write_text(
-        f"task: long\ndataset_path: json\ndataset_kwargs: {{data_files: {folder / 'rows.json'}}}\ntest_split: train\n"
-        'output_type: multiple_choice\ndoc_to_text: "{{text}}"\ndoc_to_target: gold\ndoc_to_choice: [" yes", " no"]\n'
+        f"task: long\ndataset_path: json\ndataset_kwargs: {{data_files: {folder / 'rows.json'}}}\n"
+        'test_split: train\noutput_type: multiple_choice\ndoc_to_text: "{{text}}"\n'
+        'doc_to_target: gold\ndoc_to_choice: [" yes", " no"]\n'
         "metric_list: [{metric: acc}]\n"
     )
     return folder
 
 
 def sweep(
-    args: argparse.Namespace, folder: Path, task: str, model: Path, dtype: str, policy: str, length: int, texts: int
+    args: argparse.Namespace, folder: Path, task: str, model: Path, dtype: str, policy: str, length: int,
+    texts: int,
 ) -> Plan:  # fmt: skip
     """The plan of one line: the dense cell, and one or two of the policy's."""
     words = folder / "words.txt"
     blocks = {
         "perplexity": {"window": length, "stride": length, "windows": texts},
         "generation": {
-            "prompt_tokens": [length - 16], "batch_sizes": [1], "new_tokens": 8, "repeats": 5, "max_repeats": 5, "warmup": 0,
+            "prompt_tokens": [length - 16], "batch_sizes": [1], "new_tokens": 8, "repeats": 5,
+            "max_repeats": 5, "warmup": 0,
         },
         "retrieval": {
-            "kinds": ["needle"], "context_tokens": [length], "depths": [0.5], "questions": texts, "question_pruned": [True],
-            "prune_after": [length // 2],
+            "kinds": ["needle"], "context_tokens": [length], "depths": [0.5], "questions": texts,
+            "question_pruned": [True], "prune_after": [length // 2],
         },
         "tasks": {"tasks": ["long"], "limit": texts, "include_path": str(folder / f"task-{length}")},
     }  # fmt: skip
     if task == "tasks":
         task_folder(folder / f"task-{length}", words, length)
     keys = {
-        "name": "memory", "models": [str(model)], "datasets": [f"text:{words}"], "devices": [args.device], "dtypes": [dtype],
-        "policies": [policy], "keep_ratios": [0.9, 0.5] if texts > FEW_TEXTS else [0.5], "prune_after": [length // 2],
-        "allow_beyond_context": True, "lm_eval" if task == "tasks" else task: blocks[task],
+        "name": "memory", "models": [str(model)], "datasets": [f"text:{words}"], "devices": [args.device],
+        "dtypes": [dtype], "policies": [policy], "keep_ratios": [0.9, 0.5] if texts > FEW_TEXTS else [0.5],
+        "prune_after": [length // 2], "allow_beyond_context": True,
+        "lm_eval" if task == "tasks" else task: blocks[task],
     }  # fmt: skip
     file = folder / "sweep.yaml"
     file.write_text(json.dumps(keys))  # which YAML understands
@@ -158,7 +173,9 @@ def child(path: str, what: str) -> None:
     memory.start()
     model = load(unit.model, unit.dtype, device)
     with torch.inference_mode():
-        for weight in model.parameters():  # a worker's self-check reads them; until then a mapped file takes no memory
+        for (
+            weight
+        ) in model.parameters():  # a worker's self-check reads them; until then a mapped file takes no memory
             weight.sum()
     begin, failures = time.perf_counter(), []
     if what == "check":
@@ -195,9 +212,13 @@ def measured(unit: WorkUnit, folder: Path, what: str) -> tuple[int, float]:
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return child(*sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["reference-llama", "smollm2", "large"])
-    parser.add_argument("--smollm2", type=Path, default=cache_folder() / "smollm2", help="the folder of SmolLM2 135M")
+    parser.add_argument(
+        "--smollm2", type=Path, default=cache_folder() / "smollm2", help="the folder of SmolLM2 135M"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--policies", nargs="+", default=["knorm", "h2o", "snapkv"])
@@ -235,10 +256,11 @@ def prepared(folder: Path, model: str, args: argparse.Namespace) -> tuple[Path, 
 
 
 def line(
-    args: argparse.Namespace, folder: Path, task: str, model: str, path: Path, dtype: str, policy: str, length: int,
-    check_peak: int = 0,
+    args: argparse.Namespace, folder: Path, task: str, model: str, path: Path, dtype: str, policy: str,
+    length: int, check_peak: int = 0,
 ) -> int:  # fmt: skip
-    """Print a line; the peak in bytes. ``check_peak``: that of the model's self-check on a text of this length."""
+    """Print a line; the peak in bytes. ``check_peak``: that of the model's self-check on a text of this
+    length."""
     texts = 1 if task == "generation" else TEXTS.get((model, length > 1024), 1)
     if task == "tasks":
         path = with_context(path, folder / f"{model}-{length}", length)
@@ -260,7 +282,10 @@ def line(
     allowed -= PROCESS_BYTES if args.device == "cuda" else 0
     mark = "" if peak <= allowed <= 1.5 * peak else "  <-- outside"
     figures = f"{allowed / GIB:12.2f} {peak / GIB:13.2f} {allowed / peak:19.2f} {seconds:8.1f}{mark}"
-    print(f"{task:10} {model:16} {dtype:8} {policy:7} {length:6} {texts:5} {len(unit.cells):5} {figures}", flush=True)
+    print(
+        f"{task:10} {model:16} {dtype:8} {policy:7} {length:6} {texts:5} {len(unit.cells):5} {figures}",
+        flush=True,
+    )
     return own_peak
 
 

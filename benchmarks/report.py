@@ -1,8 +1,8 @@
 """Time and memory of a report of many rows: ``python -m benchmarks.report [--rows 1000000]``.
 
-Writes a run directory of made-up perplexity rows (cells of a grid with the NLL of every token, in parts of 16 cells),
-then makes its report in a process of its own and prints seconds and peak resident memory. A report of a tenth of the
-rows stands beside it.
+Writes a run directory of made-up perplexity rows (cells of a grid with the NLL of every token, in parts of 16
+cells), then makes its report in a process of its own and prints seconds and peak resident memory. A report of
+a tenth of the rows stands beside it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _cell(rng: np.random.Generator, model: int, setting: dict[str, Any], windows
     row = perplexity_row(
         **setting, run_id="bench", model=f"model {model % 3}", dataset=f"text {model // 3}",
         dataset_fingerprint=f"f{model // 3}", window=WINDOW, stride=WINDOW, tokens_scored=SCORED,
-        cache_tokens_mean=512.0 * ratio, cache_tokens_peak=SCORED, event_steps=events, event_kept=[16] * len(events),
-        kl_sum=0.0 if dense else 50.0 * ratio,
+        cache_tokens_mean=512.0 * ratio, cache_tokens_peak=SCORED, event_steps=events,
+        event_kept=[16] * len(events), kl_sum=0.0 if dense else 50.0 * ratio,
     )  # fmt: skip
     of_a_window = {
         "window_index": range(windows),
@@ -98,7 +98,9 @@ def measure(folder: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--windows", type=int, default=WINDOWS, help="of a cell, a row each (default: 200)")
     args = parser.parse_args()

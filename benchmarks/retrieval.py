@@ -1,18 +1,21 @@
-"""Questions per second against a loop of ``model.generate`` per question: ``python -m benchmarks.retrieval [--rounds N]``.
+"""Questions per second against a loop of ``model.generate`` per question: ``python -m benchmarks.retrieval
+[--rounds N]``.
 
-The same questions, settings and model: needles of 5 digits in contexts of 1,024 tokens. Ours answers them in batches,
-with one prefill for all cells (and, where the question is kept out of pruning, for all questions about one document).
-The loop gives each question of each cell to ``model.generate(..., past_key_values=PrunedCache(...))`` of transformers,
-as one would without kvsweep. The loop gives the answer's text alone, ours its NLL too. Where the question is kept out,
-the loop has no counterpart in ``generate`` and feeds context, question and answer to the model itself. Rounds are
-interleaved. The ratio is the median of the rounds' ratios of questions per second, with a 95 % interval of the median
-between two order statistics. How many answers are the same is printed too.
+The same questions, settings and model: needles of 5 digits in contexts of 1,024 tokens. Ours answers them in
+batches, with one prefill for all cells (and, where the question is kept out of pruning, for all questions
+about one document). The loop gives each question of each cell to ``model.generate(...,
+past_key_values=PrunedCache(...))`` of transformers, as one would without kvsweep. The loop gives the answer's
+text alone, ours its NLL too. Where the question is kept out, the loop has no counterpart in ``generate`` and
+feeds context, question and answer to the model itself. Rounds are interleaved. The ratio is the median of the
+rounds' ratios of questions per second, with a 95 % interval of the median between two order statistics. How
+many answers are the same is printed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,14 +50,17 @@ def cells(count: int, prune_after: int) -> list[PruneSettings]:
 
 
 @torch.inference_mode()
-def one_by_one(model: nn.Module, settings: PruneSettings, question: Question, question_pruned: bool) -> list[int]:
+def one_by_one(
+    model: nn.Module, settings: PruneSettings, question: Question, question_pruned: bool
+) -> list[int]:
     """The answer's ids without kvsweep's batches."""
-    cache, count = PrunedCache(model.config, settings, row_ids=[question.index]), len(question.answer_ids)  # pyright: ignore
+    config: Any = model.config
+    cache, count = PrunedCache(config, settings, row_ids=[question.index]), len(question.answer_ids)
     if question_pruned:
         ids = torch.tensor([question.prompt_ids])
         told = model.generate(  # pyright: ignore[reportCallIssue]
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, pad_token_id=0,
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=count,
+            min_new_tokens=count, do_sample=False, pad_token_id=0,
         )  # fmt: skip
         return told[0, ids.shape[1] :].tolist()
     forward(model, torch.tensor([question.context_ids]), cache)
@@ -66,7 +72,8 @@ def one_by_one(model: nn.Module, settings: PruneSettings, question: Question, qu
 
 
 def compare(
-    model: nn.Module, asked: tuple[Question, ...], settings: list[PruneSettings], question_pruned: bool, rounds: int
+    model: nn.Module, asked: tuple[Question, ...], settings: list[PruneSettings], question_pruned: bool,
+    rounds: int,
 ) -> None:  # fmt: skip
     """One line of the table."""
     work, many = RetrievalWork(asked, question_pruned), len(settings)
@@ -90,20 +97,25 @@ def compare(
     ours, loop = speeds["batched"], speeds["looped"]
     ratios = [a / b for a, b in zip(ours, loop, strict=True)]
     print(
-        f"{'in pruning' if question_pruned else 'kept out':>10}  {many:>5}  {sorted(ours)[rounds // 2]:>9.1f}  "
-        f"{sorted(loop)[rounds // 2]:>9.1f}  {median_in_words(ratios, 1)}  {same} of {total}",
+        f"{'in pruning' if question_pruned else 'kept out':>10}  {many:>5}  "
+        f"{sorted(ours)[rounds // 2]:>9.1f}  {sorted(loop)[rounds // 2]:>9.1f}  "
+        f"{median_in_words(ratios, 1)}  {same} of {total}",
         flush=True,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--questions", type=int, default=2, help="per depth")
     parser.add_argument("--depths", type=float, nargs="+", default=list(DEPTHS))
     parser.add_argument("--context-tokens", type=int, default=1024)
     parser.add_argument("--prune-after", type=int, default=512)
-    parser.add_argument("--cells", type=int, nargs="+", default=[1, 5, 25], help="the dense one and others, 25 at most")
+    parser.add_argument(
+        "--cells", type=int, nargs="+", default=[1, 5, 25], help="the dense one and others, 25 at most"
+    )
     parser.add_argument("--model", default="reference-neox")
     args = parser.parse_args()
     facts = find_model(args.model)

@@ -1,13 +1,15 @@
-"""How far figures are from exact in each dtype, by the old rules and by the new: ``python -m benchmarks.rounding``.
+"""How far figures are from exact in each dtype, by the old rules and by the new: ``python -m
+benchmarks.rounding``.
 
-Per model, dtype and policy, over some windows of pydocs: NLLs of the fast evaluation against one token per pass, token by token,
-and the perplexity that follows from each. Beside them, how many cuts one token per pass would have made otherwise, had it held
-what the fast evaluation held (``benchmarks/cuts.py``), and how often a cut fell on a tie. Per number of significant bits, also
-how many repetitions of a token, whose keys in layer 0 have mathematically one norm, got one score there, and how much of what
-knorm's first prune drops is what it drops in float32. Rules side by side:
+Per model, dtype and policy, over some windows of pydocs: NLLs of the fast evaluation against one token per
+pass, token by token, and the perplexity that follows from each. Beside them, how many cuts one token per pass
+would have made otherwise, had it held what the fast evaluation held (``benchmarks/cuts.py``), and how often a
+cut fell on a tie. Per number of significant bits, also how many repetitions of a token, whose keys in layer 0
+have mathematically one norm, got one score there, and how much of what knorm's first prune drops is what it
+drops in float32. Rules side by side:
 - old: scores of 12 significant bits whatever the dtype, logits multiplied in the model's dtype.
 - now: what the product does. ``--bits 9 7`` adds rules that differ from it in the significant bits of scores.
-``--device cuda`` runs on a GPU.
+  ``--device cuda`` runs on a GPU.
 """
 
 from __future__ import annotations
@@ -81,7 +83,10 @@ class Windows:
 def windows_of(model_name: str, count: int, length: int, device: torch.device) -> Windows:
     ids = torch.from_numpy(tokenize(read_text("pydocs"), find_model(model_name).tokenizer_file).ids).long()
     planned = plan_windows(len(ids), length, length, count)
-    return Windows(torch.stack([ids[w.start : w.start + w.length] for w in planned]).to(device), [w.start for w in planned])
+    return Windows(
+        torch.stack([ids[w.start : w.start + w.length] for w in planned]).to(device),
+        [w.start for w in planned],
+    )
 
 
 @torch.inference_mode()
@@ -95,7 +100,8 @@ def key_norms(model: Any, tokens: Tensor) -> Tensor:
 
 
 def repetitions_tied(norms: Tensor, tokens: Tensor, bits: int) -> float:
-    """Share of the pairs of places of one token whose norms in layer 0, rounded, are equal; tokens [windows, length]."""
+    """Share of the pairs of places of one token whose norms in layer 0, rounded, are equal; tokens [windows,
+    length]."""
     scores = round_significant(norms[0], bits)
     pairs = (tokens[:, :, None] == tokens[:, None]).triu(1)[:, None]
     equal = (scores[..., None] == scores[..., None, :]) & pairs
@@ -103,7 +109,8 @@ def repetitions_tied(norms: Tensor, tokens: Tensor, bits: int) -> float:
 
 
 def dropped(norms: Tensor, bits: int, keep: int) -> Tensor:
-    """Which entries the highest norms cost their place: bool in the shape of norms [layers, windows, kv_heads, n]."""
+    """Which entries the highest norms cost their place: bool in the shape of norms [layers, windows,
+    kv_heads, n]."""
     flat = -round_significant(norms, bits).flatten(0, 1)
     kept, _ = select(flat, keep)
     return torch.ones_like(flat, dtype=torch.bool).scatter_(2, kept, False).view(norms.shape)
@@ -113,9 +120,13 @@ def first_cut(norms: Tensor, exact: Tensor, bits: int, cell: PruneSettings) -> s
     """How much of what the first prune drops it drops in float32 too: in layer 0, in all layers."""
     before = slice(0, cell.prune_after)
     keep = kept_count(cell.keep_ratio, cell.prune_after)
-    own, wanted = dropped(norms[..., before], bits, keep), dropped(exact[..., before], SIGNIFICANT_BITS["float32"], keep)
+    own, wanted = (
+        dropped(norms[..., before], bits, keep),
+        dropped(exact[..., before], SIGNIFICANT_BITS["float32"], keep),
+    )
     shares = (own & wanted).sum((1, 2, 3)) / wanted.sum((1, 2, 3))
-    return f"the first prune drops what it drops in float32: {float(shares[0]):.1%} in layer 0, {float(shares.mean()):.1%} in all"
+    same = f"{float(shares[0]):.1%} in layer 0, {float(shares.mean()):.1%} in all"
+    return f"the first prune drops what it drops in float32: {same}"
 
 
 def line(model: Any, windows: Windows, cell: PruneSettings) -> str:
@@ -131,7 +142,9 @@ def line(model: Any, windows: Windows, cell: PruneSettings) -> str:
     finally:
         _OWN[cell.policy] = policy
     if not isinstance(fast, CellScores):
-        raise SystemExit(f"{cell.policy} at keep_ratio {cell.keep_ratio:g} was not measured ({fast}); use longer windows")
+        raise SystemExit(
+            f"{cell.policy} at keep_ratio {cell.keep_ratio:g} was not measured ({fast}); use longer windows"
+        )
 
     away = (fast.nll - reference.nll).double()
     ppl, exact = (float(x.nll.double().mean().exp()) for x in (fast, reference))
@@ -143,26 +156,38 @@ def line(model: Any, windows: Windows, cell: PruneSettings) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["reference-neox", "reference-llama"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"], choices=list(DTYPES))
-    parser.add_argument("--policies", nargs="+", default=["knorm", "random", "streaming", "h2o", "snapkv", "tova"])
+    parser.add_argument(
+        "--dtype", nargs="+", default=["float32", "bfloat16", "float16"], choices=list(DTYPES)
+    )
+    parser.add_argument(
+        "--policies", nargs="+", default=["knorm", "random", "streaming", "h2o", "snapkv", "tova"]
+    )
     parser.add_argument("--keep-ratio", type=float, default=0.9)
     parser.add_argument("--prune-after", type=int, default=512)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=2)
-    parser.add_argument("--bits", type=int, nargs="*", default=[], help="further numbers of significant bits of scores")
+    parser.add_argument(
+        "--bits", type=int, nargs="*", default=[], help="further numbers of significant bits of scores"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     device = torch.device(args.device)
     print(
-        f"torch {torch.__version__}, {args.device}, {args.windows} windows of {args.window} of pydocs, keep_ratio "
-        f"{args.keep_ratio:g}, prune_after {args.prune_after}; distances of one pass per event from one token per pass"
+        f"torch {torch.__version__}, {args.device}, {args.windows} windows of {args.window} of pydocs, "
+        f"keep_ratio {args.keep_ratio:g}, prune_after {args.prune_after}; "
+        "distances of one pass per event from one token per pass"
     )
-    print("model           dtype    policy    rule    bits largest    mean (nats)  PPL      PPL   cuts otherwise  on a tie")
+    print(
+        "model           dtype    policy    rule    bits "
+        "largest    mean (nats)  PPL      PPL   cuts otherwise  on a tie"
+    )
     for name in args.models:
         windows = windows_of(name, args.windows, args.window, device)
         exact = key_norms(load(find_model(name), "float32", device), windows.tokens)
@@ -171,8 +196,13 @@ def main() -> None:
             norms = key_norms(model, windows.tokens)
             for rule in rules(dtype, args.bits):
                 tied = repetitions_tied(norms, windows.tokens, rule.bits)
-                same = first_cut(norms, exact, rule.bits, PruneSettings("knorm", args.keep_ratio, args.prune_after))
-                print(f"{name:15} {dtype:8} {rule.bits} bits: {tied:.0%} of repetitions in layer 0 score the same; {same}")
+                same = first_cut(
+                    norms, exact, rule.bits, PruneSettings("knorm", args.keep_ratio, args.prune_after)
+                )
+                print(
+                    f"{name:15} {dtype:8} {rule.bits} bits: "
+                    f"{tied:.0%} of repetitions in layer 0 score the same; {same}"
+                )
                 for policy in args.policies:
                     cell = PruneSettings(policy, args.keep_ratio, args.prune_after)
                     with in_force(rule, dtype):

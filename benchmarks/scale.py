@@ -1,12 +1,13 @@
-"""A million cells planned, a hundred thousand results looked over, memory over a run: seconds and peak memory of each.
+"""A million cells planned, a hundred thousand results looked over, memory over a run: seconds and peak memory
+of each.
 
     python -m benchmarks.scale [--plans [--against FOLDER]]
 
-``--plans`` measures planning alone, along each axis. FOLDER is a checkout of other code, which plans a smaller grid
-side by side.
+``--plans`` measures planning alone, along each axis. FOLDER is a checkout of other code, which plans a
+smaller grid side by side.
 
-Aims: plan in 30 s and 1 GB whatever the axes.
-Look over 100,000 stored results in 10 s, also where each is a file of its own. Flat memory.
+Aims: plan in 30 s and 1 GB whatever the axes. Look over 100,000 stored results in 10 s, also where each is a
+file of its own. Flat memory.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def plans_along_each_axis(folder: Path, cells: int, axes: list[str] | None, agai
 
 
 def _files(folder: Path, cells: int, axes: list[str] | None) -> Iterator[tuple[str, Path]]:
-    """The grids whose names were asked for, one after the other in one file. Ends the program where there is none."""
+    """The grids whose names were asked for, one after the other in one file. Ends the program where there is
+    none."""
     every = grids(folder, cells)
     if unknown := set(axes or []) - every.keys():
         raise SystemExit(f"no such axes: {', '.join(sorted(unknown))}. There are: {'; '.join(every)}")
@@ -98,7 +100,9 @@ def store_each_alone(store: RunStore, cells: list[Cell], window: Window) -> None
     columns = cell_columns(cells[1], cells[0].cell_id, "run", "cpu")
     own = given_row(PLACEHOLDER, window) | columns | {"cell_id": PLACEHOLDER}
     buffer = io.BytesIO()
-    pq.write_table(to_arrow("perplexity", [own]), buffer, compression="none")  # so that the name stands in it as it is
+    pq.write_table(
+        to_arrow("perplexity", [own]), buffer, compression="none"
+    )  # so that the name stands in it as it is
     content = buffer.getvalue()
     folder = Path(store.directory) / "perplexity"
     folder.mkdir(parents=True)
@@ -166,22 +170,30 @@ def memory_over_a_run(folder: Path, units: int) -> None:
         failures = execute(session, IdleExecutor("local"))
         seconds = time.perf_counter() - begin_at
     if failures:
-        raise SystemExit(f"{len(failures)} cells failed, the first of {failures[0].error_type}: {failures[0].message}")
+        raise SystemExit(
+            f"{len(failures)} cells failed, the first of {failures[0].error_type}: {failures[0].message}"
+        )
 
     tenths = ", ".join(f"{used[int(len(used) * share)]:.0f}" for share in (0.1, 0.25, 0.5, 0.75, 0.99))
     files = len(store.parts("perplexity"))
     print(
-        f"{units:,} units, {units * CELLS:,} rows in {seconds:.0f} s, {files} files left: driver's memory at 10, 25, 50, "
-        f"75, 99 % of the run: {tenths} MiB"
+        f"{units:,} units, {units * CELLS:,} rows in {seconds:.0f} s, {files} files left: "
+        f"driver's memory at 10, 25, 50, 75, 99 % of the run: {tenths} MiB"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plans", action="store_true", help="planning alone")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="other code to plan side by side with")
-    parser.add_argument("--cells", type=int, default=1_000_000, help="about so many in each grid that is planned")
-    parser.add_argument("--axes", nargs="+", metavar="GRID", help="plan only these grids, by their names in the table")
+    parser.add_argument(
+        "--cells", type=int, default=1_000_000, help="about so many in each grid that is planned"
+    )
+    parser.add_argument(
+        "--axes", nargs="+", metavar="GRID", help="plan only these grids, by their names in the table"
+    )
     parser.add_argument("--results", type=int, default=104_000, help="about so many are looked over")
     parser.add_argument("--units", type=int, default=6000, help="of the run whose memory is measured")
     given = parser.parse_args()

@@ -1,16 +1,18 @@
-"""Statements counted: how often each was made, how often it was wrong, and how often it may be."""
+"""Experiments drawn, and statements counted: how often each was made, was wrong, and may be."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 import polars as pl
 
 from analysis.statistics.uncertainty import ALPHA
 
 Measured = tuple[str, float, float, float, int]
-"""A statement, how often it may be wrong, how often it was, also about the worst cell, and how often it was made."""
+"""A statement, how often it may be wrong, how often it was, also about the worst cell, and how often it was
+made."""
 
 
 class Tally:
@@ -21,7 +23,8 @@ class Tally:
         self.counts: dict[str, dict[object, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
 
     def add(self, statement: str, wrong: pl.DataFrame, said: float = ALPHA) -> None:
-        """``wrong``: what a statement is about, and whether it was wrong, a row for each time that it was made.
+        """``wrong``: what a statement is about, and whether it was wrong, a row for each time that it was
+        made.
 
         ``said``: how often it may be wrong. A row without an answer was not made.
         """
@@ -41,6 +44,14 @@ class Tally:
             wrong, made = (sum(count[i] for count in cells.values()) for i in (0, 1))
             worst = max(count[0] / count[1] for count in cells.values())
             yield statement, self.said[statement], wrong / made, worst, made
+
+
+def drawn(rows: pl.DataFrame, key: str, count: int, rng: np.random.Generator) -> pl.DataFrame:
+    """An experiment: the rows of ``count`` values of ``key`` at random with replacement, numbered anew."""
+    values = rows[key].unique().sort()
+    numbers = pl.DataFrame({key: values.gather(rng.integers(0, len(values), count)), "number": range(count)})
+    joined = numbers.join(rows, on=key, how="left", maintain_order="left").drop(key)
+    return joined.rename({"number": key}).cast({key: values.dtype})
 
 
 def one(about: str, wrong: bool) -> pl.DataFrame:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.time_left DIR [DIR ...]
 
-What was said at each tenth of a run is told against what it then took, and what each kind of unit took against its
-estimate. The aim: within a factor of 2 from a tenth of a run on, also where its units are of many kinds, and so for
-each kind of unit. A run in which no time left was said, because it was over before, has only the second part.
+What was said at each tenth of a run is told against what it then took, and what each kind of unit took
+against its estimate. The aim: within a factor of 2 from a tenth of a run on, also where its units are of many
+kinds, and so for each kind of unit. A run in which no time left was said, because it was over before, has
+only the second part.
 """
 
 from __future__ import annotations
@@ -66,13 +67,15 @@ def _kind(name: str, units: list[dict[str, Any]]) -> None:
     estimated, taken = (sum(unit[column] for unit in units) for column in ("estimated_seconds", "seconds"))
     longest = max(unit["seconds"] for unit in units)
     print(
-        f"  {name}: {len(units)} units, estimated {estimated / len(units):.1f} s each, took {taken / len(units):.1f} "
-        f"(ratio {taken / estimated:.2f}), {longest:.1f} at most"
+        f"  {name}: {len(units)} units, estimated {estimated / len(units):.1f} s each, "
+        f"took {taken / len(units):.1f} (ratio {taken / estimated:.2f}), {longest:.1f} at most"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directories", nargs="+", type=Path)
     for directory in parser.parse_args().directories:
         found = turns(directory / "log.jsonl")

@@ -1,9 +1,11 @@
 """Where an evaluation spends its time: a clock around each part, stopped while a part within it runs.
 
 - matmul: linear layers of the model's body;
-- attention: the attention modules less their linear layers: rotation, appending keys, the products, masks of padded rows;
+- attention: the attention modules less their linear layers: rotation, appending keys, the products, masks of
+  padded rows;
 - scoring: the output layer, its log-sum-exp, and the comparison with the dense cell;
-- pruning: forks of the shared prefix, scores, selection, moving entries, and what a cache whose entries stay does instead;
+- pruning: forks of the shared prefix, scores, selection, moving entries, and what a cache whose entries stay
+  does instead;
 - other: norms, activations, embeddings, planning of passes, Python.
 """
 
@@ -36,14 +38,16 @@ TIMED: tuple[tuple[Any, str, str], ...] = (
     (SlotStore, "begin", "pruning"),
     (SlotStore, "end", "pruning"),
 )
-"""(owner, name, part) of the functions that make a part; linear layers and attention are found in the model."""
+"""(owner, name, part) of the functions that make a part; linear layers and attention are found in the
+model."""
 
 Spent = dict[str, float]
 """Seconds by part."""
 
 
 def best_clock() -> Callable[[], float]:
-    """Seconds of this thread's processor where it computes alone, which other processes hardly touch; else of the wall."""
+    """Seconds of this thread's processor where it computes alone, which other processes hardly touch; else of
+    the wall."""
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 

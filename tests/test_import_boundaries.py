@@ -60,7 +60,7 @@ def named(*packages: str):
 def test_analysis_knows_results_and_nothing_else_of_ours(file):
     assert roots(file).isdisjoint({"torch", "transformers", "ray", "workers"})
     ours = {name for name in imports(file) if name.startswith("pipeline")}
-    assert ours <= {"pipeline.results"} | {name for name in ours if name.startswith("pipeline.results.")}
+    assert ours <= {"pipeline.store.run_store"} | {name for name in ours if name.startswith("pipeline.store.run_store.")}
 
 
 def test_the_front_door_imports_nothing_of_ours_before_it_has_looked():

@@ -1,7 +1,9 @@
-"""Rows of every table, made up: what tests and benchmarks store in place of measured ones. No model, no torch.
+"""Rows of every table, made up: what tests and benchmarks store in place of measured ones. No model, no
+torch.
 
-A row has all columns that ``pipeline/store/schema.py`` gives its table: what is neither given nor told here is null.
-So another column makes nobody fail who has no use for it. Whoever names a column that there is not gets a ValueError.
+A row has all columns that ``pipeline/store/schema.py`` gives its table: what is neither given nor told here is
+null. So another column makes nobody fail who has no use for it. Whoever names a column that there is not gets
+a ValueError.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ def cell(**settings: Any) -> dict[str, Any]:
         "run_id": "run-1", "protocol_version": 1, "model": "toy", "model_revision": "r1", "dataset": "text",
         "dataset_fingerprint": "f1", "device": "cpu", "device_name": "test cpu", "dtype": "float32",
         "policy": "knorm", "keep_ratio": 0.9, "prune_after": 32, "skip_layers": [], "skip_layers_rule": None,
-        "protect_sink": 0, "protect_recent": 0, "schedule": "every_step", "position_mode": "absolute", "seed": 0,
-        "bos": False, "special_tokens_in_text": "literal",
+        "protect_sink": 0, "protect_recent": 0, "schedule": "every_step", "position_mode": "absolute",
+        "seed": 0, "bos": False, "special_tokens_in_text": "literal",
     }  # fmt: skip
     columns |= {key: value for key, value in settings.items() if key in columns}
     if columns["policy"] == "dense":
@@ -34,7 +36,8 @@ def cell(**settings: Any) -> dict[str, Any]:
 
 
 def as_given(task: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row as a worker gives it: the task's own columns and ``cell_id``; the driver adds the others as it stores it."""
+    """A row as a worker gives it: the task's own columns and ``cell_id``; the driver adds the others as it
+    stores it."""
     return {name: row[name] for name in ("cell_id", *TASK_COLUMNS[task])}
 
 
@@ -60,12 +63,15 @@ def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
     held = min(50.0, values.get("window", 101) / 2)
     defaults = {
         "window_index": window_index, "window_start": 101 * window_index, "window": 101, "stride": 101,
-        "tokens_scored": scored, "nll_sum": 200.0 if nll is None else sum(nll), "tokens_correct": int(0.4 * scored),
-        "prune_events": 0 if dense else 10, "tokens_scored_pruned": 0 if dense else scored // 2,
-        "cache_tokens_mean": held if dense else held / 2, "cache_tokens_peak": 100, "cache_tokens_final": [100],
-        "kv_bytes_mean": 1e3, "kv_bytes_peak": 2000, "recent_retained": None if dense else 0.5,
+        "tokens_scored": scored, "nll_sum": 200.0 if nll is None else sum(nll),
+        "tokens_correct": int(0.4 * scored), "prune_events": 0 if dense else 10,
+        "tokens_scored_pruned": 0 if dense else scored // 2,
+        "cache_tokens_mean": held if dense else held / 2, "cache_tokens_peak": 100,
+        "cache_tokens_final": [100], "kv_bytes_mean": 1e3, "kv_bytes_peak": 2000,
+        "recent_retained": None if dense else 0.5,
         "sink_retained": None if dense else 0.75, "score_ties": None if dense else 0.02, "forward_passes": 11,
-        "seconds": 0.5, "kl_sum": 0.0 if dense else 5.0, "tokens_agreed": scored if dense else int(0.9 * scored),
+        "seconds": 0.5, "kl_sum": 0.0 if dense else 5.0,
+        "tokens_agreed": scored if dense else int(0.9 * scored),
         "rounding_nats": 1e-6, "rounding_ppl": 1e-7,
     }  # fmt: skip
     return _row("perplexity", values, defaults, own)
@@ -74,11 +80,13 @@ def perplexity_row(window_index: int = 0, **values: Any) -> dict[str, Any]:
 def generation_row(repeat: int = 0, **values: Any) -> dict[str, Any]:
     """A repeat of a cell: 10 ms to the first token, 2 ms for each other."""
     defaults = {
-        "prompt_tokens": 128, "batch_size": 1, "new_tokens": 16, "timing_protocol": "interleaved", "repeat": repeat,
-        "round_order": 0, "control": False, "ttft_seconds": 0.010, "prompt_prune_seconds": 0.0005,
+        "prompt_tokens": 128, "batch_size": 1, "new_tokens": 16, "timing_protocol": "interleaved",
+        "repeat": repeat, "round_order": 0, "control": False, "ttft_seconds": 0.010,
+        "prompt_prune_seconds": 0.0005,
         "tpot_seconds": 0.002, "prune_steps": [0, 8], "kv_bytes_step_mean": 5000.0, "weight_bytes": 1_000_000,
-        "memory_bandwidth": 1e10, "total_seconds": 0.04, "tokens_per_second": 400.0, "token_seconds": [0.002] * 15,
-        "prune_seconds": 0.001, "kv_bytes_prompt": 4096, "kv_bytes_peak": 8192, "kv_bytes_final": 4096,
+        "memory_bandwidth": 1e10, "total_seconds": 0.04, "tokens_per_second": 400.0,
+        "token_seconds": [0.002] * 15, "prune_seconds": 0.001, "kv_bytes_prompt": 4096,
+        "kv_bytes_peak": 8192, "kv_bytes_final": 4096,
         "kv_bytes_allocated_peak": 9000, "kv_bytes_allocated_final": 5000, "prune_events": 1,
         "output_tokens": [1, 2], "text_length": 16.0, "text_ended": 0.0, "text_repetition": 0.1,
         "text_agreement": 16.0, "threads": 1,
@@ -113,12 +121,16 @@ def tasks_rows(values: list[float], **settings: Any) -> list[dict[str, Any]]:
     mean = sum(values) / len(values)
     defaults = {
         "task_name": "quiz", "metric": "acc", "filter": "none", "value": mean, "documents": len(values),
-        "higher_is_better": True, "num_fewshot": 0, "prune_events": 0 if dense else 40, "tokens_predicted": 100,
-        "tokens_predicted_pruned": 0 if dense else 60, "cache_tokens_mean": 200.0 if dense else 50.0,
+        "higher_is_better": True, "num_fewshot": 0, "prune_events": 0 if dense else 40,
+        "tokens_predicted": 100, "tokens_predicted_pruned": 0 if dense else 60,
+        "cache_tokens_mean": 200.0 if dense else 50.0,
         "stderr": (mean * (1 - mean) / len(values)) ** 0.5,
     }  # fmt: skip
     whole = _row("tasks", settings, defaults, own)
-    return [whole, *({**whole, "doc_index": i, "value": value, "stderr": None} for i, value in enumerate(values))]
+    return [
+        whole,
+        *({**whole, "doc_index": i, "value": value, "stderr": None} for i, value in enumerate(values)),
+    ]
 
 
 def failure_row(**values: Any) -> dict[str, Any]:
@@ -133,11 +145,14 @@ def failure_row(**values: Any) -> dict[str, Any]:
 def run_info(**values: Any) -> dict[str, Any]:
     """A whole run.json."""
     info = {
-        "run_id": "run-1", "name": "made up", "started_at": "2026-01-02T03:04:05+00:00", "kvsweep_version": "0.1.0",
-        "protocol_version": 1, "schema_version": 1, "spec": {"name": "made up"}, "argv": ["kvsweep", "run"],
+        "run_id": "run-1", "name": "made up", "started_at": "2026-01-02T03:04:05+00:00",
+        "kvsweep_version": "0.1.0", "protocol_version": 1, "schema_version": 1, "spec": {"name": "made up"},
+        "argv": ["kvsweep", "run"],
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "versions": {"python": "3.11", "torch": "2.13", "transformers": "5.23", "ray": "2.60"},
-        "hardware": {"platform": "Linux", "cpu": "test cpu", "cpu_count": 2, "memory_bytes": 8 * 2**30, "gpus": []},
+        "hardware": {
+            "platform": "Linux", "cpu": "test cpu", "cpu_count": 2, "memory_bytes": 8 * 2**30, "gpus": [],
+        },
         "seed": 0, "models": [{"name": "toy", "revision": "r1", "layers": 2, "context": 1024}],
         "datasets": [{"name": "text", "fingerprint": "f1", "tokens": 5000}],
         "planned": {"perplexity": 0, "generation": 0, "retrieval": 0}, "dropped": [], "never_prunes": [],

@@ -10,12 +10,12 @@ from benchmarks.gpu_check.journal import Journal
 from benchmarks.gpu_check.models import windows_of, words_of
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.perplexity import STRICT
-from workers.cell_scores import CellScores
-from workers.model_files import find_model
-from workers.models import load
-from workers.perplexity import evaluate, evaluate_reference
-from workers.self_check import TOLERANCE, check
-from workers.settings import PruneSettings
+from workers.loaded.load import load
+from workers.loaded.self_check import TOLERANCE, check
+from workers.models.model_files import find_model
+from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.evaluation import evaluate, evaluate_reference
+from workers.policies.settings import PruneSettings
 
 ALLOWED = TOLERANCE | {"float32": STRICT}
 """Nats a token, on average, that rounding makes between one pass per event and one token per pass."""
@@ -23,7 +23,10 @@ ALLOWED = TOLERANCE | {"float32": STRICT}
 
 def self_checks(journal: Journal, sizes: Sizes, device: torch.device) -> None:
     """Every embedded model in both types."""
-    journal.begin("self_checks", "model            dtype     tokens  nats a token from one token per pass, from cells alone")
+    journal.begin(
+        "self_checks",
+        "model            dtype     tokens  nats a token from one token per pass, from cells alone",
+    )
 
     def one(name: str, dtype: str) -> None:
         model = load(find_model(name), dtype, device)
@@ -38,7 +41,9 @@ def self_checks(journal: Journal, sizes: Sizes, device: torch.device) -> None:
 
 def exactness(journal: Journal, sizes: Sizes, device: torch.device) -> None:
     """``evaluate`` against ``evaluate_reference``, which feeds one token per pass through another cache."""
-    journal.begin("exactness", "model            dtype     policy     largest nats  mean nats  relative PPL  prunes")
+    journal.begin(
+        "exactness", "model            dtype     policy     largest nats  mean nats  relative PPL  prunes"
+    )
 
     def one(name: str, dtype: str) -> None:
         model = load(find_model(name), dtype, device)
@@ -52,10 +57,13 @@ def exactness(journal: Journal, sizes: Sizes, device: torch.device) -> None:
             reference = evaluate_reference(model, tokens, cell, [0])
             away = (fast.nll - reference.nll).double().abs()
             ppl = float((fast.nll - reference.nll).double().mean().exp()) - 1
-            line = f"{name:16} {dtype:9} {cell.policy:10} {float(away.max()):12.2g} {float(away.mean()):10.2g} {abs(ppl):13.2g}"
-            journal.say(f"{line} {reference.validity.prune_events:7}")
+            figures = f"{float(away.max()):12.2g} {float(away.mean()):10.2g} {abs(ppl):13.2g}"
+            events = reference.validity.prune_events
+            journal.say(f"{name:16} {dtype:9} {cell.policy:10} {figures} {events:7}")
             if not float(away.mean()) <= ALLOWED[dtype]:
-                journal.fail(f"{name} {dtype} {cell.policy}: more than {ALLOWED[dtype]:g} nats a token is no rounding")
+                journal.fail(
+                    f"{name} {dtype} {cell.policy}: more than {ALLOWED[dtype]:g} nats a token is no rounding"
+                )
 
     seconds = 0.0
     for name in sizes.models:

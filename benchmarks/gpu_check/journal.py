@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from workers.clock import device_name
-from workers.memory import is_out_of_memory
+from workers.machine.clock import device_name
+from workers.messages.out_of_memory import is_out_of_memory
 
 SECTIONS = ("self_checks", "exactness", "large_model", "perplexity", "generation", "memory")
 GROWTH = 3.0
@@ -52,7 +52,8 @@ class Journal:
         self._write(f"left out: {line}")
 
     def attempt(self, what: str, work: Callable[[], None], expected_seconds: float = 0.0) -> float:
-        """Do it if the time is there; returns the seconds that it took. What it raises is a failure of it alone."""
+        """Do it if the time is there; returns the seconds that it took. What it raises is a failure of it
+        alone."""
         left = self.deadline - time.monotonic()
         if left <= expected_seconds:
             self.leave_out(f"{what}: {max(0.0, left):.0f} s are left and it may take {expected_seconds:.0f}")
@@ -61,7 +62,9 @@ class Journal:
         begin = time.monotonic()
         try:
             work()
-        except Exception as error:  # whatever it is, it is this item's result, and the others still have theirs
+        except (
+            Exception
+        ) as error:  # whatever it is, it is this item's result, and the others still have theirs
             kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
             self.fail(f"{what}: {kind}: {next(iter(str(error).splitlines()), '')}")
         return time.monotonic() - begin
@@ -76,7 +79,9 @@ def summary(journal: Journal, device: torch.device, seconds: float) -> int:
     """The last file. Returns the exit status."""
     counts = {section: journal.lines.get(section, 0) for section in SECTIONS}
     journal.begin(
-        "summary", f"torch {torch.__version__}, transformers {transformers.__version__}, {device.type}: {device_name(device)}"
+        "summary",
+        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{device.type}: {device_name(device)}",
     )
     for section, lines in counts.items():
         journal.say(f"{section:12} {lines:3} lines" + ("" if lines else ": nothing was measured"))

@@ -24,16 +24,12 @@ class Taken:
 def memory(journal: Journal, device: torch.device, taken: list[Taken]) -> None:
     """Planned against measured; judged where a counter counts this alone, which on a CPU none does."""
     judged = device.type == "cuda"
-    journal.begin(
-        "memory",
-        (
-            "planned holds where it is at least the peak"
-            if judged
-            else "a process's peak holds other things: nothing is judged here"
-        )
-        + f"; planned without the process\ncounter: {next((each.method for each in taken if each.method), 'none')}"
-        + "\nplanned GiB  peak GiB  planned / peak  of",
-    )
+    holds = "planned holds where it is at least the peak"
+    if not judged:
+        holds = "a process's peak holds other things: nothing is judged here"
+    counter = next((each.method for each in taken if each.method), "none")
+    columns = "planned GiB  peak GiB  planned / peak  of"
+    journal.begin("memory", f"{holds}; planned without the process\ncounter: {counter}\n{columns}")
     for each in taken:
         if each.peak is None:
             journal.say(f"{each.planned / GIB:11.2f} {'-':>9} {'-':>15}  {each.what}: no counter here")
@@ -41,4 +37,6 @@ def memory(journal: Journal, device: torch.device, taken: list[Taken]) -> None:
         times = each.planned / each.peak
         journal.say(f"{each.planned / GIB:11.2f} {each.peak / GIB:9.2f} {times:15.2f}  {each.what}")
         if judged and each.peak > each.planned:
-            journal.fail(f"{each.what} took {each.peak} bytes, more than the {each.planned} that were planned")
+            journal.fail(
+                f"{each.what} took {each.peak} bytes, more than the {each.planned} that were planned"
+            )

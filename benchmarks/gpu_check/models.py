@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.gpu_check.sizes import Sizes
 from benchmarks.memory import LARGE
 from workers.corpora import read_text, tokenize
-from workers.model_files import find_model
-from workers.models import DTYPES
-from workers.self_check import check
+from workers.loaded.load import DTYPES
+from workers.loaded.self_check import check
+from workers.models.model_files import find_model
 
 
 @functools.cache
@@ -31,9 +31,11 @@ def windows_of(ids: Tensor, count: int, length: int, device: torch.device) -> Te
 
 
 def large_model(sizes: Sizes, dtype: str, device: torch.device, length: int) -> Any:
-    """Random weights in Llama 3.2 1B's shape, made on the device, checked on random text, under our attention."""
-    settings = {key: value for key, value in LARGE.items() if key not in ("architectures", "dtype")} | sizes.large
-    config = transformers.LlamaConfig(**settings, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
+    """Random weights in Llama 3.2 1B's shape, made on the device, checked on random text, under our
+    attention."""
+    settings: dict[str, Any] = LARGE | sizes.large | {"attn_implementation": "sdpa"}
+    settings = {key: value for key, value in settings.items() if key not in ("architectures", "dtype")}
+    config = transformers.LlamaConfig(**settings)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[dtype])

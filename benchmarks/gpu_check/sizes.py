@@ -41,6 +41,6 @@ SMALL = Sizes(
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
     },
-    windows=2, window_lengths=(64, 256), prune_after=32, reference_tokens=16, prompts=(64, 128), batches=(1, 2), new_tokens=4,
-    rounds=1,
+    windows=2, window_lengths=(64, 256), prune_after=32, reference_tokens=16, prompts=(64, 128),
+    batches=(1, 2), new_tokens=4, rounds=1,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from benchmarks.gpu_check import exactness
 from benchmarks.gpu_check.journal import SECTIONS, Journal, summary
 from benchmarks.gpu_check.memory import Taken, memory
 from benchmarks.gpu_check.sizes import SMALL
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,12 @@ def journal(folder, seconds=600.0):
 def test_all_of_it_runs_small_on_a_cpu_and_every_section_is_in_the_folder(tmp_path):
     small = ["--small", "--device", "cpu", "--out", tmp_path / "gpu"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check", *small], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "benchmarks.gpu_check", *small],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     files = {file.stem: file.read_text() for file in (tmp_path / "gpu").iterdir()}
@@ -39,10 +44,12 @@ def test_all_of_it_runs_small_on_a_cpu_and_every_section_is_in_the_folder(tmp_pa
 
     checked = re.findall(r"^(\S+) +(float32|bfloat16) ", files["self_checks"], re.MULTILINE)
     assert checked == [("reference-llama", "float32"), ("reference-llama", "bfloat16")]
-    assert len(re.findall(r"^reference-llama +(?:bfloat16|float32) +(?:knorm|h2o) ", files["exactness"], re.MULTILINE)) == 4
-    assert re.findall(r"^ +(\d+) +2  (kvsweep|dense floor|one token per pass) ", files["perplexity"], re.MULTILINE) == [
-        (length, what) for length in ("64", "256") for what in ("kvsweep", "dense floor", "one token per pass")
-    ]  # fmt: skip
+    exact = r"^reference-llama +(?:bfloat16|float32) +(?:knorm|h2o) "
+    assert len(re.findall(exact, files["exactness"], re.MULTILINE)) == 4
+    contestants = ("kvsweep", "dense floor", "one token per pass")
+    timed = rf"^ +(\d+) +2  ({'|'.join(contestants)}) "
+    expected = [(length, what) for length in ("64", "256") for what in contestants]
+    assert re.findall(timed, files["perplexity"], re.MULTILINE) == expected
     cells = [line.split() for line in files["generation"].splitlines()[2:]]
     assert [tuple(cell[:3]) for cell in cells] == [
         (prompt, batch, ratio) for batch in "12" for prompt in ("64", "128") for ratio in ("1", "0.5", "0.1")
@@ -58,7 +65,11 @@ def test_what_the_time_does_not_reach_is_left_out_and_said(tmp_path, capsys):
     memory(late, CPU, command.large_sections(late, SMALL, CPU))
     assert summary(late, CPU, 1.0) == 0
     said = (tmp_path / "summary.txt").read_text()
-    for what in ("self_checks: reference-llama float32", "self_checks: reference-llama bfloat16", "large_model: the model"):
+    for what in (
+        "self_checks: reference-llama float32",
+        "self_checks: reference-llama bfloat16",
+        "large_model: the model",
+    ):
         assert f"left out: {what}: 0 s are left" in said
     assert "self_checks    0 lines: nothing was measured" in said and "3 left out" in capsys.readouterr().out
 
@@ -90,13 +101,18 @@ def test_what_an_item_raises_is_a_failure_of_it_and_the_next_has_its_turn(tmp_pa
 
     own.attempt("8 prompts", broken)
     own.attempt("1 prompt", lambda: done.append(1))
-    assert own.failed == ["generation: 8 prompts: out of memory: CUDA out of memory. Tried to allocate 2 GiB"] and done == [1]
+    said = "out of memory: CUDA out of memory. Tried to allocate 2 GiB"
+    assert own.failed == [f"generation: 8 prompts: {said}"] and done == [1]
 
 
 @pytest.mark.parametrize(("kind", "failures"), [("cuda", 1), ("cpu", 0)])
 def test_memory_beyond_the_plan_fails_where_the_counter_counts_nothing_else(tmp_path, kind, failures):
     own = journal(tmp_path)
-    lines = [Taken("within", 200, 150, "counter"), Taken("beyond", 200, 201, "counter"), Taken("unknown", 200, None, None)]
+    lines = [
+        Taken("within", 200, 150, "counter"),
+        Taken("beyond", 200, 201, "counter"),
+        Taken("unknown", 200, None, None),
+    ]
     memory(own, torch.device(kind), lines)
     assert len(own.failed) == failures and all("beyond took 201 bytes" in line for line in own.failed)
     assert "unknown: no counter here" in (tmp_path / "memory.txt").read_text()
