@@ -19,10 +19,10 @@ from analysis.draw.points import with_words
 from analysis.generation.speed import DRIFT
 from analysis.harness.findings import task_findings
 from analysis.load import Results
+from analysis.page import layout
 from analysis.page.charts import charts, not_drawn
 from analysis.page.findings import findings, warnings
 from analysis.page.norm_attention import in_words, norm_attention
-from analysis.page.page import layout
 from analysis.page.provenance import facts
 from analysis.perplexity.tables import by_ratio
 from analysis.recommend import advice_in_words

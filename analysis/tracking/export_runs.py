@@ -16,7 +16,7 @@ import polars as pl
 from analysis import labels
 from analysis.generation.speed import COMPARED, TEXT, short
 from analysis.load import OLDER, Results, load
-from analysis.page.page import layout
+from analysis.page import layout
 from analysis.tables import Tables
 from analysis.tracking.stores import TRACKERS, Record, Tracker
 

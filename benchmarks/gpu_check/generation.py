@@ -14,8 +14,9 @@ from benchmarks.gpu_check.journal import GROWTH, Journal
 from benchmarks.gpu_check.memory import GIB, Taken
 from benchmarks.gpu_check.models import weight_bytes, windows_of
 from benchmarks.gpu_check.sizes import RATIOS, Sizes
-from workers.footprint import generation_bytes, with_slack
 from workers.footprint.model_shape import shape_of
+from workers.footprint.prompts import generation_bytes
+from workers.footprint.worker import with_slack
 from workers.generation.decoding import GenerationRun, generate
 from workers.machine.clock import Clock
 from workers.policies.budget import kept_count

@@ -14,8 +14,9 @@ from benchmarks.gpu_check.memory import Taken
 from benchmarks.gpu_check.models import weight_bytes, windows_of
 from benchmarks.gpu_check.sizes import RATIOS, Sizes
 from workers.cache.attention import NAME as OWN_ATTENTION
-from workers.footprint import perplexity_bytes, windows_at_once, with_slack
 from workers.footprint.model_shape import shape_of
+from workers.footprint.perplexity import perplexity_bytes, windows_at_once
+from workers.footprint.worker import with_slack
 from workers.machine.clock import Clock
 from workers.machine.peak_memory import PeakMemory
 from workers.perplexity.cell_scores import CellScores

@@ -13,7 +13,7 @@ from analysis.generation import measures, speed
 from analysis.harness import charts as task_charts
 from analysis.keys import VERSIONS
 from analysis.load import load
-from analysis.page.page import findings
+from analysis.page import findings
 from analysis.perplexity import curve_shape
 from analysis.perplexity.tables import by_ratio
 from analysis.retrieval import charts as retrieval_charts

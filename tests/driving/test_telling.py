@@ -21,7 +21,8 @@ from tests.support.ready import CPU as NEED
 from tests.support.tiny import tiny_model
 from workers.messages.telling import News, Telling
 from workers.messages.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
-from workers.perplexity.evaluation import evaluate, evaluation
+from workers.perplexity import evaluation
+from workers.perplexity.evaluation import evaluate
 from workers.policies.settings import PruneSettings
 from workers.unit import run_unit
 from workers.worker import Worker

@@ -13,7 +13,8 @@ from analysis.generation.speed import median_interval
 from tests.support.architectures import ARCHITECTURES, make
 from tests.support.thinned import thinned
 from tests.support.tiny import repetitive_tokens, tiny_model
-from workers.generation.decoding import GenerationRun, generate, rounds
+from workers.generation import rounds
+from workers.generation.decoding import GenerationRun, generate
 from workers.generation.rounds import Timed, round_orders, rounds_as_reported, timed_rounds, widest_interval
 from workers.generation.rows import above_ceiling
 from workers.machine.bandwidth import memory_bandwidth, weight_bytes

@@ -19,7 +19,8 @@ from pipeline.planning.resolve import check_cuda_here, find_device
 from pipeline.planning.spec import load_spec
 from pipeline.sweepfile.sweep_error import SweepError
 from tests.support.command import ROOT, kvsweep
-from workers.machine.host import gpus, this_machine
+from workers.machine import gpus
+from workers.machine.host import this_machine
 
 GIB = 2**30
 V2 = "0::/jobs/mine\n"

@@ -16,7 +16,7 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.resolve import resolve
 from pipeline.planning.spec import load_spec
 from pipeline.sweepfile.sweep_error import SweepError
-from workers.loaded.load import model_json
+from workers.models import model_json
 from workers.models.bos import bos_token
 from workers.models.model_files import ModelError, find_model
 

@@ -12,9 +12,10 @@ from tests.support.architectures import ARCHITECTURES, SHAPE, Architecture, conf
 from tests.support.tiny import repetitive_tokens, tiny_model
 from workers.cache import attention
 from workers.loaded import self_check
-from workers.loaded.load import DTYPES, architecture, load
+from workers.loaded.load import DTYPES, load
 from workers.loaded.reference_pass import passes
 from workers.loaded.self_check import check
+from workers.models import architecture
 from workers.models.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
 from workers.perplexity.evaluation import evaluate, evaluate_reference
 

@@ -13,10 +13,10 @@ from workers.cache.pruned_cache import PrunedCache
 from workers.generation.decoding import forward
 from workers.messages.work import RetrievalWork
 from workers.policies.settings import PruneSettings
+from workers.retrieval import answers as module
 from workers.retrieval.answer_attention import answer_attention
 from workers.retrieval.answers import RETAINED, answers, batches
 from workers.texts.questions import Question
-from workers.texts.questions import answers as module
 
 CPU = torch.device("cpu")
 CELLS = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.loaded.load import families
+from workers.models import families
 from workers.models.model_json import one_line, shown
 from workers.models.model_settings import Settings, count_of, kind_of, layer_types, number_of, table_of, text_settings, window_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workers.loaded.load import families
+from workers.models import families
 from workers.models.model_json import finite, shown
 
 Settings = Mapping[str, Any]
