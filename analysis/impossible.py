@@ -1,7 +1,9 @@
-"""Figures that cannot be, such as a negative NLL: the one list of them for every table, told row by row before rows are pooled.
+"""Figures that cannot be, such as a negative NLL: the one list of them for every table, told row by row
+before rows are pooled.
 
-No measurement gives such a figure, so a row that has one was edited, damaged, or written by something else. Where a schema
-lacks a column, or a value is missing, infinite or not a number, nothing is told: that is NOT_FINITE, not IMPOSSIBLE.
+No measurement gives such a figure, so a row that has one was edited, damaged, or written by something else.
+Where a schema lacks a column, or a value is missing, infinite or not a number, nothing is told: that is
+NOT_FINITE, not IMPOSSIBLE.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import polars as pl
 from pipeline.results import CELL_COLUMNS, PRUNING
 
 ROUNDING = 1e-4
-"""Nats per token that rounding may take from zero: a token of probability 1 can have an NLL of -1e-6, and so can a KL divergence.
-Log-probabilities are float32; those of logits up to 100 are off by at most 2e-5."""
+"""Nats per token that rounding may take from zero: a token of probability 1 can have an NLL of -1e-6, and so
+can a KL divergence. Log-probabilities are float32; those of logits up to 100 are off by at most 2e-5."""
 
 NEAR = 1e-6
 """The share by which a mean of counts, or of shares, may pass its bound by rounding."""
@@ -23,10 +25,12 @@ FAR = 1e-3
 """The share by which the sum of a window's NLLs, which are stored in float32, may differ from ``nll_sum``."""
 
 LARGEST = {"acc": 1.0, "acc_norm": 1.0, "exact_match": 1.0, "f1": 100.0}
-"""Metrics of lm-evaluation-harness that are shares, and the largest value. Some of its tasks (squadv2) give F1 in per cent."""
+"""Metrics of lm-evaluation-harness that are shares, and the largest value. Some of its tasks (squadv2) give
+F1 in per cent."""
 
 TWICE = 0.01
-"""The share by which two rows of one window of one cell may differ in their NLL: more than any hardware's rounding."""
+"""The share by which two rows of one window of one cell may differ in their NLL: more than any hardware's
+rounding."""
 
 OF_LISTS = {
     "nll_tokens": pl.col("nll").list.len().cast(pl.Int64),
@@ -48,7 +52,8 @@ def reason(task: str) -> pl.Expr:
 
 
 def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-    """Each row once, by what names it. Windows that are there again, with another ``nll_sum`` or number, get a reason."""
+    """Each row once, by what names it. Windows that are there again, with another ``nll_sum`` or number, get
+    a reason."""
     kept = rows.unique(keys, keep="first", maintain_order=True)
     if "nll_sum" not in rows.collect_schema():
         return kept
@@ -59,16 +64,23 @@ def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
     words = pl.format("nll_sum {} and {} of one window", "low", "high")
 
     place = [*(key for key in keys if key != "window_index"), "document", "window_start"]
-    shared = kept.filter(pl.col("window_start").is_not_null()).group_by(place).agg(others=pl.len()).filter(pl.col("others") > 1)
+    shared = (
+        kept.filter(pl.col("window_start").is_not_null())
+        .group_by(place)
+        .agg(others=pl.len())
+        .filter(pl.col("others") > 1)
+    )
     told = told.join(shared, on=place, how="left", nulls_equal=True, maintain_order="left")
     again = pl.format("{} windows that begin at one token, {}", "others", "window_start")
     return told.with_columns(impossible=pl.coalesce("impossible", words, again)).drop("low", "high", "others")
 
 
 def beside_twin() -> pl.Expr:
-    """``impossible`` of a row that has its dense twin's ``dense_cache_tokens`` and ``dense_impossible``, from ``reason``.
+    """``impossible`` of a row that has its dense twin's ``dense_cache_tokens`` and ``dense_impossible``, from
+    ``reason``.
 
-    A pruned cache never holds more than the full one, and what rests on a figure that cannot be cannot be either.
+    A pruned cache never holds more than the full one, and what rests on a figure that cannot be cannot be
+    either.
     """
     held, whole = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
     above = held.is_finite() & whole.is_finite() & (held > whole * (1 + NEAR))
@@ -77,8 +89,11 @@ def beside_twin() -> pl.Expr:
 
 
 def at_twins_place() -> pl.Expr:
-    """``impossible`` of a window beside its dense twin's ``dense_start`` and ``dense_document``: both lie at one place."""
-    same = pl.col("window_start").eq_missing(pl.col("dense_start")) & pl.col("document").eq_missing(pl.col("dense_document"))
+    """``impossible`` of a window beside its dense twin's ``dense_start`` and ``dense_document``: both lie at
+    one place."""
+    same = pl.col("window_start").eq_missing(pl.col("dense_start")) & pl.col("document").eq_missing(
+        pl.col("dense_document")
+    )
     known = pl.col("window_start").is_not_null() & pl.col("dense_start").is_not_null()
     places = ["window_start", "document", "dense_start", "dense_document"]
     told = [pl.col(name).cast(pl.String).fill_null("no number") for name in places]
@@ -92,19 +107,24 @@ def of_twin(name: str) -> pl.Expr:
 
 
 def in_cell() -> pl.Expr:
-    """``impossible`` of a cell, for ``agg``: the first reason among its rows, and how many of them have one."""
+    """``impossible`` of a cell, for ``agg``: the first reason among its rows, and how many of them have
+    one."""
     own = pl.col("impossible")
-    return pl.format(f"{WORDS}: {{}} ({{}} of {{}} rows)", own.drop_nulls().first(), own.count(), pl.len()).alias("impossible")
+    return pl.format(
+        f"{WORDS}: {{}} ({{}} of {{}} rows)", own.drop_nulls().first(), own.count(), pl.len()
+    ).alias("impossible")
 
 
 def without_figures(cells: pl.DataFrame, kept: Collection[str]) -> pl.DataFrame:
-    """The cells, with nothing but the columns ``kept`` of those that are ``impossible``: nothing can be made of them."""
+    """The cells, with nothing but the columns ``kept`` of those that are ``impossible``: nothing can be made
+    of them."""
     figures = [name for name in cells.columns if name not in kept]
     return cells.with_columns(pl.when(pl.col("impossible").is_null()).then(pl.col(figures)).name.keep())
 
 
 def _told(condition: pl.Expr, words: str, *names: str) -> pl.Expr:
-    """The words, with the values of these columns, where the condition holds. NaN is above everything, so it is left out."""
+    """The words, with the values of these columns, where the condition holds. NaN is above everything, so it
+    is left out."""
     known = pl.all_horizontal(pl.col(name).is_finite() for name in names)
     return pl.when(known & condition).then(pl.format(words, *names))
 
@@ -135,7 +155,9 @@ def _list_of_nll() -> list[pl.Expr]:
     return [
         pl.when(lowest < -ROUNDING).then(pl.format("nll of a token {}", lowest)),
         pl.when(length != scored).then(pl.format("nll of {} tokens for {} tokens_scored", length, scored)),
-        pl.when(total.is_finite() & (length == scored) & far).then(pl.format("nll_sum {} for tokens of {}", total, summed)),
+        pl.when(total.is_finite() & (length == scored) & far).then(
+            pl.format("nll_sum {} for tokens of {}", total, summed)
+        ),
     ]
 
 
@@ -143,7 +165,9 @@ def _metric() -> pl.Expr:
     """A share above its largest value, or below 0."""
     largest = pl.col("metric").replace_strict(LARGEST, default=None, return_dtype=pl.Float64)
     outside = (pl.col("value") < 0) | (pl.col("value") > largest)
-    return pl.when(pl.col("value").is_finite() & largest.is_not_null() & outside).then(pl.format("{} {}", "metric", "value"))
+    return pl.when(pl.col("value").is_finite() & largest.is_not_null() & outside).then(
+        pl.format("{} {}", "metric", "value")
+    )
 
 
 def _absent(*names: str) -> list[pl.Expr]:

@@ -26,7 +26,8 @@ def skipped(layers: list[int] | None, rule: str | None = None) -> str:
 
 
 def variant(row: Row) -> str:
-    """The settings beside policy, keep_ratio and prune_after; the defaults of the protocol are not mentioned."""
+    """The settings beside policy, keep_ratio and prune_after; the defaults of the protocol are not
+    mentioned."""
     return ", ".join(variant_parts(row))
 
 
@@ -57,14 +58,22 @@ def cell(row: Row) -> str:
 
 
 def place(row: Row, several: Collection[str] = ()) -> str:
-    """Model and dataset, and what else tells a group from the page's others: ``several`` names columns of many values."""
-    named = {"dtype": "{}", "device": "{}", "window": "windows of {}", "stride": "stride {}", "bos": "BOS first: {}"}
+    """Model and dataset, and what else tells a group from the page's others: ``several`` names columns of
+    many values."""
+    named = {
+        "dtype": "{}",
+        "device": "{}",
+        "window": "windows of {}",
+        "stride": "stride {}",
+        "bos": "BOS first: {}",
+    }
     others = [form.format(text(row[name])) for name, form in named.items() if name in several]
     return ", ".join([f"{row['model']} on {row['dataset']}", *others])
 
 
 def questions(row: Row) -> str:
-    """What was asked, in words: kind, digits, distractors, and whether the question was there when the context was pruned."""
+    """What was asked, in words: kind, digits, distractors, and whether the question was there when the
+    context was pruned."""
     among = f" among {row['distractors']} distractors" if row["distractors"] else ""
     asked = "asked before the prune" if row["question_pruned"] else "asked after the prune"
     return f"{text(row['kind'])}, {row['digits']} digits{among}, {asked}"

@@ -1,8 +1,10 @@
-"""Which setting to use: the one that holds least and is confirmed, on windows that did not choose it, to cost little PPL.
+"""Which setting to use: the one that holds least and is confirmed, on windows that did not choose it, to cost
+little PPL.
 
-A cell that is picked among many looks better than it is, so its own interval says too much. Here one half of the windows (or
-documents) chooses which cells are worth a try, and the other half confirms them one after the other, the safest first, until one
-is not confirmed: that a setting is recommended wrongly happens in at most 5 of 100 reports, however many cells there are.
+A cell that is picked among many looks better than it is, so its own interval says too much. Here one half of
+the windows (or documents) chooses which cells are worth a try, and the other half confirms them one after the
+other, the safest first, until one is not confirmed: that a setting is recommended wrongly happens in at most
+5 of 100 reports, however many cells there are.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ HALVES = ("choosing_high", "confirmed_high")
 
 
 def usable() -> pl.Expr:
-    """Cells that a recommendation may rest on: valid, with an interval and a budget; no control, no bug reproduced on purpose."""
+    """Cells that a recommendation may rest on: valid, with an interval and a budget; no control, no bug
+    reproduced on purpose."""
     return (
         valid()
         & pl.col("pruned_high").is_not_null()
@@ -43,7 +46,8 @@ def usable() -> pl.Expr:
 
 
 def front(cells: pl.DataFrame) -> pl.DataFrame:
-    """The usable cells that no other of their model and dataset beats in realised budget and upper bound of the PPL ratio.
+    """The usable cells that no other of their model and dataset beats in realised budget and upper bound of
+    the PPL ratio.
 
     The ratio is that of the tokens that saw a pruned cache.
     """
@@ -60,19 +64,25 @@ def _best(cells: pl.DataFrame, bound: str) -> pl.DataFrame:
 def recommended(
     measured: pl.DataFrame, cells: pl.DataFrame, answers: pl.DataFrame, tolerance: float = MAX_PPL_INCREASE
 ) -> pl.DataFrame:
-    """One row per model and dataset: the columns of the recommended cell, null where there is none, and ``advice`` in words.
+    """One row per model and dataset: the columns of the recommended cell, null where there is none, and
+    ``advice`` in words.
 
-    ``measured``: ``pairs.with_dense``; ``cells``: ``Tables.perplexity``; ``answers``: ``retrieval_tables.retrieval``. Adds
-    ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio, over the tokens that saw a pruned cache, on the half that
-    confirmed. A cell whose retrieval was measured, under whatever schedule, must also be shown to keep it.
+    ``measured``: ``pairs.with_dense``; ``cells``: ``Tables.perplexity``; ``answers``:
+    ``retrieval_tables.retrieval``. Adds ``confirmed_high``: the one-sided 95 % upper bound of the PPL ratio,
+    over the tokens that saw a pruned cache, on the half that confirmed. A cell whose retrieval was measured,
+    under whatever schedule, must also be shown to keep it.
     """
     groups = cells.filter(pl.col("policy") != "dense").select(SCORED).unique(maintain_order=True)
     candidates = with_retrieval(with_halves(measured, cells.filter(usable())), answers)
-    found = [groups.clear().join(candidates, on=SCORED, how="left").with_columns(advice=pl.lit(None, pl.String))]
+    found = [
+        groups.clear().join(candidates, on=SCORED, how="left").with_columns(advice=pl.lit(None, pl.String))
+    ]
     for group in groups.iter_slices(1):
         own = candidates.join(group, on=SCORED, how="semi", nulls_equal=True, maintain_order="left")
         chosen, advice = _choice(own, tolerance)
-        found.append(group.join(chosen, on=SCORED, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice)))
+        found.append(
+            group.join(chosen, on=SCORED, how="left", nulls_equal=True).with_columns(advice=pl.lit(advice))
+        )
     return pl.concat(found).sort(SCORED, nulls_last=False, maintain_order=True)
 
 
@@ -84,40 +94,57 @@ def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
     enough = cells.filter(pl.col("pruned_units") >= FEWEST_UNITS)
     if enough.is_empty():
         most, kind = labels.count(cells.select(pl.col("pruned_units").max()).item()), cells["unit_kind"][0]
-        return enough, f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on the other"
+        return (
+            enough,
+            f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on the other",
+        )
     cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
     if cheap.is_empty():
         least = labels.figure(100 * (enough.select(pl.col("choosing_high").min()).item() - 1))
-        return cheap, f"no recommendation: no cell looks to stay within {limit}; the closest may be {least} % worse"
+        return (
+            cheap,
+            f"no recommendation: no cell looks to stay within {limit}; the closest may be {least} % worse",
+        )
     kept = cheap.filter(pl.col("veto").is_null())
     if kept.is_empty():
         first = cheap["veto"][0]
-        return kept, f"no recommendation: retrieval rules out each cell that looks to stay within {limit}: {first}"
+        return (
+            kept,
+            f"no recommendation: retrieval rules out each cell that looks to stay within {limit}: {first}",
+        )
     tried = _best(kept, "choosing_high").sort("budget", descending=True, maintain_order=True)
     confirmed = tried.filter((pl.col("confirmed_high") <= 1 + tolerance).cum_prod().cast(pl.Boolean))
     if confirmed.is_empty():
         worst = labels.figure(100 * (tried["confirmed_high"][0] - 1))
-        return confirmed, f"no recommendation: within {limit} was not confirmed on the other half of the windows, up to {worst} %"
+        return (
+            confirmed,
+            f"no recommendation: within {limit} was not confirmed on the other half of the windows, up to {worst} %",
+        )
     last = confirmed.tail(1)
     advice = f"at most {limit} worse where the cache was pruned, confirmed on {last['unit_kind'][0]} that did not choose it"
     return last, f"{advice}; {last['asked'][0]}"
 
 
 def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells with ``choosing_high`` and ``confirmed_high``: upper bounds (one-sided, 95 %) of their PPL ratio on either half.
+    """The cells with ``choosing_high`` and ``confirmed_high``: upper bounds (one-sided, 95 %) of their PPL
+    ratio on either half.
 
-    Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned cache, raised by what
-    rounding alone does to PPL (``rounding_ppl``, which matters in 16 bits).
+    Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned
+    cache, raised by what rounding alone does to PPL (``rounding_ppl``, which matters in 16 bits).
     """
     sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
     sums = sums.filter(pl.col("tokens_pruned") > 0).sort(*POOL, "unit").with_columns(n=pl.len().over(POOL))
     sums = sums.with_columns(half=pl.int_range(pl.len()).over(POOL) % 2)
-    found = [cells.select(POOL).clear().with_columns(half=pl.lit(None, pl.Int64), high=pl.lit(None, pl.Float64))]
+    found = [
+        cells.select(POOL).clear().with_columns(half=pl.lit(None, pl.Int64), high=pl.lit(None, pl.Float64))
+    ]
     for (n,), group in sums.filter(pl.col("n") >= FEWEST_UNITS).sort(*POOL, "half", "unit").group_by("n"):
         for number in range(len(HALVES)):
             own = group.filter(pl.col("half") == number)
             count = (int(str(n)) + 1 - number) // 2
-            nll, tokens = (own[name].cast(pl.Float64).to_numpy().reshape(-1, count) for name in ("nll", "tokens_pruned"))
+            nll, tokens = (
+                own[name].cast(pl.Float64).to_numpy().reshape(-1, count) for name in ("nll", "tokens_pruned")
+            )
             mean, error = weighted_mean(nll, tokens)
             bound = pl.Series(mean + t_quantile(LEVEL, count) * error).exp()
             keys = own.unique(POOL, keep="first", maintain_order=True).select(POOL)
@@ -132,14 +159,17 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """The cells with ``asked``, what retrieval of the same setting says, and ``veto``, the same where it rules that out."""
+    """The cells with ``asked``, what retrieval of the same setting says, and ``veto``, the same where it
+    rules that out."""
     numbered = cells.with_columns(scored_schedule()).with_row_index("cell")
     same = numbered.select("cell", *SAME)
     both = answers.with_columns(scored_schedule()).join(same, on=SAME, how="inner", nulls_equal=True)
     by_cell = both.partition_by("cell", as_dict=True)
     words = [_told(by_cell.get((number,), both.clear())) for number in range(cells.height)]
     asked = pl.Series([said for said, _ in words], dtype=pl.String)
-    return cells.with_columns(asked=asked, veto=pl.Series([None if kept else said for said, kept in words], dtype=pl.String))
+    return cells.with_columns(
+        asked=asked, veto=pl.Series([None if kept else said for said, kept in words], dtype=pl.String)
+    )
 
 
 def _told(asked: pl.DataFrame) -> tuple[str, bool]:
@@ -151,7 +181,10 @@ def _told(asked: pl.DataFrame) -> tuple[str, bool]:
     if known.is_empty():
         return "retrieval cannot tell, for the dense cell does not know the answers", True
     shown_to_lose = shown_lower().fill_null(False)
-    for shown, words in ((shown_to_lose, "retrieval is shown to lose"), (~kept_accuracy(), "retrieval may lose")):
+    for shown, words in (
+        (shown_to_lose, "retrieval is shown to lose"),
+        (~kept_accuracy(), "retrieval may lose"),
+    ):
         bad = known.filter(shown).sort("accuracy_difference", maintain_order=True)
         if bad.height:
             row = bad.row(0, named=True)
@@ -171,5 +204,7 @@ def _sentences(advised: pl.DataFrame) -> Iterator[str]:
         place, advice = labels.place(row, several), row["advice"]
         if row["budget"] is not None:
             cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
-            advice = f"least cache for a PPL {advice}: {labels.percent(row['budget'])} of the dense one ({cell})"
+            advice = (
+                f"least cache for a PPL {advice}: {labels.percent(row['budget'])} of the dense one ({cell})"
+            )
         yield f"{place}: {advice}."

@@ -35,22 +35,31 @@ class Report:
 
 
 def write_report(
-    directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
-    folders: Mapping[str, str] | None = None, *, audit: bool = False,
-) -> str:  # fmt: skip
+    directories: Sequence[str],
+    output: str | None = None,
+    tolerance: float = MAX_PPL_INCREASE,
+    folders: Mapping[str, str] | None = None,
+    *,
+    audit: bool = False,
+) -> str:
     """``make_report``; returns where it lies."""
     return make_report(directories, output, tolerance, folders, audit=audit).place
 
 
 def make_report(
-    directories: Sequence[str], output: str | None = None, tolerance: float = MAX_PPL_INCREASE,
-    folders: Mapping[str, str] | None = None, *, audit: bool = False,
-) -> Report:  # fmt: skip
+    directories: Sequence[str],
+    output: str | None = None,
+    tolerance: float = MAX_PPL_INCREASE,
+    folders: Mapping[str, str] | None = None,
+    *,
+    audit: bool = False,
+) -> Report:
     """Write the report of one or several run directories.
 
-    ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. ``folders``: where to write ``FORMS``, by
-    form. ``audit``: judge the reports' claims by these rows. Default place: ``report.html`` in the first directory, which may be
-    an s3:// URL. Raises RunUnreadableError where a directory is not a run, and OSError where a file cannot be written.
+    ``tolerance``: the increase of PPL that a recommended setting may cost, as a share. ``folders``: where to
+    write ``FORMS``, by form. ``audit``: judge the reports' claims by these rows. Default place:
+    ``report.html`` in the first directory, which may be an s3:// URL. Raises RunUnreadableError where a
+    directory is not a run, and OSError where a file cannot be written.
     """
     place = None if output is None else local_file(output)
     places = {form: local_file(folder) for form, folder in (folders or {}).items()}
@@ -72,10 +81,13 @@ def make_report(
 
 
 def local_file(text: str) -> str:
-    """A path of this machine to write to, with ``~`` as the home directory. Raises PlaceError for a URL of an object store."""
+    """A path of this machine to write to, with ``~`` as the home directory. Raises PlaceError for a URL of an
+    object store."""
     place = placed(text)
     if is_remote(place):
-        raise PlaceError(f"{text}: what is asked for here is written to this machine; give a path, and copy it there")
+        raise PlaceError(
+            f"{text}: what is asked for here is written to this machine; give a path, and copy it there"
+        )
     return place
 
 
@@ -96,19 +108,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="report.py", description="Write one self-contained HTML report of kvsweep run directories."
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="run directory, local or s3://")
-    parser.add_argument("-o", "--output", metavar="FILE", help="where to write the page (default: DIR/report.html)")
     parser.add_argument(
-        "--max-ppl-increase", type=_share, default=MAX_PPL_INCREASE, metavar="SHARE", dest="tolerance",
+        "-o", "--output", metavar="FILE", help="where to write the page (default: DIR/report.html)"
+    )
+    parser.add_argument(
+        "--max-ppl-increase",
+        type=_share,
+        default=MAX_PPL_INCREASE,
+        metavar="SHARE",
+        dest="tolerance",
         help="what a recommended setting may cost, such as 1%% or 0.01 (default: 1%%)",
-    )  # fmt: skip
+    )
     for form in FORMS:
         what = "table, whole" if form == "csv" else "chart"
-        parser.add_argument(f"--{form}", metavar="DIR", help=f"also write every {what} as {form.upper()} into this folder")
+        parser.add_argument(
+            f"--{form}", metavar="DIR", help=f"also write every {what} as {form.upper()} into this folder"
+        )
     parser.add_argument("--audit", action="store_true", help="judge what the reports claimed by these rows")
     arguments = parser.parse_args(argv)
     try:
         folders = {form: folder for form in FORMS if (folder := getattr(arguments, form))}
-        print(make_report(arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit))
+        print(
+            make_report(
+                arguments.directories, arguments.output, arguments.tolerance, folders, audit=arguments.audit
+            )
+        )
     except (RunUnreadableError, PlaceError, OSError) as error:
         print(f"report: {next(iter(str(error).splitlines()), '')}", file=sys.stderr)
         return 2

@@ -1,4 +1,5 @@
-"""What a cell's figures can speak for: every verdict, why some enter no aggregate, and how the page warns of them."""
+"""What a cell's figures can speak for: every verdict, why some enter no aggregate, and how the page warns of
+them."""
 
 from __future__ import annotations
 
@@ -40,23 +41,37 @@ def scored_verdict() -> pl.Expr:
     """What a cell's perplexity can speak for, as ``verdict``."""
     share = pl.col("share_pruned")
     return (
-        pl.when(pl.col("impossible").is_not_null()).then(pl.lit(IMPOSSIBLE))
-        .when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
-        .when(pl.col("ppl").is_null()).then(pl.lit("NOT_FINITE"))
-        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
-        .when(share == 0).then(pl.lit("NEVER_PRUNED"))
-        .when(share < BARELY).then(pl.lit("BARELY_PRUNED"))
-        .otherwise(pl.lit("VALID")).alias("verdict")
-    )  # fmt: skip
+        pl.when(pl.col("impossible").is_not_null())
+        .then(pl.lit(IMPOSSIBLE))
+        .when(pl.col("policy") == "dense")
+        .then(pl.lit("DENSE"))
+        .when(pl.col("ppl").is_null())
+        .then(pl.lit("NOT_FINITE"))
+        .when(pl.col("beyond_context"))
+        .then(pl.lit("BEYOND_CONTEXT"))
+        .when(share == 0)
+        .then(pl.lit("NEVER_PRUNED"))
+        .when(share < BARELY)
+        .then(pl.lit("BARELY_PRUNED"))
+        .otherwise(pl.lit("VALID"))
+        .alias("verdict")
+    )
 
 
 def plain_verdict(never: pl.Expr | None = None) -> pl.Expr:
-    """The verdict on a cell that has no perplexity; ``never`` tells that none of its figures saw a pruned cache."""
+    """The verdict on a cell that has no perplexity; ``never`` tells that none of its figures saw a pruned
+    cache."""
     return (
-        pl.when(pl.col("impossible").is_not_null()).then(pl.lit(IMPOSSIBLE))
-        .when(pl.col("policy") == "dense").then(pl.lit("DENSE"))
-        .when(pl.lit(False) if never is None else never).then(pl.lit("NEVER_PRUNED"))
-        .when(pl.col("beyond_context")).then(pl.lit("BEYOND_CONTEXT"))
-        .when(pl.col("prune_events") == 0).then(pl.lit("NEVER_PRUNED"))
-        .otherwise(pl.lit("VALID")).alias("verdict")
-    )  # fmt: skip
+        pl.when(pl.col("impossible").is_not_null())
+        .then(pl.lit(IMPOSSIBLE))
+        .when(pl.col("policy") == "dense")
+        .then(pl.lit("DENSE"))
+        .when(pl.lit(False) if never is None else never)
+        .then(pl.lit("NEVER_PRUNED"))
+        .when(pl.col("beyond_context"))
+        .then(pl.lit("BEYOND_CONTEXT"))
+        .when(pl.col("prune_events") == 0)
+        .then(pl.lit("NEVER_PRUNED"))
+        .otherwise(pl.lit("VALID"))
+        .alias("verdict")
+    )

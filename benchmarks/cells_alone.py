@@ -60,7 +60,7 @@ def first_event(cell: PruneSettings, steps: int) -> int:
 
 def measured(
     model: Any, tokens: Tensor, starts: list[int], cells: Sequence[PruneSettings], rounds: int
-) -> Measured:  # fmt: skip
+) -> Measured:
     """Stock passes and cells in turns. Raises what a cell failed of."""
     steps, watch, found = tokens.shape[1] - 1, Stopwatch(best_clock()), Measured()
     firsts = sorted({first_event(cell, steps) for cell in cells} - {steps})

@@ -33,7 +33,7 @@ class Sleepers:
     @ray.method(num_returns="streaming")
     async def run(
         self, seconds: float, cells: Sequence[UnitCell], windows: Sequence[Window]
-    ) -> AsyncIterator[UnitResult]:  # fmt: skip
+    ) -> AsyncIterator[UnitResult]:
         await asyncio.sleep(seconds)
         yield result(cells, windows, seconds, "asleep")
 

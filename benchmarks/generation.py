@@ -48,10 +48,16 @@ def llama_shape() -> torch.nn.Module:
     """Random weights in the shape of a small Llama with grouped queries; speed depends on the shape alone."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        intermediate_size=1376, max_position_embeddings=2048, eos_token_id=None,
+        vocab_size=50_304,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=1376,
+        max_position_embeddings=2048,
+        eos_token_id=None,
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -92,24 +98,33 @@ def transformers_generate(model: Any, prompt: torch.Tensor, new: int) -> Timing:
     stamps = Stamps()
     with no_garbage_collection():
         model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(),
-            min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0, streamer=stamps,
-        )  # fmt: skip
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=DynamicCache(),
+            min_new_tokens=new,
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            streamer=stamps,
+        )
     return stamps.timing()
 
 
 @contextmanager
 def kvpress_process(
     python: Path, model: Any, prompt: torch.Tensor, new: int, prune_after: int
-) -> Iterator[Callable[[float], Timing]]:  # fmt: skip
+) -> Iterator[Callable[[float], Timing]]:
     """A process in kvpress's environment that times one generation at a time when told to."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         script = Path(__file__).with_name("kvpress_contestant.py")
         options = {
-            "model": folder, "prompt": prompt[0].tolist(), "new_tokens": new, "prune_after": prune_after,
+            "model": folder,
+            "prompt": prompt[0].tolist(),
+            "new_tokens": new,
+            "prune_after": prune_after,
             "threads": torch.get_num_threads(),
-        }  # fmt: skip
+        }
         with subprocess.Popen(
             [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as child:

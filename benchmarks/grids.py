@@ -16,9 +16,12 @@ def one_window_each(cells: int) -> str:
     thresholds = [16 * i for i in range(1, max(1, round(cells / 4000)) + 1)]
     ratios = [f"{i / 100:g}" for i in range(1, min(100, max(1, cells // 40)) + 1)]
     return grid_of(
-        "perplexity: {window: 1024, stride: 1024, windows: 1}", policies=f"[{POLICIES}]", keep_ratios=ratios,
-        prune_after=thresholds, skip_layers=[[], [0], [1], [0, 1], [2]],
-    )  # fmt: skip
+        "perplexity: {window: 1024, stride: 1024, windows: 1}",
+        policies=f"[{POLICIES}]",
+        keep_ratios=ratios,
+        prune_after=thresholds,
+        skip_layers=[[], [0], [1], [0, 1], [2]],
+    )
 
 
 def grid_of(task: str = PERPLEXITY, **keys: object) -> str:
@@ -56,21 +59,25 @@ def grids(folder: Path, cells: int) -> dict[str, str]:
             skip_layers=layers, keep_ratios=COARSE, prune_after=STEPS[: max(1, cells // 6300)]
         ),
         "protect_sink, protect_recent": grid_of(
-            "perplexity: {window: 1024, windows: 2}", keep_ratios=COARSE, protect_sink=protected,
-            protect_recent=protected, prune_after="[512]",
+            "perplexity: {window: 1024, windows: 2}",
+            keep_ratios=COARSE,
+            protect_sink=protected,
+            protect_recent=protected,
+            prune_after="[512]",
         ),
         "exclude, a block for each hundredth cell": grid_of(
             keep_ratios=ratios, prune_after=STEPS[:side], exclude=f"[{', '.join(blocks)}]"
         ),
         "datasets": grid_of(
-            datasets=_texts(folder, max(1, cells // 5000)), keep_ratios=ratios,
+            datasets=_texts(folder, max(1, cells // 5000)),
+            keep_ratios=ratios,
             prune_after=STEPS[: max(1, round(5000 / side))],
         ),
         "prompts x batches of generation": grid_of(f"generation: {generation}", keep_ratios=COARSE),
         "depths x distractors of retrieval": grid_of(
             f"retrieval: {retrieval}", keep_ratios=ratios, prune_after=STEPS[:side]
         ),
-    }  # fmt: skip
+    }
 
 
 def _own_policies(folder: Path, count: int) -> list[str]:

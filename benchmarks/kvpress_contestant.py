@@ -51,10 +51,15 @@ def timed(
     gc.disable()
     with press_for(keep_ratio, prompt.shape[1], options["prune_after"])(model):
         model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=DynamicCache(),
-            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=DynamicCache(),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
             streamer=stamps,
-        )  # fmt: skip
+        )
     gc.enable()
     return stamps.at[1] - stamps.at[0], (stamps.at[-1] - stamps.at[1]) / (len(stamps.at) - 2)
 

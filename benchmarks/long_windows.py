@@ -25,9 +25,14 @@ def peak_here(policy: str, length: int) -> int:
     """Peak bytes of the window in this process, beyond what it held before."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-        num_key_value_heads=2, max_position_embeddings=2**16,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        max_position_embeddings=2**16,
+    )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     model.set_attn_implementation(NAME)
     cells = [PruneSettings(policy, 0.5, length * part // 16) for part in range(3, 15)]

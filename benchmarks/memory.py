@@ -128,31 +128,51 @@ def task_folder(folder: Path, words: Path, length: int) -> Path:
 
 
 def sweep(
-    args: argparse.Namespace, folder: Path, task: str, model: Path, dtype: str, policy: str, length: int,
+    args: argparse.Namespace,
+    folder: Path,
+    task: str,
+    model: Path,
+    dtype: str,
+    policy: str,
+    length: int,
     texts: int,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan of one line: the dense cell, and one or two of the policy's."""
     words = folder / "words.txt"
     blocks = {
         "perplexity": {"window": length, "stride": length, "windows": texts},
         "generation": {
-            "prompt_tokens": [length - 16], "batch_sizes": [1], "new_tokens": 8, "repeats": 5,
-            "max_repeats": 5, "warmup": 0,
+            "prompt_tokens": [length - 16],
+            "batch_sizes": [1],
+            "new_tokens": 8,
+            "repeats": 5,
+            "max_repeats": 5,
+            "warmup": 0,
         },
         "retrieval": {
-            "kinds": ["needle"], "context_tokens": [length], "depths": [0.5], "questions": texts,
-            "question_pruned": [True], "prune_after": [length // 2],
+            "kinds": ["needle"],
+            "context_tokens": [length],
+            "depths": [0.5],
+            "questions": texts,
+            "question_pruned": [True],
+            "prune_after": [length // 2],
         },
         "tasks": {"tasks": ["long"], "limit": texts, "include_path": str(folder / f"task-{length}")},
-    }  # fmt: skip
+    }
     if task == "tasks":
         task_folder(folder / f"task-{length}", words, length)
     keys = {
-        "name": "memory", "models": [str(model)], "datasets": [f"text:{words}"], "devices": [args.device],
-        "dtypes": [dtype], "policies": [policy], "keep_ratios": [0.9, 0.5] if texts > FEW_TEXTS else [0.5],
-        "prune_after": [length // 2], "allow_beyond_context": True,
+        "name": "memory",
+        "models": [str(model)],
+        "datasets": [f"text:{words}"],
+        "devices": [args.device],
+        "dtypes": [dtype],
+        "policies": [policy],
+        "keep_ratios": [0.9, 0.5] if texts > FEW_TEXTS else [0.5],
+        "prune_after": [length // 2],
+        "allow_beyond_context": True,
         "lm_eval" if task == "tasks" else task: blocks[task],
-    }  # fmt: skip
+    }
     file = folder / "sweep.yaml"
     file.write_text(json.dumps(keys))  # which YAML understands
     return make_plan(load_spec(str(file)))
@@ -256,9 +276,16 @@ def prepared(folder: Path, model: str, args: argparse.Namespace) -> tuple[Path, 
 
 
 def line(
-    args: argparse.Namespace, folder: Path, task: str, model: str, path: Path, dtype: str, policy: str,
-    length: int, check_peak: int = 0,
-) -> int:  # fmt: skip
+    args: argparse.Namespace,
+    folder: Path,
+    task: str,
+    model: str,
+    path: Path,
+    dtype: str,
+    policy: str,
+    length: int,
+    check_peak: int = 0,
+) -> int:
     """Print a line; the peak in bytes. ``check_peak``: that of the model's self-check on a text of this
     length."""
     texts = 1 if task == "generation" else TEXTS.get((model, length > 1024), 1)

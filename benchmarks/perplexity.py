@@ -51,10 +51,15 @@ def pythia_70m_shape() -> torch.nn.Module:
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
     config = GPTNeoXConfig(
-        vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
-        intermediate_size=2048, max_position_embeddings=2048, rope_parameters=rope,
+        vocab_size=50_304,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=2048,
+        rope_parameters=rope,
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
+    )
     model = GPTNeoXForCausalLM(config).eval().requires_grad_(False)
     check(model, "pythia-70m-shape", "float32")
     return model
@@ -143,7 +148,7 @@ def compare(
 
 def show(
     model: Any, tokens: torch.Tensor, starts: list[int], threshold: int, args: argparse.Namespace
-) -> None:  # fmt: skip
+) -> None:
     """The tables of one model and threshold."""
     grids = {
         policy: [PruneSettings(policy, ratio, threshold) for ratio in args.keep_ratios]

@@ -74,11 +74,20 @@ def _cell(rng: np.random.Generator, model: int, setting: dict[str, Any], windows
     tokens = np.abs(rng.standard_normal((windows, SCORED), dtype=np.float32) + np.float32(4.0 + harm))
     events = [] if dense else list(range(32, WINDOW, 25))
     row = perplexity_row(
-        **setting, run_id="bench", model=f"model {model % 3}", dataset=f"text {model // 3}",
-        dataset_fingerprint=f"f{model // 3}", window=WINDOW, stride=WINDOW, tokens_scored=SCORED,
-        cache_tokens_mean=512.0 * ratio, cache_tokens_peak=SCORED, event_steps=events,
-        event_kept=[16] * len(events), kl_sum=0.0 if dense else 50.0 * ratio,
-    )  # fmt: skip
+        **setting,
+        run_id="bench",
+        model=f"model {model % 3}",
+        dataset=f"text {model // 3}",
+        dataset_fingerprint=f"f{model // 3}",
+        window=WINDOW,
+        stride=WINDOW,
+        tokens_scored=SCORED,
+        cache_tokens_mean=512.0 * ratio,
+        cache_tokens_peak=SCORED,
+        event_steps=events,
+        event_kept=[16] * len(events),
+        kl_sum=0.0 if dense else 50.0 * ratio,
+    )
     of_a_window = {
         "window_index": range(windows),
         "window_start": [WINDOW * i for i in range(windows)],

@@ -44,8 +44,9 @@ def cells(count: int, prune_after: int) -> list[PruneSettings]:
     """The dense cell, and knorm and others at several ratios."""
     grid = [
         PruneSettings(policy, ratio, prune_after, schedule="prefill_once")
-        for policy in POLICIES for ratio in RATIOS
-    ]  # fmt: skip
+        for policy in POLICIES
+        for ratio in RATIOS
+    ]
     return [PruneSettings("dense"), *grid][:count]
 
 
@@ -59,9 +60,14 @@ def one_by_one(
     if question_pruned:
         ids = torch.tensor([question.prompt_ids])
         told = model.generate(  # pyright: ignore[reportCallIssue]
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=count,
-            min_new_tokens=count, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
         return told[0, ids.shape[1] :].tolist()
     forward(model, torch.tensor([question.context_ids]), cache)
     cache.begin_outside(len(question.question_ids))
@@ -72,9 +78,12 @@ def one_by_one(
 
 
 def compare(
-    model: nn.Module, asked: tuple[Question, ...], settings: list[PruneSettings], question_pruned: bool,
+    model: nn.Module,
+    asked: tuple[Question, ...],
+    settings: list[PruneSettings],
+    question_pruned: bool,
     rounds: int,
-) -> None:  # fmt: skip
+) -> None:
     """One line of the table."""
     work, many = RetrievalWork(asked, question_pruned), len(settings)
     total = many * len(asked)

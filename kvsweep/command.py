@@ -1,4 +1,5 @@
-"""The console scripts. Before anything is imported they look whether other files stand in the way of kvsweep's packages."""
+"""The console scripts. Before anything is imported they look whether other files stand in the way of
+kvsweep's packages."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ BAD_INPUT = 2
 
 
 def in_the_way() -> str | None:
-    """What Python would import instead of one of the packages beside this one, in words; None where nothing is."""
+    """What Python would import instead of one of the packages beside this one, in words; None where nothing
+    is."""
     for name in PACKAGES:
         found = find_spec(name)
         places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]

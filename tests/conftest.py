@@ -1,4 +1,5 @@
-"""What tests share: a tiny model on disk with its tokenizer, a text, sweep files over both. No network, no embedded weights."""
+"""What tests share: a tiny model on disk with its tokenizer, a text, sweep files over both. No network, no
+embedded weights."""
 
 from __future__ import annotations
 
@@ -18,12 +19,16 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # no test writes a token to the home directory or uses the one there
+    "RAY_AUTH_TOKEN": secrets.token_hex(
+        32
+    ),  # no test writes a token to the home directory or uses the one there
     "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="kvcache"),  # passed self-checks
     "COLUMNS": "160",  # width of printed tables
 }
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes side by side must not wait for one another by spinning
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # threads of processes side by side must not wait for one another by spinning
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
@@ -46,16 +51,24 @@ def ray_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random 2-layer Llama of 4 heads over 2 KV heads and a byte tokenizer, saved as a user's own model would be."""
+    """A random 2-layer Llama of 4 heads over 2 KV heads and a byte tokenizer, saved as a user's own model
+    would be."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     config = LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=256, eos_token_id=256,
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=256,
+        eos_token_id=256,
         initializer_range=0.4,  # large, so that attention is far from uniform and dropping an entry shows
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
@@ -79,7 +92,10 @@ def save_byte_tokenizer(file: Path) -> None:
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 3,000 characters (as many tokens of the tiny model) of varied text."""
     rng = random.Random(0)
-    sentences = (" ".join(rng.choices(WORDS.split(), k=rng.randint(4, 12))).capitalize() + rng.choice(".?!") for _ in range(60))
+    sentences = (
+        " ".join(rng.choices(WORDS.split(), k=rng.randint(4, 12))).capitalize() + rng.choice(".?!")
+        for _ in range(60)
+    )
     text = ""
     for sentence in sentences:
         if len(text) > 3000:
@@ -92,7 +108,8 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep_file(tmp_path: Path, tiny_model_dir: Path, text_file: Path) -> Callable[..., Path]:
-    """``sweep_file(key="YAML", ...)``: a small valid sweep with these keys replaced or added; None takes a key out."""
+    """``sweep_file(key="YAML", ...)``: a small valid sweep with these keys replaced or added; None takes a
+    key out."""
 
     def write(**changes: str | None) -> Path:
         keys: dict[str, str | None] = {

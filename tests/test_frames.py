@@ -18,7 +18,8 @@ OURS = tuple(str(ROOT / package) for package in ("kvsweep", "pipeline", "workers
 FIRST, LAST = "pipeline/cli.py: run", "workers/policies/policy_calls.py: scores_of"
 
 MOST = {"perplexity": 17, "long passes": 17, "generation": 17, "retrieval": 17, "harness": 24}
-"""Calls of our own functions at most, from that of ``kvsweep run`` to the one that calls the policy, both included."""
+"""Calls of our own functions at most, from that of ``kvsweep run`` to the one that calls the policy, both
+included."""
 
 SWEEPS: dict[str, dict[str, Any]] = {
     "perplexity": {
@@ -52,11 +53,13 @@ def plain(view):
 
 entrywise = Policy(plain, entrywise=True)
 """
-"""Two, because entries of the second may stay where they are, and other functions call it then (``slot_layer``)."""
+"""Two, because entries of the second may stay where they are, and other functions call it then
+(``slot_layer``)."""
 
 
 def calls(stack: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """Our own functions, from the command to what calls the policy; stack: (file, function), the innermost first."""
+    """Our own functions, from the command to what calls the policy; stack: (file, function), the innermost
+    first."""
     own = [f"{Path(file).relative_to(ROOT)}: {name}" for file, name in stack[::-1] if file.startswith(OURS)]
     assert own[-1] == LAST
     return tuple(own[own.index(FIRST) :])
@@ -66,9 +69,15 @@ def calls(stack: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize("task", MOST)
 def test_from_the_command_to_the_score_function_are_few_calls(task, tmp_path, monkeypatch):
     sweep = {
-        "name": "frames", "models": ["reference-llama"], "datasets": ["pydocs"], "devices": ["cpu"],
-        "policies": ["walked:plain"], "keep_ratios": [0.9], "prune_after": [32], **SWEEPS[task],
-    }  # fmt: skip
+        "name": "frames",
+        "models": ["reference-llama"],
+        "datasets": ["pydocs"],
+        "devices": ["cpu"],
+        "policies": ["walked:plain"],
+        "keep_ratios": [0.9],
+        "prune_after": [32],
+        **SWEEPS[task],
+    }
     if task == "harness":
         pytest.importorskip("lm_eval")
         from tests.harness.local_tasks import write_tasks

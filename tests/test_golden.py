@@ -1,4 +1,5 @@
-"""What is measured, planned, reported and refused is what the kept golden run has; and a comparison finds what is not."""
+"""What is measured, planned, reported and refused is what the kept golden run has; and a comparison finds
+what is not."""
 
 import json
 import re
@@ -49,10 +50,17 @@ def test_the_golden_run_has_every_policy_task_schedule_and_way_of_pruning():
     assert {"absolute", "cache_length"} == set(rows["position_mode"])
     assert {"interleaved", "report_2025"} == set(rows["timing_protocol"]) - {None}
     assert {False, True} == set(rows["question_pruned"]) - {None}
-    assert {name for name in ("protect_sink", "protect_recent") if rows[name].max() > 0} == {"protect_sink", "protect_recent"}
+    assert {name for name in ("protect_sink", "protect_recent") if rows[name].max() > 0} == {
+        "protect_sink",
+        "protect_recent",
+    }
     assert {file.parent.name for file in GOLDEN.glob("*/run/*/golden.parquet")} == {
-        "perplexity", "generation", "retrieval", "tasks", "failures",
-    }  # fmt: skip
+        "perplexity",
+        "generation",
+        "retrieval",
+        "tasks",
+        "failures",
+    }
     assert rows["skip_layers_rule"].drop_nulls().len() and (rows["skip_layers"].list.len() == 2).any()
 
 
@@ -95,7 +103,7 @@ def test_the_last_bit_of_a_figure_is_found(other, capsys):
     rewrite(table(other), lambda frame: shifted(frame, "nll_sum", next_value))
     assert found(other, capsys) == [
         f"default perplexity {cell} {window} nll_sum: kept {value!r}, now {next_value!r}"
-    ]  # fmt: skip
+    ]
 
 
 def test_another_time_is_no_difference(other, capsys):
@@ -119,7 +127,9 @@ def test_a_changed_cell_of_a_reports_table_is_found(other, capsys):
     frame = pl.read_csv(file, infer_schema=False)
     value = frame["ppl"][1]
     frame.with_columns(ppl=pl.Series([frame["ppl"][0], f"{value}1", *frame["ppl"][2:]])).write_csv(file)
-    assert found(other, capsys) == [f"seed_reports report cells.csv row 1 ppl: kept {value!r}, now {value + '1'!r}"]
+    assert found(other, capsys) == [
+        f"seed_reports report cells.csv row 1 ppl: kept {value!r}, now {value + '1'!r}"
+    ]
 
 
 def test_another_encoding_of_a_chart_is_found(other, capsys):

@@ -1,4 +1,5 @@
-"""Which package may import what: planning and reading results must not cost torch, and only two files know ray."""
+"""Which package may import what: planning and reading results must not cost torch, and only two files know
+ray."""
 
 import ast
 import subprocess
@@ -19,7 +20,8 @@ TORCH_FREE = (
 WITH_TORCH = ("footprint.model_shape", "messages.out_of_memory", "models.gguf.convert")
 """Modules of those rooms that planning does not use."""
 SCORES = ("policies.cache_view", "policies.eviction", "policies.observation", "policies.policy")
-"""Those that planning asks for policies' names and what they observe; torch is imported when a score is computed."""
+"""Those that planning asks for policies' names and what they observe; torch is imported when a score is
+computed."""
 
 
 def is_torch_free(module: str) -> bool:
@@ -53,14 +55,18 @@ def files(package: str) -> list[Path]:
 
 
 def named(*packages: str):
-    return pytest.mark.parametrize("file", [f for p in packages for f in files(p)], ids=lambda f: f"{f.parent.name}.{f.stem}")
+    return pytest.mark.parametrize(
+        "file", [f for p in packages for f in files(p)], ids=lambda f: f"{f.parent.name}.{f.stem}"
+    )
 
 
 @named("analysis")
 def test_analysis_knows_results_and_nothing_else_of_ours(file):
     assert roots(file).isdisjoint({"torch", "transformers", "ray", "workers"})
     ours = {name for name in imports(file) if name.startswith("pipeline")}
-    assert ours <= {"pipeline.store.run_store"} | {name for name in ours if name.startswith("pipeline.store.run_store.")}
+    assert ours <= {"pipeline.store.run_store"} | {
+        name for name in ours if name.startswith("pipeline.store.run_store.")
+    }
 
 
 def test_the_front_door_imports_nothing_of_ours_before_it_has_looked():
@@ -103,7 +109,10 @@ def imported_at_once(file: Path) -> set[str]:
 
 
 def test_policies_are_known_without_torch():
-    assert loaded_after("from workers.policies.settings import POLICY_NAMES\nassert 'snapkv' in POLICY_NAMES") == set()
+    assert (
+        loaded_after("from workers.policies.settings import POLICY_NAMES\nassert 'snapkv' in POLICY_NAMES")
+        == set()
+    )
 
 
 @named("pipeline")
@@ -118,9 +127,13 @@ def loaded_after(code: str, *arguments: str) -> set[str]:
     """Which heavy packages a fresh Python has loaded after ``code``."""
     tail = f"\nprint([m for m in {(*HEAVY, 'ray')} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}{tail}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", f"import sys\n{code}{tail}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=True,
-    )  # fmt: skip
+    )
     return set(ast.literal_eval(done.stdout.splitlines()[-1]))
 
 
@@ -128,7 +141,9 @@ def test_the_check_sees_a_heavy_import():
     assert loaded_after("sys.modules['ray'] = sys") == {"ray"}
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.sweep", "pipeline.commands.plan_table", "analysis.report"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.cli", "pipeline.sweep", "pipeline.commands.plan_table", "analysis.report"]
+)
 def test_importing_is_light(module):
     assert loaded_after(f"import {module}") == set()
 

@@ -27,13 +27,16 @@ LINES = {
     "pipeline/cells/cell.py": [("    position_mode: str\n", "    rescale: int\n")],
     "workers/policies/settings.py": [('    position_mode: str = "absolute"\n', "    rescale: int = 0\n")],
 }  # fmt: skip
-"""File -> a line that is there, and the one that comes behind it. What acts on the setting in ``workers`` is a fifth file."""
+"""File -> a line that is there, and the one that comes behind it. What acts on the setting in ``workers`` is
+a fifth file."""
 
 
 @pytest.mark.slow
 def test_six_lines_of_four_files_bring_a_setting_from_the_sweep_file_to_the_report(tmp_path):
     for package in ("pipeline", "workers", "analysis"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("reference", "__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("reference", "__pycache__")
+        )
     for name, added in LINES.items():
         file = tmp_path / name
         text = file.read_text(encoding="utf-8")
@@ -44,13 +47,16 @@ def test_six_lines_of_four_files_bring_a_setting_from_the_sweep_file_to_the_repo
 
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "tests.support.toy_setting", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "cell, filters, rows, worker, tables, words, claims and records know rescale\n"
 
 
 def test_the_lists_of_settings_say_the_same():
-    """What is spelt out for readers: fields of a cell, axes of a sweep and of its filters, what a worker is told."""
+    """What is spelt out for readers: fields of a cell, axes of a sweep and of its filters, what a worker is
+    told."""
     assert set(PRUNED_BY) == PRUNING.keys() - {"skip_layers_rule"}, "the rule is a value of skip_layers"
     assert set(FIELDS.values()) == set(PRUNED_BY) and set(AXES) == set(PRUNED_BY)
     assert FIELDS.keys() == CellFilter.model_fields.keys() and FIELDS.keys() <= SweepSpec.model_fields.keys()

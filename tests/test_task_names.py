@@ -1,4 +1,5 @@
-"""What differs between tasks is asked of the task: its name is compared with nowhere else, and hardly mentioned."""
+"""What differs between tasks is asked of the task: its name is compared with nowhere else, and hardly
+mentioned."""
 
 import ast
 from collections import Counter
@@ -11,7 +12,13 @@ from pipeline.store import schema
 from pipeline.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("pipeline/tasks/", "workers/harness/", "workers/perplexity", "workers/generation", "workers/retrieval")
+ROOMS = (
+    "pipeline/tasks/",
+    "workers/harness/",
+    "workers/perplexity",
+    "workers/generation",
+    "workers/retrieval",
+)
 """Where a task's own files lie, by how their paths begin."""
 MENTIONED = {
     "pipeline/store/schema.py",  # the columns of each table

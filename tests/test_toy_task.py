@@ -1,4 +1,5 @@
-"""A task that only this file knows is planned, run, stored, resumed, and seen in status and report: nobody asks for its name."""
+"""A task that only this file knows is planned, run, stored, resumed, and seen in status and report: nobody
+asks for its name."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ class HeldWork:
 
 def held_rows(
     unit: WorkUnit, model: torch.nn.Module, device: torch.device, result: UnitResult, telling: Telling
-) -> None:  # fmt: skip
+) -> None:
     assert isinstance(unit.work, HeldWork)
     for cell in unit.cells:
         for prompt in unit.work.prompts:
@@ -98,7 +99,10 @@ class Held(Task):
         return [("held.lengths", length) for own in self.settings(spec) for length in own["lengths"]]
 
     def text_needs(self, spec: SweepSpec, tokens: Tokens, bos: bool) -> list[TextNeed]:
-        return [TextNeed("the longest prompt", length - bos, 1, all_apart=True) for _, length in self.lengths(spec)]
+        return [
+            TextNeed("the longest prompt", length - bos, 1, all_apart=True)
+            for _, length in self.lengths(spec)
+        ]
 
     def prompt_tokens(self, settings: Mapping[str, Any]) -> int:
         return min(settings["lengths"])
@@ -128,12 +132,15 @@ class Held(Task):
     def work(self, unit: PlannedUnit, resolved: Resolved, spec: SweepSpec) -> HeldWork:
         first = unit.cells[0]
         (ids,) = resolved.tokens[first.model, first.dataset].prompts(max(settings_of(first)["lengths"]), 1)
-        return HeldWork(tuple(tuple(beginning(first, ids, length).tolist()) for length in settings_of(first)["lengths"]))
+        return HeldWork(
+            tuple(tuple(beginning(first, ids, length).tolist()) for length in settings_of(first)["lengths"])
+        )
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    """What a new task is: an object, the columns of its table, its block of the sweep file, a runner, two lists of the report."""
+    """What a new task is: an object, the columns of its table, its block of the sweep file, a runner, two
+    lists of the report."""
     monkeypatch.setitem(TASKS, Held.name, Held())
     monkeypatch.setitem(schema.TASK_COLUMNS, Held.name, COLUMNS)
     monkeypatch.setitem(schema.ROW_KEYS, Held.name, ["length"])
@@ -172,7 +179,10 @@ def test_it_is_planned_beside_the_others(sweep):
     assert [cell.keep_ratio for cell in own] == [1.0, 0.9, 0.5] and plan.rows_expected(own[0]) == 2
     assert [unit.task for unit in plan.units] == ["perplexity", "held", "held", "held"]
     assert "3 cells are asked what they hold" in plan.notes and plan.never_prune == []
-    assert [cell.task for cell in make_plan(load_spec(str(sweep(prune_after="[41]")))).never_prune] == ["held", "held"]
+    assert [cell.task for cell in make_plan(load_spec(str(sweep(prune_after="[41]")))).never_prune] == [
+        "held",
+        "held",
+    ]
 
 
 def test_what_it_cannot_do_is_refused_before_anything_starts(sweep, out, capsys):
@@ -180,7 +190,9 @@ def test_what_it_cannot_do_is_refused_before_anything_starts(sweep, out, capsys)
     assert ": held.lengths: a prompt has two tokens at least" in capsys.readouterr().err
     with pytest.raises(SweepError, match=r"held.lengths: 300 is longer than the context of"):
         make_plan(load_spec(str(sweep(held="{lengths: [300]}"))))
-    with pytest.raises(SweepError, match="add at least one block of perplexity, generation, retrieval, lm_eval, held"):
+    with pytest.raises(
+        SweepError, match="add at least one block of perplexity, generation, retrieval, lm_eval, held"
+    ):
         load_spec(str(sweep(held=None)))
 
 

@@ -1,8 +1,10 @@
-"""``prefill_once`` with knorm against kvpress's KnormPress, entry by entry: ``python -m tools.compare_kvpress --venv DIR``.
+"""``prefill_once`` with knorm against kvpress's KnormPress, entry by entry: ``python -m tools.compare_kvpress
+--venv DIR``.
 
-kvpress needs an older transformers than kvsweep, so it runs in a virtual environment of its own, which is made in DIR if it is
-not there. On ``reference-llama`` (KnormPress hooks Llama's attention, not GPT-NeoX's) both compress the same prompts to the same
-count. Exit status 1 where they keep different entries for another reason than equal scores at 12 bits.
+kvpress needs an older transformers than kvsweep, so it runs in a virtual environment of its own, which is
+made in DIR if it is not there. On ``reference-llama`` (KnormPress hooks Llama's attention, not GPT-NeoX's)
+both compress the same prompts to the same count. Exit status 1 where they keep different entries for another
+reason than equal scores at 12 bits.
 """
 
 from __future__ import annotations
@@ -49,16 +51,25 @@ def environment(folder: Path) -> Path:
 
 @torch.inference_mode()
 def kept(model: Any, ids: list[int], policy: str, ratio: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Positions [kv_heads, kept] that kvsweep keeps in each layer, and the scores [kv_heads, n] of all entries."""
+    """Positions [kv_heads, kept] that kvsweep keeps in each layer, and the scores [kv_heads, n] of all
+    entries."""
     scores: list[Tensor] = []
     full = PrunedCache(model.config)
     forward(model, torch.tensor([ids]), full)
     for layer in full.pruned_layers:
         keys, values = layer.stored()
         view = view_of(
-            keys=keys, values=values.clone, positions=layer.stored_positions(), seen=0, keep=0, layer=0, seed=0,
-            row_ids=torch.zeros(1), scale=Scale(1.0, None), observed=Observed(),
-        )  # fmt: skip
+            keys=keys,
+            values=values.clone,
+            positions=layer.stored_positions(),
+            seen=0,
+            keep=0,
+            layer=0,
+            seed=0,
+            row_ids=torch.zeros(1),
+            scale=Scale(1.0, None),
+            observed=Observed(),
+        )
         scores.append(knorm(view)[0])
     cache = PrunedCache(model.config, policy=policy, keep_ratio=ratio, prune_after=1, schedule="prefill_once")
     forward(model, torch.tensor([ids]), cache)
@@ -66,7 +77,8 @@ def kept(model: Any, ids: list[int], policy: str, ratio: float) -> tuple[list[Te
 
 
 def compare(ours: list[Tensor], theirs: list[list[list[int]]], scores: list[Tensor]) -> tuple[int, int, int]:
-    """Heads with the same entries, heads in which only equal 12-bit scores were chosen otherwise, other heads."""
+    """Heads with the same entries, heads in which only equal 12-bit scores were chosen otherwise, other
+    heads."""
     same = ties = wrong = 0
     for layer, (mine, others, score) in enumerate(zip(ours, theirs, scores, strict=True)):
         for head, (a, b) in enumerate(zip(mine.tolist(), others, strict=True)):
@@ -79,7 +91,9 @@ def compare(ours: list[Tensor], theirs: list[list[list[int]]], scores: list[Tens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--venv", type=Path, required=True, help="where kvpress's environment is, or is made")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[128, 512, 1024])
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.9, 0.5, 0.1])
@@ -90,10 +104,15 @@ def main() -> None:
     grid = [(text[:length], ratio) for length in args.prompt_tokens for ratio in args.keep_ratios]
     prompts = [{"ids": ids, "keep": kept_count(ratio, len(ids))} for ids, ratio in grid]
     answer = subprocess.run(
-        [environment(args.venv), KEPT_BY_KVPRESS], input=json.dumps({"model": facts.source, "prompts": prompts}),
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    print("prompt keep_ratio kept | knorm of kvsweep: same, ties at 12 bits, otherwise | without rounding: same, ties, otherwise")
+        [environment(args.venv), KEPT_BY_KVPRESS],
+        input=json.dumps({"model": facts.source, "prompts": prompts}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    print(
+        "prompt keep_ratio kept | knorm of kvsweep: same, ties at 12 bits, otherwise | without rounding: same, ties, otherwise"
+    )
     failed = 0
     for (ids, ratio), prompt, theirs in zip(grid, prompts, json.loads(answer.stdout), strict=True):
         found = []

@@ -1,7 +1,9 @@
-"""Evaluate a trained reference model and write its model card: ``python -m tools.evaluate_reference DIR --texts EVAL_DIR``.
+"""Evaluate a trained reference model and write its model card: ``python -m tools.evaluate_reference DIR
+--texts EVAL_DIR``.
 
-DIR holds config, weights, tokenizer and training.json (tools/train_reference.py makes them). Every figure in the card comes
-from this run: perplexity at windows of 1,024, the curve by position up to 2,048, passkey accuracy with the full cache.
+DIR holds config, weights, tokenizer and training.json (tools/train_reference.py makes them). Every figure in
+the card comes from this run: perplexity at windows of 1,024, the curve by position up to 2,048, passkey
+accuracy with the full cache.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ def token_losses(model: torch.nn.Module, ids: torch.Tensor, window: int, limit: 
 def by_position(model: torch.nn.Module, ids: torch.Tensor) -> list[tuple[str, float]]:
     """Perplexity between each two bounds of position, of the *same* tokens everywhere.
 
-    Windows of 2,048 start at every 64th token, so that each token of a region comes at every multiple of 64 (plus its own
-    remainder) once: text that happens to be hard cannot make a position look bad. Tokens that would be at position 0 of
-    some window are left out.
+    Windows of 2,048 start at every 64th token, so that each token of a region comes at every multiple of 64
+    (plus its own remainder) once: text that happens to be hard cannot make a position look bad. Tokens that
+    would be at position 0 of some window are left out.
     """
     sums, counts = torch.zeros(2048, dtype=torch.float64), torch.zeros(2048, dtype=torch.float64)
     for region in range(REGIONS):
@@ -64,11 +66,14 @@ def by_position(model: torch.nn.Module, ids: torch.Tensor) -> list[tuple[str, fl
             nll = evaluate(model, torch.stack([ids[s : s + 2048] for s in batch]), [], batch)[0].nll.double()
             for start, row in zip(batch, nll, strict=True):
                 at = torch.arange(1, 2048)
-                inside = (start + at >= first + 2048) & (start + at < first + 2048 + REGION) & (at % STEP != 0)
+                inside = (
+                    (start + at >= first + 2048) & (start + at < first + 2048 + REGION) & (at % STEP != 0)
+                )
                 sums[1:] += row * inside
                 counts[1:] += inside
     return [
-        (f"{low}-{high - 1}", math.exp(sums[low:high].sum() / counts[low:high].sum())) for low, high in itertools.pairwise(BOUNDS)
+        (f"{low}-{high - 1}", math.exp(sums[low:high].sum() / counts[low:high].sum()))
+        for low, high in itertools.pairwise(BOUNDS)
     ]
 
 
@@ -77,7 +82,10 @@ def passkey_accuracy(
 ) -> float:
     """Share of questions answered exactly with the full cache, depths drawn evenly."""
     rng = random.Random(f"card/{kind}/{length}")
-    asked = tuple(build_question(tokenizer.inside, kind, length, rng.random(), i, 1_000_003, filler) for i in range(questions))
+    asked = tuple(
+        build_question(tokenizer.inside, kind, length, rng.random(), i, 1_000_003, filler)
+        for i in range(questions)
+    )
     (rows,) = answers(model, torch.device("cpu"), [PruneSettings("dense")], RetrievalWork(asked, True), 8)
     if isinstance(rows, Exception):
         raise rows
@@ -90,9 +98,10 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
     model = load(facts, "float32", torch.device("cpu"))
     tokenizer = open_tokenizer(facts.tokenizer_file)
     names = {
-        "pydocs": "pydocs", "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
+        "pydocs": "pydocs",
+        "moby-dick.txt": f"text:{texts / 'moby-dick.txt'}",
         "wikitext-2-test.txt": f"text:{texts / 'wikitext-2-test.txt'}",
-    }  # fmt: skip
+    }
     sections = ("perplexity", "positions", "accuracy")
     found: dict[str, Any] = {section: {} for section in sections}
     found["parameters"] = sum(p.numel() for p in model.parameters())
@@ -104,7 +113,9 @@ def measure(folder: Path, texts: Path, windows: int, questions: int) -> dict[str
         found["positions"][label] = by_position(model, ids)
         filler = ids.tolist()
     for kind in ("passkey", "needle"):
-        found["accuracy"][kind] = [passkey_accuracy(model, tokenizer, kind, n, filler, questions) for n in PASSKEY_LENGTHS]
+        found["accuracy"][kind] = [
+            passkey_accuracy(model, tokenizer, kind, n, filler, questions) for n in PASSKEY_LENGTHS
+        ]
     return found
 
 
@@ -121,7 +132,9 @@ def _table(label: str, texts: dict[str, list[tuple[Any, float]]]) -> list[str]:
 def _run(number: int, run: dict[str, Any]) -> list[str]:
     """How one training run was made: command, tokens, minutes, what else there is to say."""
     settings, last = run["settings"], run["curve"][-1]
-    defaults = Settings(settings["architecture"], 0, 0, -1, 0, 0)  # so that tokens, rate, seed and shares are always said
+    defaults = Settings(
+        settings["architecture"], 0, 0, -1, 0, 0
+    )  # so that tokens, rate, seed and shares are always said
     options = [
         f"--{field.replace('_', '-')} {value}"
         for field, value in settings.items()
@@ -170,7 +183,10 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "",
         "| kind | " + " | ".join(f"{n:,} tokens" for n in PASSKEY_LENGTHS) + " |",
         "| --- |" + " ---: |" * len(PASSKEY_LENGTHS),
-        *[f"| {kind} | " + " | ".join(f"{100 * a:.0f} %" for a in row) + " |" for kind, row in found["accuracy"].items()],
+        *[
+            f"| {kind} | " + " | ".join(f"{100 * a:.0f} %" for a in row) + " |"
+            for kind, row in found["accuracy"].items()
+        ],
         *([] if min(map(min, found["accuracy"].values())) >= 0.95 else ["", NOT_FORMED]),
         "",
         "## Loss curve (nats per token on held-out ends of the training texts; answer digits right, teacher-forced)",
@@ -190,9 +206,13 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--texts", type=Path, required=True, help="folder with moby-dick.txt and wikitext-2-test.txt")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="folder with moby-dick.txt and wikitext-2-test.txt"
+    )
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--questions", type=int, default=50)
     args = parser.parse_args()

@@ -1,11 +1,13 @@
-"""Feed made-up and damaged input to everything that reads what others have written, and keep what ends in anything but a refusal.
+"""Feed made-up and damaged input to everything that reads what others have written, and keep what ends in
+anything but a refusal.
 
     python -m tools.fuzz_readers --minutes 10
 
-Five readers: a sweep file with ``--set`` options, run.json, the parts of a run directory, config.json of a model, and a foreign
-table of ``audit --table``. Each gets an equal share of the time. Input is a valid file, changed: by values of other types and
-sizes, by pieces that are known to go wrong, and by bytes. What counts as a finding: an exception that the reader does not
-promise, or more than ``--slowest`` seconds for one input. Exit status 1 where there was one; its input is kept under ``--keep``.
+Five readers: a sweep file with ``--set`` options, run.json, the parts of a run directory, config.json of a
+model, and a foreign table of ``audit --table``. Each gets an equal share of the time. Input is a valid file,
+changed: by values of other types and sizes, by pieces that are known to go wrong, and by bytes. What counts
+as a finding: an exception that the reader does not promise, or more than ``--slowest`` seconds for one input.
+Exit status 1 where there was one; its input is kept under ``--keep``.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ class Maker:
         if isinstance(node, dict):
             items = [(key, self.value(value, depth + 1)) for key, value in node.items() if roll() > 0.02]
             if roll() < 0.05:
-                items.append((self.rng.choice(["", "x", "a.b", "\x00", *map(str, node)]), self.rng.choice(ODD)))
+                items.append(
+                    (self.rng.choice(["", "x", "a.b", "\x00", *map(str, node)]), self.rng.choice(ODD))
+                )
             return dict(items)
         if isinstance(node, list):
             found = [self.value(value, depth + 1) for value in node if roll() > 0.02]
@@ -107,10 +111,14 @@ class Maker:
         for _ in range(self.rng.randint(1, 4)):
             at, end = sorted(self.rng.randrange(len(text) + 1) for _ in range(2))
             end = min(end, at + 40)
-            text = self.rng.choice([
-                text[:at] + self.rng.choice(pieces) + text[at:], text[:at] + text[end:], text[:end] + text[at:],
-                text[:at] + self.rng.choice(pieces) + text[end:],
-            ])  # fmt: skip
+            text = self.rng.choice(
+                [
+                    text[:at] + self.rng.choice(pieces) + text[at:],
+                    text[:at] + text[end:],
+                    text[:end] + text[at:],
+                    text[:at] + self.rng.choice(pieces) + text[end:],
+                ]
+            )
         return text
 
     def bytes(self, content: bytes) -> bytes:
@@ -153,7 +161,8 @@ def make_sweep(maker: Maker) -> bytes:
 
 
 def read_sweep(content: bytes, folder: Path) -> None:
-    """The file, then its first lines as options; a sweep that is understood is planned where that is cheap."""
+    """The file, then its first lines as options; a sweep that is understood is planned where that is
+    cheap."""
     (folder / "sweep.yaml").write_bytes(content)
     for line in content.decode("utf-8", "replace").splitlines()[:3]:
         with contextlib.suppress(SweepError):
@@ -204,15 +213,25 @@ ROW: dict[str, Any] = {
 
 
 def make_part(maker: Maker) -> bytes:
-    """A table's name in the first line, then a part: values of any kind in any column, columns lost or of other types, bytes."""
+    """A table's name in the first line, then a part: values of any kind in any column, columns lost or of
+    other types, bytes."""
     task = maker.rng.choice(TABLES)
     wanted = schema(task)
-    rows = [{name: _filled(maker, name, kind) for name, kind in wanted.items()} for _ in range(maker.rng.randint(1, 4))]
+    rows = [
+        {name: _filled(maker, name, kind) for name, kind in wanted.items()}
+        for _ in range(maker.rng.randint(1, 4))
+    ]
     frame = pl.DataFrame(to_arrow(task, rows))
     if maker.rng.random() < 0.3:
         name = maker.rng.choice(frame.columns)
-        kind = maker.rng.choice([pl.String, pl.Float32, pl.Int64, pl.Int8, pl.Boolean, pl.List(pl.Int32), pl.Null, pl.UInt32])
-        frame = frame.drop(name) if maker.rng.random() < 0.4 else frame.with_columns(pl.lit(None, kind).alias(name))
+        kind = maker.rng.choice(
+            [pl.String, pl.Float32, pl.Int64, pl.Int8, pl.Boolean, pl.List(pl.Int32), pl.Null, pl.UInt32]
+        )
+        frame = (
+            frame.drop(name)
+            if maker.rng.random() < 0.4
+            else frame.with_columns(pl.lit(None, kind).alias(name))
+        )
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     content = buffer.getvalue()
@@ -238,11 +257,14 @@ def _filled(maker: Maker, name: str, kind: pl.DataType) -> Any:
 def _number(maker: Maker, kind: Any) -> float | int | None:
     if kind.is_integer():
         return maker.rng.choice([0, 1, 2, 64, 512, -1, 2**31 - 1, -(2**31)])
-    return maker.rng.choice([0.0, 0.5, 1.0, 7.25, -1.0, 1e30, -1e30, float("nan"), float("inf"), -float("inf"), 1e-300])
+    return maker.rng.choice(
+        [0.0, 0.5, 1.0, 7.25, -1.0, 1e30, -1e30, float("nan"), float("inf"), -float("inf"), 1e-300]
+    )
 
 
 def read_part(content: bytes, folder: Path) -> None:
-    """Checks, status and the whole report of a run that holds the part; then what a resumed run sets aside."""
+    """Checks, status and the whole report of a run that holds the part; then what a resumed run sets
+    aside."""
     task, _, part = content.partition(b"\n")
     name = f"{task.decode()}/part.parquet"
     for known in TABLES:
@@ -320,7 +342,7 @@ def inputs(reader: Reader, seed: int, seconds: float, most: int | None) -> Itera
 
 def fuzz(
     name: str, seed: int, seconds: float, slowest: float, keep: Path | None = None, most: int | None = None
-) -> Tally:  # fmt: skip
+) -> Tally:
     """Try one reader; findings are named by their exception and the last line of ours that raised it."""
     reader, tally = READERS[name], Tally()
     with tempfile.TemporaryDirectory() as place:
@@ -360,12 +382,16 @@ def _ours(error: BaseException) -> str:
 
 def main() -> int:
     """Print a line for each reader."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--reader", choices=READERS, action="append", help="only this one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slowest", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz"), help="where inputs of findings go (default: fuzz)")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("fuzz"), help="where inputs of findings go (default: fuzz)"
+    )
     given = parser.parse_args()
     chosen = given.reader or list(READERS)
 
@@ -373,7 +399,10 @@ def main() -> int:
     found = 0
     for name in chosen:
         tally = fuzz(name, given.seed, given.minutes * 60 / len(chosen), given.slowest, given.keep)
-        print(f"{name:<14} {tally.tried:>8} {tally.refused:>8} {tally.slowest:>10.2f} {tally.findings.total():>9}", flush=True)
+        print(
+            f"{name:<14} {tally.tried:>8} {tally.refused:>8} {tally.slowest:>10.2f} {tally.findings.total():>9}",
+            flush=True,
+        )
         for finding, count in tally.findings.most_common():
             print(f"    {count} x {finding}")
         found += tally.findings.total()

@@ -1,7 +1,8 @@
-"""What kvpress's KnormPress keeps of a prompt. Runs in kvpress's own environment: compare_kvpress.py starts it.
+"""What kvpress's KnormPress keeps of a prompt. Runs in kvpress's own environment: compare_kvpress.py starts
+it.
 
-Reads JSON on stdin ({"model": directory, "prompts": [{"ids": [...], "keep": n}]}), writes JSON on stdout: per prompt, layer and
-KV head the positions kept.
+Reads JSON on stdin ({"model": directory, "prompts": [{"ids": [...], "keep": n}]}), writes JSON on stdout: per
+prompt, layer and KV head the positions kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from transformers.utils import logging
 class RecordingPress(KnormPress):
     """KnormPress as it is, noting which entries are left."""
 
-    def compress(self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any) -> Any:
+    def compress(
+        self, module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
         kept = super().compress(module, hidden_states, keys, values, attentions, kwargs)
         same = (kept[0][0, :, :, None] == keys[0, :, None]).all(-1)  # [kv_heads, kept, n]
         if not bool((same.sum(-1) == 1).all()):

@@ -1,4 +1,5 @@
-"""The text that the reference models learn from: books, the standard library's documentation, retrieval documents."""
+"""The text that the reference models learn from: books, the standard library's documentation, retrieval
+documents."""
 
 from __future__ import annotations
 
@@ -29,20 +30,34 @@ def books(folder: Path) -> list[str]:
 
 def module_documentation() -> list[str]:
     """``pydoc`` pages of the standard library's modules and their direct submodules, as plain text."""
-    names = sorted(name for name in sys.stdlib_module_names if name.split(".")[0] not in EXCLUDED and not name.startswith("_"))
-    return [page for name in names for module in with_submodules(name) if (page := documentation_page(module))]
+    names = sorted(
+        name
+        for name in sys.stdlib_module_names
+        if name.split(".")[0] not in EXCLUDED and not name.startswith("_")
+    )
+    return [
+        page for name in names for module in with_submodules(name) if (page := documentation_page(module))
+    ]
 
 
 def with_submodules(name: str) -> list[str]:
     """A module's name and those of its direct public submodules."""
     spec = importlib.util.find_spec(name)
-    inner = pkgutil.iter_modules(spec.submodule_search_locations) if spec and spec.submodule_search_locations else []
+    inner = (
+        pkgutil.iter_modules(spec.submodule_search_locations)
+        if spec and spec.submodule_search_locations
+        else []
+    )
     return [name, *(f"{name}.{each.name}" for each in inner if not each.name.startswith(("_", "test")))]
 
 
 def documentation_page(module: str) -> str:
     """The module's ``pydoc`` page without the path of its file; empty for a module of another platform."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             page = pydoc.render_doc(module, renderer=pydoc.plaintext)  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,9 +68,12 @@ def documentation_page(module: str) -> str:
 
 
 class Mixture:
-    """Endless training sequences: text chunks in two thirds of the tokens, retrieval documents in one third."""
+    """Endless training sequences: text chunks in two thirds of the tokens, retrieval documents in one
+    third."""
 
-    def __init__(self, streams: dict[str, tuple[torch.Tensor, float]], encode: Encode, end_id: int, seed: int) -> None:
+    def __init__(
+        self, streams: dict[str, tuple[torch.Tensor, float]], encode: Encode, end_id: int, seed: int
+    ) -> None:
         self.names = list(streams)
         self.streams = {name: ids for name, (ids, _) in streams.items()}
         self.weights = [weight for _, weight in streams.values()]
@@ -65,7 +83,8 @@ class Mixture:
     def batch(
         self, rows: int, length: int, retrieval_share: float, answer_weight: float, copy_share: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``rows`` sequences of ``length + 1`` ids and the loss weight of each id: two tensors [rows, length + 1]."""
+        """``rows`` sequences of ``length + 1`` ids and the loss weight of each id: two tensors [rows, length
+        + 1]."""
         made = []
         for _ in range(rows):
             kind = self.rng.random()
@@ -78,12 +97,18 @@ class Mixture:
         return torch.stack([ids for ids, _ in made]), torch.stack([weights for _, weights in made])
 
     def _copies(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text, or random ids, in which spans come again at any distance: teaches to look up what followed last time.
+        """Text, or random ids, in which spans come again at any distance: teaches to look up what followed
+        last time.
 
-        Half of the sequences are text with a few spans repeated; half are random ids, where only the repeated ones count.
+        Half of the sequences are text with a few spans repeated; half are random ids, where only the repeated
+        ones count.
         """
         rng, random_ids = self.rng, self.rng.random() < 0.5
-        ids = torch.tensor(rng.choices(range(1, 4096), k=length)) if random_ids else self._text(length)[0].clone()
+        ids = (
+            torch.tensor(rng.choices(range(1, 4096), k=length))
+            if random_ids
+            else self._text(length)[0].clone()
+        )
         weights = torch.full((length,), 0.0 if random_ids else 1.0)
         at = rng.randint(8, 32)
         while at < length - 8:
@@ -113,7 +138,8 @@ class Mixture:
         return torch.tensor(ids[:length]), torch.tensor(weights[:length])
 
     def document(self, length: int, answer_weight: float) -> tuple[list[int], list[float]]:
-        """A retrieval document: facts in filler, then questions with their answers, which weigh ``answer_weight``."""
+        """A retrieval document: facts in filler, then questions with their answers, which weigh
+        ``answer_weight``."""
         rng = self.rng
         kind = "passkey" if rng.random() < 0.4 and length >= 100 else "needle"
         digits = rng.choice((3, 4, 5, 5, 5))

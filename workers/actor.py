@@ -17,10 +17,12 @@ from workers.worker import Worker
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """One process on one node; restarts and retries are the driver's business, which knows what is already done."""
+    """One process on one node; restarts and retries are the driver's business, which knows what is already
+    done."""
 
     def __init__(self, threads: int, folder: str, search_path: tuple[str, ...]) -> None:
-        """``folder``: where the driver stands. ``search_path``: the driver's; policies of a user's own are found there, last."""
+        """``folder``: where the driver stands. ``search_path``: the driver's; policies of a user's own are
+        found there, last."""
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [entry for entry in search_path if entry not in sys.path]
@@ -31,8 +33,8 @@ class WorkerActor:
     def run(self, unit: WorkUnit) -> Iterator[News | UnitResult]:
         """What ``Worker.run`` tells while it goes on, and its result last.
 
-        It works in a thread of its own, always the same one, because a stream can only be fed from where it was begun and what
-        is told comes from deep inside a unit.
+        It works in a thread of its own, always the same one, because a stream can only be fed from where it
+        was begun and what is told comes from deep inside a unit.
         """
         told: queue.SimpleQueue[News | None] = queue.SimpleQueue()
         work = self._thread.submit(self._worker.run, unit, told.put)

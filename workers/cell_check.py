@@ -1,4 +1,5 @@
-"""One cell in two ways, token by token: in the passes that a run gives it, and through the reference, one token per pass."""
+"""One cell in two ways, token by token: in the passes that a run gives it, and through the reference, one
+token per pass."""
 
 from __future__ import annotations
 
@@ -53,10 +54,11 @@ class CellCheck:
 
 
 def check_cell(unit: WorkUnit, cell_id: str, compared: int) -> CellCheck:
-    """Load the unit's model and evaluate one of its cells in both ways, by the reference on ``compared`` windows at most.
+    """Load the unit's model and evaluate one of its cells in both ways, by the reference on ``compared``
+    windows at most.
 
-    Raises ModelError for a model that cannot be measured and for ``skip_layers`` that it cannot choose, and what makes the cell
-    fail.
+    Raises ModelError for a model that cannot be measured and for ``skip_layers`` that it cannot choose, and
+    what makes the cell fail.
     """
     work = unit.work
     assert isinstance(work, PerplexityWork)

@@ -12,9 +12,11 @@ from workers.models.model_files import ModelError, ModelFacts
 
 
 def diagnose_model(facts: ModelFacts, ids: np.ndarray, device: str, dtype: str) -> Diagnosis:
-    """The model on ids [length] int64, after a check against the stock model on the beginning of the same text.
+    """The model on ids [length] int64, after a check against the stock model on the beginning of the same
+    text.
 
-    Raises ModelError for a device that is not there and whatever else keeps the model from being diagnosed, in words.
+    Raises ModelError for a device that is not there and whatever else keeps the model from being diagnosed,
+    in words.
     """
     try:
         tokens = torch.from_numpy(ids).to(device)

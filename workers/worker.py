@@ -1,4 +1,5 @@
-"""The plain class behind the Ray actor and the inline executor: keeps a model between units, turns exceptions into failures."""
+"""The plain class behind the Ray actor and the inline executor: keeps a model between units, turns exceptions
+into failures."""
 
 from __future__ import annotations
 
@@ -39,13 +40,14 @@ class Worker:
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
         self._others = max(0, (resident_bytes() or 0) - STARTED_BYTES)
-        """What somebody else has in this process, such as the driver its plan where there is no Ray: no unit's memory."""
+        """What somebody else has in this process, such as the driver its plan where there is no Ray: no
+        unit's memory."""
 
     def run(self, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
         """All rows of the unit but those that ``tell`` was told of while it went on.
 
-        What goes wrong in our own code or in the model is a failure of its cells, never an exception: repeating it would end the
-        same way.
+        What goes wrong in our own code or in the model is a failure of its cells, never an exception:
+        repeating it would end the same way.
         """
         begin = loaded = time.perf_counter()
         memory = None
@@ -92,7 +94,9 @@ class Worker:
         if tell is None or self._told == key:
             return
         self._told = key
-        with contextlib.suppress(Exception):  # without it times are rough; what is wrong with a model, its check finds
+        with contextlib.suppress(
+            Exception
+        ):  # without it times are rough; what is wrong with a model, its check finds
             pace = measure_once(model, unit.model, unit.dtype, device)
             tell(News([], "", 0.0, "check of the model against transformers' own", 0.0, pace))
 

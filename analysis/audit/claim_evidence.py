@@ -1,4 +1,5 @@
-"""What the audit of claims rests on: the rows of one model and text, cells picked from them by their role, figures as words."""
+"""What the audit of claims rests on: the rows of one model and text, cells picked from them by their role,
+figures as words."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ CONTROLS = ["knorm", "random", "recent", "streaming", "knorm_high"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of one model, dataset, device, dtype, window and stride. Frames without rows still have their columns.
+    """All of one model, dataset, device, dtype, window and stride. Frames without rows still have their
+    columns.
 
-    ``measured``: ``Tables.windows``; ``cells``: ``Tables.perplexity``; ``speeds``: ``Tables.generation``; ``answers``:
-    ``Tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers, context, positions).
+    ``measured``: ``Tables.windows``; ``cells``: ``Tables.perplexity``; ``speeds``: ``Tables.generation``;
+    ``answers``: ``Tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers,
+    context, positions).
     """
 
     measured: pl.DataFrame
@@ -42,7 +45,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the rows say about a claim: figures of the same protocol, honest figures, verdict and why, all as text."""
+    """What the rows say about a claim: figures of the same protocol, honest figures, verdict and why, all as
+    text."""
 
     verdict: str
     why: str
@@ -61,13 +65,17 @@ def missing(rows: str, remedy: str, reproduced: str | None = None, honest: str |
 
 
 def evidences(made: Tables) -> list[Evidence]:
-    """The tables of a report, split into what may be judged together; groups without perplexity rows come last.
+    """The tables of a report, split into what may be judged together; groups without perplexity rows come
+    last.
 
-    Cells that failed have no figures and are no group; a run.json of an older version says less of a model than a newer one.
+    Cells that failed have no figures and are no group; a run.json of an older version says less of a model
+    than a newer one.
     """
     models = _models(made.results)
     scored = made.perplexity.select(SCORED).unique().sort(SCORED)
-    others = pl.concat([frame.select(GROUP) for frame in (made.generation, made.retrieval)]).unique().sort(GROUP)
+    others = (
+        pl.concat([frame.select(GROUP) for frame in (made.generation, made.retrieval)]).unique().sort(GROUP)
+    )
     others = others.join(scored, on=GROUP, how="anti", nulls_equal=True)
     groups = pl.concat([scored, others], how="diagonal_relaxed")
     return [_evidence(made, group, models) for group in groups.iter_slices(1)]
@@ -82,7 +90,9 @@ def _models(results: Results) -> dict[tuple[Any, Any], dict[str, Any]]:
     return found
 
 
-def _evidence(made: Tables, group: pl.DataFrame, models: Mapping[tuple[Any, Any], dict[str, Any]]) -> Evidence:
+def _evidence(
+    made: Tables, group: pl.DataFrame, models: Mapping[tuple[Any, Any], dict[str, Any]]
+) -> Evidence:
     name, revision = group.select("model", "model_revision").row(0)
     return Evidence(
         measured=_of(group, made.windows, SCORED),
@@ -99,14 +109,21 @@ def _of(group: pl.DataFrame, frame: pl.DataFrame, keys: Sequence[str]) -> pl.Dat
 
 def largest(cells: pl.DataFrame) -> pl.DataFrame:
     """One cell per setting, that of most windows: runs of other sizes may measure the same setting."""
-    best = cells.sort("n_windows", descending=True, maintain_order=True).unique(SETTINGS, keep="first", maintain_order=True)
+    best = cells.sort("n_windows", descending=True, maintain_order=True).unique(
+        SETTINGS, keep="first", maintain_order=True
+    )
     return cells.join(best.select("pool_id"), on="pool_id", how="semi", maintain_order="left")
 
 
 def plain(
-    frame: pl.DataFrame, *policies: str, skip: Sequence[int] = (), recent: int = 0, positions: str = "absolute"
+    frame: pl.DataFrame,
+    *policies: str,
+    skip: Sequence[int] = (),
+    recent: int = 0,
+    positions: str = "absolute",
 ) -> pl.DataFrame:
-    """Rows of policies (knorm unless named) in their plain form, but for what is named: as the dense cell is set."""
+    """Rows of policies (knorm unless named) in their plain form, but for what is named: as the dense cell is
+    set."""
     named = {"skip_layers": skip, "protect_recent": recent, "position_mode": positions}
     settings = [_is(name, named.get(name, PRUNING[name])) for name in VARIANT]
     return frame.filter(pl.col("policy").is_in(policies or ("knorm",)), *settings)
@@ -119,7 +136,8 @@ def _is(name: str, value: Any) -> pl.Expr:
 
 
 def sure(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells whose PPL speaks for pruning and whose ratio has an interval from units enough that it was measured to hold."""
+    """The cells whose PPL speaks for pruning and whose ratio has an interval from units enough that it was
+    measured to hold."""
     return cells.filter(valid(), pl.col("ratio_low").is_not_null(), pl.col("n_units") >= FEW_WINDOWS)
 
 
@@ -134,7 +152,8 @@ def highest(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def timed(speeds: pl.DataFrame, timing: str, measure: str) -> pl.DataFrame:
-    """Plain knorm cells of this timing with a ratio of ``measure`` (ttft, tokens) from enough rounds that pruned, lowest first.
+    """Plain knorm cells of this timing with a ratio of ``measure`` (ttft, tokens) from enough rounds that
+    pruned, lowest first.
 
     Of rows timed wrong on purpose all count: that protocol errs whether a cell prunes or not.
     """
@@ -145,9 +164,15 @@ def timed(speeds: pl.DataFrame, timing: str, measure: str) -> pl.DataFrame:
 
 
 def no_timing(speeds: pl.DataFrame, reproduced: str | None) -> Ruling:
-    """The ruling where no stable timing of a plain knorm cell that pruned is there: unstable, too few rounds, or none at all."""
+    """The ruling where no stable timing of a plain knorm cell that pruned is there: unstable, too few rounds,
+    or none at all."""
     rows = plain(speeds).filter(pl.col("timing") != "WRONG_ON_PURPOSE")
-    faults = rows.filter(pl.col("timing") == "UNSTABLE_TIMING")["fault"].drop_nulls().unique(maintain_order=True).to_list()
+    faults = (
+        rows.filter(pl.col("timing") == "UNSTABLE_TIMING")["fault"]
+        .drop_nulls()
+        .unique(maintain_order=True)
+        .to_list()
+    )
     if faults:
         return Ruling(NOT_TESTABLE, f"only timings that cannot be compared: {faults[0]}", reproduced)
     kind = f"stable timings of {FEWEST_ROUNDS} rounds or more in which plain knorm pruned"
@@ -155,18 +180,35 @@ def no_timing(speeds: pl.DataFrame, reproduced: str | None) -> Ruling:
 
 
 def control_experiment(cells: pl.DataFrame) -> pl.DataFrame:
-    """What dropping the newest keys costs: knorm, knorm with the last n protected, and policies that know nothing of norms.
+    """What dropping the newest keys costs: knorm, knorm with the last n protected, and policies that know
+    nothing of norms.
 
-    ``cells``: ``Tables.perplexity``. One row per policy (protection in words), keep_ratio and threshold: PPL, ratio with
-    interval, realised budget, recent_retained, verdict; absolute positions, no layer skipped.
+    ``cells``: ``Tables.perplexity``. One row per policy (protection in words), keep_ratio and threshold: PPL,
+    ratio with interval, realised budget, recent_retained, verdict; absolute positions, no layer skipped.
     """
     guarded = [plain(cells, recent=n) for n in cells["protect_recent"].drop_nulls().unique().sort() if n]
     rows = pl.concat([plain(cells, *CONTROLS), *guarded])
     protected = pl.col("protect_recent")
-    words = pl.when(protected > 0).then(pl.format("{}, last {} protected", "policy", protected)).otherwise("policy")
+    words = (
+        pl.when(protected > 0)
+        .then(pl.format("{}, last {} protected", "policy", protected))
+        .otherwise("policy")
+    )
     order = pl.col("policy").replace_strict(CONTROLS, range(len(CONTROLS)), return_dtype=pl.Int64)
-    ordered = rows.sort(*SCORED, "prune_after", -pl.col("keep_ratio"), order, protected, nulls_last=False, maintain_order=True)
-    kept = ["ppl", "dense_ppl", "ratio", "ratio_low", "ratio_high", "budget", "recent_retained", "verdict", "n_units"]
+    ordered = rows.sort(
+        *SCORED, "prune_after", -pl.col("keep_ratio"), order, protected, nulls_last=False, maintain_order=True
+    )
+    kept = [
+        "ppl",
+        "dense_ppl",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "budget",
+        "recent_retained",
+        "verdict",
+        "n_units",
+    ]
     return ordered.select(*SCORED, "prune_after", "keep_ratio", words.alias("policy"), *kept)
 
 
@@ -182,7 +224,11 @@ def change(ratio: float) -> str:
 
 def changes(low: float | None, high: float | None) -> str:
     """The interval of a ratio as changes in per cent."""
-    return labels.NONE if low is None or high is None else f"[{labels.points(low - 1)}, {labels.points(high - 1)}]"
+    return (
+        labels.NONE
+        if low is None or high is None
+        else f"[{labels.points(low - 1)}, {labels.points(high - 1)}]"
+    )
 
 
 def counted(frame: pl.DataFrame, noun: str) -> str:

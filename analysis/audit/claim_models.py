@@ -1,4 +1,5 @@
-"""Which model each verdict of the audit holds for: verdicts of several models side by side, and where they disagree.
+"""Which model each verdict of the audit holds for: verdicts of several models side by side, and where they
+disagree.
 
 A verdict is of one model's rows. Nothing here judges: it says whose verdict it is.
 """
@@ -21,7 +22,8 @@ EMBEDDED = ("reference-neox", "reference-llama")
 
 @dataclass(frozen=True)
 class Judged:
-    """``claims.audit`` of one model's rows. ``place``: model, dataset, device and dtype, as far as rows tell."""
+    """``claims.audit`` of one model's rows. ``place``: model, dataset, device and dtype, as far as rows
+    tell."""
 
     place: tuple[str, ...]
     claims: pl.DataFrame
@@ -47,7 +49,8 @@ def judged(evidence: Evidence, claims: pl.DataFrame) -> Judged:
 
 
 def head(found: Sequence[Judged]) -> list[str]:
-    """What to know before any verdict: on which claims models disagree, and that only small models of ours were looked at."""
+    """What to know before any verdict: on which claims models disagree, and that only small models of ours
+    were looked at."""
     return [*_disagreements(found), *_caution(found)]
 
 
@@ -56,7 +59,9 @@ def in_words(found: Sequence[Judged]) -> list[str]:
     names, lines = _names(found), head(found)
     for rows in _by_claim(found):
         lines.append(f"{rows[0]['number']}. {rows[0]['claim']}")
-        lines += [f"   {name}: {row['verdict']} ({row['why']})" for name, row in zip(names, rows, strict=True)]
+        lines += [
+            f"   {name}: {row['verdict']} ({row['why']})" for name, row in zip(names, rows, strict=True)
+        ]
     return [_printable(line) for line in lines]
 
 
@@ -83,13 +88,19 @@ def _disagreements(found: Sequence[Judged]) -> list[str]:
 
     names, lines, both = _names(found), [], 0
     for rows in _by_claim(found):
-        settled = {name: row["verdict"] for name, row in zip(names, rows, strict=True) if row["verdict"] != NOT_TESTABLE}
+        settled = {
+            name: row["verdict"]
+            for name, row in zip(names, rows, strict=True)
+            if row["verdict"] != NOT_TESTABLE
+        }
         both += len(settled) > 1
         if len(set(settled.values())) > 1:
             verdicts = "; ".join(f"{name}: {verdict}" for name, verdict in settled.items())
             lines.append(f"Models disagree on claim {rows[0]['number']}, {rows[0]['claim']}: {verdicts}.")
     settled_by_several = "1 claim is" if both == 1 else f"{both} claims are"
-    return lines or [f"The models disagree on no claim; {settled_by_several} settled by more than one of them."]
+    return lines or [
+        f"The models disagree on no claim; {settled_by_several} settled by more than one of them."
+    ]
 
 
 def _by_claim(found: Sequence[Judged]) -> list[list[labels.Row]]:

@@ -1,8 +1,8 @@
 """Eleven claims that reports made about pruning by key norm, each judged by the rows of a sweep: ``audit``.
 
-Verdicts are computed: every rule says which cells it picks by their role and which figures lead to which verdict, and where rows
-are lacking, which. Plain knorm means: no layer skipped, nothing protected, absolute positions, a check at every step. The rules
-that judge perplexity are in ``perplexity_claims``.
+Verdicts are computed: every rule says which cells it picks by their role and which figures lead to which
+verdict, and where rows are lacking, which. Plain knorm means: no layer skipped, nothing protected, absolute
+positions, a check at every step. The rules that judge perplexity are in ``perplexity_claims``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ __all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
 
 CLAIMED_FALL = 0.86
 PLAIN_FALL = 0.5
-"""A fall of TTFT that the wrong protocol has to show, and the honest interval to exclude, to be called its artefact."""
+"""A fall of TTFT that the wrong protocol has to show, and the honest interval to exclude, to be called its
+artefact."""
 SLOWER = (0.82, 0.90)
 SOME_COMPRESSION = 0.7
 SORT = ["kind", "digits", "distractors", "question_pruned"]
@@ -58,15 +59,19 @@ def audit(evidence: Evidence) -> pl.DataFrame:
     found = []
     for number, (claim, claimed, rule) in enumerate(CLAIMS, start=1):
         ruling = rule(own)
-        found.append((number, claim, claimed, ruling.reproduced, ruling.honest, model, ruling.verdict, ruling.why))
+        found.append(
+            (number, claim, claimed, ruling.reproduced, ruling.honest, model, ruling.verdict, ruling.why)
+        )
     texts = dict.fromkeys(("claim", "claimed", "reproduced", "honest", "model", "verdict", "why"), pl.String)
     return pl.DataFrame(found, schema={"number": pl.Int64, **texts}, orient="row")
 
 
 def _first_token(e: Evidence) -> Ruling:
-    """Stable cells: confirmed where most intervals show a fall of 86 % or more, refuted where most show a smaller one or none.
+    """Stable cells: confirmed where most intervals show a fall of 86 % or more, refuted where most show a
+    smaller one or none.
 
-    An artefact where, besides, most of the wrongly timed intervals show a fall of 50 % and most of the stable ones exclude it.
+    An artefact where, besides, most of the wrongly timed intervals show a fall of 50 % and most of the stable
+    ones exclude it.
     """
     wrong, stable = timed(e.speeds, "WRONG_ON_PURPOSE", "ttft"), timed(e.speeds, "STABLE", "ttft")
     reproduced = _range(wrong, "ttft", "TTFT")
@@ -93,17 +98,23 @@ def _first_token(e: Evidence) -> Ruling:
 
 
 def _throughput(e: Evidence) -> Ruling:
-    """Stable cells: confirmed where most intervals lie wholly within -18 to -10 %, refuted where most lie wholly outside."""
+    """Stable cells: confirmed where most intervals lie wholly within -18 to -10 %, refuted where most lie
+    wholly outside."""
     reproduced = _range(timed(e.speeds, "WRONG_ON_PURPOSE", "tokens"), "tokens", "throughput")
     stable = timed(e.speeds, "STABLE", "tokens").filter(pl.col("prune_step_seconds").is_not_null())
     if stable.is_empty():
         return no_timing(e.speeds, reproduced)
     rows = stable.to_dicts()
-    ends = [f"{change(r['tokens_ratio'])} {changes(r['tokens_low'], r['tokens_high'])}" for r in rows[:1] + rows[1:][-1:]]
+    ends = [
+        f"{change(r['tokens_ratio'])} {changes(r['tokens_low'], r['tokens_high'])}"
+        for r in rows[:1] + rows[1:][-1:]
+    ]
     claimed, others = (held("tokens_low", "tokens_high", *SLOWER) for held in (within, outside))
     why = f"{share_of(stable, claimed)} stable intervals lie within -18 to -10 %, {share_of(stable, others)} wholly outside"
     verdict = REFUTED if mostly(stable, others) else NOT_TESTABLE
-    return Ruling(CONFIRMED if mostly(stable, claimed) else verdict, why, reproduced, "throughput " + " to ".join(ends))
+    return Ruling(
+        CONFIRMED if mostly(stable, claimed) else verdict, why, reproduced, "throughput " + " to ".join(ends)
+    )
 
 
 def _range(wrong: pl.DataFrame, measure: str, name: str) -> str | None:
@@ -120,7 +131,10 @@ def _learned_positions(e: Evidence) -> Ruling:
     architecture = str(e.model.get("architecture") or "unknown")
     positions = e.model.get("positions")
     if not architecture.lower().replace("_", "").startswith("gptneox"):
-        return Ruling(NOT_TESTABLE, f"the claim is about GPT-NeoX, as Pythia is; the architecture here is {architecture}")
+        return Ruling(
+            NOT_TESTABLE,
+            f"the claim is about GPT-NeoX, as Pythia is; the architecture here is {architecture}",
+        )
     known = positions if isinstance(positions, dict) else {}
     if known.get("kind") == "learned":
         return Ruling(CONFIRMED, "the model has one learned vector per position", honest="learned positions")
@@ -132,10 +146,12 @@ def _learned_positions(e: Evidence) -> Ruling:
 
 
 def _retrieval(e: Evidence) -> Ruling:
-    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers, on the same questions as dense: refuted
-    where a cell is shown to lose answers (McNemar, Holm over the cells), confirmed where each is shown to lose at most 10 points.
+    """Plain knorm at keep_ratio 0.7 or above that pruned, where dense knows the answers, on the same
+    questions as dense: refuted where a cell is shown to lose answers (McNemar, Holm over the cells),
+    confirmed where each is shown to lose at most 10 points.
 
-    Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names none.
+    Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names
+    none.
     """
     pruned = plain(e.answers).filter(valid(), pl.col("keep_ratio") >= SOME_COMPRESSION)
     if pruned.is_empty():
@@ -145,30 +161,43 @@ def _retrieval(e: Evidence) -> Ruling:
     if cells.is_empty():
         known = labels.percent(pruned.select(pl.col("dense_accuracy").max()).item())
         return Ruling(
-            NOT_TESTABLE, f"the dense cell answers {known} of the questions; at least {labels.percent(KNOWS)} are needed"
+            NOT_TESTABLE,
+            f"the dense cell answers {known} of the questions; at least {labels.percent(KNOWS)} are needed",
         )
     cells = cells.with_columns(family=pl.lit(0)).with_columns(p_value=holm(pl.col("p_value"), ["family"]))
     worst = cells.sort("accuracy").row(0, named=True)
-    figures = [labels.percent(worst[name]) for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")]
+    figures = [
+        labels.percent(worst[name])
+        for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy")
+    ]
     place = f"keep_ratio {labels.ratio_setting(worst['keep_ratio'])}, {worst['context_tokens']} tokens, "
     place += f"{labels.questions(worst)}, dense {figures[3]}"
     held = f"answer still held, by attention, {labels.percent(worst['answer_retained_weighted'])}"
-    honest = f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
+    honest = (
+        f"lowest of {counted(cells, 'cell')}: {figures[0]} [{figures[1]}, {figures[2]}] ({place}); {held}"
+    )
     verdict = NOT_TESTABLE
     if cells.filter(shown_lower().fill_null(False)).height:
         verdict = REFUTED
-    elif cells.filter(kept_accuracy()).height == cells.height and cells["keep_ratio"].min() == SOME_COMPRESSION:
+    elif (
+        cells.filter(kept_accuracy()).height == cells.height and cells["keep_ratio"].min() == SOME_COMPRESSION
+    ):
         verdict = CONFIRMED
     sorts = [f"{words} {share_of(own, shown_lower().fill_null(False))}" for words, own in _by_sort(cells)]
     kept = f"{share_of(cells, kept_accuracy())} to lose at most {100 * ACCURACY_MARGIN:g} points"
     why = f"shown to lose answers: {'; '.join(sorts)} cells; {kept}"
     unknown = [words for words, _ in _by_sort(pruned.join(cells, on=SORT, how="anti", nulls_equal=True))]
-    return Ruling(verdict, why + (f"; dense does not know: {'; '.join(unknown)}" if unknown else ""), honest=honest)
+    return Ruling(
+        verdict, why + (f"; dense does not know: {'; '.join(unknown)}" if unknown else ""), honest=honest
+    )
 
 
 def _by_sort(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Cells by sort of question, which is put in words."""
-    return [(labels.questions(own.row(0, named=True)), own) for _, own in cells.group_by(SORT, maintain_order=True)]
+    return [
+        (labels.questions(own.row(0, named=True)), own)
+        for _, own in cells.group_by(SORT, maintain_order=True)
+    ]
 
 
 CLAIMS: list[tuple[str, str | None, Callable[[Evidence], Ruling]]] = [

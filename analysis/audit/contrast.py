@@ -1,7 +1,7 @@
 """One pruned cell against another on the same windows: the quotient of their PPLs with a paired interval.
 
-A difference between two cells is surer than their two ratios to dense: both saw the same text, and what makes a window hard for
-both cancels.
+A difference between two cells is surer than their two ratios to dense: both saw the same text, and what makes
+a window hard for both cancels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ ROUNDING = 1e-3
 FIGURES = {"factor": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
 
 
-def contrast(measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, differs: Sequence[str]) -> pl.DataFrame:
-    """PPL of each cell of ``over`` divided by that of the cell of ``under`` that equals it in all settings but ``differs``.
+def contrast(
+    measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, differs: Sequence[str]
+) -> pl.DataFrame:
+    """PPL of each cell of ``over`` divided by that of the cell of ``under`` that equals it in all settings
+    but ``differs``.
 
-    ``measured``: ``Tables.windows``, cells: ``Tables.perplexity``, all of one model, text, device and windows. One row per
-    pair: the columns of ``over``, ``under_id`` and ``under_budget``, and ``factor``, ``low``, ``high``, ``n`` (units that both
-    scored: documents, or windows). Pairs with fewer than two units in common have no interval and are left out.
+    ``measured``: ``Tables.windows``, cells: ``Tables.perplexity``, all of one model, text, device and
+    windows. One row per pair: the columns of ``over``, ``under_id`` and ``under_budget``, and ``factor``,
+    ``low``, ``high``, ``n`` (units that both scored: documents, or windows). Pairs with fewer than two units
+    in common have no interval and are left out.
     """
     same = [name for name in SETTINGS if name not in differs]
     partner = under.select(*same, under_id="pool_id", under_budget="budget", under_rounding="rounding_log")
@@ -34,11 +38,13 @@ def contrast(measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, di
     return _figures(measured, pairs, [("pool_id", 1.0), ("under_id", -1.0)])
 
 
-def saved_share(measured: pl.DataFrame, better: pl.DataFrame, worse: pl.DataFrame, differs: Sequence[str]) -> pl.DataFrame:
+def saved_share(
+    measured: pl.DataFrame, better: pl.DataFrame, worse: pl.DataFrame, differs: Sequence[str]
+) -> pl.DataFrame:
     """Whether ``better`` takes away half of what ``worse`` costs, as pairs like those of ``contrast``.
 
-    ``factor`` is PPL(better)^2 / (PPL(worse) * PPL(dense)) on the same windows: below 1 where more than half of the loss in log
-    PPL is gone.
+    ``factor`` is PPL(better)^2 / (PPL(worse) * PPL(dense)) on the same windows: below 1 where more than half
+    of the loss in log PPL is gone.
     """
     same = [name for name in SETTINGS if name not in differs]
     partner = worse.select(*same, under_id="pool_id", under_budget="budget", under_rounding="rounding_log")
@@ -51,10 +57,14 @@ def _figures(measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[
     pairs = pairs.with_row_index("pair")
     weight = dict(enumerate(share for _, share in sides))
     sums = _common_units(measured, pairs, [name for name, _ in sides])
-    first = pl.col("tokens").first().over("pair", "unit")  # a side of more seeds has more tokens of the same unit
+    first = (
+        pl.col("tokens").first().over("pair", "unit")
+    )  # a side of more seeds has more tokens of the same unit
     share = pl.col("side").replace_strict(weight, return_dtype=pl.Float64)
     sums = sums.with_columns(nll=pl.col("nll") * share * first / pl.col("tokens"))
-    both = sums.group_by("pair", "unit", "n", maintain_order=True).agg(pl.col("nll").sum(), pl.col("tokens").first())
+    both = sums.group_by("pair", "unit", "n", maintain_order=True).agg(
+        pl.col("nll").sum(), pl.col("tokens").first()
+    )
     own, other = (abs(share) for _, share in sides)
     rounding = pairs.select("pair", rounding=own * pl.col("rounding_log") + other * pl.col("under_rounding"))
     both = both.join(rounding, on="pair", maintain_order="left")
@@ -64,15 +74,22 @@ def _figures(measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[
         shape = (-1, int(str(n)))
         nll, tokens = (group[name].cast(pl.Float64).to_numpy().reshape(shape) for name in ("nll", "tokens"))
         mean, error = weighted_mean(nll, tokens)
-        half = t_quantile(1 - ALPHA / 2, shape[1]) * error + group["rounding"].to_numpy()[:: shape[1]]  # in 16 bits
+        half = (
+            t_quantile(1 - ALPHA / 2, shape[1]) * error + group["rounding"].to_numpy()[:: shape[1]]
+        )  # in 16 bits
         figures = {"factor": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
         numbers = group.select(pl.col("pair").unique(maintain_order=True))
-        found.append(numbers.with_columns(**{name: pl.Series(values) for name, values in figures.items()}, n=pl.lit(n, pl.Int64)))
+        found.append(
+            numbers.with_columns(
+                **{name: pl.Series(values) for name, values in figures.items()}, n=pl.lit(n, pl.Int64)
+            )
+        )
     return finite(pairs.join(pl.concat(found), on="pair", how="inner", maintain_order="left").drop("pair"))
 
 
 def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored, in the order of the pairs."""
+    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored, in the order
+    of the pairs."""
     sides = [pairs.select("pair", side=pl.lit(i, pl.Int64), pool_id=name) for i, name in enumerate(names)]
     rows = pl.concat(sides).join(measured.filter("paired"), on="pool_id", how="inner")
     both = rows.filter(pl.col("side").n_unique().over("pair", "window_index") == 2)
@@ -81,7 +98,8 @@ def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame, names: Sequence[s
 
 
 def above() -> pl.Expr:
-    """Pairs in which the first cell is shown to be worse: the interval lies above 1, and the factor is no rounding."""
+    """Pairs in which the first cell is shown to be worse: the interval lies above 1, and the factor is no
+    rounding."""
     return (pl.col("low") > 1) & (pl.col("factor") > 1 + ROUNDING)
 
 

@@ -1,7 +1,8 @@
-"""How figures are spelled in tables of others: decimal marks, thousands, per cent, units. One reading for a whole file, or none.
+"""How figures are spelled in tables of others: decimal marks, thousands, per cent, units. One reading for a
+whole file, or none.
 
-Whether ``1,234`` is a thousand or a little more than one, no cell can tell alone: ``7,41`` elsewhere in the file can. Where
-nothing tells, the file is refused.
+Whether ``1,234`` is a thousand or a little more than one, no cell can tell alone: ``7,41`` elsewhere in the
+file can. Where nothing tells, the file is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from dataclasses import dataclass
 NOTHING = ("", "-", "–", "—", "n/a", "na", "none", "null", "#n/a", "?")
 """What stands for a figure that is not there."""
 NOT_FINITE = {"nan": "nan", "inf": "inf", "infinity": "inf", "∞": "inf"}
-UNITS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}
+UNITS = {
+    "s": 1.0,
+    "sec": 1.0,
+    "seconds": 1.0,
+    "ms": 1e-3,
+    "milliseconds": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+}
 """Of times, in seconds."""
 
 _SPACES = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
@@ -65,7 +75,8 @@ class Cell:
 
 
 def decimal_mark(cells: Iterable[Cell]) -> str:
-    """The mark of all figures of a file, a point where nothing says otherwise. Raises NumberError where two cells contradict."""
+    """The mark of all figures of a file, a point where nothing says otherwise. Raises NumberError where two
+    cells contradict."""
     certain: dict[str, Cell] = {}
     doubtful: Cell | None = None
     for cell in cells:
@@ -101,7 +112,9 @@ def figure(cell: Cell, mark: str) -> float | None:
     thousands = "." if mark == "," else ","
     whole, _, rest = found["body"].partition(mark) if found else ("", "", "")
     groups = whole.split(thousands)
-    is_grouped = len(groups) == 1 or (1 <= len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:]))
+    is_grouped = len(groups) == 1 or (
+        1 <= len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
+    )
     if not found or not is_grouped or not re.fullmatch(r"\d*", rest):
         raise NumberError("is not a number")
     return sign * float(f"{''.join(groups) or '0'}.{rest or '0'}{found['power'] or ''}")

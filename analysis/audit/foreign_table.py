@@ -28,7 +28,8 @@ COLUMNS = {
     "tokens": ("tokens", "evaluated_tokens", "eval_tokens", "num_tokens"),
     "samples": ("samples", "n", "runs", "repeats", "num_samples"),
 }
-"""What a table may hold, and the headings by which it is recognised (case, spaces and hyphens do not matter)."""
+"""What a table may hold, and the headings by which it is recognised (case, spaces and hyphens do not
+matter)."""
 
 TEXTS = ("model", "dataset", "policy")
 FIGURES = ("ppl", "ttft", "total", "cache_tokens", "samples")
@@ -52,7 +53,8 @@ UNIT_LIKE = re.compile(
     r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?"
     r"|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
 )
-"""What in brackets says what a figure counts. Anything else there is a remark, like (lower is better) or (wikitext-2)."""
+"""What in brackets says what a figure counts. Anything else there is a remark, like (lower is better) or
+(wikitext-2)."""
 
 SHARE_LIKE = re.compile(r".*/.*|per .*|(share|fraction|ratio).*|tokens|steps")
 """What a time is not in seconds of, beside those."""
@@ -86,11 +88,12 @@ class _Row:
 
 
 def read_table(path: str) -> pl.DataFrame:
-    """The known columns of a CSV file under their names here, with ``line`` and ``dense``: whether a row is the baseline's.
+    """The known columns of a CSV file under their names here, with ``line`` and ``dense``: whether a row is
+    the baseline's.
 
-    Columns are separated by commas, semicolons or tabs. Figures may have decimal commas, marks between thousands and times in
-    milliseconds (in the heading, or a row of units below it), and keep_ratio may be in per cent: one spelling for the whole file,
-    seconds and shares come out. Raises TableError.
+    Columns are separated by commas, semicolons or tabs. Figures may have decimal commas, marks between
+    thousands and times in milliseconds (in the heading, or a row of units below it), and keep_ratio may be in
+    per cent: one spelling for the whole file, seconds and shares come out. Raises TableError.
     """
     heading, rows = _rows(path)
     known = _known(path, heading.cells)
@@ -115,7 +118,9 @@ def read_table(path: str) -> pl.DataFrame:
     columns |= _figures(path, {name: column for name, column in known.items() if name not in TEXTS}, rows)
     schema = {name: pl.String if name in TEXTS else pl.Float64 for name in known}
     frame = pl.DataFrame({name: columns[name] for name in known}, schema=schema)
-    return frame.insert_column(0, pl.Series(LINE, [row.line for row in rows], pl.UInt32)).with_columns(_is_dense(frame))
+    return frame.insert_column(0, pl.Series(LINE, [row.line for row in rows], pl.UInt32)).with_columns(
+        _is_dense(frame)
+    )
 
 
 def _rows(path: str) -> tuple[_Row, list[_Row]]:
@@ -128,7 +133,9 @@ def _rows(path: str) -> tuple[_Row, list[_Row]]:
     if said:
         text, separator = text[said.end() :], said["separator"]
         if separator not in SEPARATORS:
-            raise TableError(f"{path}: its columns are separated by {separator!r}; use a comma, a semicolon or a tab")
+            raise TableError(
+                f"{path}: its columns are separated by {separator!r}; use a comma, a semicolon or a tab"
+            )
     else:
         heading = next((line for line in text.split("\n") if line.strip("".join(SEPARATORS) + " \r")), "")
         separator = max(SEPARATORS, key=heading.count)
@@ -161,14 +168,17 @@ def _text(path: str) -> str:
     except TableError:
         raise
     except UnicodeDecodeError as error:
-        raise TableError(f"{path}: is no readable CSV file (not UTF-8 text, byte {error.start}); save it as UTF-8") from error
+        raise TableError(
+            f"{path}: is no readable CSV file (not UTF-8 text, byte {error.start}); save it as UTF-8"
+        ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise TableError(f"{path}: is no readable CSV file ({reason})") from error
 
 
 def _known(path: str, headings: list[str]) -> dict[str, _Heading]:
-    """Name -> its column. Of two columns that may name the same thing in words the first; two of the same figure are refused."""
+    """Name -> its column. Of two columns that may name the same thing in words the first; two of the same
+    figure are refused."""
     found: dict[str, _Heading] = {}
     for at, heading in enumerate(headings):
         bare, remarks = _remarks_in(heading)
@@ -179,7 +189,9 @@ def _known(path: str, headings: list[str]) -> dict[str, _Heading]:
         if name is None or (name in found and name in TEXTS) or any(remark in SPREADS for remark in remarks):
             continue
         if name in found:
-            raise TableError(f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; leave one out")
+            raise TableError(
+                f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; leave one out"
+            )
         found[name] = _Heading(at, _short(heading.strip()), _unit(path, name, remarks))
     return found
 
@@ -195,32 +207,52 @@ def _remarks_in(heading: str) -> tuple[str, list[str]]:
 
 
 def _unit(path: str, name: str, remarks: list[str]) -> str | None:
-    """The one that stands in a heading's brackets; None where there is none. Raises TableError for one that is not known."""
+    """The one that stands in a heading's brackets; None where there is none. Raises TableError for one that
+    is not known."""
     if name in TEXTS:
         return None
     units = [remark for remark in remarks if remark and _fits(name, remark)]
     looks = [UNIT_LIKE, SHARE_LIKE] if name in TIMES else [UNIT_LIKE]
-    strange = [remark for remark in remarks if remark not in units and any(look.fullmatch(remark) for look in looks)]
+    strange = [
+        remark for remark in remarks if remark not in units and any(look.fullmatch(remark) for look in looks)
+    ]
     if strange or len(set(units)) > 1:
         unknown = strange[0] if strange else ", ".join(units)
-        raise TableError(f"{path}: the unit {_short(unknown)!r} of column {name} is not known; {_allowed(name)}")
+        raise TableError(
+            f"{path}: the unit {_short(unknown)!r} of column {name} is not known; {_allowed(name)}"
+        )
     return units[0] if units else None
 
 
 def _fits(name: str, unit: str) -> bool:
     if name in TIMES:
         return unit in UNITS
-    return unit in ("", "-", *({"keep_ratio": ("%", "per cent", "percent"), "cache_tokens": ("tokens",)}.get(name, ())), name)
+    return unit in (
+        "",
+        "-",
+        *({"keep_ratio": ("%", "per cent", "percent"), "cache_tokens": ("tokens",)}.get(name, ())),
+        name,
+    )
 
 
 def _allowed(name: str) -> str:
-    return f"times are in {', '.join(UNITS)}" if name in TIMES else "give the figure itself, keep_ratio also in %"
+    return (
+        f"times are in {', '.join(UNITS)}"
+        if name in TIMES
+        else "give the figure itself, keep_ratio also in %"
+    )
 
 
-def _without_units(path: str, known: dict[str, _Heading], rows: list[_Row]) -> tuple[dict[str, _Heading], list[_Row]]:
+def _without_units(
+    path: str, known: dict[str, _Heading], rows: list[_Row]
+) -> tuple[dict[str, _Heading], list[_Row]]:
     """A row below the heading that holds units and no figure: its units, and the rows behind it."""
     first = rows[0].cells if rows else []
-    said = {name: first[column.at].strip().lower().strip("()[]") for name, column in known.items() if column.at < len(first)}
+    said = {
+        name: first[column.at].strip().lower().strip("()[]")
+        for name, column in known.items()
+        if column.at < len(first)
+    }
     units = {name: unit for name, unit in said.items() if name not in TEXTS and unit}
     if not units or not all(unit not in NOTHING and _fits(name, unit) for name, unit in units.items()):
         return known, rows
@@ -234,7 +266,9 @@ def _without_units(path: str, known: dict[str, _Heading], rows: list[_Row]) -> t
 
 def _figures(path: str, known: dict[str, _Heading], rows: list[_Row]) -> dict[str, list[float | None]]:
     """Name -> figures: shares, seconds, counts."""
-    cells = {name: [Cell.of(row.line, row.cells[column.at]) for row in rows] for name, column in known.items()}
+    cells = {
+        name: [Cell.of(row.line, row.cells[column.at]) for row in rows] for name, column in known.items()
+    }
     try:
         mark = decimal_mark(cell for column in cells.values() for cell in column)
     except NumberError as error:
@@ -243,7 +277,9 @@ def _figures(path: str, known: dict[str, _Heading], rows: list[_Row]) -> dict[st
     for name, column in cells.items():
         values = [_figure(path, name, cell, mark) for cell in column]
         if name == "keep_ratio":
-            values = _shares(path, column, values, is_per_cent=known[name].unit not in (None, "", "-", "keep_ratio"))
+            values = _shares(
+                path, column, values, is_per_cent=known[name].unit not in (None, "", "-", "keep_ratio")
+            )
         elif name in TIMES and (unit := known[name].unit):
             values = [None if value is None else value * UNITS[unit] for value in values]
         found[name] = values
@@ -253,16 +289,25 @@ def _figures(path: str, known: dict[str, _Heading], rows: list[_Row]) -> dict[st
 def _figure(path: str, name: str, cell: Cell, mark: str) -> float | None:
     shown = _short(cell.text + ("%" if cell.in_per_cent else ""))
     if cell.in_per_cent and name != "keep_ratio":
-        raise TableError(f"{path}: {name} {shown!r} is a share in per cent (line {cell.line}); give the figure itself")
+        raise TableError(
+            f"{path}: {name} {shown!r} is a share in per cent (line {cell.line}); give the figure itself"
+        )
     try:
         return figure(cell, mark)
     except NumberError as error:
         raise TableError(f"{path}: {name} {shown!r} {error} (line {cell.line})") from None
 
 
-def _shares(path: str, cells: list[Cell], values: list[float | None], *, is_per_cent: bool) -> list[float | None]:
-    """keep_ratio as shares. A column of bare figures above 1 is in per cent; one that has both kinds is not to be told."""
-    bare = [(cell, value) for cell, value in zip(cells, values, strict=True) if value is not None and not cell.in_per_cent]
+def _shares(
+    path: str, cells: list[Cell], values: list[float | None], *, is_per_cent: bool
+) -> list[float | None]:
+    """keep_ratio as shares. A column of bare figures above 1 is in per cent; one that has both kinds is not
+    to be told."""
+    bare = [
+        (cell, value)
+        for cell, value in zip(cells, values, strict=True)
+        if value is not None and not cell.in_per_cent
+    ]
     above = [(cell, value) for cell, value in bare if 1 < value <= 100]
     below = [(cell, value) for cell, value in bare if 0 < value <= 1]
     if above and below and not is_per_cent:
@@ -340,4 +385,6 @@ def possible(frame: pl.DataFrame) -> pl.DataFrame:
     for names, condition in IMPOSSIBLE.values():
         if set(names) <= set(figures):
             spoilt |= {name: spoilt[name] | condition for name in names}
-    return frame.with_columns(pl.when(spoilt[name].fill_null(False)).then(None).otherwise(name).alias(name) for name in figures)
+    return frame.with_columns(
+        pl.when(spoilt[name].fill_null(False)).then(None).otherwise(name).alias(name) for name in figures
+    )

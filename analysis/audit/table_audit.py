@@ -1,7 +1,8 @@
 """Signs of measuring errors in anybody's table of results: ``kvsweep audit --table FILE.csv``.
 
-A sign is a pattern that the known mistakes leave behind (a share taken for a time, a perplexity without a cache, a threshold
-never reached, no warm-up). It names the rows it rests on; whether it is a mistake is for a reader of the experiment to say.
+A sign is a pattern that the known mistakes leave behind (a share taken for a time, a perplexity without a
+cache, a threshold never reached, no warm-up). It names the rows it rests on; whether it is a mistake is for a
+reader of the experiment to say.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _share_taken_for_a_time(group: pl.DataFrame) -> Iterator[Sign]:
     shares = group.with_columns(share=pl.col("ttft") / pl.col("total")).filter(pl.col("share").is_finite())
     for rows, whose in ((shares, "all rows"), (shares.filter("dense"), "the baseline's rows")):
         values = rows["share"]
-        if rows.height == 0 or (rows.height < 3 and abs(values[0] - round(values[0], 1)) > SAME_SHARE * values[0]):
+        if rows.height == 0 or (
+            rows.height < 3 and abs(values[0] - round(values[0], 1)) > SAME_SHARE * values[0]
+        ):
             continue
         if values.max() - values.min() < SAME_SHARE * values.mean():  # pyright: ignore[reportOperatorIssue]
             words = f"TTFT is {100 * values[0]:.4g} % of the total time in {whose}: a share of it, not a measurement"
@@ -79,23 +82,37 @@ def _never_reached(group: pl.DataFrame) -> Iterator[Sign]:
     if _has(group, "cache_tokens", "tokens"):
         rows = pruned.filter(pl.col("cache_tokens") >= pl.col("tokens"))
         if rows.height:
-            yield Sign("nothing was dropped", "the cache is as long as the text that was evaluated", rows[LINE].to_list())
+            yield Sign(
+                "nothing was dropped",
+                "the cache is as long as the text that was evaluated",
+                rows[LINE].to_list(),
+            )
     if _has(group, "prune_after", "tokens"):
         rows = pruned.filter(pl.col("prune_after") >= pl.col("tokens"))
         if rows.height:
-            yield Sign("threshold never reached", "prune_after is not below the tokens that were evaluated", rows[LINE].to_list())
+            yield Sign(
+                "threshold never reached",
+                "prune_after is not below the tokens that were evaluated",
+                rows[LINE].to_list(),
+            )
 
 
 def _few_samples(group: pl.DataFrame) -> Iterator[Sign]:
     if _has(group, "samples"):
         rows = group.filter(pl.col("samples") < FEWEST_SAMPLES)
         if rows.height:
-            yield Sign("few samples", f"fewer than {FEWEST_SAMPLES} samples: no interval to speak of", rows[LINE].to_list())
+            yield Sign(
+                "few samples",
+                f"fewer than {FEWEST_SAMPLES} samples: no interval to speak of",
+                rows[LINE].to_list(),
+            )
 
 
 def _no_baseline(group: pl.DataFrame) -> Iterator[Sign]:
     if _has(group, "keep_ratio") and not group["dense"].any():
-        yield Sign("no baseline", "no row has keep_ratio 1: there is nothing to compare with", group[LINE].to_list())
+        yield Sign(
+            "no baseline", "no row has keep_ratio 1: there is nothing to compare with", group[LINE].to_list()
+        )
 
 
 def _not_warmed_up(group: pl.DataFrame) -> Iterator[Sign]:
@@ -115,9 +132,7 @@ def _earlier_than_possible(group: pl.DataFrame) -> Iterator[Sign]:
     rows = group.filter(~pl.col("dense"), pl.col("ttft") < EARLIER * pl.lit(base))
     if rows.height and isinstance(base, float):
         gain = 100 * (1 - float(rows["ttft"].median() or 0) / base)  # pyright: ignore[reportArgumentType]
-        words = (
-            f"TTFT falls by {gain:.0f} %, but pruning starts after the prompt's pass and cannot make the first token come earlier"
-        )
+        words = f"TTFT falls by {gain:.0f} %, but pruning starts after the prompt's pass and cannot make the first token come earlier"
         yield Sign("first token too early", words, rows[LINE].to_list())
 
 

@@ -1,7 +1,8 @@
-"""What every chart shares: its data, axes, colours, legends, and how layers become one Vega-Lite specification.
+"""What every chart shares: its data, axes, colours, legends, and how layers become one Vega-Lite
+specification.
 
-Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print. Data stays outside
-the specification, in a ``Points`` that several charts can share.
+Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print.
+Data stays outside the specification, in a ``Points`` that several charts can share.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import polars as pl
 
 from analysis.labels import LINE_ENDS
 
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
+SHAPES = [
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+]
 DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 4], [12, 4], [6, 2, 2, 2, 2, 2]]
 DIGITS = 6
 """Significant digits of a number in a chart's data."""
@@ -38,7 +48,8 @@ class Points:
         return self._rounded().to_dicts()
 
     def json(self) -> str:
-        """Column by column, which names each column once. Raises ValueError where a number has no word in JSON."""
+        """Column by column, which names each column once. Raises ValueError where a number has no word in
+        JSON."""
         return json.dumps(self._rounded().to_dict(as_series=False), allow_nan=False, separators=(",", ":"))
 
     def _rounded(self) -> pl.DataFrame:
@@ -48,7 +59,8 @@ class Points:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel: its container has the id ``chart-NAME``. ``about`` is what the page's selection asks for: model, dataset."""
+    """One panel: its container has the id ``chart-NAME``. ``about`` is what the page's selection asks for:
+    model, dataset."""
 
     name: str
     description: str
@@ -58,7 +70,9 @@ class Chart:
 
     def json(self) -> str:
         """The specification without its data, not yet escaped for HTML."""
-        return json.dumps(self.spec, allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+        return json.dumps(self.spec, allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(
+            LINE_ENDS
+        )
 
     def whole(self) -> dict[str, Any]:
         """The specification with its data, as a renderer outside the page takes it."""
@@ -69,8 +83,9 @@ class Chart:
 class Axis:
     """An axis: the field it shows, its title, the format of its ticks, values it has to reach.
 
-    ``log_span`` is the quotient of largest and smallest value from which the axis turns logarithmic. ``also`` names further
-    fields that have to fit, ``place`` the field by which marks are placed, where they are moved a little aside.
+    ``log_span`` is the quotient of largest and smallest value from which the axis turns logarithmic. ``also``
+    names further fields that have to fit, ``place`` the field by which marks are placed, where they are moved
+    a little aside.
     """
 
     name: str
@@ -87,7 +102,9 @@ class Axis:
 
     def scale(self, frame: pl.DataFrame, pad: float = 0.05) -> alt.Scale:
         """Fixed by all rows of a panel, so that a selection among them moves nothing."""
-        columns = [frame[name].drop_nulls().to_list() for name in (self.name, *self.also) if name in frame.columns]
+        columns = [
+            frame[name].drop_nulls().to_list() for name in (self.name, *self.also) if name in frame.columns
+        ]
         values = [*self.reach, *(value for column in columns for value in column)] or [0.0, 1.0]
         low, high = min(values), max(values)
         if self.log_span is not None and low > 0 and high > self.log_span * low:
@@ -103,22 +120,36 @@ class Axis:
     def x(self, frame: pl.DataFrame, name: str = "") -> alt.X:
         """The channel; ``name`` is another field on the same scale."""
         scale = self.scale(frame)
-        return alt.X(f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
+        return alt.X(
+            f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks()
+        )
 
     def y(self, frame: pl.DataFrame, name: str = "") -> alt.Y:
         """As ``x``."""
         scale = self.scale(frame)
-        return alt.Y(f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks())
+        return alt.Y(
+            f"{name or self.place or self.name}:Q", title=self.named(scale), scale=scale, axis=self.ticks()
+        )
 
 
 def specification(
-    layers: Sequence[Any], points: Points, title: Sequence[str], description: str, *,
-    where: dict[str, Any] | None = None, params: Sequence[dict[str, Any]] = (), height: int = HEIGHT,
-) -> dict[str, Any]:  # fmt: skip
-    """Layers over the rows of ``points`` that equal ``where``; a policy chosen on the page hides those of the others."""
+    layers: Sequence[Any],
+    points: Points,
+    title: Sequence[str],
+    description: str,
+    *,
+    where: dict[str, Any] | None = None,
+    params: Sequence[dict[str, Any]] = (),
+    height: int = HEIGHT,
+) -> dict[str, Any]:
+    """Layers over the rows of ``points`` that equal ``where``; a policy chosen on the page hides those of the
+    others."""
     chosen = "chosen === '' || !isValid(datum.policy) || datum.policy === chosen"
-    filters = [{"filter": {"field": name, "equal": value}} for name, value in (where or {}).items()] + [{"filter": chosen}]
-    # Put together as plain dicts: altair checks and copies every layer at each step, and does not know legend.layout.
+    filters = [{"filter": {"field": name, "equal": value}} for name, value in (where or {}).items()] + [
+        {"filter": chosen}
+    ]
+    # Put together as plain dicts: altair checks and copies every layer at each step, and does not know
+    # legend.layout.
     return alt.layer(*layers, data=alt.NamedData(points.name)).to_dict(validate=False) | {
         "transform": filters,
         "params": [{"name": "chosen", "value": ""}, *params],
@@ -131,9 +162,14 @@ def specification(
 
 
 def chooser(label: str, names: Sequence[str], signal: str = "shown") -> dict[str, Any]:
-    """A list below the chart; what is chosen there is the value of ``signal``, at first the first of the names."""
+    """A list below the chart; what is chosen there is the value of ``signal``, at first the first of the
+    names."""
     options = [name.translate(LINE_ENDS) for name in names]
-    return {"name": signal, "value": options[0], "bind": {"input": "select", "options": options, "name": f"{label}: "}}
+    return {
+        "name": signal,
+        "value": options[0],
+        "bind": {"input": "select", "options": options, "name": f"{label}: "},
+    }
 
 
 def mark() -> alt.Chart:
@@ -163,7 +199,8 @@ def bounds(title: str, low: str, high: str) -> tuple[str, str, str]:
 
 
 def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
-    """A layer whose marks tell ``(title, field)``, ``(title, field, d3 format)`` or an interval from ``bounds``."""
+    """A layer whose marks tell ``(title, field)``, ``(title, field, d3 format)`` or an interval from
+    ``bounds``."""
     shown = []
     for title, name, *rest in entries:
         if not rest:
@@ -186,7 +223,11 @@ def names_of(frame: pl.DataFrame, name: str) -> list[str]:
 
     def key(value: str) -> list[tuple[bool, float, str]]:
         parts = re.split(r"(\d+(?:\.\d+)?)", value)
-        return [(not part[:1].isdigit(), float(part) if part[:1].isdigit() else 0.0, part) for part in parts if part]
+        return [
+            (not part[:1].isdigit(), float(part) if part[:1].isdigit() else 0.0, part)
+            for part in parts
+            if part
+        ]
 
     return sorted(frame[name].drop_nulls().unique().to_list(), key=key)
 
@@ -203,8 +244,12 @@ def cycle(choices: list[Any], names: Sequence[str]) -> list[Any]:
 
 def colour(names: Sequence[str], name: str, title: str) -> alt.Color:
     """Colours in the order of the names, for what is no policy."""
-    others = cycle([f"var(--c-{policy})" for policy in ("knorm", "h2o", "recent", "streaming", "snapkv", "tova")], names)
-    colours = ["var(--c-dense)" if value == "dense" else look for value, look in zip(names, others, strict=True)]
+    others = cycle(
+        [f"var(--c-{policy})" for policy in ("knorm", "h2o", "recent", "streaming", "snapkv", "tova")], names
+    )
+    colours = [
+        "var(--c-dense)" if value == "dense" else look for value, look in zip(names, others, strict=True)
+    ]
     look = legend(names, title, symbolType="circle")
     return alt.Color(f"{name}:N", scale=alt.Scale(domain=list(names), range=colours), legend=look)
 
@@ -212,21 +257,28 @@ def colour(names: Sequence[str], name: str, title: str) -> alt.Color:
 def shape(names: Sequence[str], name: str, title: str) -> alt.Shape:
     """A shape for each name; its legend is drawn in the text's colour."""
     look = legend(names, title, symbolFillColor="var(--fg)", symbolStrokeColor="var(--fg)")
-    return alt.Shape(f"{name}:N", scale=alt.Scale(domain=list(names), range=cycle(SHAPES, names)), legend=look)
+    return alt.Shape(
+        f"{name}:N", scale=alt.Scale(domain=list(names), range=cycle(SHAPES, names)), legend=look
+    )
 
 
 def dash(names: Sequence[str], name: str) -> alt.StrokeDash:
     """A dash for each name, without a legend: the shapes have one.
 
-    A domain would make Vega-Lite merge the scale with that of the shapes and hide their legend too; both sort alike.
+    A domain would make Vega-Lite merge the scale with that of the shapes and hide their legend too; both sort
+    alike.
     """
-    return alt.StrokeDash(f"{name}:N", sort=list(names), scale=alt.Scale(range=cycle(DASHES, names)), legend=None)
+    return alt.StrokeDash(
+        f"{name}:N", sort=list(names), scale=alt.Scale(range=cycle(DASHES, names)), legend=None
+    )
 
 
 def legend(names: Sequence[str], title: str, **look: Any) -> alt.Legend:
     """Below the chart, in columns where the names are short."""
     columns = 1 if max(map(len, names), default=0) > 14 else 3
-    return alt.Legend(orient="bottom", columns=columns, title=title, labelLimit=300, symbolOpacity=1, symbolSize=60, **look)
+    return alt.Legend(
+        orient="bottom", columns=columns, title=title, labelLimit=300, symbolOpacity=1, symbolSize=60, **look
+    )
 
 
 def gradient(title: str, form: str) -> alt.Legend:
@@ -238,15 +290,45 @@ def config() -> dict[str, Any]:
     """Fonts and the page's colours."""
     font = "system-ui, sans-serif"
     text = {
-        "labelColor": "var(--fg)", "titleColor": "var(--fg)", "labelFont": font, "titleFont": font, "titleFontWeight": "normal",
-    }  # fmt: skip
+        "labelColor": "var(--fg)",
+        "titleColor": "var(--fg)",
+        "labelFont": font,
+        "titleFont": font,
+        "titleFontWeight": "normal",
+    }
     lines = {"gridColor": "var(--line)", "domainColor": "var(--muted)", "tickColor": "var(--muted)"}
     below = {"direction": "vertical", "anchor": "start", "margin": 8}
-    title = {"color": "var(--fg)", "font": font, "fontSize": 13, "anchor": "start", "offset": 10, "limit": 360}
+    title = {
+        "color": "var(--fg)",
+        "font": font,
+        "fontSize": 13,
+        "anchor": "start",
+        "offset": 10,
+        "limit": 360,
+    }
     return {
-        "axis": {**text, **lines, "labelFontSize": 11, "titleFontSize": 12, "labelFlush": False, "labelOverlap": "greedy"},
-        "legend": {**text, "labelFontSize": 11, "titleFontSize": 11, "rowPadding": 3, "layout": {"bottom": below}},
-        "title": {**title, "subtitleFont": font, "subtitleColor": "var(--muted)", "subtitleFontSize": 11, "subtitlePadding": 4},
+        "axis": {
+            **text,
+            **lines,
+            "labelFontSize": 11,
+            "titleFontSize": 12,
+            "labelFlush": False,
+            "labelOverlap": "greedy",
+        },
+        "legend": {
+            **text,
+            "labelFontSize": 11,
+            "titleFontSize": 11,
+            "rowPadding": 3,
+            "layout": {"bottom": below},
+        },
+        "title": {
+            **title,
+            "subtitleFont": font,
+            "subtitleColor": "var(--muted)",
+            "subtitleFontSize": 11,
+            "subtitlePadding": 4,
+        },
         "view": {"stroke": "transparent"},
         "font": font,
         "background": "transparent",

@@ -1,6 +1,8 @@
-"""One panel put together from marks: ``Panel(frame, x, y, colour=...).band(...).line(...).dots(...).chart(...)``.
+"""One panel put together from marks: ``Panel(frame, x, y,
+colour=...).band(...).line(...).dots(...).chart(...)``.
 
-Marks lie on each other in the order of the calls. Whatever else is wanted is a layer of altair's: ``drawn`` puts it in its place.
+Marks lie on each other in the order of the calls. Whatever else is wanted is a layer of altair's: ``drawn``
+puts it in its place.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ About = Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Series:
-    """What tells apart marks of one colour: a column whose ``names`` have shapes and, where ``dashed``, dashes.
+    """What tells apart marks of one colour: a column whose ``names`` have shapes and, where ``dashed``,
+    dashes.
 
     ``by`` is the column whose values have a line each; ``title`` stands above the legend.
     """
@@ -59,9 +62,14 @@ class Series:
 
     @classmethod
     def of(
-        cls, frame: pl.DataFrame, column: str, order: Callable[[pl.DataFrame, str], list[str]] = in_order, **more: Any
+        cls,
+        frame: pl.DataFrame,
+        column: str,
+        order: Callable[[pl.DataFrame, str], list[str]] = in_order,
+        **more: Any,
     ) -> Series:
-        """By a column of the frame, or by the one that also names policies whose colour is taken (``policy_looks.look``)."""
+        """By a column of the frame, or by the one that also names policies whose colour is taken
+        (``policy_looks.look``)."""
         shown = look(frame, column)
         return cls(shown, order(frame, shown), column, **more)
 
@@ -70,9 +78,9 @@ class Series:
 class Panel:
     """Marks over one pair of axes, as they were drawn so far.
 
-    ``frame`` fixes the scales: all rows that a selection may show. An axis may also be a channel of altair's, ``offset`` moves
-    marks within a row. ``colour``: the channel that colours marks, or the ink of all. ``rows``: what the next marks stand for,
-    a layer with its transforms.
+    ``frame`` fixes the scales: all rows that a selection may show. An axis may also be a channel of altair's,
+    ``offset`` moves marks within a row. ``colour``: the channel that colours marks, or the ink of all.
+    ``rows``: what the next marks stand for, a layer with its transforms.
     """
 
     frame: pl.DataFrame
@@ -100,13 +108,21 @@ class Panel:
         if self.series:
             own["detail"] = f"{self.series.by}:N"
         if self.series and self.series.dashed:
-            # A field of its own for the dash: Vega-Lite would hide the shapes' legend along with that of the dashes.
+            # A field of its own for the dash: Vega-Lite would hide the shapes' legend along with that of the
+            # dashes.
             rows = rows.transform_calculate(dash=f"datum.{self.series.column}")
             own["strokeDash"] = dash(self.series.names, "dash")
         return self.drawn(rows.mark_line(**self._look(strokeWidth=width, opacity=opacity)), **own | channels)
 
     def bars(
-        self, low: str, high: str, *, across: bool = False, gaps: bool = True, width: float = 1.3, opacity: float | None = None
+        self,
+        low: str,
+        high: str,
+        *,
+        across: bool = False,
+        gaps: bool = True,
+        width: float = 1.3,
+        opacity: float | None = None,
     ) -> Panel:
         """An interval through each point, upright or ``across``; ``gaps``: some points may have none."""
         rows = filtered(self.rows, f"isValid(datum.{low})") if gaps else self.rows
@@ -115,11 +131,16 @@ class Panel:
 
     def dots(self, about: About, *, size: int = 60, opacity: float = 1) -> Panel:
         """A point for each row, in its series' shape, which tells what ``about`` names."""
-        own = {"shape": shape(self.series.names, self.series.column, self.series.title)} if self.series else {}
-        return self.drawn(self.rows.mark_point(**self._look(filled=True, size=size, opacity=opacity)), about, **own)
+        own = (
+            {"shape": shape(self.series.names, self.series.column, self.series.title)} if self.series else {}
+        )
+        return self.drawn(
+            self.rows.mark_point(**self._look(filled=True, size=size, opacity=opacity)), about, **own
+        )
 
     def holes(self, frame: pl.DataFrame, *filters: Filter) -> Panel:
-        """What makes the frame's hollow points hollow: small marks of the same shape in the page's colour on top.
+        """What makes the frame's hollow points hollow: small marks of the same shape in the page's colour on
+        top.
 
         An unfilled mark, or a shape channel of its own, would change the legend's symbols too.
         """
@@ -135,7 +156,9 @@ class Panel:
     def cores(self, *hollow: Filter) -> Panel:
         """As ``holes``, where every point is round: the rows that pass these filters."""
         rows = filtered(self.rows, *hollow)
-        return self.add(rows.mark_point(filled=True, size=18, opacity=1, fill="var(--bg)").encode(**self._place()))
+        return self.add(
+            rows.mark_point(filled=True, size=18, opacity=1, fill="var(--bg)").encode(**self._place())
+        )
 
     def rule(self, value: float, label: str, *, upright: bool = False) -> Panel:
         """A dotted line with a label at a value of the y axis, or of the x axis where it stands upright."""
@@ -178,11 +201,12 @@ class Panel:
         height: int = HEIGHT,
         about: dict[str, str] | None = None,
     ) -> Chart:
-        """The panel as the group's chart of this ``name``, or as ``part`` of several, over the rows of ``points`` that equal
-        ``where``.
+        """The panel as the group's chart of this ``name``, or as ``part`` of several, over the rows of
+        ``points`` that equal ``where``.
 
-        ``words`` say to whom cannot see it what it shows; ``lines`` stand below the group's title. ``params``: what is chosen
-        below it. ``about``: what the page's selection asks for, where that is not all that the group has.
+        ``words`` say to whom cannot see it what it shows; ``lines`` stand below the group's title.
+        ``params``: what is chosen below it. ``about``: what the page's selection asks for, where that is not
+        all that the group has.
         """
         title = [group.title, *lines]
         spec = specification(self.layers, points, title, words, where=where, params=params, height=height)

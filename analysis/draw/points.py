@@ -14,7 +14,8 @@ from analysis.verdicts import HOLLOW
 
 @dataclass(frozen=True)
 class Group:
-    """Cells of one model, dataset, device and so on. ``title`` names what tells it from the page's other groups."""
+    """Cells of one model, dataset, device and so on. ``title`` names what tells it from the page's other
+    groups."""
 
     number: int
     title: str
@@ -24,7 +25,8 @@ class Group:
 
 
 def groups(cells: pl.DataFrame, keys: list[str]) -> Iterator[Group]:
-    """The cells by ``keys`` (those that the frame has), in their order, numbered from 1. The first two are model and dataset."""
+    """The cells by ``keys`` (those that the frame has), in their order, numbered from 1. The first two are
+    model and dataset."""
     keys = [key for key in keys if key in cells.columns]
     varying = [key for key in keys[2:] if varies(cells, key)]
     for number, (values, group) in enumerate(cells.group_by(keys, maintain_order=True), start=1):
@@ -35,17 +37,27 @@ def groups(cells: pl.DataFrame, keys: list[str]) -> Iterator[Group]:
 
 
 def varies(cells: pl.DataFrame, key: str) -> bool:
-    """Whether a title must name a setting: a revision or fingerprint only where one model or dataset has several."""
+    """Whether a title must name a setting: a revision or fingerprint only where one model or dataset has
+    several."""
     owner = {"model_revision": "model", "dataset_fingerprint": "dataset"}.get(key)
-    return cells[key].n_unique() > 1 if owner is None else cells.select(owner, key).n_unique() > cells[owner].n_unique()
+    return (
+        cells[key].n_unique() > 1
+        if owner is None
+        else cells.select(owner, key).n_unique() > cells[owner].n_unique()
+    )
 
 
 def with_words(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells with ``variant`` (settings beside policy, ratio and threshold, in words) and ``after`` (prune_after as text)."""
+    """The cells with ``variant`` (settings beside policy, ratio and threshold, in words) and ``after``
+    (prune_after as text)."""
     kinds = cells.select(VARIANT).unique(maintain_order=True)
-    kinds = kinds.with_columns(pl.Series("variant", [labels.variant(row) for row in kinds.iter_rows(named=True)], pl.String))
+    kinds = kinds.with_columns(
+        pl.Series("variant", [labels.variant(row) for row in kinds.iter_rows(named=True)], pl.String)
+    )
     after = pl.col("prune_after").cast(pl.String).fill_null(labels.NONE)
-    return cells.join(kinds, on=VARIANT, how="left", nulls_equal=True, maintain_order="left").with_columns(after=after)
+    return cells.join(kinds, on=VARIANT, how="left", nulls_equal=True, maintain_order="left").with_columns(
+        after=after
+    )
 
 
 def cell_points(cells: pl.DataFrame, shapes: pl.DataFrame) -> pl.DataFrame:
@@ -56,18 +68,47 @@ def cell_points(cells: pl.DataFrame, shapes: pl.DataFrame) -> pl.DataFrame:
     dense = pl.col("dense_ppl")
     known = cells.filter(pl.col("policy") != "dense", pl.col("ppl").is_not_null())
     points = with_words(known).select(
-        "cell_id", "policy", "variant", "after", "keep_ratio", "budget", "ppl", "ratio", "ratio_low", "ratio_high", "verdict",
-        "recent_retained", "kl", "kl_low", "kl_high", "agreement",
-        dense=dense, ppl_low=dense * pl.col("ratio_low"), ppl_high=dense * pl.col("ratio_high"),
-        pruned_ratio=pl.coalesce("pruned_ratio", "ratio"), pruned_low=pl.coalesce("pruned_low", "ratio_low"),
+        "cell_id",
+        "policy",
+        "variant",
+        "after",
+        "keep_ratio",
+        "budget",
+        "ppl",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "verdict",
+        "recent_retained",
+        "kl",
+        "kl_low",
+        "kl_high",
+        "agreement",
+        dense=dense,
+        ppl_low=dense * pl.col("ratio_low"),
+        ppl_high=dense * pl.col("ratio_high"),
+        pruned_ratio=pl.coalesce("pruned_ratio", "ratio"),
+        pruned_low=pl.coalesce("pruned_low", "ratio_low"),
         pruned_high=pl.coalesce("pruned_high", "ratio_high"),
-        hollow=pl.col("verdict").is_in(HOLLOW), windows="n_windows", end=pl.lit(False),
-    )  # fmt: skip
+        hollow=pl.col("verdict").is_in(HOLLOW),
+        windows="n_windows",
+        end=pl.lit(False),
+    )
     lowest = shapes.select("cell_id", minimum_from="minimum_low", minimum_to="minimum_high")
     points = points.join(lowest, on="cell_id", how="left", maintain_order="left").drop("cell_id")
-    ends = points.filter(pl.col("dense").is_not_null()).unique(["policy", "variant", "after"], keep="first", maintain_order=True)
-    ends = ends.select("policy", "variant", "after", "dense", *[pl.col("dense").alias(n) for n in ("ppl", "ppl_low", "ppl_high")])
-    ends = ends.with_columns(keep_ratio=pl.lit(1.0), budget=pl.lit(1.0), hollow=pl.lit(False), end=pl.lit(True))
+    ends = points.filter(pl.col("dense").is_not_null()).unique(
+        ["policy", "variant", "after"], keep="first", maintain_order=True
+    )
+    ends = ends.select(
+        "policy",
+        "variant",
+        "after",
+        "dense",
+        *[pl.col("dense").alias(n) for n in ("ppl", "ppl_low", "ppl_high")],
+    )
+    ends = ends.with_columns(
+        keep_ratio=pl.lit(1.0), budget=pl.lit(1.0), hollow=pl.lit(False), end=pl.lit(True)
+    )
     return pl.concat([points, ends], how="diagonal")
 
 

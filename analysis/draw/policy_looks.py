@@ -9,7 +9,18 @@ import polars as pl
 
 from analysis.draw.marks import cycle, legend
 
-PALETTE = ["knorm", "knorm_high", "random", "recent", "streaming", "h2o", "snapkv", "tova", "knorm_sorted", "dense"]
+PALETTE = [
+    "knorm",
+    "knorm_high",
+    "random",
+    "recent",
+    "streaming",
+    "h2o",
+    "snapkv",
+    "tova",
+    "knorm_sorted",
+    "dense",
+]
 """Policies with a colour of their own (``--c-NAME`` in style.css), in the order of the legend."""
 
 OWN_COLOURS = [f"var(--c-own-{number})" for number in range(1, 9)]
@@ -18,9 +29,11 @@ OWN_COLOURS = [f"var(--c-own-{number})" for number in range(1, 9)]
 
 @dataclass(frozen=True)
 class PolicyLooks:
-    """The looks on one page. ``others``: the policies that the palette does not know, in the order in which they appear on it.
+    """The looks on one page. ``others``: the policies that the palette does not know, in the order in which
+    they appear on it.
 
-    A policy that comes after all colours are taken has a colour of an earlier one, and shapes and dashes that name it.
+    A policy that comes after all colours are taken has a colour of an earlier one, and shapes and dashes that
+    name it.
     """
 
     others: tuple[str, ...]
@@ -39,13 +52,17 @@ class PolicyLooks:
         return alt.Color("policy:N", scale=scale, legend=legend(names, "policy", symbolType="circle"))
 
     def told_apart(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-        """The frame with a column for ``look`` to find beside each of ``columns``, where colours come again."""
+        """The frame with a column for ``look`` to find beside each of ``columns``, where colours come
+        again."""
         again = self.others[len(OWN_COLOURS) :]
         if not set(again) & set(frame["policy"].drop_nulls()):
             return frame
         named = pl.col("policy").is_in(again)
         return frame.with_columns(
-            pl.when(named).then(pl.format("{}, {}", column, "policy")).otherwise(column).alias(f"{column}_look")
+            pl.when(named)
+            .then(pl.format("{}, {}", column, "policy"))
+            .otherwise(column)
+            .alias(f"{column}_look")
             for column in columns
         )
 
@@ -55,8 +72,8 @@ class PolicyLooks:
 
 
 def look(frame: pl.DataFrame, column: str) -> str:
-    """The column by which shapes and dashes go in a frame from ``told_apart``: ``column`` itself, or the one that also names
-    policies whose colour is taken.
+    """The column by which shapes and dashes go in a frame from ``told_apart``: ``column`` itself, or the one
+    that also names policies whose colour is taken.
     """
     return f"{column}_look" if f"{column}_look" in frame.columns else column
 

@@ -1,4 +1,5 @@
-"""Timed cells in long form: one row per cell and measure, in its own unit and as per cent of the dense twin."""
+"""Timed cells in long form: one row per cell and measure, in its own unit and as per cent of the dense
+twin."""
 
 from __future__ import annotations
 
@@ -26,17 +27,26 @@ SAME = [*GROUP, "policy", "keep_ratio", "variant", "after"]
 
 
 def measures(speeds: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """speeds (``speed.generation``) with the PPL of the same settings (``Tables.perplexity``), one row per cell and measure.
+    """speeds (``speed.generation``) with the PPL of the same settings (``Tables.perplexity``), one row per
+    cell and measure.
 
-    ``value``, ``low``, ``high``: the median (or PPL) with its 95 % interval; ``share``, ``share_low``, ``share_high``: per cent
-    of the dense twin, paired by round (or window). Null where there is none. Dense cells are rows of 100 per cent.
+    ``value``, ``low``, ``high``: the median (or PPL) with its 95 % interval; ``share``, ``share_low``,
+    ``share_high``: per cent of the dense twin, paired by round (or window). Null where there is none. Dense
+    cells are rows of 100 per cent.
     """
     timed = with_words(speeds)
-    scored = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "DENSE"]))).unique(SAME, keep="first", maintain_order=True)
+    scored = with_words(cells.filter(pl.col("verdict").is_in(["VALID", "DENSE"]))).unique(
+        SAME, keep="first", maintain_order=True
+    )
     scored = scored.select(
-        *SAME, "ppl", ppl_low=pl.col("dense_ppl") * pl.col("ratio_low"), ppl_high=pl.col("dense_ppl") * pl.col("ratio_high"),
-        ppl_ratio="ratio", ratio_low="ratio_low", ratio_high="ratio_high",
-    )  # fmt: skip
+        *SAME,
+        "ppl",
+        ppl_low=pl.col("dense_ppl") * pl.col("ratio_low"),
+        ppl_high=pl.col("dense_ppl") * pl.col("ratio_high"),
+        ppl_ratio="ratio",
+        ratio_low="ratio_low",
+        ratio_high="ratio_high",
+    )
     both = timed.join(scored, on=SAME, how="left", nulls_equal=True, maintain_order="left")
     return pl.concat([_long(both, name) for name in MEASURES], how="vertical")
 
@@ -58,11 +68,20 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
     shares = [pl.when(dense).then(100.0).otherwise(share) for share in shares]
     return both.select(
         *KEPT,
-        settings=pl.when(dense).then(pl.lit("dense")).otherwise(pl.format("prune_after {}, {}", "after", "variant")),
+        settings=pl.when(dense)
+        .then(pl.lit("dense"))
+        .otherwise(pl.format("prune_after {}, {}", "after", "variant")),
         hollow=(pl.col("timing") != "STABLE") & pl.lit(name in TIMED),
-        measure=pl.lit(name), unit=pl.lit(unit), value=pl.col(column).cast(pl.Float64) * factor, low=low, high=high,
-        share=shares[0], share_low=shares[1], share_high=shares[2], n=pl.col("repeats"),
-    )  # fmt: skip
+        measure=pl.lit(name),
+        unit=pl.lit(unit),
+        value=pl.col(column).cast(pl.Float64) * factor,
+        low=low,
+        high=high,
+        share=shares[0],
+        share_low=shares[1],
+        share_high=shares[2],
+        n=pl.col("repeats"),
+    )
 
 
 TURNS = [
@@ -77,5 +96,10 @@ KEPT = [*TURNS, "policy", "keep_ratio", "timing"]
 
 def cell_label() -> pl.Expr:
     """A timed cell in a few words: policy, ratio, threshold."""
-    words = pl.format("{} {}, after {}", "policy", "keep_ratio", pl.col("prune_after").cast(pl.String).fill_null(labels.NONE))
+    words = pl.format(
+        "{} {}, after {}",
+        "policy",
+        "keep_ratio",
+        pl.col("prune_after").cast(pl.String).fill_null(labels.NONE),
+    )
     return pl.when(pl.col("policy") == "dense").then(pl.lit("dense")).otherwise(words)

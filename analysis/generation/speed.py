@@ -1,4 +1,5 @@
-"""Generation: medians of times and bytes per cell and prompt length, and ratios to the dense twin paired by round."""
+"""Generation: medians of times and bytes per cell and prompt length, and ratios to the dense twin paired by
+round."""
 
 from __future__ import annotations
 
@@ -25,11 +26,20 @@ TEXT = ["text_length", "text_ended", "text_repetition", "text_agreement"]
 """What is told of the generated text, beside the dense twin's."""
 
 FEWEST_ROUNDS = 6
-"""The range of n paired values covers the median with 1 - 2 / 2**n: from fewer than six rounds there is no 95 % interval."""
+"""The range of n paired values covers the median with 1 - 2 / 2**n: from fewer than six rounds there is no 95
+% interval."""
 
 NO_DIFFERENCE = "no difference shown"
 
-TURNS = ["dense_cell_id", *VERSIONS, "run_id", "device_name", "prompt_tokens", "batch_size", "timing_protocol"]
+TURNS = [
+    "dense_cell_id",
+    *VERSIONS,
+    "run_id",
+    "device_name",
+    "prompt_tokens",
+    "batch_size",
+    "timing_protocol",
+]
 """What took turns: cells are compared with the dense twin of the same run, device and prompts."""
 
 KEYS = ["pool_id", *TURNS]
@@ -37,7 +47,18 @@ KEYS = ["pool_id", *TURNS]
 DRIFT = 0.10
 """The dense cell's time per token may change by this share from the first round to the last."""
 
-NAMED = [*KEYS, *CELL, "new_tokens", "threads", "peak_memory_method", "repeats", "impossible", "timing", "fault", "note"]
+NAMED = [
+    *KEYS,
+    *CELL,
+    "new_tokens",
+    "threads",
+    "peak_memory_method",
+    "repeats",
+    "impossible",
+    "timing",
+    "fault",
+    "note",
+]
 """What stays of a cell of which a figure cannot be."""
 
 WRONG = "wrong on purpose (report_2025)"
@@ -46,9 +67,10 @@ WRONG = "wrong on purpose (report_2025)"
 def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     """One row per cell, run, device, prompt length and batch.
 
-    Medians over rounds (seconds, bytes; null where nothing was counted), for each of ``COMPARED`` the median ratio to the dense
-    twin of the same run and round (``ttft_ratio``, ``ttft_low``, ``ttft_high``, ``ttft_words`` and so on), ``timing`` (STABLE,
-    UNSTABLE_TIMING, WRONG_ON_PURPOSE, IMPOSSIBLE) and ``note``. ``checked`` comes from ``checks`` on the same rows.
+    Medians over rounds (seconds, bytes; null where nothing was counted), for each of ``COMPARED`` the median
+    ratio to the dense twin of the same run and round (``ttft_ratio``, ``ttft_low``, ``ttft_high``,
+    ``ttft_words`` and so on), ``timing`` (STABLE, UNSTABLE_TIMING, WRONG_ON_PURPOSE, IMPOSSIBLE) and
+    ``note``. ``checked`` comes from ``checks`` on the same rows.
     """
     own = rows.filter(~pl.col("control"))
     step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
@@ -70,60 +92,83 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     twin = table.filter(pl.col("policy") == "dense").unique(TURNS, keep="first", maintain_order=True)
     twin = twin.select(*TURNS, pl.col(TEXT).name.prefix("dense_"))
     table = table.join(twin, on=TURNS, how="left", nulls_equal=True, maintain_order="left")
-    table = table.join(checked.select(*TURNS, "timing", "fault"), on=TURNS, how="left", nulls_equal=True, maintain_order="left")
+    table = table.join(
+        checked.select(*TURNS, "timing", "fault"),
+        on=TURNS,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
     table = _judged(table)
     ratios = _paired_ratios(own).collect()
     levels = own.select(*KEYS, *COMPARED).collect()
     for measure in COMPARED:
-        table = table.join(_level_intervals(levels, measure), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
+        table = table.join(
+            _level_intervals(levels, measure), on=KEYS, how="left", nulls_equal=True, maintain_order="left"
+        )
         found = _ratio_intervals(ratios, measure)
         table = table.join(found, on=KEYS, how="left", nulls_equal=True, maintain_order="left")
         words = pl.col(f"{short(measure)}_words")
         doubted = pl.when(pl.col("timing") == "STABLE").then(words).otherwise(pl.col("fault"))
-        table = table.with_columns(pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words"))
+        table = table.with_columns(
+            pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words")
+        )
     note = pl.concat_str([pl.col("fault"), beyond(), _without_prunes()], separator="; ", ignore_nulls=True)
     return in_order(finite(without_figures(table.with_columns(note=pl.when(note != "").then(note)), NAMED)))
 
 
 def _without_prunes() -> pl.Expr:
-    """The note on cells of which no step pruned: their time per token tells of a smaller cache, and nothing of pruning."""
-    silent = pl.col("prune_step_seconds").is_null() & (pl.col("policy") != "dense") & (pl.col("prune_events") > 0)
+    """The note on cells of which no step pruned: their time per token tells of a smaller cache, and nothing
+    of pruning."""
+    silent = (
+        pl.col("prune_step_seconds").is_null() & (pl.col("policy") != "dense") & (pl.col("prune_events") > 0)
+    )
     return pl.when(silent).then(
         pl.lit("no step after the prompt pruned: TPOT says what a smaller cache takes, not what pruning does")
     )
 
 
 def _judged(table: pl.DataFrame) -> pl.DataFrame:
-    """The timing IMPOSSIBLE for cells with a figure that cannot be, or beside a dense cell with one; ``fault`` names it."""
+    """The timing IMPOSSIBLE for cells with a figure that cannot be, or beside a dense cell with one;
+    ``fault`` names it."""
     beside = pl.when(pl.col("timing") == IMPOSSIBLE).then(pl.col("fault"))
     table = table.with_columns(impossible=pl.coalesce("impossible", beside))
     spoilt = pl.col("impossible").is_not_null()
     return table.with_columns(
-        timing=pl.when(spoilt).then(pl.lit(IMPOSSIBLE)).otherwise("timing"), fault=pl.coalesce("impossible", "fault")
+        timing=pl.when(spoilt).then(pl.lit(IMPOSSIBLE)).otherwise("timing"),
+        fault=pl.coalesce("impossible", "fault"),
     )
 
 
 def checks(rows: pl.LazyFrame) -> pl.DataFrame:
-    """One row per group that took turns: drift of the dense cell, A against A, and whether its timings can be compared.
+    """One row per group that took turns: drift of the dense cell, A against A, and whether its timings can be
+    compared.
 
-    ``drift``: dense time per token in the last round / first round. ``null_ratio``, ``null_low``, ``null_high``: the dense cell's
-    second run of a round against its first, by the arithmetic of every other ratio: its interval has to contain 1.
+    ``drift``: dense time per token in the last round / first round. ``null_ratio``, ``null_low``,
+    ``null_high``: the dense cell's second run of a round against its first, by the arithmetic of every other
+    ratio: its interval has to contain 1.
     """
     dense = rows.filter(pl.col("policy") == "dense").collect()
     found = []
     for keys, group in dense.group_by([*TURNS, "model"], maintain_order=True):
         protocol = str(keys[-2])
-        by_round = group.group_by("repeat").agg(
-            both=pl.col("tpot_seconds").mean(),
-            first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
-            second=pl.col("tpot_seconds").filter("control").first(),
-        ).sort("repeat")  # fmt: skip
+        by_round = (
+            group.group_by("repeat")
+            .agg(
+                both=pl.col("tpot_seconds").mean(),
+                first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
+                second=pl.col("tpot_seconds").filter("control").first(),
+            )
+            .sort("repeat")
+        )
         known = by_round["both"].drop_nulls().filter(by_round["both"].drop_nulls() > 0)
         drift = known[-1] / known[0] if len(known) else None
         null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
         low, high = median_interval(null)
         ratio = float(np.median(null)) if len(null) else None
-        timing, fault = _timing(protocol, group["impossible"].drop_nulls(), _fault(drift, len(null), low, high))
+        timing, fault = _timing(
+            protocol, group["impossible"].drop_nulls(), _fault(drift, len(null), low, high)
+        )
         found.append((*keys, by_round.height, drift, ratio, low, high, timing, fault))
     schema = {name: dense.schema[name] for name in [*TURNS, "model"]}
     own = {"rounds": pl.Int64} | dict.fromkeys(("drift", "null_ratio", "null_low", "null_high"), pl.Float64)
@@ -166,7 +211,9 @@ def _paired_ratios(own: pl.LazyFrame) -> pl.LazyFrame:
         *on, *[pl.col(name).alias(f"dense_{name}") for name in COMPARED]
     )
     joined = own.filter(pl.col("policy") != "dense").join(twin, on=on, how="inner", nulls_equal=True)
-    return joined.select(*KEYS, "repeat", *[(pl.col(name) / pl.col(f"dense_{name}")).alias(name) for name in COMPARED])
+    return joined.select(
+        *KEYS, "repeat", *[(pl.col(name) / pl.col(f"dense_{name}")).alias(name) for name in COMPARED]
+    )
 
 
 def _level_intervals(own: pl.DataFrame, measure: str) -> pl.DataFrame:
@@ -175,7 +222,10 @@ def _level_intervals(own: pl.DataFrame, measure: str) -> pl.DataFrame:
         (*keys, *median_interval(group[measure].drop_nulls().to_numpy()))
         for keys, group in own.group_by(KEYS, maintain_order=True)
     ]
-    schema = {key: own.schema[key] for key in KEYS} | {f"{measure}_low": pl.Float64, f"{measure}_high": pl.Float64}
+    schema = {key: own.schema[key] for key in KEYS} | {
+        f"{measure}_low": pl.Float64,
+        f"{measure}_high": pl.Float64,
+    }
     return pl.DataFrame(found, schema=schema, orient="row")
 
 
@@ -189,16 +239,23 @@ def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:
         middle = float(np.median(values))
         words = in_words(middle, low, high, len(values), more_is_better=measure == "tokens_per_second")
         found.append((*keys, len(values), middle, low, high, words))
-    columns = {f"{name}_rounds": pl.Int64, f"{name}_ratio": pl.Float64, f"{name}_low": pl.Float64, f"{name}_high": pl.Float64}
+    columns = {
+        f"{name}_rounds": pl.Int64,
+        f"{name}_ratio": pl.Float64,
+        f"{name}_low": pl.Float64,
+        f"{name}_high": pl.Float64,
+    }
     schema = {**{key: ratios.schema[key] for key in KEYS}, **columns, f"{name}_words": pl.String}
     return pl.DataFrame(found, schema=schema, orient="row")
 
 
 def median_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Interval of the median between two order statistics of ``values`` [rounds]; nulls from fewer than six rounds.
+    """Interval of the median between two order statistics of ``values`` [rounds]; nulls from fewer than six
+    rounds.
 
-    Whatever the distribution, it covers the median in at least 95 % (David and Nagaraja 2003, Order Statistics, section 7.1), and
-    in at least 92.5 % where rounds were run until it was narrow (``benchmarks/coverage.py``).
+    Whatever the distribution, it covers the median in at least 95 % (David and Nagaraja 2003, Order
+    Statistics, section 7.1), and in at least 92.5 % where rounds were run until it was narrow
+    (``benchmarks/coverage.py``).
     """
     rank = int(binom.ppf(ALPHA / 2, len(values), 0.5)) if len(values) else 0
     if rank < 1:
@@ -207,10 +264,14 @@ def median_interval(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
-def in_words(ratio: float, low: float | None, high: float | None, rounds: int, *, more_is_better: bool) -> str:
+def in_words(
+    ratio: float, low: float | None, high: float | None, rounds: int, *, more_is_better: bool
+) -> str:
     """A speed-up or slow-down, only where the interval excludes 1 and enough rounds were run."""
     if rounds < FEWEST_ROUNDS:
-        return f"{NO_DIFFERENCE} (only {rounds} rounds)" if rounds != 1 else f"{NO_DIFFERENCE} (only one round)"
+        return (
+            f"{NO_DIFFERENCE} (only {rounds} rounds)" if rounds != 1 else f"{NO_DIFFERENCE} (only one round)"
+        )
     if low is None or high is None or low <= 1 <= high:
         return NO_DIFFERENCE
     factor = ratio if more_is_better else 1 / ratio

@@ -1,4 +1,5 @@
-"""Charts of timed generation: six panels against keep_ratio, everything against dense = 100 %, tokens' times round by round."""
+"""Charts of timed generation: six panels against keep_ratio, everything against dense = 100 %, tokens' times
+round by round."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def timed_groups(table: pl.DataFrame) -> list[Group]:
 def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
     """TTFT, TPOT, throughput, change of each, PPL and KV memory at the end, against keep_ratio.
 
-    The memory is what was allocated, which may deny what the entries seem to save; the entries where a schema has no more.
+    The memory is what was allocated, which may deny what the entries seem to save; the entries where a schema
+    has no more.
     """
     points = Points(f"timed_{group.number}", looks.told_apart(_with_ends(group.cells), "settings"))
     allocated = points.frame.filter(pl.col("measure") == "KV allocated at end")["value"].drop_nulls()
@@ -67,7 +69,9 @@ def six_panels(group: Group, looks: PolicyLooks) -> list[Chart]:
         panel = _change(frame) if changes else _level(frame, looks, title)
         words = f"{title} against keep_ratio, {group.title}, {group.detail}: {figures} figures"
         where = None if changes else {"measure": name}
-        charts.append(panel.chart("timed", group, points, words, group.detail, part=number, where=where, height=220))
+        charts.append(
+            panel.chart("timed", group, points, words, group.detail, part=number, where=where, height=220)
+        )
     return charts
 
 
@@ -122,7 +126,8 @@ def summary_chart(group: Group) -> list[Chart]:
 
 
 def _few_cells(cells: pl.DataFrame) -> pl.DataFrame:
-    """Rows of ``COMPARED_CELLS`` at most, spread over keep_ratio, with their name and a number for their place."""
+    """Rows of ``COMPARED_CELLS`` at most, spread over keep_ratio, with their name and a number for their
+    place."""
     compared = cells.filter(pl.col("policy") != "dense", pl.col("share").is_not_null())
     of_cell = ["policy", "settings", "keep_ratio"]
     kinds = compared.select(of_cell).unique(maintain_order=True)
@@ -135,9 +140,11 @@ def _few_cells(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
-    """Time per token round by round: median and 10-90 % of the tokens, for the dense cell and a few others of each group.
+    """Time per token round by round: median and 10-90 % of the tokens, for the dense cell and a few others of
+    each group.
 
-    ``rows``: generation's; those of cells that are IMPOSSIBLE in ``speeds`` (``speed.generation``) are left out.
+    ``rows``: generation's; those of cells that are IMPOSSIBLE in ``speeds`` (``speed.generation``) are left
+    out.
     """
     spoilt = speeds.filter(pl.col("timing") == IMPOSSIBLE)
     possible = rows.join(spoilt, on=KEYS, how="anti", nulls_equal=True, maintain_order="left")

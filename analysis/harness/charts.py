@@ -37,23 +37,29 @@ SHOWN = [
 
 
 def task_charts(scores: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """One chart per model, dataset, task, metric and filter, ``MOST_CHARTS`` at most; ``scores``: ``task_tables.tasks``."""
+    """One chart per model, dataset, task, metric and filter, ``MOST_CHARTS`` at most; ``scores``:
+    ``task_tables.tasks``."""
     return [_chart(group, looks) for group in compared_groups(scores)[:MOST_CHARTS]]
 
 
 def compared_groups(scores: pl.DataFrame) -> list[Group]:
     """What could have a chart: figures of one metric that a cell other than the dense one has."""
     known = with_words(scores.filter(pl.col("value").is_not_null())).with_columns(
-        settings(), low=pl.col("value") - Z95 * pl.col("stderr"), high=pl.col("value") + Z95 * pl.col("stderr"),
-        hollow=pl.col("verdict").is_in(HOLLOW), end=pl.col("policy") == "dense",
-    )  # fmt: skip
+        settings(),
+        low=pl.col("value") - Z95 * pl.col("stderr"),
+        high=pl.col("value") + Z95 * pl.col("stderr"),
+        hollow=pl.col("verdict").is_in(HOLLOW),
+        end=pl.col("policy") == "dense",
+    )
     return [group for group in groups(known, PANEL) if not group.cells["end"].all()]
 
 
 def _chart(group: Group, looks: PolicyLooks) -> Chart:
     first = group.cells.row(0, named=True)
     words = _metric(first)
-    others = [part for part in group.detail.split(" · ") if part and not part.startswith((*METRIC, "num_fewshot"))]
+    others = [
+        part for part in group.detail.split(" · ") if part and not part.startswith((*METRIC, "num_fewshot"))
+    ]
     compared = group.cells.filter(~pl.col("end")).select(SHOWN)
     x = replace(KEPT, place="at")
     y = Axis("value", labels.text(first["metric"]), also=("low", "high", "dense_value"))

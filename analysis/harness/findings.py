@@ -1,4 +1,5 @@
-"""Sentences on the harness's tasks for the head of the page: how many figures are shown to be worse than dense."""
+"""Sentences on the harness's tasks for the head of the page: how many figures are shown to be worse than
+dense."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ from analysis.verdicts import valid
 
 
 def task_findings(scores: pl.DataFrame) -> list[str]:
-    """A sentence per model: how many figures moved beyond their paired interval, and which most. Each task is its own dataset."""
-    usable = scores.filter(valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length"))
+    """A sentence per model: how many figures moved beyond their paired interval, and which most. Each task is
+    its own dataset."""
+    usable = scores.filter(
+        valid(), pl.col("difference_low").is_not_null(), pl.col("position_mode").ne_missing("cache_length")
+    )
     usable = usable.filter(pl.col("paired_documents") >= FEW_DOCUMENTS)
     found = []
     for _, group in usable.group_by([name for name in GROUP if name != "dataset"], maintain_order=True):
@@ -37,7 +41,8 @@ def task_findings(scores: pl.DataFrame) -> list[str]:
 
 
 def _together(group: pl.DataFrame) -> pl.DataFrame:
-    """The figures with ``wide_low`` and ``wide_high``: intervals of the differences that hold for all of them together."""
+    """The figures with ``wide_low`` and ``wide_high``: intervals of the differences that hold for all of them
+    together."""
     n = group["paired_documents"].to_numpy()
     factor = pl.Series(t_quantile(1 - ALPHA / (2 * group.height), n) / t_quantile(1 - ALPHA / 2, n))
     half = (pl.col("difference_high") - pl.col("difference_low")) / 2 * factor

@@ -1,4 +1,5 @@
-"""Tasks of lm-evaluation-harness: the harness's figure of each metric beside the dense twin's, paired over documents."""
+"""Tasks of lm-evaluation-harness: the harness's figure of each metric beside the dense twin's, paired over
+documents."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ WHOLE = pl.col("doc_index").is_null()
 
 
 def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Per pooled cell, task, metric and filter: the harness's value and standard error, the dense twin's, their difference.
+    """Per pooled cell, task, metric and filter: the harness's value and standard error, the dense twin's,
+    their difference.
 
-    The difference has a 95 % interval over documents where the figure is their mean; one made in another
-    way (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.
+    The difference has a 95 % interval over documents where the figure is their mean; one made in another way
+    (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.
     ``suite`` is what was asked for, which may have several tasks.
     """
     table = _wholes(rows).collect()
@@ -37,12 +39,16 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
     means = documents.group_by(keys).agg(
         paired_documents=pl.len(), own_mean=pl.col("value").mean(), dense_mean=pl.col("dense_value").mean()
     )
-    bounds = mean_bounds(documents.filter(pl.col("policy") != "dense"), keys, "difference", "weight", "difference")
+    bounds = mean_bounds(
+        documents.filter(pl.col("policy") != "dense"), keys, "difference", "weight", "difference"
+    )
     for found in (means, bounds, _impossible(rows).collect()):
         table = table.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
     is_mean = _close("value", "own_mean") & _close("dense_value", "dense_mean")
     ends = pl.col("difference_low", "difference_high")
-    never = plain_verdict(never=pl.col("share_pruned") == 0)  # pruned only after all that was asked had been predicted
+    never = plain_verdict(
+        never=pl.col("share_pruned") == 0
+    )  # pruned only after all that was asked had been predicted
     table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), never, _note(is_mean))
     table = without_figures(table, [*keys, *CELL, *NAMED])
     return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
@@ -68,7 +74,9 @@ def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
         seeds=pl.col("seed").n_unique(),
         budget=pl.col("cache_tokens_mean").sum() / pl.col("dense_cache_tokens").sum(),
     )
-    return cells.with_columns(difference=pl.col("value") - pl.col("dense_value"), beyond_context=pl.lit(None, pl.Boolean))
+    return cells.with_columns(
+        difference=pl.col("value") - pl.col("dense_value"), beyond_context=pl.lit(None, pl.Boolean)
+    )
 
 
 def _documents(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -77,17 +85,22 @@ def _documents(rows: pl.LazyFrame) -> pl.LazyFrame:
     single = rows.filter(~WHOLE, pl.col("value").is_not_null())
     twin = single.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(*on, dense_value="value")
     paired = single.join(twin, on=on, how="inner", nulls_equal=True)
-    own = paired.group_by([*POOL, *METRIC, "doc_index"]).agg(pl.col("policy").first(), pl.col("value", "dense_value").mean())
+    own = paired.group_by([*POOL, *METRIC, "doc_index"]).agg(
+        pl.col("policy").first(), pl.col("value", "dense_value").mean()
+    )
     ordered = own.sort([*POOL, *METRIC, "doc_index"])
     return ordered.with_columns(difference=pl.col("value") - pl.col("dense_value"), weight=pl.lit(1.0))
 
 
 def _close(figure: str, mean: str) -> pl.Expr:
-    return ((pl.col(figure) - pl.col(mean)).abs() <= SAME * pl.max_horizontal(pl.col(figure).abs(), 1.0)).fill_null(False)
+    return (
+        (pl.col(figure) - pl.col(mean)).abs() <= SAME * pl.max_horizontal(pl.col(figure).abs(), 1.0)
+    ).fill_null(False)
 
 
 def _impossible(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """What cannot be in the figure of a metric, its documents' values, or the dense twin's, per pooled cell."""
+    """What cannot be in the figure of a metric, its documents' values, or the dense twin's, per pooled
+    cell."""
     on = ["dense_cell_id", *VERSIONS, *METRIC]
     dense = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id"))
     twin = dense.group_by(on).agg(dense_impossible=pl.col("impossible").drop_nulls().first())

@@ -38,7 +38,9 @@ class Drawing:
     @cached_property
     def looks(self) -> PolicyLooks:
         """The colours of the page's policies."""
-        return PolicyLooks.on_page(self.made.perplexity, self.made.generation, self.made.retrieval, self.made.harness)
+        return PolicyLooks.on_page(
+            self.made.perplexity, self.made.generation, self.made.retrieval, self.made.harness
+        )
 
     @cached_property
     def scored(self) -> list[tuple[Group, Points]]:
@@ -70,12 +72,15 @@ class Drawing:
 def charts(made: Tables) -> dict[str, list[Chart]]:
     """Every chart of a page, by section."""
     drawing = Drawing(made)
-    with debug_mode(False):  # altair checks every part of every layer against its schema, for a third of the time
+    with debug_mode(
+        False
+    ):  # altair checks every part of every layer against its schema, for a third of the time
         return {name: list(chain.from_iterable(draw(drawing))) for name, draw in SECTIONS.items()}
 
 
 def drawn_groups(cells: pl.DataFrame) -> tuple[list[Group], int]:
-    """The groups that have charts of their cells, and how many more have none because a page would grow past a few MB."""
+    """The groups that have charts of their cells, and how many more have none because a page would grow past
+    a few MB."""
     every = [group for group in groups(cells, SCORED) if (group.cells["policy"] != "dense").any()]
     totals = accumulate(group.cells.height for group in every)
     small = [group for group, total in zip(every, totals, strict=True) if total <= MOST_CELLS] or every[:1]

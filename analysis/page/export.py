@@ -1,4 +1,5 @@
-"""Every chart of a report as a picture file for a paper (PNG at print resolution, or SVG), every table as CSV."""
+"""Every chart of a report as a picture file for a paper (PNG at print resolution, or SVG), every table as
+CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ STYLE = Path(__file__).with_name("style.css")
 
 
 def write_charts(charts: Iterable[Chart], folder: str, form: str) -> list[str]:
-    """Write ``NAME.png`` or ``NAME.svg`` of each chart into a folder, which is made; returns the files. Raises OSError."""
+    """Write ``NAME.png`` or ``NAME.svg`` of each chart into a folder, which is made; returns the files.
+    Raises OSError."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     files = []
@@ -35,7 +37,8 @@ def write_charts(charts: Iterable[Chart], folder: str, form: str) -> list[str]:
 
 
 def write_tables(tables: Mapping[str, tuple[pl.DataFrame, Sequence[Column]]], folder: str) -> None:
-    """Write ``NAME.csv`` of each table into a folder, which is made: every row, figures in full. Raises OSError.
+    """Write ``NAME.csv`` of each table into a folder, which is made: every row, figures in full. Raises
+    OSError.
 
     Lists are joined with commas. Text cannot start a spreadsheet's formula.
     """
@@ -44,14 +47,21 @@ def write_tables(tables: Mapping[str, tuple[pl.DataFrame, Sequence[Column]]], fo
     for name, (frame, columns) in tables.items():
         keys = [key for column in columns for key in (column.key, column.upper) if key in frame.columns]
         chosen = frame.select(*dict.fromkeys(keys))
-        lists = [pl.col(key).cast(pl.List(pl.String)).list.join(",") for key, kind in chosen.schema.items() if kind == pl.List]
+        lists = [
+            pl.col(key).cast(pl.List(pl.String)).list.join(",")
+            for key, kind in chosen.schema.items()
+            if kind == pl.List
+        ]
         text = pl.selectors.string()
-        plain = pl.when(text.str.contains(r"^[=+@\t\r-]")).then(pl.lit("'") + text).otherwise(text).name.keep()
+        plain = (
+            pl.when(text.str.contains(r"^[=+@\t\r-]")).then(pl.lit("'") + text).otherwise(text).name.keep()
+        )
         chosen.with_columns(lists).with_columns(plain).write_csv(place / f"{name}.csv")
 
 
 def _on_paper(chart: Chart) -> dict[str, object]:
-    """The page's chart with a width of its own, on white, in the page's light colours: a picture has no style sheet."""
+    """The page's chart with a width of its own, on white, in the page's light colours: a picture has no style
+    sheet."""
     named = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", _light(STYLE.read_text(encoding="utf-8"))))
     coloured = re.sub(r"var\((--[\w-]+)\)", lambda match: named.get(match[1], match[0]).strip(), chart.json())
     spec = json.loads(coloured)

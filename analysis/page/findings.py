@@ -1,4 +1,5 @@
-"""Sentences for the head of the page, all computed from the rows: what was found, and what to be careful about."""
+"""Sentences for the head of the page, all computed from the rows: what was found, and what to be careful
+about."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 
 EARLIER_THAN_POSSIBLE = 0.9
-"""Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a measuring error."""
+"""Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a
+measuring error."""
 
 CURVES = [*SCORED, "prune_after"]
 """What a sentence on perplexity is of."""
 
 
 def findings(made: Tables) -> list[str]:
-    """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per model and prompt.
+    """Lowest and highest PPL ratio per model, dataset and threshold, and the clearest change of speed per
+    model and prompt.
 
     What is picked among many cells has an interval that holds for all of them together.
     """
@@ -43,7 +46,9 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
             found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that counts.")
         else:
             words = f"lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}"
-            found.append(f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells together.")
+            found.append(
+                f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells together."
+            )
     return found
 
 
@@ -55,10 +60,12 @@ def _ratio(row: labels.Row) -> str:
 def _speed(speeds: pl.DataFrame) -> list[str]:
     found = []
     keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSIONS]
-    for (model, device, prompt, batch, *_), group in speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(
-        keys, maintain_order=True
-    ):
-        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens" + (f", batch of {batch}" if batch != 1 else "")
+    for (model, device, prompt, batch, *_), group in speeds.filter(
+        pl.col("tpot_ratio").is_not_null()
+    ).group_by(keys, maintain_order=True):
+        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens" + (
+            f", batch of {batch}" if batch != 1 else ""
+        )
         if (group["timing"] != "STABLE").all():
             found.append(f"{place}: time per output token: nothing can be said, {group['fault'][0]}.")
             continue
@@ -82,7 +89,8 @@ def _changed_speed(row: labels.Row) -> str:
 
 
 def warnings(made: Tables, not_drawn: Mapping[str, int]) -> list[str]:
-    """What a reader has to know before trusting a figure of this page; ``not_drawn``: how many of what have no charts."""
+    """What a reader has to know before trusting a figure of this page; ``not_drawn``: how many of what have
+    no charts."""
     found = [*_of_coverage(made.coverage), *_impossible(made.excluded), *_of_cells(made.perplexity)]
     found += [*_of_versions(made.results, made.perplexity), *_of_speed(made.generation)]
     if left_out := [f"{count} {words}" for words, count in not_drawn.items() if count > 0]:
@@ -117,14 +125,20 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
             f"Compared on fewer than {FEW_WINDOWS} windows or documents (n < {FEW_WINDOWS}): whether so few hold what an "
             "interval says was not measured",
         ),
-        (paired.is_between(1, pl.col("n_windows") - 1), "Some windows have no dense twin and are left out of the ratio"),
+        (
+            paired.is_between(1, pl.col("n_windows") - 1),
+            "Some windows have no dense twin and are left out of the ratio",
+        ),
         (pl.col("dtype").is_in(SIXTEEN_BITS), _of_rounding(compared)),
         (
             (pl.col("skip_layers").n_unique() > 1).over("cell_id"),
             "One cell skipped other layers on other machines, where its rule (auto:k) chose them by another text or rounding; "
             "its rows are kept apart",
         ),
-        (pl.col("position_mode") == "cache_length", "Positions derived from the pruned length, a bug reproduced on purpose"),
+        (
+            pl.col("position_mode") == "cache_length",
+            "Positions derived from the pruned length, a bug reproduced on purpose",
+        ),
     ]
     counted = [(compared.filter(check).height, words) for check, words in checks]
     return [f"{words}: {count:,} of {_cells(compared.height)}." for count, words in counted if count]
@@ -145,29 +159,58 @@ def _of_rounding(compared: pl.DataFrame) -> str:
 def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
     found = []
     if cells["protocol_version"].n_unique() > 1:
-        found.append("The rows follow more than one protocol version; they are kept apart and must not be compared.")
-    several = cells.group_by("model", maintain_order=True).agg(pl.col("bos").drop_nulls().n_unique().alias("n"))
+        found.append(
+            "The rows follow more than one protocol version; they are kept apart and must not be compared."
+        )
+    several = cells.group_by("model", maintain_order=True).agg(
+        pl.col("bos").drop_nulls().n_unique().alias("n")
+    )
     both = several.filter(pl.col("n") > 1)["model"]
-    found += [f"Texts of model {labels.text(name)} began with BOS and without it; such rows are kept apart." for name in both]
+    found += [
+        f"Texts of model {labels.text(name)} began with BOS and without it; such rows are kept apart."
+        for name in both
+    ]
     if cells["special_tokens_in_text"].n_unique() > 1:
-        found.append("Special tokens that texts spell were read as letters and as tokens; such rows are kept apart.")
+        found.append(
+            "Special tokens that texts spell were read as letters and as tokens; such rows are kept apart."
+        )
     for name, version in (("model", "model_revision"), ("dataset", "dataset_fingerprint")):
-        several = cells.group_by(name, maintain_order=True).agg(pl.col(version).n_unique().alias("n")).filter(pl.col("n") > 1)
-        found += [f"{name} {labels.text(value)} occurs in more than one version; they are kept apart." for value in several[name]]
-    dirty = [run.directory for run in results.runs if isinstance(run.info.get("git"), dict) and run.info["git"].get("dirty")]
+        several = (
+            cells.group_by(name, maintain_order=True)
+            .agg(pl.col(version).n_unique().alias("n"))
+            .filter(pl.col("n") > 1)
+        )
+        found += [
+            f"{name} {labels.text(value)} occurs in more than one version; they are kept apart."
+            for value in several[name]
+        ]
+    dirty = [
+        run.directory
+        for run in results.runs
+        if isinstance(run.info.get("git"), dict) and run.info["git"].get("dirty")
+    ]
     return found + (["The working tree had uncommitted changes when the run started."] if dirty else [])
 
 
 def _of_speed(speeds: pl.DataFrame) -> list[str]:
     wrong = speeds.filter(pl.col("timing") == "WRONG_ON_PURPOSE").height
-    found = [f"Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: {_cells(wrong)}."]
+    found = [
+        f"Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: {_cells(wrong)}."
+    ]
     found = found if wrong else []
-    for (fault,), group in speeds.filter(pl.col("timing") == "UNSTABLE_TIMING").group_by("fault", maintain_order=True):
+    for (fault,), group in speeds.filter(pl.col("timing") == "UNSTABLE_TIMING").group_by(
+        "fault", maintain_order=True
+    ):
         found.append(f"No speed-up or slow-down is named, {fault}: {_cells(group.height)}.")
-    early = speeds.filter(pl.col("ttft_high") < EARLIER_THAN_POSSIBLE, pl.col("timing") != "WRONG_ON_PURPOSE").height
+    early = speeds.filter(
+        pl.col("ttft_high") < EARLIER_THAN_POSSIBLE, pl.col("timing") != "WRONG_ON_PURPOSE"
+    ).height
     if not early:
         return found
-    return [*found, f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}."]
+    return [
+        *found,
+        f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}.",
+    ]
 
 
 def _cells(count: int) -> str:

@@ -1,4 +1,5 @@
-"""Frames as the tables of the page: chosen columns, formatted cells, sort keys, and what is the same in every row said once."""
+"""Frames as the tables of the page: chosen columns, formatted cells, sort keys, and what is the same in every
+row said once."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from pipeline.results import CELL_COLUMNS
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. ``form`` is a key of ``labels.FORMATS``, or ``interval`` with the upper end's column in ``upper``."""
+    """A column of a table. ``form`` is a key of ``labels.FORMATS``, or ``interval`` with the upper end's
+    column in ``upper``."""
 
     key: str
     label: str
@@ -36,8 +38,9 @@ class Cell:
 class Table:
     """A table ready for the template.
 
-    ``same`` lists the settings that are equal in every row and have no column of their own; ``fixed`` has their values as text.
-    ``rows`` stand in the page, the page's script adds those of ``rest`` (JSON), and ``left_out`` are in neither.
+    ``same`` lists the settings that are equal in every row and have no column of their own; ``fixed`` has
+    their values as text. ``rows`` stand in the page, the page's script adds those of ``rest`` (JSON), and
+    ``left_out`` are in neither.
     """
 
     name: str
@@ -54,7 +57,17 @@ ROWS_AT_ONCE = 200
 ROWS_MOST = 2_500
 """Rows of a table in a page; beyond, a page would grow past a few MB, and ``--csv`` has them all."""
 
-NUMBERS = {"count", "setting", "figure", "percent", "points", "milliseconds", "mebibytes", "gigabytes", "interval"}
+NUMBERS = {
+    "count",
+    "setting",
+    "figure",
+    "percent",
+    "points",
+    "milliseconds",
+    "mebibytes",
+    "gigabytes",
+    "interval",
+}
 """The formats that are aligned right and sort as numbers."""
 
 
@@ -258,13 +271,20 @@ FAILURES = [
 def table(name: str, frame: pl.DataFrame, columns: Sequence[Column]) -> Table:
     """A frame as a page's table. Settings that do not vary over two rows or more become one line above it."""
     present = [column for column in columns if column.key in frame.columns]
-    constant = [column for column in present if column.setting and frame.height > 1 and _values(frame, column) <= 1]
+    constant = [
+        column for column in present if column.setting and frame.height > 1 and _values(frame, column) <= 1
+    ]
     shown = [column for column in present if column not in constant]
     rows = [[_cell(column, row) for column in shown] for row in frame.head(ROWS_MOST).iter_rows(named=True)]
     known = [(column, frame[column.key].drop_nulls()) for column in constant]
-    fixed = {column.key: labels.FORMATS[column.form](_first(values)) for column, values in known if len(values)}
+    fixed = {
+        column.key: labels.FORMATS[column.form](_first(values)) for column, values in known if len(values)
+    }
     same = [f"{column.label} {fixed[column.key]}" for column, values in known if len(values)]
-    rest = [[cell.text if cell.text == cell.sort else [cell.text, cell.sort] for cell in row] for row in rows[ROWS_AT_ONCE:]]
+    rest = [
+        [cell.text if cell.text == cell.sort else [cell.text, cell.sort] for cell in row]
+        for row in rows[ROWS_AT_ONCE:]
+    ]
     packed = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return Table(name, shown, rows[:ROWS_AT_ONCE], same, fixed, packed, frame.height - len(rows))
 

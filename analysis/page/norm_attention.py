@@ -1,4 +1,5 @@
-"""How key norm and attention go together in each model: what every figure of a policy that goes by norms rests on."""
+"""How key norm and attention go together in each model: what every figure of a policy that goes by norms
+rests on."""
 
 from __future__ import annotations
 
@@ -45,12 +46,11 @@ def _line(row: labels.Row) -> str:
 
 
 def meaning(values: list[float]) -> str:
-    """What correlations [layers] say of ``knorm``, in words; a layer counts where its correlation is ``CLEAR`` of 0."""
+    """What correlations [layers] say of ``knorm``, in words; a layer counts where its correlation is
+    ``CLEAR`` of 0."""
     together, apart = (sum(sign * value >= CLEAR for value in values) for sign in (1, -1))
     neither = len(values) - together - apart
-    many = (
-        f"Of {len(values)} layers key norm and attention go together in {together}, and in {apart} low norms get more attention"
-    )
+    many = f"Of {len(values)} layers key norm and attention go together in {together}, and in {apart} low norms get more attention"
     rest = f"; in {neither} neither is clear (below {CLEAR:g} either way)" if neither else ""
     if not together:
         return f"{many}, as knorm presupposes{rest}."

@@ -42,12 +42,14 @@ BUNDLE = "window.vegaEmbed = vegaEmbed;"
 """The one name of the Vega bundle that the page uses."""
 
 MANY_CHARTS = 60
-"""Above this number of charts a page opens on one model and dataset, and draws the others when they are asked for."""
+"""Above this number of charts a page opens on one model and dataset, and draws the others when they are asked
+for."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: the audit's parts, if any."""
+    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: the audit's parts, if
+    any."""
 
     made: Tables
     tolerance: float
@@ -151,8 +153,13 @@ def _choices(made: Tables) -> dict[str, list[str]]:
     others = made.harness.with_columns(dataset=pl.lit(None, pl.String))
     frames = (made.perplexity, made.generation, made.retrieval, others)
     both = pl.concat([frame.select("model", "dataset", "policy") for frame in frames])
-    listed = {name: both.filter(pl.col(name) != "dense")[name].unique(maintain_order=True).to_list() for name in both.columns}
-    return {name: [labels.text(value) for value in values] for name, values in listed.items() if len(values) > 1}
+    listed = {
+        name: both.filter(pl.col(name) != "dense")[name].unique(maintain_order=True).to_list()
+        for name in both.columns
+    }
+    return {
+        name: [labels.text(value) for value in values] for name, values in listed.items() if len(values) > 1
+    }
 
 
 @functools.cache
@@ -161,5 +168,6 @@ def _bundle() -> Markup:
 
 
 def script_safe(json_text: str) -> Markup:
-    """JSON text that can stand inside a script element: same value, no character that HTML or old JavaScript acts on."""
+    """JSON text that can stand inside a script element: same value, no character that HTML or old JavaScript
+    acts on."""
     return Markup(json_text.translate(str.maketrans(ESCAPES)))

@@ -1,4 +1,5 @@
-"""What run.json says about a run, as label and text; what an old or partial file lacks is said to be lacking."""
+"""What run.json says about a run, as label and text; what an old or partial file lacks is said to be
+lacking."""
 
 from __future__ import annotations
 
@@ -69,25 +70,41 @@ def _hardware(hardware: Any) -> str:
     of = f"{usable / 2**30:.1f} of " if isinstance(usable, int) and usable != memory else ""
     parts.append(f"{of}{memory / 2**30:.1f} GiB memory" if isinstance(memory, int) else None)
     gpus = hardware.get("gpus")
-    parts += [str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in gpus] if isinstance(gpus, list) else []
+    parts += (
+        [str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in gpus]
+        if isinstance(gpus, list)
+        else []
+    )
     return ", ".join(str(part) for part in parts if part)
 
 
 def _versions(info: dict[str, Any]) -> str:
     found = info.get("versions")
     known = found if isinstance(found, dict) else {}
-    return ", ".join(f"{name} {version}" for name, version in {"kvsweep": _text(info.get("kvsweep_version")), **known}.items())
+    return ", ".join(
+        f"{name} {version}"
+        for name, version in {"kvsweep": _text(info.get("kvsweep_version")), **known}.items()
+    )
 
 
 def _code(git: Any) -> str:
     if not isinstance(git, dict) or not git.get("commit"):
         return MISSING
     dirty = git.get("dirty")
-    state = ", uncommitted changes not recorded" if dirty is None else ", with uncommitted changes" if dirty else ""
+    state = (
+        ", uncommitted changes not recorded"
+        if dirty is None
+        else ", with uncommitted changes"
+        if dirty
+        else ""
+    )
     return f"commit {str(git['commit'])[:12]}{state}"
 
 
 def _dropped(dropped: Any) -> str:
     if not isinstance(dropped, list):
         return MISSING
-    return "; ".join(f"{d.get('count')} × {d.get('reason')}" for d in dropped if isinstance(d, dict)) or "nothing"
+    return (
+        "; ".join(f"{d.get('count')} × {d.get('reason')}" for d in dropped if isinstance(d, dict))
+        or "nothing"
+    )

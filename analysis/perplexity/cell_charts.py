@@ -1,4 +1,5 @@
-"""Charts of perplexity: U-curves, trade-off, heatmap, policies side by side, bytes. One set of points per group serves all."""
+"""Charts of perplexity: U-curves, trade-off, heatmap, policies side by side, bytes. One set of points per
+group serves all."""
 
 from __future__ import annotations
 
@@ -48,8 +49,9 @@ OF_BYTES = [
 
 def u_curves(
     group: Group, points: Points, looks: PolicyLooks, x: Axis = KEPT, name: str = "ucurve"
-) -> list[Chart]:  # fmt: skip
-    """PPL with interval band against keep_ratio or the realised budget, one panel per threshold; the minimum is ringed."""
+) -> list[Chart]:
+    """PPL with interval band against keep_ratio or the realised budget, one panel per threshold; the minimum
+    is ringed."""
     y = Axis("ppl", "perplexity", log_span=5, also=("ppl_low", "ppl_high", "dense"))
     charts = []
     for number, after in enumerate(names_of(points.frame, "after"), start=1):
@@ -82,7 +84,8 @@ def _curves(panel: Panel, cells: pl.DataFrame) -> Panel:
 
 
 def _with_minimum(panel: Panel) -> Panel:
-    """A ring around each curve's lowest point, and a bar over the keep_ratios at which the minimum may lie."""
+    """A ring around each curve's lowest point, and a bar over the keep_ratios at which the minimum may
+    lie."""
     panel = panel.bars("minimum_from", "minimum_to", across=True, width=5, opacity=0.3)
     lowest = mark().transform_filter("isValid(datum.minimum_from)")
     return panel.drawn(lowest.mark_point(filled=False, size=220, strokeWidth=1.5))
@@ -106,12 +109,15 @@ def retained(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
         span, where = _span(own, "recent_retained"), {"after": after}
         words = f"recent positions still held against keep_ratio, {group.title}, {line}: {span}"
         height = HEIGHT - 50
-        charts.append(panel.chart("retained", group, points, words, line, part=number, where=where, height=height))
+        charts.append(
+            panel.chart("retained", group, points, words, line, part=number, where=where, height=height)
+        )
     return charts
 
 
 def trade_off(group: Group, points: Points, looks: PolicyLooks, best: pl.DataFrame) -> list[Chart]:
-    """PPL ratio where pruned, with interval, against realised budget, every threshold in one panel; ``best``: the front."""
+    """PPL ratio where pruned, with interval, against realised budget, every threshold in one panel; ``best``:
+    the front."""
     known = (pl.col("ratio").is_not_null(), pl.col("budget").is_not_null())
     cells = points.frame.filter(~pl.col("end"), *known)
     x = replace(HELD, reach=(0.0, 1.0))
@@ -149,7 +155,8 @@ def _front(best: pl.DataFrame, x: Axis, y: Axis, cells: pl.DataFrame) -> list[al
 
 
 def heatmap(group: Group, points: Points) -> list[Chart]:
-    """PPL ratio over keep_ratio and prune_after; policy and settings are chosen below it. None for a single threshold."""
+    """PPL ratio over keep_ratio and prune_after; policy and settings are chosen below it. None for a single
+    threshold."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
     sound = cells.filter(valid(), pl.col("after") != labels.NONE)
     thresholds = names_of(cells, "after")
@@ -159,7 +166,9 @@ def heatmap(group: Group, points: Points) -> list[Chart]:
     labels_flat = alt.Axis(labelAngle=0, format=".2~f")
     x = alt.X("keep_ratio:O", sort="descending", title="keep_ratio", axis=labels_flat)
     y = alt.Y("after:O", sort=thresholds, title="prune_after")
-    shown = mark().transform_filter(COMPARED).transform_calculate(series="datum.policy + ', ' + datum.variant")
+    shown = (
+        mark().transform_filter(COMPARED).transform_calculate(series="datum.policy + ', ' + datum.variant")
+    )
     shown = shown.transform_filter("datum.series === shown")
     panel = _hollow(_squares(Panel(cells, x, y), shown, sound["ratio"].to_list()), shown)
 
@@ -171,7 +180,8 @@ def heatmap(group: Group, points: Points) -> list[Chart]:
 
 
 def _squares(panel: Panel, shown: alt.Chart, ratios: list[float]) -> Panel:
-    """Squares coloured by the ratio of a sound cell, and the ratio itself in an ink that can be read on them."""
+    """Squares coloured by the ratio of a sound cell, and the ratio itself in an ink that can be read on
+    them."""
     low, high = min(1.0, *ratios), max(ratios)
     scale = alt.Scale(type="log", scheme="cividis", reverse=True, domain=[low, max(high, 1.01)])
     legend = gradient("PPL ratio to dense", ".3~r")
@@ -192,7 +202,8 @@ def _hollow(panel: Panel, shown: alt.Chart) -> Panel:
 
 
 def side_by_side(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
-    """Policies under the same budget: PPL ratio with interval by policy at a few keep_ratios, one panel per threshold."""
+    """Policies under the same budget: PPL ratio with interval by policy at a few keep_ratios, one panel per
+    threshold."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
     policies = pl.col("policy").n_unique()
     charts = []
@@ -221,7 +232,8 @@ def _beside(group: Group, number: int, data: str, own: pl.DataFrame, looks: Poli
     scale = alt.Scale(domain=kept, paddingInner=0.25)
     y = alt.Y("keep_ratio:O", title="keep_ratio", axis=axis, scale=scale)
 
-    # Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where some break it.
+    # Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where
+    # some break it.
     policies = names_of(own, "policy")
     places = list(range(len(policies)))
     own = own.with_columns(place=pl.col("policy").replace_strict(policies, places, return_dtype=pl.Int32))
@@ -240,7 +252,8 @@ def _beside(group: Group, number: int, data: str, own: pl.DataFrame, looks: Poli
 
 
 def kv_bytes(group: Group) -> list[Chart]:
-    """Bytes of keys and values against keep_ratio: mean over steps, and the peak dashed. Policies do not differ in it."""
+    """Bytes of keys and values against keep_ratio: mean over steps, and the peak dashed. Policies do not
+    differ in it."""
     held = _bytes_held(group.cells)
     if held.is_empty():
         return []

@@ -1,4 +1,5 @@
-"""The shape of a curve over keep_ratio: where its minimum can lie, and where it rises, falls or shows neither."""
+"""The shape of a curve over keep_ratio: where its minimum can lie, and where it rises, falls or shows
+neither."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ SCHEMA = {
 
 
 def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """One row per curve of at least three valid cells that scored the same texts (documents, or at least two windows).
+    """One row per curve of at least three valid cells that scored the same texts (documents, or at least two
+    windows).
 
-    ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``Tables.perplexity``. Adds to the settings of the curve and the
-    PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio), ``minimum_low`` and ``minimum_high`` (between
-    them lies the true minimum, 95 %), ``phases`` in words, from keep_ratio 1 (the dense twin) downwards.
+    ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``Tables.perplexity``. Adds to the settings
+    of the curve and the PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio),
+    ``minimum_low`` and ``minimum_high`` (between them lies the true minimum, 95 %), ``phases`` in words, from
+    keep_ratio 1 (the dense twin) downwards.
     """
     sound = cells.filter(valid(), pl.col("ratio_low").is_not_null())
     sums = units(measured, POOL).join(sound.select(*POOL), on=POOL, how="semi", nulls_equal=True)
@@ -36,10 +39,16 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     table = pl.DataFrame(list(_shapes(sound, by_cell)), schema=SCHEMA, orient="row")
     own_columns = [name for name in SCHEMA if name != "cell_id"]
     kept = [*KEYS, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
-    return sound.select(kept).join(table, on="cell_id", how="inner", maintain_order="left").select(*kept, *own_columns)
+    return (
+        sound.select(kept)
+        .join(table, on="cell_id", how="inner", maintain_order="left")
+        .select(*kept, *own_columns)
+    )
 
 
-def _shapes(sound: pl.DataFrame, by_cell: dict[tuple[object, ...], pl.DataFrame]) -> Iterator[tuple[object, ...]]:
+def _shapes(
+    sound: pl.DataFrame, by_cell: dict[tuple[object, ...], pl.DataFrame]
+) -> Iterator[tuple[object, ...]]:
     for _, group in sound.group_by(KEYS, maintain_order=True):
         curve = group.sort("keep_ratio", descending=True)
         own = [by_cell[key] for key in curve.select(POOL).iter_rows()]
@@ -57,14 +66,23 @@ def _shape(curve: pl.DataFrame, nll: np.ndarray, tokens: np.ndarray) -> tuple[ob
     kept = curve["keep_ratio"].to_numpy()
     at = int(np.argmin(nll.sum(axis=1)))
     possible = kept[may_be_lowest(nll, tokens)]
-    return curve["cell_id"][at], kept[at], possible.min(), possible.max(), phases(kept, nll, tokens), len(kept)
+    return (
+        curve["cell_id"][at],
+        kept[at],
+        possible.min(),
+        possible.max(),
+        phases(kept, nll, tokens),
+        len(kept),
+    )
 
 
 def may_be_lowest(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[cells], which cells the true minimum of a curve can be: all that are not shown to be worse than the lowest one.
+    """[cells], which cells the true minimum of a curve can be: all that are not shown to be worse than the
+    lowest one.
 
-    Each of the others is compared with it on the same units, one-sided, at 5 % divided by their number: the true minimum is among
-    them in at least 95 of 100 curves (subset selection: Gupta 1965; Hsu 1996, Multiple Comparisons, section 4).
+    Each of the others is compared with it on the same units, one-sided, at 5 % divided by their number: the
+    true minimum is among them in at least 95 of 100 curves (subset selection: Gupta 1965; Hsu 1996, Multiple
+    Comparisons, section 4).
     """
     lowest = int(np.argmin(nll.sum(axis=1)))
     mean, error = weighted_mean(nll - nll[lowest], np.broadcast_to(tokens, nll.shape))
@@ -73,16 +91,21 @@ def may_be_lowest(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def phases(kept: np.ndarray, nll: np.ndarray, tokens: np.ndarray) -> str:
-    """Words for the run of a curve: kept [cells] with falling keep_ratio, nll [cells, units] minus the twin's, tokens [units].
+    """Words for the run of a curve: kept [cells] with falling keep_ratio, nll [cells, units] minus the
+    twin's, tokens [units].
 
-    A step to the next cell rises or falls where the interval of the quotient of their PPLs excludes 1; the intervals of a curve's
-    steps hold together (95 %, Bonferroni). Steps of one kind that follow each other are one phase.
+    A step to the next cell rises or falls where the interval of the quotient of their PPLs excludes 1; the
+    intervals of a curve's steps hold together (95 %, Bonferroni). Steps of one kind that follow each other
+    are one phase.
     """
     stops = [1.0, *kept]
     with_twin = np.vstack([np.zeros_like(tokens), nll])
     mean, error = weighted_mean(np.diff(with_twin, axis=0), np.broadcast_to(tokens, nll.shape))
     half = t_quantile(1 - ALPHA / (2 * len(nll)), nll.shape[1]) * error
-    kinds = ["rises" if a > 0 else "falls" if b < 0 else "no change shown" for a, b in zip(mean - half, mean + half, strict=True)]
+    kinds = [
+        "rises" if a > 0 else "falls" if b < 0 else "no change shown"
+        for a, b in zip(mean - half, mean + half, strict=True)
+    ]
 
     words, start = [], 0
     for i, kind in enumerate(kinds):

@@ -19,7 +19,8 @@ OF_KL = [
 
 
 def kl_curves(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
-    """Mean KL per scored token, with its interval, against the realised budget; one panel per threshold. Dense is 0."""
+    """Mean KL per scored token, with its interval, against the realised budget; one panel per threshold.
+    Dense is 0."""
     charts = []
     for number, after in enumerate(names_of(points.frame, "after"), start=1):
         known = (pl.col("after") == after, ~pl.col("end"), pl.col("kl") > 0, pl.col("budget").is_not_null())

@@ -1,4 +1,5 @@
-"""The perplexity table: one row per pooled cell, verdicts, and the view by dataset and keep_ratio; what enters no aggregate."""
+"""The perplexity table: one row per pooled cell, verdicts, and the view by dataset and keep_ratio; what
+enters no aggregate."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ ORDER = [
 def summary(measured: pl.DataFrame) -> pl.DataFrame:
     """One row per pooled perplexity cell, dense twins first; ``measured`` comes from ``pairs.with_dense``.
 
-    The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted for how many
-    of them a grid has, among which a small one is expected by chance. A cell of so few windows that its adjusted p could not be
-    below 0.05, whatever was measured, has none: it would look like a result.
+    The columns of ``pairs.compare``, ``verdict``, ``note`` and ``p_holm``: the p of the valid cells, adjusted
+    for how many of them a grid has, among which a small one is expected by chance. A cell of so few windows
+    that its adjusted p could not be below 0.05, whatever was measured, has none: it would look like a result.
     """
     cells = without_figures(compare(measured).with_columns(scored_verdict(), note()), NAMED)
     can_reach = least_p(pl.col("n_units")) * valid().sum().over(GROUP) < ALPHA
@@ -35,9 +36,11 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
-    """The cells and, as rows with the verdict FAILED and the reason as note, those that failed and have no rows.
+    """The cells and, as rows with the verdict FAILED and the reason as note, those that failed and have no
+    rows.
 
-    ``failed`` comes from ``coverage.failures``. They have no figures, so they enter no chart and no aggregate.
+    ``failed`` comes from ``coverage.failures``. They have no figures, so they enter no chart and no
+    aggregate.
     """
     lost = failed.filter(pl.col("task") == "perplexity").join(cells, on="cell_id", how="anti")
     lost = lost.unique(["cell_id", *VERSIONS], keep="last", maintain_order=True)
@@ -47,26 +50,38 @@ def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
     return in_order(pl.concat([cells, rows], how="diagonal_relaxed")) if rows.height else cells
 
 
-def excluded(cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
-    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``, ``why``.
+def excluded(
+    cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame
+) -> pl.DataFrame:
+    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``,
+    ``why``.
 
-    ``answers`` comes from ``retrieval_tables.retrieval``, ``scores`` from ``task_tables.tasks``. A cell counts once per task and
-    verdict.
+    ``answers`` comes from ``retrieval_tables.retrieval``, ``scores`` from ``task_tables.tasks``. A cell
+    counts once per task and verdict.
     """
     why = pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None)
     judged = {"perplexity": cells, "retrieval": answers, "tasks": scores}
     own = ["cell_id", *VERSIONS, "verdict"]
     verdicts = [frame.select(*own, task=pl.lit(task)).unique() for task, frame in judged.items()]
-    found = pl.concat(verdicts).group_by("task", "verdict").agg(cells=pl.len()).with_columns(why=why).filter(why.is_not_null())
+    found = (
+        pl.concat(verdicts)
+        .group_by("task", "verdict")
+        .agg(cells=pl.len())
+        .with_columns(why=why)
+        .filter(why.is_not_null())
+    )
     timed = speeds.filter(pl.col("timing").is_in(["UNSTABLE_TIMING", "WRONG_ON_PURPOSE", IMPOSSIBLE]))
     timed = timed.group_by(verdict="timing").agg(cells=pl.len(), why=pl.col("fault").drop_nulls().first())
-    timed = timed.with_columns(why=pl.coalesce(pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None), "why"))
+    timed = timed.with_columns(
+        why=pl.coalesce(pl.col("verdict").replace_strict(WHY_EXCLUDED, default=None), "why")
+    )
     both = pl.concat([found, timed.with_columns(task=pl.lit("generation"))], how="diagonal_relaxed")
     return both.select("task", "verdict", "cells", "why").sort("task", "verdict", descending=[True, False])
 
 
 def in_order(cells: pl.DataFrame) -> pl.DataFrame:
-    """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin) first."""
+    """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin)
+    first."""
     return cells.sort(ORDER, nulls_last=False, maintain_order=True)
 
 
@@ -74,17 +89,25 @@ def note() -> pl.Expr:
     """What a reader has to know before using a row, in words; null where there is nothing."""
     paired = pl.col("n_paired")
     few = (
-        pl.when(pl.col("policy") == "dense").then(None)
-        .when(paired == 0).then(pl.lit("no dense twin: no ratio"))
-        .when(paired == 1).then(pl.lit("one window: no interval"))
-        .when(pl.coalesce("n_units", paired) < FEW_WINDOWS).then(pl.lit(f"n < {FEW_WINDOWS}"))
-    )  # fmt: skip
+        pl.when(pl.col("policy") == "dense")
+        .then(None)
+        .when(paired == 0)
+        .then(pl.lit("no dense twin: no ratio"))
+        .when(paired == 1)
+        .then(pl.lit("one window: no interval"))
+        .when(pl.coalesce("n_units", paired) < FEW_WINDOWS)
+        .then(pl.lit(f"n < {FEW_WINDOWS}"))
+    )
     lost = pl.when((paired > 0) & (paired < pl.col("n_windows"))).then(
         pl.format("{} windows without a twin", pl.col("n_windows") - paired)
     )
     seeds = pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds pooled", "seeds"))
-    bug = pl.when(pl.col("position_mode") == "cache_length").then(pl.lit("reproduces the position bug on purpose"))
-    joined = pl.concat_str([pl.col("impossible"), few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True)
+    bug = pl.when(pl.col("position_mode") == "cache_length").then(
+        pl.lit("reproduces the position bug on purpose")
+    )
+    joined = pl.concat_str(
+        [pl.col("impossible"), few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True
+    )
     return pl.when(joined != "").then(joined).alias("note")
 
 
@@ -96,8 +119,9 @@ def beyond() -> pl.Expr:
 def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
     """Per dataset, keep_ratio, model and policy: how many cells, and the spread of their PPL ratios.
 
-    ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted and enter no figure; ratios are not averaged,
-    because cells with other thresholds are other measurements: lowest, median and highest are shown.
+    ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted and enter no figure; ratios
+    are not averaged, because cells with other thresholds are other measurements: lowest, median and highest
+    are shown.
     """
     ratio = pl.col("ratio").filter(valid())
     keys = ["dataset", "keep_ratio", "model", *VERSIONS, "policy"]
@@ -112,6 +136,9 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
             budget_min=pl.col("budget").filter(valid()).min(),
             budget_max=pl.col("budget").filter(valid()).max(),
         )
-        .sort(["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"], nulls_last=False)
+        .sort(
+            ["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"],
+            nulls_last=False,
+        )
         .sort("keep_ratio", descending=True, maintain_order=True)
     )

@@ -1,4 +1,5 @@
-"""Charts inside a window: where pruning starts to hurt, token by token, and how long the cache is (the saw-tooth)."""
+"""Charts inside a window: where pruning starts to hurt, token by token, and how long the cache is (the
+saw-tooth)."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ OF_TEETH = [
 
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and keep_ratios."""
+    """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and
+    keep_ratios."""
     known = pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"])
     valid = with_words(cells.filter(known, pl.col("n_paired") > 0))
     panels = [
@@ -79,7 +81,8 @@ def _readable(frames: Sequence[pl.DataFrame]) -> int:
 
 
 def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells of the most common settings: some policies at the highest and lowest keep_ratio that most policies have."""
+    """The cells of the most common settings: some policies at the highest and lowest keep_ratio that most
+    policies have."""
     sound = cells.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound if sound.height else cells
     variants = sound.group_by("variant", maintain_order=True).len()
@@ -95,7 +98,9 @@ def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
     return own.filter(pl.col("policy").is_in(policies[:POLICIES]))
 
 
-def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame, looks: PolicyLooks) -> Chart | None:
+def _position_chart(
+    group: Group, after: str, chosen: pl.DataFrame, rows: pl.DataFrame, looks: PolicyLooks
+) -> Chart | None:
     frames = [frame for cell in chosen.iter_rows(named=True) if (frame := positions(cell, rows)) is not None]
     if not frames:
         return None
@@ -120,9 +125,11 @@ def _position_chart(group: Group, after: str, chosen: pl.DataFrame, rows: pl.Dat
 
 
 def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """A cell's mean NLL minus its twin's per stretch of a window, with an interval over windows; None without lists.
+    """A cell's mean NLL minus its twin's per stretch of a window, with an interval over windows; None without
+    lists.
 
-    ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions do not line up.
+    ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions
+    do not line up.
     """
     both = _windows_of_both(cell, rows)
     if both.is_empty():
@@ -137,13 +144,15 @@ def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     means = np.add.reduceat(own - dense, edges[:-1], axis=1) / np.diff(edges)
     low, high = _intervals(means)
     first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
-    frame = pl.DataFrame({
-        "position": (first[:-1] + first[1:] - 1) / 2,
-        "difference": means.mean(0),
-        "low": low,
-        "high": high,
-        "stretch": [f"{a} to {b - 1}" for a, b in itertools.pairwise(first)],
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "position": (first[:-1] + first[1:] - 1) / 2,
+            "difference": means.mean(0),
+            "low": low,
+            "high": high,
+            "stretch": [f"{a} to {b - 1}" for a, b in itertools.pairwise(first)],
+        }
+    )
     floats = pl.selectors.float()
     return frame.with_columns(
         pl.when(floats.is_finite()).then(floats).name.keep(),
@@ -175,7 +184,8 @@ def _as_array(lists: pl.Series, length: int) -> np.ndarray:
 
 
 def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """t intervals over windows of the mean of each column: means [windows, stretches] -> low, high [stretches]."""
+    """t intervals over windows of the mean of each column: means [windows, stretches] -> low, high
+    [stretches]."""
     n = len(means)
     if n < 2:
         return np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
@@ -206,7 +216,8 @@ def saw_teeth(results: Results, cells: pl.DataFrame) -> list[Chart]:
 
 
 def _few(cells: pl.DataFrame) -> pl.DataFrame:
-    """Cells of one group to choose from: every threshold and setting once at its highest and lowest keep_ratio, then others."""
+    """Cells of one group to choose from: every threshold and setting once at its highest and lowest
+    keep_ratio, then others."""
     first = cells.sort("keep_ratio", descending=True, maintain_order=True)
     kinds = ["policy", "after", "variant"]
     highest = first.unique(kinds, keep="first", maintain_order=True)
@@ -216,11 +227,14 @@ def _few(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """The corners of the saw-tooth as lists in one row: it grows by one entry a token and falls at each event."""
+    """The corners of the saw-tooth as lists in one row: it grows by one entry a token and falls at each
+    event."""
     own = rows.filter(pl.col("cell_id") == cell["cell_id"])
     if own.is_empty():
         return None
-    steps, kept = (list(own[name][0]) if own[name][0] is not None else [] for name in ("event_steps", "event_kept"))
+    steps, kept = (
+        list(own[name][0]) if own[name][0] is not None else [] for name in ("event_steps", "event_kept")
+    )
     if len(steps) != len(kept):
         return None
 
@@ -248,7 +262,13 @@ def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
     last = int(frame.select(pl.col("token").list.max().max()).item())
     least_after = int(frame.select(pl.col("after").min()).item())
     most = max(4, math.ceil(last / least_after))
-    slider = {"input": "range", "min": 2, "max": most, "step": 1, "name": "tokens shown, in multiples of prune_after: "}
+    slider = {
+        "input": "range",
+        "min": 2,
+        "max": most,
+        "step": 1,
+        "name": "tokens shown, in multiples of prune_after: ",
+    }
     params = [chooser("cell", names), {"name": "upto", "value": 4, "bind": slider}]
     x = alt.X("token:Q", title="tokens seen", axis=alt.Axis(tickCount=6, format=",d"))
     zero, ticks = alt.Scale(zero=True), alt.Axis(tickCount=6)

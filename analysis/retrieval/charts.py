@@ -1,4 +1,5 @@
-"""Charts of retrieval: accuracy by depth and length, accuracy against what was held, and what became of the wrong answers."""
+"""Charts of retrieval: accuracy by depth and length, accuracy against what was held, and what became of the
+wrong answers."""
 
 from __future__ import annotations
 
@@ -74,13 +75,15 @@ OF_OUTCOME = [
 
 
 def settings() -> pl.Expr:
-    """The words of a cell's settings beside policy and keep_ratio; the frame comes from ``points.with_words``."""
+    """The words of a cell's settings beside policy and keep_ratio; the frame comes from
+    ``points.with_words``."""
     words = pl.format("prune_after {}, {}", "after", "variant")
     return pl.when(pl.col("policy") == "dense").then(pl.lit("dense")).otherwise(words).alias("settings")
 
 
 def asked_groups(cells: pl.DataFrame) -> list[Group]:
-    """Cells by model, dataset and sort of question, which stands in the detail; groups beyond ``MOST_POINTS`` are left out."""
+    """Cells by model, dataset and sort of question, which stands in the detail; groups beyond ``MOST_POINTS``
+    are left out."""
     found, total = [], 0
     for group in groups(cells, PANEL):
         total += group.cells.height
@@ -106,21 +109,28 @@ def of_length(frame: pl.DataFrame) -> list[Filter]:
 
 
 def dodged(frame: pl.DataFrame, axis: Axis) -> pl.DataFrame:
-    """The points with ``at``: their place on the axis, moved a little aside by policy, so that none hides another."""
+    """The points with ``at``: their place on the axis, moved a little aside by policy, so that none hides
+    another."""
     compared = frame.filter(~pl.col("end"))
     scale, names = axis.scale(compared).to_dict(), sorted(compared["policy"].unique())
     low, high = scale["domain"]
     aside = {name: ASIDE * (number - (len(names) - 1) / 2) for number, name in enumerate(names)}
     share = pl.col("policy").replace_strict(aside, default=0.0, return_dtype=pl.Float64)
-    moved = pl.col(axis.name) * (high / low) ** share if scale.get("type") == "log" else pl.col(axis.name) + (high - low) * share
+    moved = (
+        pl.col(axis.name) * (high / low) ** share
+        if scale.get("type") == "log"
+        else pl.col(axis.name) + (high - low) * share
+    )
     return frame.with_columns(at=moved)
 
 
-# By depth and length ----------------------------------------------------------------------------------------------------
+# By depth and length
+# ----------------------------------------------------------------------------------------------------
 
 
 def depth_charts(rows: pl.LazyFrame) -> list[Chart]:
-    """Accuracy by depth and length, one chart per model, dataset and sort of question; ``rows``: retrieval's."""
+    """Accuracy by depth and length, one chart per model, dataset and sort of question; ``rows``:
+    retrieval's."""
     cells = figures(with_twin(rows), [*QUESTIONS, "depth"]).collect()
     spoilt = pl.col("impossible").is_not_null().any().over(*POOL, *QUESTIONS)
     cells = cells.filter(~spoilt)
@@ -158,7 +168,8 @@ def _depth_chart(group: Group) -> Chart:
 
 
 def _depth_frame(cells: pl.DataFrame) -> pl.DataFrame:
-    """A square for each cell, length and depth: ``series`` in the order of the legend, ``whole`` where it is the dense one's."""
+    """A square for each cell, length and depth: ``series`` in the order of the legend, ``whole`` where it is
+    the dense one's."""
     whole = pl.col("policy") == "dense"
     compared = pl.format("{}, {}", "policy", settings())
     series = pl.when(whole).then(pl.lit("dense")).otherwise(compared).alias("series")
@@ -179,28 +190,45 @@ def _depth_frame(cells: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# Against the realised budget --------------------------------------------------------------------------------------------
+# Against the realised budget
+# --------------------------------------------------------------------------------------------
 
 
 def cell_frame(answers: pl.DataFrame) -> pl.DataFrame:
-    """The rows of ``retrieval_tables.retrieval`` as points: with words, and hollow where they say nothing of pruning."""
+    """The rows of ``retrieval_tables.retrieval`` as points: with words, and hollow where they say nothing of
+    pruning."""
     hollow = pl.col("verdict").is_in(HOLLOW)
     length = pl.col("context_tokens").cast(pl.String)
     return with_words(answers).with_columns(settings(), length=length, **RETAINED, hollow=hollow)
 
 
 def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """Accuracy with Wilson's interval against the realised budget, a line per policy and settings, dense as a rule."""
+    """Accuracy with Wilson's interval against the realised budget, a line per policy and settings, dense as a
+    rule."""
     known = cell_frame(answers).filter(pl.col("budget").is_not_null())
-    return [_budget_chart(group, looks) for group in asked_groups(known) if (group.cells["policy"] != "dense").any()]
+    return [
+        _budget_chart(group, looks)
+        for group in asked_groups(known)
+        if (group.cells["policy"] != "dense").any()
+    ]
 
 
 def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("policy") == "dense"
     kept = [
-        "length", "settings", "keep_ratio", "budget", "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", *RETAINED,
-        "questions", "verdict", "hollow",
-    ]  # fmt: skip
+        "length",
+        "settings",
+        "keep_ratio",
+        "budget",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "dense_accuracy",
+        *RETAINED,
+        "questions",
+        "verdict",
+        "hollow",
+    ]
     # The dense twin has no policy here: it stays where a policy is chosen.
     frame = group.cells.select(*kept, end=dense, policy=pl.when(~dense).then(pl.col("policy")))
     params, only = length_choice(frame)
@@ -216,7 +244,9 @@ def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
 
     words = f"retrieval accuracy against {HELD.title}, {group.title}, {group.detail}: {cells.height} cells"
     points = Points(f"accuracy_{group.number}", frame)
-    return panel.chart("accuracy", group, points, words, group.detail, only, params=params, height=HEIGHT + 10)
+    return panel.chart(
+        "accuracy", group, points, words, group.detail, only, params=params, height=HEIGHT + 10
+    )
 
 
 def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:
@@ -230,11 +260,13 @@ def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:
     return [band, line, text.encode(x=alt.value(0), y=ACCURACY.y(frame), text="text:N")]
 
 
-# What became of the answers ---------------------------------------------------------------------------------------------
+# What became of the answers
+# ---------------------------------------------------------------------------------------------
 
 
 def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
-    """Answers right, and wrong with the answer dropped, partly held or held, as stacked bars per keep_ratio and policy."""
+    """Answers right, and wrong with the answer dropped, partly held or held, as stacked bars per keep_ratio
+    and policy."""
     compared = cell_frame(answers).filter(pl.col("policy") != "dense", pl.col("verdict") != IMPOSSIBLE)
     return [_outcome_chart(group) for group in asked_groups(compared)]
 
@@ -243,8 +275,12 @@ def _outcome_chart(group: Group) -> Chart:
     rows, frame = _outcome_frame(group.cells)
     settings_choice = chooser("settings", names_of(frame, "settings"), "setting")
     params, only = length_choice(frame, settings_choice)
-    # Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an expression.
-    told = [f"{policy} {labels.ratio_setting(ratio)}" for ratio, policy in rows.select("keep_ratio", "policy").iter_rows()]
+    # Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an
+    # expression.
+    told = [
+        f"{policy} {labels.ratio_setting(ratio)}"
+        for ratio, policy in rows.select("keep_ratio", "policy").iter_rows()
+    ]
     names = [words[:40].translate(labels.LINE_ENDS) for words in told]
 
     shares = alt.Axis(format=".0%", tickCount=5)
@@ -254,7 +290,7 @@ def _outcome_chart(group: Group) -> Chart:
     y = alt.Y("place:O", title=None, axis=named, scale=places)
     legend = alt.Legend(
         orient="bottom", columns=1, title=None, labelLimit=300, symbolType="square", symbolSize=80
-    )  # fmt: skip
+    )
     colours = alt.Scale(domain=list(OUTCOMES), range=[f"var(--c-{name})" for name in OUTCOMES.values()])
     panel = Panel(frame, x, y, alt.Color("outcome:N", scale=colours, legend=legend))
     shown = filtered(mark(), "datum.settings === setting", *of_length(frame))
@@ -263,12 +299,17 @@ def _outcome_chart(group: Group) -> Chart:
     counted = f"{rows.height} policies and keep_ratios"
     words = f"what became of the answers, {group.title}, {group.detail}: {counted}"
     points = Points(f"outcomes_{group.number}", frame)
-    lines, params, height = (group.detail, only), [*params, {"name": "rows", "value": names}], 15 * rows.height + 20
+    lines, params, height = (
+        (group.detail, only),
+        [*params, {"name": "rows", "value": names}],
+        15 * rows.height + 20,
+    )
     return panel.chart("outcomes", group, points, words, *lines, params=params, height=height)
 
 
 def _outcome_frame(cells: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The rows of the chart, a policy at a keep_ratio each, in the order of their ``place``; and what is stacked in them."""
+    """The rows of the chart, a policy at a keep_ratio each, in the order of their ``place``; and what is
+    stacked in them."""
     kept = spread(cells["keep_ratio"].to_list(), SIDE_BY_SIDE)
     own = cells.filter(pl.col("keep_ratio").is_in(kept))
     rows = own.select("keep_ratio", "policy", order=palette_rank()).unique(maintain_order=True)
@@ -284,8 +325,17 @@ def _stacks(cells: pl.DataFrame) -> Iterator[pl.DataFrame]:
     before = pl.lit(0, pl.Int64)
     for words, count in counts.items():
         yield cells.select(
-            "place", "policy", "keep_ratio", "settings", "length", "questions", "budget", *RETAINED,
-            outcome=pl.lit(words), count=count.cast(pl.Int64), begin=before / pl.col("questions"),
+            "place",
+            "policy",
+            "keep_ratio",
+            "settings",
+            "length",
+            "questions",
+            "budget",
+            *RETAINED,
+            outcome=pl.lit(words),
+            count=count.cast(pl.Int64),
+            begin=before / pl.col("questions"),
             finish=(before + count) / pl.col("questions"),
-        ).filter(pl.col("count") > 0)  # fmt: skip
+        ).filter(pl.col("count") > 0)
         before = before + count

@@ -1,4 +1,5 @@
-"""Perplexity beside retrieval: cells of the same settings, where the two disagree, as a chart and in words."""
+"""Perplexity beside retrieval: cells of the same settings, where the two disagree, as a chart and in
+words."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from analysis.statistics.uncertainty import holm, widened
 from analysis.verdicts import valid
 
 CLOSE, LOST = 0.02, 0.10
-"""A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense, lost."""
+"""A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense,
+lost."""
 
 ABOUT = [
     ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
@@ -27,16 +29,19 @@ ABOUT = [
 
 
 def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell of equal settings,
-    but for the schedule: perplexity has a check at every step only, and a context is often pruned once. ``ratio`` is that where
-    pruned; ``wide_low`` and ``wide_high`` hold for all scored cells of a model and dataset together.
+    """The valid rows of ``retrieval_tables.retrieval`` that have a twin, with the PPL ratio of the valid cell
+    of equal settings, but for the schedule: perplexity has a check at every step only, and a context is often
+    pruned once. ``ratio`` is that where pruned; ``wide_low`` and ``wide_high`` hold for all scored cells of a
+    model and dataset together.
 
     Of cells that scored other windows in the same settings, the one with most windows counts.
     """
     scored = cells.filter(valid(), pl.col("ratio").is_not_null()).with_columns(scored_schedule())
     scored = scored.sort("n_windows", descending=True, maintain_order=True)
     scored = scored.unique(SAME, keep="first", maintain_order=True)
-    asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null())).with_columns(scored_schedule())
+    asked = with_words(answers.filter(valid(), pl.col("accuracy_difference").is_not_null())).with_columns(
+        scored_schedule()
+    )
     where_pruned = {"ratio": "pruned_ratio", "ratio_low": "pruned_low", "ratio_high": "pruned_high"}
     together = scored.select(pl.len().over(GROUP)).to_series().to_numpy()
     scored = widened(scored, together, "pruned_ratio", "pruned_error", "pruned_units")
@@ -46,18 +51,34 @@ def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
     """PPL ratio against the accuracy lost, a chart per model, dataset and sort of question."""
-    both = beside(cells, answers).with_columns(settings(), length=pl.col("context_tokens").cast(pl.String), **RETAINED)
+    both = beside(cells, answers).with_columns(
+        settings(), length=pl.col("context_tokens").cast(pl.String), **RETAINED
+    )
     return [_chart(group, looks) for group in asked_groups(both)]
 
 
 def _chart(group: Group, looks: PolicyLooks) -> Chart:
     dense = pl.col("dense_accuracy")
     frame = group.cells.select(
-        "policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high", "accuracy", "accuracy_low",
-        "accuracy_high", "dense_accuracy", *RETAINED, "budget", "scored_budget", "questions",
-        points=100 * pl.col("accuracy_difference"), low=100 * (pl.col("accuracy_low") - dense),
+        "policy",
+        "keep_ratio",
+        "settings",
+        "length",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "dense_accuracy",
+        *RETAINED,
+        "budget",
+        "scored_budget",
+        "questions",
+        points=100 * pl.col("accuracy_difference"),
+        low=100 * (pl.col("accuracy_low") - dense),
         high=100 * (pl.col("accuracy_high") - dense),
-    )  # fmt: skip
+    )
     frame = looks.told_apart(frame, "settings")
     params, only = length_choice(frame)
     reach, also = (1.0, 1.05), ("ratio_low", "ratio_high")
@@ -79,7 +100,11 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
     """The corner where perplexity sees no harm and retrieval does, shaded."""
     left, bottom = (axis.scale(frame).to_dict()["domain"][0] for axis in (x, y))
     words = "PPL sees no harm, retrieval does"
-    data = alt.Chart(alt.Data(values=[{"ratio": left, "to": 1 + CLOSE, "top": -100 * LOST, "bottom": bottom, "label": words}]))
+    data = alt.Chart(
+        alt.Data(
+            values=[{"ratio": left, "to": 1 + CLOSE, "top": -100 * LOST, "bottom": bottom, "label": words}]
+        )
+    )
     area = data.mark_rect(fill="var(--c-snapkv)", opacity=0.15)
     area = area.encode(x=x.x(frame), x2=alt.X2("to"), y=y.y(frame, "top"), y2=alt.Y2("bottom"))
     text = data.mark_text(align="left", baseline="bottom", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
@@ -87,31 +112,43 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
 
 
 def in_words(both: pl.DataFrame) -> list[str]:
-    """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from ``beside``.
+    """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from
+    ``beside``.
 
-    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower (Holm over the pairs), and kept where it
-    is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE`` above dense, and not where none of it does:
-    the interval that holds for all cells together, because the pair that is named is picked among many.
+    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower (Holm over the
+    pairs), and kept where it is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE``
+    above dense, and not where none of it does: the interval that holds for all cells together, because the
+    pair that is named is picked among many.
     """
     sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound.with_columns(p_value=holm(pl.col("p_value"), GROUP))
     lost = (pl.col("accuracy_difference") < -LOST) & shown_lower()
     found = []
     for _, group in sound.group_by(GROUP, maintain_order=True):
-        blind = group.filter(pl.col("wide_high") <= 1 + CLOSE, lost).sort("accuracy_difference", maintain_order=True)
-        harsh = group.filter(pl.col("wide_low") > 1 + CLOSE, kept_accuracy()).sort("ratio", descending=True, maintain_order=True)
+        blind = group.filter(pl.col("wide_high") <= 1 + CLOSE, lost).sort(
+            "accuracy_difference", maintain_order=True
+        )
+        harsh = group.filter(pl.col("wide_low") > 1 + CLOSE, kept_accuracy()).sort(
+            "ratio", descending=True, maintain_order=True
+        )
         place = "{model} on {dataset}".format(**group.row(0, named=True))
         count = f"{{}} of {group.height:,} pairs of figures"
         if blind.height:
             many = count.format(blind.height)
             limit = f"PPL is shown to rise by at most {100 * CLOSE:g} % where pruned"
-            found.append(f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}.")
+            found.append(
+                f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}."
+            )
         if harsh.height:
             many = count.format(harsh.height)
-            words = f"PPL is shown to rise where retrieval is shown to be kept in {many}, each at the 95 % level"
+            words = (
+                f"PPL is shown to rise where retrieval is shown to be kept in {many}, each at the 95 % level"
+            )
             found.append(f"{place}: {words}; most: {_pair(harsh)}.")
         if not blind.height and not harsh.height:
-            found.append(f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of figures.")
+            found.append(
+                f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of figures."
+            )
     return found
 
 

@@ -33,7 +33,9 @@ def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
     longest = pl.col("context_tokens") == pl.col("context_tokens").max().over([*GROUP, *ASKED])
     sound = valid() & pl.col("budget").is_not_null() & pl.col("dense_accuracy").is_not_null()
     usable = answers.filter(sound, pl.col("position_mode").ne_missing("cache_length")).filter(longest)
-    usable = usable.with_columns(p_value=holm(pl.col("p_value"), [*GROUP, *ASKED]))  # one loss of many is expected by chance
+    usable = usable.with_columns(
+        p_value=holm(pl.col("p_value"), [*GROUP, *ASKED])
+    )  # one loss of many is expected by chance
     found = []
     for _, group in usable.group_by([*GROUP, *ASKED], maintain_order=True):
         row = group.row(0, named=True)
@@ -47,7 +49,8 @@ def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
 
 
 def _kept(group: pl.DataFrame) -> str:
-    """Which curves are shown to keep the dense accuracy, down to which budget, which to lose it, and of which neither is shown.
+    """Which curves are shown to keep the dense accuracy, down to which budget, which to lose it, and of which
+    neither is shown.
 
     They stand in the order of their names: which of two keeps more, only a paired test of the two could tell.
     """
@@ -92,10 +95,14 @@ def _told(row: labels.Row) -> list[str]:
 
 
 def least_budget(curve: pl.DataFrame) -> float | None:
-    """The least realised budget down to which every cell of a curve is shown to keep the accuracy; None where the largest is not.
+    """The least realised budget down to which every cell of a curve is shown to keep the accuracy; None where
+    the largest is not.
 
-    Cells are tried from the largest budget down until one is not shown, so that the chance of an error is that of one test.
+    Cells are tried from the largest budget down until one is not shown, so that the chance of an error is
+    that of one test.
     """
-    ordered = curve.sort("budget", descending=True).with_columns(kept=kept_accuracy().cast(pl.Int8).cum_prod())
+    ordered = curve.sort("budget", descending=True).with_columns(
+        kept=kept_accuracy().cast(pl.Int8).cum_prod()
+    )
     shown = ordered.filter(pl.col("kept") == 1)["budget"]
     return shown[-1] if len(shown) else None

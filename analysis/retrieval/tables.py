@@ -24,12 +24,12 @@ SHOWN = 0.05
 """The p below which an accuracy is said to differ from the dense twin's."""
 
 DROPPED, HELD = 0.05, 0.95
-"""Shares of the answer's own tokens that are still held when the first wrong token is predicted, each head weighed by the
-attention that the dense cell's gives to the answer.
+"""Shares of the answer's own tokens that are still held when the first wrong token is predicted, each head
+weighed by the attention that the dense cell's gives to the answer.
 
-A head that nothing reads tells nothing: an answer that is erased from the one head that reads it is lost though all others hold
-it. Below DROPPED next to nothing is left of what the dense cell reads, from HELD on next to nothing is missing. Between them some
-of it can be read: partly held.
+A head that nothing reads tells nothing: an answer that is erased from the one head that reads it is lost
+though all others hold it. Below DROPPED next to nothing is left of what the dense cell reads, from HELD on
+next to nothing is missing. Between them some of it can be read: partly held.
 """
 
 RIGHT = "right"
@@ -39,33 +39,38 @@ LOST = {
     "lost_held": "wrong though held",
     "untold": "wrong, cause not to be told",
 }
-"""What can become of an answer that is not right, by the column that counts it. The last: the dense twin was wrong too, has no
-row, or what the heads that read the answer held was not recorded, as in older schemas."""
+"""What can become of an answer that is not right, by the column that counts it. The last: the dense twin was
+wrong too, has no row, or what the heads that read the answer held was not recorded, as in older schemas."""
 
 LEAST = 0.5
 """A dense cell that answers fewer of the questions leaves nothing to lose."""
 
 KNOWS = 0.95
-"""The share of questions that the dense cell must answer before one can say that a compressed one lost nothing."""
+"""The share of questions that the dense cell must answer before one can say that a compressed one lost
+nothing."""
 
 Z95 = 1.959963984540054
 
 
 def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Per pooled cell and set of questions: accuracy with Wilson's 95 % interval, the twin's, NLL of the right answer, outcomes.
+    """Per pooled cell and set of questions: accuracy with Wilson's 95 % interval, the twin's, NLL of the
+    right answer, outcomes.
 
-    ``accuracy_difference`` (with McNemar's ``p_value``, null where so few questions cannot reach 0.05) and ``nll_difference``
-    (per answer token; a few questions carry most of it, so that it has no interval) are to the dense twin on the same questions;
-    ``lost_at_most``: upper bound (one-sided, 95 %) of the share of questions that only the twin has right; ``budget``: the cache
-    held while answering as a share of the twin's. Null where there is no twin, or a schema lacks it.
-    ``text_right``: answers whose text is right, whatever their tokens; null where ``right`` says the same, and no column where
-    that is so everywhere.
+    ``accuracy_difference`` (with McNemar's ``p_value``, null where so few questions cannot reach 0.05) and
+    ``nll_difference`` (per answer token; a few questions carry most of it, so that it has no interval) are to
+    the dense twin on the same questions; ``lost_at_most``: upper bound (one-sided, 95 %) of the share of
+    questions that only the twin has right; ``budget``: the cache held while answering as a share of the
+    twin's. Null where there is no twin, or a schema lacks it. ``text_right``: answers whose text is right,
+    whatever their tokens; null where ``right`` says the same, and no column where that is so everywhere.
     """
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
     cells = figures(answers.lazy(), QUESTIONS).collect()
     pairs = list(cells.select("lost", "gained", "paired").iter_rows())
-    p = [mcnemar_p(lost, gained) if paired and 2.0 ** (1 - paired) < SHOWN else None for lost, gained, paired in pairs]
+    p = [
+        mcnemar_p(lost, gained) if paired and 2.0 ** (1 - paired) < SHOWN else None
+        for lost, gained, paired in pairs
+    ]
     most = [share_at_most(lost, paired) if paired else None for lost, _, paired in pairs]
     shown = {"p_value": pl.Series(p, dtype=pl.Float64), "lost_at_most": pl.Series(most, dtype=pl.Float64)}
     cells = cells.with_columns(plain_verdict(), _note(), **shown)
@@ -81,7 +86,8 @@ def _note() -> pl.Expr:
 
 
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
-    """The figures of ``retrieval`` but for tests and bounds, per pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
+    """The figures of ``retrieval`` but for tests and bounds, per pooled cell and ``by``; ``answers`` comes
+    from ``with_twin``."""
     known = pl.col("nll_difference").is_not_null()
     held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
     both = held.is_not_null() & dense_held.is_not_null()
@@ -91,14 +97,22 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         in_cell(),
         questions=pl.len(),
         right=pl.col("correct").sum(),
-        text_right=pl.when((pl.col("correct_text") != pl.col("correct")).any()).then(pl.col("correct_text").sum()),
+        text_right=pl.when((pl.col("correct_text") != pl.col("correct")).any()).then(
+            pl.col("correct_text").sum()
+        ),
         dense_accuracy=pl.col("dense_correct").mean(),
         paired=paired.sum(),
         lost=pl.when(paired.any()).then((pl.col("dense_correct") & ~pl.col("correct")).filter(paired).sum()),
-        gained=pl.when(paired.any()).then((~pl.col("dense_correct") & pl.col("correct")).filter(paired).sum()),
-        accuracy_difference=(pl.col("correct").cast(pl.Int64) - pl.col("dense_correct").cast(pl.Int64)).filter(paired).mean(),
-        answer_nll=pl.col("answer_nll").sum() / pl.col("answer_tokens").filter(pl.col("answer_nll").is_not_null()).sum(),
-        nll_difference=pl.col("nll_difference").filter(known).sum() / pl.col("answer_tokens").filter(known).sum(),
+        gained=pl.when(paired.any()).then(
+            (~pl.col("dense_correct") & pl.col("correct")).filter(paired).sum()
+        ),
+        accuracy_difference=(pl.col("correct").cast(pl.Int64) - pl.col("dense_correct").cast(pl.Int64))
+        .filter(paired)
+        .mean(),
+        answer_nll=pl.col("answer_nll").sum()
+        / pl.col("answer_tokens").filter(pl.col("answer_nll").is_not_null()).sum(),
+        nll_difference=pl.col("nll_difference").filter(known).sum()
+        / pl.col("answer_tokens").filter(known).sum(),
         answer_retained=pl.col("answer_position_retained").mean(),
         answer_retained_weighted=pl.col("answer_retained_weighted").mean(),
         answer_retained_least=pl.col("answer_retained_least").mean(),
@@ -106,14 +120,25 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         prune_events=pl.col("prune_events").mean(),
         **{name: (pl.col("outcome") == words).sum() for name, words in LOST.items()},
     )
-    return cells.with_columns(accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions")))
+    return cells.with_columns(
+        accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions"))
+    )
 
 
 def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``, ``nll_difference`` in nats),
-    and what became of each: ``outcome``.
+    """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``,
+    ``nll_difference`` in nats), and what became of each: ``outcome``.
     """
-    question = ["dense_cell_id", *VERSIONS, "kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
+    question = [
+        "dense_cell_id",
+        *VERSIONS,
+        "kind",
+        "context_tokens",
+        "digits",
+        "distractors",
+        "depth",
+        "question_index",
+    ]
     twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *question,
         dense_correct="correct",
@@ -122,20 +147,28 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
         dense_impossible="impossible",
     )
     paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
-    return paired.with_columns(outcome(), beside_twin(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll"))
+    return paired.with_columns(
+        outcome(), beside_twin(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll")
+    )
 
 
 def outcome() -> pl.Expr:
-    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it the heads that read it held."""
+    """``RIGHT``, or one of ``LOST``: an answer that the dense twin had right, by how much of it the heads
+    that read it held."""
     held = pl.col("answer_retained_weighted").fill_nan(None)
     lost = pl.col("correct").not_() & pl.col("dense_correct")
     return (
-        pl.when(pl.col("correct")).then(pl.lit(RIGHT))
-        .when(lost & (held < DROPPED)).then(pl.lit(LOST["lost_dropped"]))
-        .when(lost & (held < HELD)).then(pl.lit(LOST["lost_partly"]))
-        .when(lost & (held >= HELD)).then(pl.lit(LOST["lost_held"]))
-        .otherwise(pl.lit(LOST["untold"])).alias("outcome")
-    )  # fmt: skip
+        pl.when(pl.col("correct"))
+        .then(pl.lit(RIGHT))
+        .when(lost & (held < DROPPED))
+        .then(pl.lit(LOST["lost_dropped"]))
+        .when(lost & (held < HELD))
+        .then(pl.lit(LOST["lost_partly"]))
+        .when(lost & (held >= HELD))
+        .then(pl.lit(LOST["lost_held"]))
+        .otherwise(pl.lit(LOST["untold"]))
+        .alias("outcome")
+    )
 
 
 def shown_lower() -> pl.Expr:
@@ -144,7 +177,8 @@ def shown_lower() -> pl.Expr:
 
 
 def scored_schedule() -> pl.Expr:
-    """The schedule under which perplexity of the same setting is scored: it has no prompt, hence no ``prefill_once``."""
+    """The schedule under which perplexity of the same setting is scored: it has no prompt, hence no
+    ``prefill_once``."""
     once = pl.col("schedule") == "prefill_once"
     return pl.when(once).then(pl.lit("every_step")).otherwise("schedule").alias("scored_schedule")
 
@@ -152,8 +186,9 @@ def scored_schedule() -> pl.Expr:
 def kept_accuracy() -> pl.Expr:
     """Cells that are shown to answer what the dense twin answers, but for ``ACCURACY_MARGIN`` at most.
 
-    The share of questions that only the dense twin has right is at most that, with 95 % confidence: what a cell gains elsewhere
-    is not counted against what it lost. Where the twin itself answers less than half of them, nothing is shown.
+    The share of questions that only the dense twin has right is at most that, with 95 % confidence: what a
+    cell gains elsewhere is not counted against what it lost. Where the twin itself answers less than half of
+    them, nothing is shown.
     """
     return ((pl.col("lost_at_most") <= ACCURACY_MARGIN) & knows_enough()).fill_null(False)
 

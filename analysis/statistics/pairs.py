@@ -1,6 +1,7 @@
 """Each perplexity cell against its dense twin on the same windows: PPL, PPL ratio, paired intervals.
 
-Sums of negative log-likelihood (nats) and token counts are pooled first and exponentiated once, never averaged as perplexities.
+Sums of negative log-likelihood (nats) and token counts are pooled first and exponentiated once, never
+averaged as perplexities.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ POOL = ["pool_id", *VERSIONS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
 
 FEW_WINDOWS = 8
-"""From so many on, intervals were measured to hold what they say (``benchmarks/coverage.py``); cells of fewer are marked."""
+"""From so many on, intervals were measured to hold what they say (``benchmarks/coverage.py``); cells of fewer
+are marked."""
 
 SIXTEEN_BITS = ["bfloat16", "float16"]
 """Dtypes in which figures move by rounding."""
@@ -24,8 +26,9 @@ SIXTEEN_BITS = ["bfloat16", "float16"]
 def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     """Rows (cell, window) with the dense twin's sums of the same window.
 
-    Adds ``dense_nll``, ``dense_correct``, ``dense_cache_tokens`` and ``paired``: whether the twin scored this window, with the
-    same number of tokens. Unpaired windows stay in. ``impossible`` tells also what cannot be beside the twin.
+    Adds ``dense_nll``, ``dense_correct``, ``dense_cache_tokens`` and ``paired``: whether the twin scored this
+    window, with the same number of tokens. Unpaired windows stay in. ``impossible`` tells also what cannot be
+    beside the twin.
     """
     twin = perplexity.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         pl.col("cell_id").alias("dense_cell_id"),
@@ -42,18 +45,22 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
     )
     keys = ["dense_cell_id", *VERSIONS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the end.
+    # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the
+    # end.
     sums = pl.col("nll_sum", "dense_nll")
     known = pl.when(sums.is_finite()).then(sums).otherwise(float("nan")).name.keep()
     joined = joined.with_columns(beside_twin()).with_columns(at_twins_place())
-    return joined.with_columns(known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))).collect()
+    return joined.with_columns(
+        known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))
+    ).collect()
 
 
 def compare(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, KL, agreement, budget, validity figures.
+    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, KL, agreement, budget,
+    validity figures.
 
-    ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows, non-finite sums, columns that
-    an older schema lacks) are null.
+    ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows,
+    non-finite sums, columns that an older schema lacks) are null.
     """
     cells = rows.group_by(POOL, maintain_order=True).agg(*_sums()).with_columns(*_figures())
     sound = rows.filter(pl.col("impossible").is_null().all().over(POOL))
@@ -62,13 +69,17 @@ def compare(rows: pl.DataFrame) -> pl.DataFrame:
     for value, name in (("kl", "kl"), ("agreed", "agreement")):
         near = mean_bounds(sums, POOL, value, "tokens", name)
         sure = sure.join(near, on=POOL, how="left", nulls_equal=True, maintain_order="left")
-    return finite(_with_rounding(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left")))
+    return finite(
+        _with_rounding(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
+    )
 
 
 def _with_rounding(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells with ``rounding_log``, what rounding does to the logarithm of a PPL in 16 bits, and intervals as much wider.
+    """The cells with ``rounding_log``, what rounding does to the logarithm of a PPL in 16 bits, and intervals
+    as much wider.
 
-    0 in float32. Where it was not recorded in 16 bits, it is taken as 0 and nothing is recommended (``recommend.usable``).
+    0 in float32. Where it was not recorded in 16 bits, it is taken as 0 and nothing is recommended
+    (``recommend.usable``).
     """
     sixteen = pl.col("dtype").is_in(SIXTEEN_BITS)
     known = pl.when(sixteen).then(pl.col("rounding_ppl").fill_null(0.0).log1p()).otherwise(0.0)
@@ -108,7 +119,10 @@ def _sums() -> list[pl.Expr]:
         (pl.col("nll_sum") - pl.col("dense_nll")).filter(paired).sum().alias("nll_difference"),
         pl.col("dense_nll").filter(paired).sum().alias("dense_nll"),
         (pl.col("tokens_correct") - pl.col("dense_correct")).filter(paired).sum().alias("correct_difference"),
-        (pl.col("cache_tokens_mean").filter(paired).sum() / pl.col("dense_cache_tokens").filter(paired).sum()).alias("budget"),
+        (
+            pl.col("cache_tokens_mean").filter(paired).sum()
+            / pl.col("dense_cache_tokens").filter(paired).sum()
+        ).alias("budget"),
         pl.col("prune_events").mean(),
         pl.col("kv_bytes_mean").mean(),
         pl.col("kv_bytes_peak").max(),

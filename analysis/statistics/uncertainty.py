@@ -1,7 +1,8 @@
-"""How sure a figure is: intervals that hold for few windows, a sign-flip test with Holm's correction, the smallest effect seen.
+"""How sure a figure is: intervals that hold for few windows, a sign-flip test with Holm's correction, the
+smallest effect seen.
 
-Everything rests on sums over units that are independent of each other: documents where a cell has more than one, else windows
-(or questions). ``benchmarks/coverage.py`` measures how often what is said here is wrong.
+Everything rests on sums over units that are independent of each other: documents where a cell has more than
+one, else windows (or questions). ``benchmarks/coverage.py`` measures how often what is said here is wrong.
 """
 
 from __future__ import annotations
@@ -31,33 +32,44 @@ FIGURES = (
 
 
 def bounds(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
-    """Per pooled cell with at least two paired units: the columns of ``FIGURES``, ``n_units`` and ``unit_kind``.
+    """Per pooled cell with at least two paired units: the columns of ``FIGURES``, ``n_units`` and
+    ``unit_kind``.
 
-    ``ratio_low``, ``ratio_high``: 95 % interval of the PPL ratio to dense. ``pruned_...``: the ratio over the tokens alone that
-    saw a pruned cache, and its interval; the others have dense's NLL. ``log_error``, ``pruned_error``: standard errors of the
-    ratios' logarithms. ``pruned_units``: units that have such tokens.
-    ``p_value``: ``sign_flip_p``. ``rows`` comes from ``pairs.with_dense``; ``pool`` are the columns that name a cell.
+    ``ratio_low``, ``ratio_high``: 95 % interval of the PPL ratio to dense. ``pruned_...``: the ratio over the
+    tokens alone that saw a pruned cache, and its interval; the others have dense's NLL. ``log_error``,
+    ``pruned_error``: standard errors of the ratios' logarithms. ``pruned_units``: units that have such
+    tokens. ``p_value``: ``sign_flip_p``. ``rows`` comes from ``pairs.with_dense``; ``pool`` are the columns
+    that name a cell.
     """
     sums = units(rows, pool)
     own = dict.fromkeys(FIGURES, pl.Float64)
     found = [
-        sums.select(*pool, "unit_kind", n_units="n").clear().with_columns(pl.lit(None, kind).alias(n) for n, kind in own.items())
+        sums.select(*pool, "unit_kind", n_units="n")
+        .clear()
+        .with_columns(pl.lit(None, kind).alias(n) for n, kind in own.items())
     ]
     for (n,), group in sums.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
         shape = (-1, int(str(n)))
-        columns = [group[name].cast(pl.Float64).to_numpy().reshape(shape) for name in ("nll", "tokens", "tokens_pruned")]
+        columns = [
+            group[name].cast(pl.Float64).to_numpy().reshape(shape)
+            for name in ("nll", "tokens", "tokens_pruned")
+        ]
         parts = [slice(i, i + CELLS_AT_ONCE) for i in range(0, len(columns[0]), CELLS_AT_ONCE)]
         figures = np.concatenate([_figures(*(column[part] for column in columns)) for part in parts])
-        cells = group.unique([*pool], keep="first", maintain_order=True).select(*pool, "unit_kind", n_units="n")
+        cells = group.unique([*pool], keep="first", maintain_order=True).select(
+            *pool, "unit_kind", n_units="n"
+        )
         found.append(cells.with_columns(pl.Series(name, figures[:, i]) for i, name in enumerate(own)))
     return pl.concat(found)
 
 
 def units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
-    """Sums per cell and unit: nll (minus the twin's), tokens, tokens_pruned, kl, agreed (NaN where not recorded), n (units of
-    the cell), unit_kind (documents or windows).
+    """Sums per cell and unit: nll (minus the twin's), tokens, tokens_pruned, kl, agreed (NaN where not
+    recorded), n (units of the cell), unit_kind (documents or windows).
     """
-    documents = (pl.col("document").n_unique().over(pool) > 1) & (pl.col("document").null_count().over(pool) == 0)
+    documents = (pl.col("document").n_unique().over(pool) > 1) & (
+        pl.col("document").null_count().over(pool) == 0
+    )
     paired = rows.filter("paired", pl.col("policy") != "dense").with_columns(
         unit_kind=pl.when(documents).then(pl.lit("documents")).otherwise(pl.lit("windows")),
         unit=pl.when(documents).then(pl.col("document")).otherwise(pl.col("window_index")),
@@ -85,9 +97,17 @@ def _figures(differences: np.ndarray, tokens: np.ndarray, pruned: np.ndarray) ->
         its_half = t_quantile(1 - ALPHA / 2, own) * its_error
         detectable = np.exp((t_quantile(1 - ALPHA / 2, n) + t_quantile(POWER, n)) * error)
         columns = [
-            np.exp(mean - half), np.exp(mean + half), np.exp(among_pruned), np.exp(among_pruned - its_half),
-            np.exp(among_pruned + its_half), error, its_error, own, sign_flip_p(differences), detectable,
-        ]  # fmt: skip
+            np.exp(mean - half),
+            np.exp(mean + half),
+            np.exp(among_pruned),
+            np.exp(among_pruned - its_half),
+            np.exp(among_pruned + its_half),
+            error,
+            its_error,
+            own,
+            sign_flip_p(differences),
+            detectable,
+        ]
     return np.stack(columns, axis=1)
 
 
@@ -97,11 +117,12 @@ def t_quantile(probability: float | np.ndarray, n: int | np.ndarray) -> np.ndarr
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of values over sum of weights, and its standard error, [cells] each, of ``values`` and ``weights`` [cells, units].
+    """Sum of values over sum of weights, and its standard error, [cells] each, of ``values`` and ``weights``
+    [cells, units].
 
-    The error is that of a ratio of sums over independent units (Cochran 1977, Sampling Techniques, section 6.3): with weights
-    that are all equal, the usual one of a mean. A unit of weight 0 is no evidence and does not count; of one
-    unit the error is NaN.
+    The error is that of a ratio of sums over independent units (Cochran 1977, Sampling Techniques, section
+    6.3): with weights that are all equal, the usual one of a mean. A unit of weight 0 is no evidence and does
+    not count; of one unit the error is NaN.
     """
     n, total = (weights > 0).sum(axis=1), weights.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -111,23 +132,34 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
 
 
 def mean_bounds(units: pl.DataFrame, keys: Sequence[str], value: str, weight: str, name: str) -> pl.DataFrame:
-    """``NAME_low`` and ``NAME_high``: t interval of the sum of ``value`` over the sum of ``weight``, per ``keys``.
+    """``NAME_low`` and ``NAME_high``: t interval of the sum of ``value`` over the sum of ``weight``, per
+    ``keys``.
 
-    ``units`` has one row per independent unit. Groups of one unit, or with a value that is missing or not finite, have no row.
+    ``units`` has one row per independent unit. Groups of one unit, or with a value that is missing or not
+    finite, have no row.
     """
     known = pl.col(value).is_finite().fill_null(False).all().over(keys)
     n, values, weights = pl.len(), pl.col(value).cast(pl.Float64), pl.col(weight).cast(pl.Float64)
     mean = values.sum() / weights.sum()
     error = (n / (n - 1) * ((values - mean * weights) ** 2).sum()).sqrt() / weights.sum()
-    own = units.filter(known).group_by(keys, maintain_order=True).agg(_n=n, _mean=mean, _error=error).filter(pl.col("_n") >= 2)
+    own = (
+        units.filter(known)
+        .group_by(keys, maintain_order=True)
+        .agg(_n=n, _mean=mean, _error=error)
+        .filter(pl.col("_n") >= 2)
+    )
     half = pl.col("_error") * pl.Series(t_quantile(1 - ALPHA / 2, own["_n"].to_numpy()), dtype=pl.Float64)
-    return own.select(*keys, (pl.col("_mean") - half).alias(f"{name}_low"), (pl.col("_mean") + half).alias(f"{name}_high"))
+    return own.select(
+        *keys, (pl.col("_mean") - half).alias(f"{name}_low"), (pl.col("_mean") + half).alias(f"{name}_high")
+    )
 
 
 def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """Two-sided p of "no difference" per cell, ``differences`` [cells, units]: how often a sum with random signs is as far off.
+    """Two-sided p of "no difference" per cell, ``differences`` [cells, units]: how often a sum with random
+    signs is as far off.
 
-    Exact (all sign patterns) up to 16 units. No p is below ``least_p``, whatever was measured, as it should be.
+    Exact (all sign patterns) up to 16 units. No p is below ``least_p``, whatever was measured, as it should
+    be.
     """
     n = differences.shape[1]
     if n <= EXACT_UP_TO:
@@ -148,7 +180,8 @@ def least_p(n: pl.Expr) -> pl.Expr:
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Two-sided exact p of "as many lost as gained" among questions that two cells answer differently (McNemar 1947)."""
+    """Two-sided exact p of "as many lost as gained" among questions that two cells answer differently
+    (McNemar 1947)."""
     n = lost + gained
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(lost, gained) + 1)) / 2**n)
 
@@ -159,22 +192,30 @@ def share_at_most(count: int, of: int, level: float = LEVEL) -> float:
 
 
 def holm(p: pl.Expr, family: Sequence[str]) -> pl.Expr:
-    """Holm's step-down adjustment of ``p`` within each family (Holm 1979): nulls stay null and count for nothing."""
+    """Holm's step-down adjustment of ``p`` within each family (Holm 1979): nulls stay null and count for
+    nothing."""
     rank, count = p.rank("ordinal").over(family), p.count().over(family)
     stepped = (p * (count - rank + 1)).clip(upper_bound=1.0)
     return stepped.cum_max().over(family, order_by=p)
 
 
 def widened(
-    cells: pl.DataFrame, comparisons: int | np.ndarray, ratio: str = "ratio", error: str = "log_error", n: str = "n_units"
-) -> pl.DataFrame:  # fmt: skip
-    """The cells with ``wide_low`` and ``wide_high``: intervals of their PPL ratios that hold together for so many comparisons.
+    cells: pl.DataFrame,
+    comparisons: int | np.ndarray,
+    ratio: str = "ratio",
+    error: str = "log_error",
+    n: str = "n_units",
+) -> pl.DataFrame:
+    """The cells with ``wide_low`` and ``wide_high``: intervals of their PPL ratios that hold together for so
+    many comparisons.
 
-    Bonferroni: each errs in 5 % divided by ``comparisons``, one number for all cells or one for each. ``ratio``, ``error`` and
-    ``n`` name the columns of the ratios, of the errors of their logarithms and of the units. In 16 bits they are wider by what
-    rounding does to PPL (``rounding_log``).
+    Bonferroni: each errs in 5 % divided by ``comparisons``, one number for all cells or one for each.
+    ``ratio``, ``error`` and ``n`` name the columns of the ratios, of the errors of their logarithms and of
+    the units. In 16 bits they are wider by what rounding does to PPL (``rounding_log``).
     """
-    quantiles = pl.Series(t_quantile(1 - ALPHA / (2 * comparisons), cells[n].cast(pl.Float64).to_numpy()), dtype=pl.Float64)
+    quantiles = pl.Series(
+        t_quantile(1 - ALPHA / (2 * comparisons), cells[n].cast(pl.Float64).to_numpy()), dtype=pl.Float64
+    )
     half = pl.col(error) * quantiles
     half = half + pl.col("rounding_log") if "rounding_log" in cells.columns else half
     middle = pl.col(ratio).log()

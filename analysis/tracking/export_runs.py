@@ -1,6 +1,8 @@
-"""Settings of finished runs as records of an experiment tracker: figures of the report's tables, with their verdicts.
+"""Settings of finished runs as records of an experiment tracker: figures of the report's tables, with their
+verdicts.
 
-A cell is a setting and a task; a record holds what all cells of a setting gave, so that a tracker can draw one against another.
+A cell is a setting and a task; a record holds what all cells of a setting gave, so that a tracker can draw
+one against another.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ LONGEST_TEXT = 400
 
 @dataclass(frozen=True)
 class _Figures:
-    """What of a task is exported: its table, the columns that the page shows, and figures that it says in words or not at all."""
+    """What of a task is exported: its table, the columns that the page shows, and figures that it says in
+    words or not at all."""
 
     table: Callable[[Tables], pl.DataFrame]
     columns: list[layout.Column]
@@ -38,7 +41,11 @@ class _Figures:
     def keys(self) -> list[str]:
         """The columns of a cell's figures, each once."""
         shown = [key for column in self.columns for key in (column.key, column.upper)]
-        return [key for key in dict.fromkeys([*shown, *self.further, *OF_CELL]) if key not in {*IN_PLACE, *SETTINGS}]
+        return [
+            key
+            for key in dict.fromkeys([*shown, *self.further, *OF_CELL])
+            if key not in {*IN_PLACE, *SETTINGS}
+        ]
 
     @property
     def texts(self) -> set[str]:
@@ -62,15 +69,28 @@ PLACES: dict[str, Callable[[Row], str]] = {
     "generation": lambda row: (
         f"generation/prompt_{row['prompt_tokens']}/batch_{row['batch_size']}/{_name(row['timing_protocol'])}"
     ),
-    "retrieval": lambda row: f"retrieval/{_name(row['kind'])}/context_{row['context_tokens']}{_question(row)}",
+    "retrieval": lambda row: (
+        f"retrieval/{_name(row['kind'])}/context_{row['context_tokens']}{_question(row)}"
+    ),
     "tasks": lambda row: f"tasks/{_name(row['task_name'])}/{_name(row['metric'])}/{_name(row['filter'])}",
 }
 """Where a row's figures go in its record; what stands in the place's name is not a figure."""
 
-IN_PLACE = {"prompt_tokens", "batch_size", "timing_protocol", "kind", "context_tokens", "task_name", "metric", "filter", "suite"}
+IN_PLACE = {
+    "prompt_tokens",
+    "batch_size",
+    "timing_protocol",
+    "kind",
+    "context_tokens",
+    "task_name",
+    "metric",
+    "filter",
+    "suite",
+}
 
 SETTINGS = [column.key for column in layout.SETTINGS if column.key != "device_name"]
-"""What a record is about. The name of the device stands with each figure: tasks can have run on different nodes."""
+"""What a record is about. The name of the device stands with each figure: tasks can have run on different
+nodes."""
 
 OF_CELL = ["cell_id", "dense_cell_id", "device_name", "beyond_context"]
 """What a task's cell adds to its figures."""
@@ -81,7 +101,8 @@ VERDICTS = {"perplexity": "verdict", "generation": "timing", "retrieval": "verdi
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did: records written, skipped (there already), changed since they were exported, and where they are."""
+    """What an export did: records written, skipped (there already), changed since they were exported, and
+    where they are."""
 
     written: int
     skipped: int
@@ -99,20 +120,28 @@ class _Growing:
     verdicts: list[str] = field(default_factory=list)
 
     def free(self, place: str) -> str:
-        """The place, numbered where it is taken, as by the same prompts on two devices or two ways to read a text."""
+        """The place, numbered where it is taken, as by the same prompts on two devices or two ways to read a
+        text."""
         taken = {name.rpartition("/")[0] for name in (*self.params, *self.metrics)}
         numbered = (place if number == 1 else f"{place}/{number}" for number in range(1, len(taken) + 2))
         return next(name for name in numbered if name not in taken)
 
 
 def export(
-    directories: Sequence[str], tracker: str, project: str = "kvsweep", store: str | None = None, *, replace: bool = False
+    directories: Sequence[str],
+    tracker: str,
+    project: str = "kvsweep",
+    store: str | None = None,
+    *,
+    replace: bool = False,
 ) -> Exported:
-    """Write one record per setting and run into a tracker's local store; ``tracker`` is a key of ``TRACKERS``.
+    """Write one record per setting and run into a tracker's local store; ``tracker`` is a key of
+    ``TRACKERS``.
 
-    A record that is there already is skipped. One whose figures have changed since (its run went on) is left and counted, or with
-    ``replace`` written anew. Raises RunUnreadableError, and TrackingError where the tracker is not installed or the store cannot
-    be used; all directories are read before the store is touched.
+    A record that is there already is skipped. One whose figures have changed since (its run went on) is left
+    and counted, or with ``replace`` written anew. Raises RunUnreadableError, and TrackingError where the
+    tracker is not installed or the store cannot be used; all directories are read before the store is
+    touched.
     """
     opened = TRACKERS[tracker](project, store)
     # Each directory by itself: its figures must not depend on what else was named on the command line.
@@ -154,13 +183,21 @@ def records(results: Results) -> list[Record]:
                 _add(_of_setting(growing, row), task, row, keys, texts)
         for row in made.failures.iter_rows(named=True):
             _add_failure(_of_setting(growing, row), row)
-    told = {"run_id": str(run.info.get("run_id") or run.directory), "run_name": str(run.info.get("name") or "unnamed run")}
+    told = {
+        "run_id": str(run.info.get("run_id") or run.directory),
+        "run_name": str(run.info.get("name") or "unnamed run"),
+    }
     told["kvsweep_version"] = str(run.info.get("kvsweep_version") or "unknown")
-    return [_record(setting, own, {name: _shown(value) for name, value in told.items()}) for setting, own in growing.items()]
+    return [
+        _record(setting, own, {name: _shown(value) for name, value in told.items()})
+        for setting, own in growing.items()
+    ]
 
 
 def _of_setting(growing: dict[str, _Growing], row: Row) -> _Growing:
-    return growing.setdefault(json.dumps([row.get(name) for name in SETTINGS]), _Growing(_title(row), _settings(row)))
+    return growing.setdefault(
+        json.dumps([row.get(name) for name in SETTINGS]), _Growing(_title(row), _settings(row))
+    )
 
 
 def _record(setting: str, own: _Growing, run: dict[str, str]) -> Record:
@@ -189,7 +226,8 @@ def _add(own: _Growing, task: str, row: Row, keys: Sequence[str], texts: Collect
 
 
 def _add_failure(own: _Growing, row: Row) -> None:
-    """The reason of a failure; the verdict FAILED where the task has nothing else (a later attempt may have succeeded)."""
+    """The reason of a failure; the verdict FAILED where the task has nothing else (a later attempt may have
+    succeeded)."""
     task = _name(row["task"])
     if not any(name.startswith(f"{task}/") for name in own.params | own.metrics):
         own.params[f"{task}/verdict"] = "FAILED"
@@ -209,7 +247,8 @@ def _title(row: Row) -> str:
 
 
 def _shown(value: object) -> str:
-    """Anything as one short line: names come from outside, and a page of a tracker may not expect what they hold."""
+    """Anything as one short line: names come from outside, and a page of a tracker may not expect what they
+    hold."""
     text = labels.text(value)
     plain = "".join(letter if letter.isprintable() else "�" for letter in text)
     return plain if len(plain) <= LONGEST_TEXT else plain[: LONGEST_TEXT - 1] + "…"

@@ -1,4 +1,5 @@
-"""Two experiment trackers on this machine, trackio and MLflow, behind the same four methods; no server, no network, no browser.
+"""Two experiment trackers on this machine, trackio and MLflow, behind the same four methods; no server, no
+network, no browser.
 
 Both are optional and imported only when used.
 """
@@ -19,7 +20,13 @@ from typing import Any, Protocol
 
 from pipeline.results import is_remote, placed
 
-ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID", "TRACKIO_WEBHOOK_URL")
+ELSEWHERE = (
+    "TRACKIO_SPACE_ID",
+    "TRACKIO_SERVER_URL",
+    "TRACKIO_BUCKET_ID",
+    "TRACKIO_DATASET_ID",
+    "TRACKIO_WEBHOOK_URL",
+)
 """Settings of the environment by which trackio would read or write over the network."""
 
 BATCH = 100
@@ -32,9 +39,11 @@ class TrackingError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a tracker holds of a setting of a run: settings and words as params, figures as metrics (seconds, bytes, ratios).
+    """What a tracker holds of a setting of a run: settings and words as params, figures as metrics (seconds,
+    bytes, ratios).
 
-    ``key`` names setting and run, ``digest`` the content. All text is short and printable, whatever the rows say.
+    ``key`` names setting and run, ``digest`` the content. All text is short and printable, whatever the rows
+    say.
     """
 
     key: str
@@ -56,7 +65,8 @@ class Tracker(Protocol):
         ...
 
     def write(self, record: Record) -> None:
-        """Add a record, whole or not at all: one that was cut off is not among those that ``open`` returns."""
+        """Add a record, whole or not at all: one that was cut off is not among those that ``open``
+        returns."""
         ...
 
     def delete(self, key: str) -> None:
@@ -67,8 +77,9 @@ class Tracker(Protocol):
 class TrackioStore:
     """A trackio project: one SQLite file in the directory ``store`` (default: where trackio looks by itself).
 
-    Writes by trackio's storage class: a run opened by ``trackio.init`` starts threads, logs this machine's load beside the
-    figures, asks the Hugging Face hub for the user's name, and turns a failed write into a warning.
+    Writes by trackio's storage class: a run opened by ``trackio.init`` starts threads, logs this machine's
+    load beside the figures, asks the Hugging Face hub for the user's name, and turns a failed write into a
+    warning.
     """
 
     def __init__(self, project: str, store: str | None) -> None:
@@ -85,7 +96,9 @@ class TrackioStore:
             self._directory = Path(importlib.import_module("trackio.utils").TRACKIO_DIR).resolve()
             self._storage.validate_project_name(project)
         if store is not None and self._directory != Path(store).resolve():
-            raise TrackingError(f"--store {store}: trackio already uses {self._directory} in this process; start another")
+            raise TrackingError(
+                f"--store {store}: trackio already uses {self._directory} in this process; start another"
+            )
         self._project, self._names = project, dict[str, str]()
         self.place = f"trackio project {project} in {self._directory}"
 
@@ -95,18 +108,27 @@ class TrackioStore:
             self._storage.init_db(self._project)
             found = self._storage.get_run_records(self._project)
             self._names = {str(run["id"]): str(run["name"]) for run in found}
-            configs = {key: self._storage.get_run_config(self._project, run_id=key) or {} for key in self._names}
+            configs = {
+                key: self._storage.get_run_config(self._project, run_id=key) or {} for key in self._names
+            }
         return {key: str(config.get("digest")) for key, config in configs.items()}
 
     def write(self, record: Record) -> None:
-        """See Tracker. One transaction; of two that write the same record at once, the second adds nothing."""
-        # The dashboard reads names with an underscore: when a run was made, and what it is shown together with.
+        """See Tracker. One transaction; of two that write the same record at once, the second adds
+        nothing."""
+        # The dashboard reads names with an underscore: when a run was made, and what it is shown together
+        # with.
         shown = {"_Created": datetime.now(UTC).isoformat(), "_Group": record.params.get("run_id")}
         with self._explained():
             self._storage.bulk_log(
-                project=self._project, run=record.name, run_id=record.key, metrics_list=[record.metrics], steps=[0],
-                config={**record.params, **shown, "digest": record.digest}, log_ids=[record.key],
-            )  # fmt: skip
+                project=self._project,
+                run=record.name,
+                run_id=record.key,
+                metrics_list=[record.metrics],
+                steps=[0],
+                config={**record.params, **shown, "digest": record.digest},
+                log_ids=[record.key],
+            )
 
     def delete(self, key: str) -> None:
         """See Tracker."""
@@ -118,21 +140,30 @@ class TrackioStore:
 
 
 class MlflowStore:
-    """An MLflow experiment in a directory (MLflow's file store) or, where SQLAlchemy is installed, in ``sqlite:///FILE``."""
+    """An MLflow experiment in a directory (MLflow's file store) or, where SQLAlchemy is installed, in
+    ``sqlite:///FILE``."""
 
     def __init__(self, project: str, store: str | None) -> None:
         _need("mlflow", project)
         self._store = store or "mlruns"
         scheme = self._store.split(":", 1)[0] if ":/" in self._store else ""
         if scheme not in ("", "sqlite"):
-            raise TrackingError(f"--store {store}: give a directory or sqlite:///FILE; only stores on this machine are written")
-        if scheme == "sqlite" and not all(importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic")):
-            raise TrackingError(f"--store {store}: needs SQLAlchemy: pip install sqlalchemy alembic, or give a directory")
+            raise TrackingError(
+                f"--store {store}: give a directory or sqlite:///FILE; only stores on this machine are written"
+            )
+        if scheme == "sqlite" and not all(
+            importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic")
+        ):
+            raise TrackingError(
+                f"--store {store}: needs SQLAlchemy: pip install sqlalchemy alembic, or give a directory"
+            )
         if not scheme and Path(self._store).exists() and not Path(self._store).is_dir():
             raise TrackingError(f"--store {store}: is a file; give a directory or sqlite:///FILE")
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without it MLflow 3.17 refuses directories
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # making a database is told in lines of a log
+        os.environ.setdefault(
+            "MLFLOW_LOGGING_LEVEL", "WARNING"
+        )  # making a database is told in lines of a log
         self._address = self._store if scheme else Path(self._store).resolve().as_uri()
         self._project, self._experiment = project, ""
         self._runs: dict[str, str] = {}
@@ -146,7 +177,9 @@ class MlflowStore:
             experiment = self._client.get_experiment_by_name(self._project)
             if experiment is not None and experiment.lifecycle_stage != "active":
                 raise TrackingError(f"{self.place}: was deleted there; restore it, or give another --project")
-            self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(self._project)
+            self._experiment = (
+                experiment.experiment_id if experiment else self._client.create_experiment(self._project)
+            )
             whole = {}
             for run in list(self._every_run()):
                 key = run.data.tags.get("kvsweep.key")

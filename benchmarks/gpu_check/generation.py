@@ -83,9 +83,13 @@ def _timed(ratio: float, prompt: int) -> PruneSettings:
 
 
 def _line(
-    journal: Journal, prompt: int, batch: int, ratio: float, runs: list[GenerationRun],
+    journal: Journal,
+    prompt: int,
+    batch: int,
+    ratio: float,
+    runs: list[GenerationRun],
     dense: list[GenerationRun],
-) -> None:  # fmt: skip
+) -> None:
     """The medians of a cell beside the dense one's, paired by round."""
     ttft, tpot = (
         median(run.ttft_seconds for run in runs),

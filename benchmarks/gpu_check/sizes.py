@@ -31,16 +31,40 @@ class Sizes:
 
 
 FULL = Sizes(
-    models=("reference-neox", "reference-llama"), policies=("knorm", "random", "streaming", "h2o", "snapkv"),
-    check_tokens=1024, exact_tokens=512, large={}, windows=8, window_lengths=(2048, 32768), prune_after=1024,
-    reference_tokens=256, prompts=(4096, 8192, 16384, 32768), batches=(1, 8), new_tokens=32, rounds=3,
-)  # fmt: skip
+    models=("reference-neox", "reference-llama"),
+    policies=("knorm", "random", "streaming", "h2o", "snapkv"),
+    check_tokens=1024,
+    exact_tokens=512,
+    large={},
+    windows=8,
+    window_lengths=(2048, 32768),
+    prune_after=1024,
+    reference_tokens=256,
+    prompts=(4096, 8192, 16384, 32768),
+    batches=(1, 8),
+    new_tokens=32,
+    rounds=3,
+)
 SMALL = Sizes(
-    models=("reference-llama",), policies=("knorm", "h2o"), check_tokens=64, exact_tokens=64,
+    models=("reference-llama",),
+    policies=("knorm", "h2o"),
+    check_tokens=64,
+    exact_tokens=64,
     large={
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
     },
-    windows=2, window_lengths=(64, 256), prune_after=32, reference_tokens=16, prompts=(64, 128),
-    batches=(1, 2), new_tokens=4, rounds=1,
-)  # fmt: skip
+    windows=2,
+    window_lengths=(64, 256),
+    prune_after=32,
+    reference_tokens=16,
+    prompts=(64, 128),
+    batches=(1, 2),
+    new_tokens=4,
+    rounds=1,
+)

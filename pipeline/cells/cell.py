@@ -15,12 +15,14 @@ from workers.policies.budget import Budget
 from workers.policies.skip_rule import Skip
 
 _json = lru_cache(maxsize=2**16, typed=True)(json.JSONEncoder().encode)
-"""Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id may be."""
+"""Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id
+may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid and one task; everything here changes the numbers. Grids hold a million of them."""
+    """One point of the grid and one task; everything here changes the numbers. Grids hold a million of
+    them."""
 
     task: str
     model: str
@@ -43,7 +45,8 @@ class Cell:
     bos: int | None
     """The token that each text begins with; None where none is put there."""
     special_tokens_in_text: str
-    """``parse`` for the harness's tasks, which bring their own texts and are read as the harness reads them."""
+    """``parse`` for the harness's tasks, which bring their own texts and are read as the harness reads
+    them."""
     settings: str
     """The task's settings as canonical JSON."""
     _id: str = field(default="", init=False, compare=False, repr=False)
@@ -56,7 +59,8 @@ class Cell:
         return self._id
 
     def _canonical(self) -> str:
-        """Every field and the protocol version as JSON with sorted keys; an encoder for the whole takes four times as long."""
+        """Every field and the protocol version as JSON with sorted keys; an encoder for the whole takes four
+        times as long."""
         form = _canonical_form(PROTOCOL_VERSION, *_before(self), *_behind(self))
         return form % tuple(map(_json, _pruned_sorted(self)))
 
@@ -66,16 +70,26 @@ class Cell:
 
     @property
     def budget(self) -> Budget:
-        """How many entries a pruning layer holds and when it is looked at; the dense cell's never drops anything."""
+        """How many entries a pruning layer holds and when it is looked at; the dense cell's never drops
+        anything."""
         return Budget(self.keep_ratio, self.prune_after or 1, self.schedule)
 
     @property
     def group(self) -> tuple[str, ...]:
         """What a cell shares with its dense twin and with nobody else's."""
         return (
-            self.task, self.model, self.model_revision, self.dataset, self.dataset_fingerprint, self.device, self.dtype,
-            self.settings, str(self.seed), str(self.bos), self.special_tokens_in_text,
-        )  # fmt: skip
+            self.task,
+            self.model,
+            self.model_revision,
+            self.dataset,
+            self.dataset_fingerprint,
+            self.device,
+            self.dtype,
+            self.settings,
+            str(self.seed),
+            str(self.bos),
+            self.special_tokens_in_text,
+        )
 
     @property
     def pruning(self) -> tuple[Any, ...]:

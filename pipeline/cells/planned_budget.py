@@ -9,7 +9,8 @@ from pipeline.cells.cell import Cell
 
 @dataclass(frozen=True)
 class PlannedBudget:
-    """Of a layer that prunes: how often it does, and how much it holds as a share of what a dense one does."""
+    """Of a layer that prunes: how often it does, and how much it holds as a share of what a dense one
+    does."""
 
     events: int
     share: float
@@ -20,10 +21,11 @@ class PlannedBudget:
 
 
 def decoded_budget(cell: Cell, prompts: list[int], looks: int, passes: int) -> PlannedBudget:
-    """Of prompts of these lengths, each through in one pass with one check at its end, and of the tokens decoded after them.
+    """Of prompts of these lengths, each through in one pass with one check at its end, and of the tokens
+    decoded after them.
 
-    Over what ``looks`` looks at the cache find, the first behind the prompt's check and one behind each of the single tokens
-    that follow; prunes of the prompt and of ``passes`` such tokens.
+    Over what ``looks`` looks at the cache find, the first behind the prompt's check and one behind each of
+    the single tokens that follow; prunes of the prompt and of ``passes`` such tokens.
     """
     events = held_sum = dense_sum = 0
     for prompt in prompts:

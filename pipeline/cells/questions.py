@@ -1,4 +1,5 @@
-"""Retrieval questions in a model's tokens: whether its tokenizer can say them, and the lengths that were asked for hold them."""
+"""Retrieval questions in a model's tokens: whether its tokenizer can say them, and the lengths that were
+asked for hold them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ SHOWN = 60
 
 
 def faults(task: RetrievalTask, facts: ModelFacts, bos: int | None) -> Iterator[str]:
-    """What the tokenizer cannot say, and lengths that cannot hold BOS, the facts and the question asked for."""
+    """What the tokenizer cannot say, and lengths that cannot hold BOS, the facts and the question asked
+    for."""
     start = [] if bos is None else [bos]
     tokens = open_tokenizer(facts.tokenizer_file)
     for kind, digits in itertools.product(task.kinds, task.digits):
@@ -45,10 +47,12 @@ def faults(task: RetrievalTask, facts: ModelFacts, bos: int | None) -> Iterator[
 
 
 def unspeakable(tokens: TextTokens, kind: str, digits: int) -> str | None:
-    """What a tokenizer makes of a kind of question that is not what it asks; None where every sample comes back as it was.
+    """What a tokenizer makes of a kind of question that is not what it asks; None where every sample comes
+    back as it was.
 
-    A sample for each name, in which each digit comes: document, question and answer, each in the pieces that questions are made
-    of, are decoded together. Whitespace where a text begins is left out, a tokenizer may drop it.
+    A sample for each name, in which each digit comes: document, question and answer, each in the pieces that
+    questions are made of, are decoded together. Whitespace where a text begins is left out, a tokenizer may
+    drop it.
     """
     facts = [Fact(name, _value(number, digits), 0.5) for number, name in enumerate(NAMES)]
     asked = [encode_question(tokens.inside, kind, fact) for fact in facts]
@@ -58,14 +62,20 @@ def unspeakable(tokens: TextTokens, kind: str, digits: int) -> str | None:
         if (other := given.setdefault(tuple(answer), fact.value)) != fact.value:
             return f"gives {other} and {fact.value} the same ids"
         if len(answer) > answer_room([digits]):
-            return f"makes {len(answer)} tokens of {fact.value}, and there is room for {answer_room([digits])}"
+            return (
+                f"makes {len(answer)} tokens of {fact.value}, and there is room for {answer_room([digits])}"
+            )
 
-    found = (_misread(tokens, kind, fact, question + answer) for fact, (question, answer) in zip(facts, asked, strict=True))
+    found = (
+        _misread(tokens, kind, fact, question + answer)
+        for fact, (question, answer) in zip(facts, asked, strict=True)
+    )
     return next(filter(None, found), None)
 
 
 def _misread(tokens: TextTokens, kind: str, fact: Fact, asked: list[int]) -> str | None:
-    """Whether a document with a fact and somebody's number, the question and its answer come back as other text."""
+    """Whether a document with a fact and somebody's number, the question and its answer come back as other
+    text."""
     distractor = Fact(NAMES[NAMES.index(fact.name) - 1], fact.value[::-1], 1.0, distracts=True)
     facts = [fact, distractor]
     before = PASSKEY_INTRO if kind == "passkey" else ""
@@ -79,7 +89,9 @@ def _misread(tokens: TextTokens, kind: str, fact: Fact, asked: list[int]) -> str
 
     if said == wanted:
         return None
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(said, wanted, strict=False)))
+    same = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(said, wanted, strict=False))
+    )
     part = slice(max(0, same - SHOWN // 2), same + SHOWN // 2)
     return f"makes {said[part]!r} of {wanted[part]!r}"
 

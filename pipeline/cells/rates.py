@@ -1,7 +1,7 @@
 """How fast a worker puts tokens and passes through a model, roughly: what units take follows from it.
 
-Nominal rates of a kind of device cut a sweep into units; rates that were measured on a machine say how long a run will take
-there. No figure of a report rests on them.
+Nominal rates of a kind of device cut a sweep into units; rates that were measured on a machine say how long a
+run will take there. No figure of a report rests on them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ FLOPS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13, "mps": 2e12}
 SECONDS_PER_PASS_LAYER = {"cpu": 5e-4, "cuda": 3e-4, "mps": 5e-4}
 """Of a nominal device: one core, one GPU."""
 ANSWERED_BYTES_PER_SECOND = {"cpu": 4e8, "cuda": 8e10, "mps": 8e9}
-"""Of the keys and values of a cell's answers: they are forked, copied for each answer and read by every pass of it (measured on
-one core with three models, of 3, 12 and 46 KB a token: 4.1e8)."""
+"""Of the keys and values of a cell's answers: they are forked, copied for each answer and read by every pass
+of it (measured on one core with three models, of 3, 12 and 46 KB a token: 4.1e8)."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a token among many of one pass, of a pass beside its tokens, of a token held while a question is answered."""
+    """Seconds of a token among many of one pass, of a pass beside its tokens, of a token held while a
+    question is answered."""
 
     token: float
     single_pass: float

@@ -1,4 +1,5 @@
-"""What a sweep's names turned out to be: weights, texts, tokens, and the targets that groups of cells are about."""
+"""What a sweep's names turned out to be: weights, texts, tokens, and the targets that groups of cells are
+about."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Target:
 
 @dataclass(frozen=True)
 class OwnText:
-    """A text that a task brings itself, as what a cell reads: its name, and the digest of how it is defined."""
+    """A text that a task brings itself, as what a cell reads: its name, and the digest of how it is
+    defined."""
 
     task: str
     name: str
@@ -42,7 +44,8 @@ class Resolved:
     tokens: dict[tuple[str, str], Tokens]
     """By (model, dataset)."""
     targets: list[Target]
-    """One without a dataset per model, device and type where a task is asked for that brings its own texts."""
+    """One without a dataset per model, device and type where a task is asked for that brings its own
+    texts."""
     texts: list[OwnText] = field(default_factory=list)
     """Of the tasks that bring their own."""
     bos: dict[str, int | None] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""How much goes into a unit: counts that keep it near half a minute on a nominal device, and the most units of a sweep."""
+"""How much goes into a unit: counts that keep it near half a minute on a nominal device, and the most units
+of a sweep."""
 
 from __future__ import annotations
 
@@ -44,10 +45,13 @@ def in_batches(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
 def check_units(count: int, texts: str, fewer: str) -> None:
     """Raises SweepError where a sweep has too many units.
 
-    ``texts``: how many of what are among them, in words; ``fewer``: the key of the sweep file that makes them less.
+    ``texts``: how many of what are among them, in words; ``fewer``: the key of the sweep file that makes them
+    less.
     """
     if count > MAX_UNITS:
-        raise SweepError([
-            f"the sweep makes {count:,} units of work ({texts} among them), and {MAX_UNITS:,} is the most; "
-            f"lower {fewer}, leave values of axes out, or make several sweeps of it"
-        ])  # fmt: skip
+        raise SweepError(
+            [
+                f"the sweep makes {count:,} units of work ({texts} among them), and {MAX_UNITS:,} is the most; "
+                f"lower {fewer}, leave values of axes out, or make several sweeps of it"
+            ]
+        )

@@ -1,4 +1,5 @@
-"""RayExecutor: actors on the nodes of a Ray cluster, and how Ray is started or joined. ``inline`` has the same methods."""
+"""RayExecutor: actors on the nodes of a Ray cluster, and how Ray is started or joined. ``inline`` has the
+same methods."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.cluster.cluster_head import ClusterLostError, HeadWatch, at_most, first_line, prepare_environment, start_or_join
+from pipeline.cluster.cluster_head import (
+    ClusterLostError,
+    HeadWatch,
+    at_most,
+    first_line,
+    prepare_environment,
+    start_or_join,
+)
 from pipeline.cluster.node_types import node_types
 from pipeline.cluster.placement import UNSAID, Fleet, Need, Node, Seat
 from pipeline.cluster.schedule import Fault, Hear, Outcome, nobody
@@ -40,7 +48,8 @@ class _Slot:
     need: Need
     """Of the unit that it has, or had last."""
     pending: Any
-    """What is waited for: the reference of its readiness first, then the stream of what it tells of its unit."""
+    """What is waited for: the reference of its readiness first, then the stream of what it tells of its
+    unit."""
     born: float
     unit_id: str | None = None
     unit: WorkUnit | None = None
@@ -53,12 +62,16 @@ class _Slot:
 class RayExecutor:
     """One actor per seat, one call in flight per actor; the driver decides about places and retries.
 
-    Each actor is bound to the node whose seat it takes, so that what a node holds is known without asking. ``unit_timeout``:
-    seconds after which a unit is ended, by default many times its estimate.
+    Each actor is bound to the node whose seat it takes, so that what a node holds is known without asking.
+    ``unit_timeout``: seconds after which a unit is ended, by default many times its estimate.
     """
 
     def __init__(
-        self, address: str = "local", threads: int = 1, unit_timeout: float | None = None, patience: Patience | None = None
+        self,
+        address: str = "local",
+        threads: int = 1,
+        unit_timeout: float | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.threads, self.unit_timeout = threads, unit_timeout
         self.ray = start_ray(address)
@@ -71,7 +84,9 @@ class RayExecutor:
         self._asked: list[dict[str, float]] = []
         self._kinds = node_types() if address != "local" else None
         self.fleet = Fleet(threads=threads)
-        self._waiting = Waiting(self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0))
+        self._waiting = Waiting(
+            self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0)
+        )
         self.hear: Hear = nobody
         self._refreshed = self._checked = self._looked = 0.0
         self._local = address == "local"
@@ -98,7 +113,8 @@ class RayExecutor:
         return False
 
     def submit(self, unit: WorkUnit, need: Need, cost_seconds: float) -> None:
-        """Give the unit to an idle actor, one that has its model if there is one, or start an actor for it."""
+        """Give the unit to an idle actor, one that has its model if there is one, or start an actor for
+        it."""
         idle = [slot for slot in self._idle if slot.seat.suits(need)]
         if idle:
             slot = next((slot for slot in idle if slot.need.model == need.model), idle[0])
@@ -115,7 +131,8 @@ class RayExecutor:
             slot.unit = unit
 
     def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
-        """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see ``Executor.wanted``."""
+        """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see
+        ``Executor.wanted``."""
         for slot in list(self._idle):
             self._drop(slot)
         keep_for_gpus = any(need.device == "cuda" for need in queued)
@@ -128,7 +145,11 @@ class RayExecutor:
         self._looked = now
         if now - self._refreshed > REFRESH_SECONDS:
             self._refresh()
-        served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)} if queued else set()
+        served = (
+            {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)}
+            if queued
+            else set()
+        )
         never = self._waiting.look(queued, served)
         if self._kinds is not None or self._waiting.patience.unknown_types:
             busy = Counter(slot.need for slot in self._slots)
@@ -166,13 +187,19 @@ class RayExecutor:
             value: News | UnitResult = self.ray.get(next(slot.pending) if slot.ready else slot.pending)
         except StopIteration:
             self._drop(slot)
-            return Outcome(unit_id, Fault("ActorDiedError", "its worker ended without a result", node=self._host(slot)))
-        except self.ray.exceptions.RayError as error:  # dead actor or node, out of memory, lost object: all end the actor
+            return Outcome(
+                unit_id, Fault("ActorDiedError", "its worker ended without a result", node=self._host(slot))
+            )
+        except (
+            self.ray.exceptions.RayError
+        ) as error:  # dead actor or node, out of memory, lost object: all end the actor
             self._drop(slot)
             host, lost = self._host(slot), self._lost_node(slot, error)
             if lost:  # before Ray lists it as dead it would fail everything that waits, in no time
                 self._shun(slot.seat.node_id)
-            return Outcome(unit_id, Fault(type(error).__name__, first_line(error), strike=not lost, node=host))
+            return Outcome(
+                unit_id, Fault(type(error).__name__, first_line(error), strike=not lost, node=host)
+            )
         if not slot.ready:
             slot.ready = True
             assert slot.unit is not None
@@ -189,15 +216,19 @@ class RayExecutor:
     def _lost_node(self, slot: _Slot, error: Exception) -> bool:
         """Whether a whole node went, which is no fault of the unit that happened to be there.
 
-        An actor that is unavailable lost its connection without word from its node, which tells of the deaths of processes.
+        An actor that is unavailable lost its connection without word from its node, which tells of the deaths
+        of processes.
         """
         ray = self.ray.exceptions
-        if "node has died" in str(error) or isinstance(error, ray.ActorUnschedulableError | ray.ActorUnavailableError):
+        if "node has died" in str(error) or isinstance(
+            error, ray.ActorUnschedulableError | ray.ActorUnavailableError
+        ):
             return True
         return not any(node["Alive"] and node["NodeID"] == slot.seat.node_id for node in self.ray.nodes())
 
     def _overdue(self) -> list[Outcome]:
-        """Units whose node is gone, whose actor found no place in time, and those that ran past their limit."""
+        """Units whose node is gone, whose actor found no place in time, and those that ran past their
+        limit."""
         now = time.monotonic()
         if now - self._checked < 1:
             return []
@@ -207,13 +238,17 @@ class RayExecutor:
         outcomes = []
         for slot in [slot for slot in self._slots if slot.unit_id is not None]:
             if slot.seat.node_id not in self.fleet.nodes:
-                fault = Fault("NodeDiedError", f"the node {slot.seat.node_id[:12]} it ran on is gone", strike=False)
+                fault = Fault(
+                    "NodeDiedError", f"the node {slot.seat.node_id[:12]} it ran on is gone", strike=False
+                )
             elif slot.ready and now > slot.deadline:
                 message = f"did not end within {slot.limit:.0f} s: too slow, or its process or node hangs"
                 fault = Fault("UnitTimeoutError", message)
             elif not slot.ready and now - slot.born > PLACE_SECONDS:
                 self._shun(slot.seat.node_id)
-                message = f"no worker could start within {PLACE_SECONDS:.0f} s: the node is busy with other work"
+                message = (
+                    f"no worker could start within {PLACE_SECONDS:.0f} s: the node is busy with other work"
+                )
                 fault = Fault("NoCapacity", message, strike=False, started=False)
             else:
                 continue
@@ -255,7 +290,9 @@ class RayExecutor:
         self._full.clear()
         self._end_actor(slot.actor)
 
-    def _new_actor(self, options: dict[str, Any], threads: int) -> Any:  # Any: __ray_ready__ is not in Ray's types
+    def _new_actor(
+        self, options: dict[str, Any], threads: int
+    ) -> Any:  # Any: __ray_ready__ is not in Ray's types
         from workers.actor import WorkerActor
 
         return WorkerActor.options(**options).remote(threads, os.getcwd(), tuple(sys.path))
@@ -276,7 +313,9 @@ class RayExecutor:
                 made = Node.of(name, node["Resources"], node["NodeManagerHostname"])
                 found[name] = replace(made, gpu_memory=self._gpu_memory.get(name))
         if self._local and not found:
-            raise ClusterLostError("Ray's process on this machine (raylet) was ended, perhaps for lack of memory")
+            raise ClusterLostError(
+                "Ray's process on this machine (raylet) was ended, perhaps for lack of memory"
+            )
         if (found, set(self._avoid)) != (self.fleet.nodes, self.fleet.avoid):
             self._full.clear()
         self.fleet.nodes, self.fleet.avoid = found, set(self._avoid)
@@ -289,11 +328,16 @@ class RayExecutor:
         if not new:
             return
         ask = self.ray.remote(num_cpus=0)(gpu_memory_bytes)
-        asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote() for name in new]
+        asked = [
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote()
+            for name in new
+        ]
         done, _ = self.ray.wait(asked, num_returns=len(asked), timeout=30)
         for name, answer in zip(new, asked, strict=True):
             self._gpu_memory[name] = None
-            with contextlib.suppress(self.ray.exceptions.RayError):  # a node that cannot tell gives whole GPUs
+            with contextlib.suppress(
+                self.ray.exceptions.RayError
+            ):  # a node that cannot tell gives whole GPUs
                 self._gpu_memory[name] = self.ray.get(answer) if answer in done else None
         self._refresh()
 

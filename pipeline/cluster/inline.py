@@ -52,7 +52,8 @@ class InlineExecutor:
         faults: list[Exception] = []
 
         def tell(news: News) -> None:
-            """What goes wrong here, such as a full disk, is no fault of the cell at hand: it waits until the unit has ended."""
+            """What goes wrong here, such as a full disk, is no fault of the cell at hand: it waits until the
+            unit has ended."""
             try:
                 if not faults:
                     self.hear(unit.unit_id, news)

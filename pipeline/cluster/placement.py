@@ -1,4 +1,5 @@
-"""Which node takes which worker: pure accounting of CPUs, GPUs, memory and timing slots. Knows nothing of Ray."""
+"""Which node takes which worker: pure accounting of CPUs, GPUs, memory and timing slots. Knows nothing of
+Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 UNSAID = 2**62
 """Bytes of a node that does not say how many it has: enough."""
 MEMORY_STEP = 2**29
-"""Workers ask for this much memory, or twice, four times ...: one that has served a small model may then take a larger one."""
+"""Workers ask for this much memory, or twice, four times ...: one that has served a small model may then take
+a larger one."""
 MOST_PER_GPU = 8
 GPU_SHARE = 0.9
 """Of a GPU's memory that is given out; the rest is for its driver and for fragments."""
@@ -27,7 +29,8 @@ class Need:
     model: str
     """Weights and dtype: a worker that has them loaded is preferred."""
     least_bytes: int = 0
-    """Without this much it cannot even start; with less than ``memory_bytes`` it has a node's memory to itself."""
+    """Without this much it cannot even start; with less than ``memory_bytes`` it has a node's memory to
+    itself."""
 
     @property
     def memory(self) -> int:
@@ -61,8 +64,14 @@ class Node:
         """From a table of resources by name, as Ray has them."""
         memory = int(resources.get("memory", 0)) or UNSAID
         return cls(
-            node_id, resources.get("CPU", 0), resources.get("GPU", 0), memory, resources.get("timing", 0), host, count=count
-        )  # fmt: skip
+            node_id,
+            resources.get("CPU", 0),
+            resources.get("GPU", 0),
+            memory,
+            resources.get("timing", 0),
+            host,
+            count=count,
+        )
 
     def __str__(self) -> str:
         memory = "" if self.memory == UNSAID else f", {self.memory / 2**30:.1f} GiB"
@@ -122,11 +131,13 @@ class Fleet:
         return None
 
     def places(self, need: Need, kinds: Sequence[Node] = ()) -> int:
-        """How many such workers all nodes could hold, were they empty, and those that could still be started."""
+        """How many such workers all nodes could hold, were they empty, and those that could still be
+        started."""
         return sum(self._most(node, need) * node.count for node in (*self.nodes.values(), *kinds))
 
     def gpu_share(self, need: Need) -> float:
-        """The share of a GPU that such a worker takes on the nodes that are there; a whole one where none has GPUs yet."""
+        """The share of a GPU that such a worker takes on the nodes that are there; a whole one where none has
+        GPUs yet."""
         return max((_gpu_share(node, need) for node in self.nodes.values() if node.gpus), default=1.0)
 
     def _most(self, node: Node, need: Need) -> int:
@@ -143,7 +154,11 @@ class Fleet:
         gpu = need.device == "cuda"
         cpus = node.cpus if need.timed else self.threads
         memory = min(need.memory, node.memory)
-        fits = 0 < cpus <= self._cpus(node, need) and need.least_bytes <= memory and (node.timing or not need.timed)
+        fits = (
+            0 < cpus <= self._cpus(node, need)
+            and need.least_bytes <= memory
+            and (node.timing or not need.timed)
+        )
         if not fits or (gpu and not node.gpus):
             return None
         share = _gpu_share(node, need) if gpu else 0
@@ -151,7 +166,9 @@ class Fleet:
 
     def _cpus(self, node: Node, need: Need) -> float:
         """CPUs of a node that such workers may take."""
-        kept = self.threads * node.gpus if self.keep_for_gpus and need.device != "cuda" and not need.timed else 0
+        kept = (
+            self.threads * node.gpus if self.keep_for_gpus and need.device != "cuda" and not need.timed else 0
+        )
         return node.cpus - kept
 
     def _fits(self, node: Node, seat: Seat, need: Need) -> bool:
@@ -162,13 +179,15 @@ class Fleet:
         return (
             seat.cpus <= node.cpus - sum(other.cpus for other in here)
             and seat.cpus <= self._cpus(node, need) - of_kind
-            and seat.gpus <= node.gpus - sum(other.gpus for other in here) + 1e-9  # thirds do not add up to one
+            and seat.gpus
+            <= node.gpus - sum(other.gpus for other in here) + 1e-9  # thirds do not add up to one
             and seat.memory <= node.memory - sum(other.memory for other in here)
         )
 
 
 def _gpu_share(node: Node, need: Need) -> float:
-    """The share of a GPU that a worker is given: a whole one for timings, else as many to a GPU as its memory holds."""
+    """The share of a GPU that a worker is given: a whole one for timings, else as many to a GPU as its memory
+    holds."""
     if need.timed or node.gpu_memory is None:
         return 1.0
     many = int(node.gpu_memory * GPU_SHARE // need.memory_bytes)

@@ -17,12 +17,17 @@ MOST = SOCKET_BYTES - SESSION_BYTES
 
 
 def ray_folder() -> tuple[str | None, str | None]:
-    """The folder to give to Ray, None where its own choice does, and a note where it is another than TMPDIR says.
+    """The folder to give to Ray, None where its own choice does, and a note where it is another than TMPDIR
+    says.
 
     Raises SweepError where no folder is short enough.
     """
     own = os.environ.get("RAY_TMPDIR")
-    chosen = own or (os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None) or tempfile.gettempdir()
+    chosen = (
+        own
+        or (os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None)
+        or tempfile.gettempdir()
+    )
     length = len(os.fsencode(os.path.abspath(chosen)))
     if length <= MOST and (own or _is_writable(chosen)):
         return None, None

@@ -1,4 +1,5 @@
-"""The pure loop over submit and wait: keeps the executor full, repeats infrastructure faults only, gives up on poison units."""
+"""The pure loop over submit and wait: keeps the executor full, repeats infrastructure faults only, gives up
+on poison units."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ class Executor(Protocol):
         ...
 
     def wanted(self, queued: Mapping[Need, int]) -> Mapping[Need, str]:
-        """Told what waits, after all that has room was submitted. Returns the needs that will never be met, and why."""
+        """Told what waits, after all that has room was submitted. Returns the needs that will never be met,
+        and why."""
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -121,11 +123,12 @@ def run_units(
     on_retry: Callable[[Retry], None] = lambda retry: None,
     on_news: Callable[[U, News], None] = lambda unit, news: None,
 ) -> None:
-    """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least every second.
+    """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least
+    every second.
 
-    Scouts run first. Units of one need run in order, and needs in the order in which they first come. ``prepare`` is called as
-    a unit is sent out, so that only those that run are in memory whole. A unit that ends in faults MAX_ATTEMPTS times is a result
-    with one failure per cell; the rest goes on.
+    Scouts run first. Units of one need run in order, and needs in the order in which they first come.
+    ``prepare`` is called as a unit is sent out, so that only those that run are in memory whole. A unit that
+    ends in faults MAX_ATTEMPTS times is a result with one failure per cell; the rest goes on.
     """
     loop = _Loop(executor, prepare, on_result, on_retry)
 
@@ -151,9 +154,12 @@ class _Loop(Generic[U]):
     """What waits, what runs, and how often each unit has been tried."""
 
     def __init__(
-        self, executor: Executor, prepare: Callable[[U], WorkUnit], on_result: Callable[[U, UnitResult, int], None],
+        self,
+        executor: Executor,
+        prepare: Callable[[U], WorkUnit],
+        on_result: Callable[[U, UnitResult, int], None],
         on_retry: Callable[[Retry], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.executor, self.prepare, self.on_result, self.on_retry = executor, prepare, on_result, on_retry
         self.queues: dict[tuple[bool, Need], deque[U]] = {}
         """By whether they come later than scouts, and by need."""
@@ -188,7 +194,8 @@ class _Loop(Generic[U]):
                 self.on_result(unit, result, self._starts.pop(unit.unit_id, 0))
 
     def settle(self, outcome: Outcome) -> tuple[U, UnitResult, int] | None:
-        """A unit that ended for good, its result and how often it was started; None where it is tried again."""
+        """A unit that ended for good, its result and how often it was started; None where it is tried
+        again."""
         unit, result = self.running.pop(outcome.unit_id), outcome.result
         name = unit.unit_id
         if not isinstance(result, Fault):

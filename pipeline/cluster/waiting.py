@@ -11,7 +11,8 @@ from pipeline.cluster.placement import UNSAID, Fleet, Need, Node
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that units wait while they have no worker: where no node could ever do, where one may come or come back."""
+    """Seconds that units wait while they have no worker: where no node could ever do, where one may come or
+    come back."""
 
     starting: float = 30.0
     """No node, and no type of node that can be started, could hold such a worker."""
@@ -38,25 +39,38 @@ class Waiting:
     def look(self, queued: Mapping[Need, int], served: Collection[Need]) -> dict[Need, str]:
         """Told what waits and which of it has workers now. Returns the needs whose time is up, and why."""
         self._had.update(served)
-        self.counts = {need: count for need, count in queued.items() if need not in served and not self.fleet.places(need)}
+        self.counts = {
+            need: count
+            for need, count in queued.items()
+            if need not in served and not self.fleet.places(need)
+        }
         self._since = {need: self._since.get(need, self.clock()) for need in queued if need not in served}
         never = {}
         for need in self._since:
-            if self.fleet.places(need) > 0 and self.fleet.is_taken():  # it waits for our own work, however long that takes
+            if (
+                self.fleet.places(need) > 0 and self.fleet.is_taken()
+            ):  # it waits for our own work, however long that takes
                 self._since[need] = self.clock()
                 continue
-            hope = need in self._had or self.fleet.places(need, self.kinds or ()) > 0 or self.patience.unknown_types
+            hope = (
+                need in self._had
+                or self.fleet.places(need, self.kinds or ()) > 0
+                or self.patience.unknown_types
+            )
             limit = self.patience.growing if hope else self.patience.starting
             if self.clock() - self._since[need] >= limit:
                 never[need] = self._reason(need, limit)
         return never
 
     def bundles(self, threads: int, wanted: Mapping[Need, int]) -> list[dict[str, float]]:
-        """Resources that an autoscaler should see to: a worker for every unit that waits or runs, at most what it can start."""
+        """Resources that an autoscaler should see to: a worker for every unit that waits or runs, at most
+        what it can start."""
         found = []
         for need, count in wanted.items():
             one: dict[str, float] = {"CPU": threads}
-            if self.kinds and all(kind.memory < UNSAID for kind in self.kinds):  # else it would fit no type, by their own words
+            if self.kinds and all(
+                kind.memory < UNSAID for kind in self.kinds
+            ):  # else it would fit no type, by their own words
                 one["memory"] = need.memory
             one |= {"GPU": self.fleet.gpu_share(need)} if need.device == "cuda" else {}
             one |= {"timing": 1} if need.timed else {}
@@ -80,4 +94,7 @@ def describe(counts: Mapping[Need, int]) -> list[str]:
         what = "a GPU" if need.device == "cuda" else f"{need.memory_bytes / 2**30:.1f} GiB free"
         slot = " and a timing slot" if need.timed else ""
         phrases[what + slot] = phrases.get(what + slot, 0) + count
-    return [f"{count} {'unit waits' if count == 1 else 'units wait'} for a node with {what}" for what, count in phrases.items()]
+    return [
+        f"{count} {'unit waits' if count == 1 else 'units wait'} for a node with {what}"
+        for what, count in phrases.items()
+    ]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from workers.cell_check import CellCheck
 
 PARTED = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}
-"""Nats of a token beyond which two evaluations part: more than rounding in a dtype explains while the same entries are kept."""
+"""Nats of a token beyond which two evaluations part: more than rounding in a dtype explains while the same
+entries are kept."""
 LEAST_OF_ID = 4
 
 
@@ -49,7 +50,9 @@ def check_cell(sweep: str | None, overrides: list[str], cell_id: str, windows: i
     try:
         found = checked(work, cell.cell_id, windows)
     except Exception as error:
-        raise CheckError(f"cell {cell.cell_id} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise CheckError(
+            f"cell {cell.cell_id} fails: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
     assert isinstance(work.work, PerplexityWork)
     print("\n".join(_told(cell, work.work, found, company=len(unit.cells) - 1)))
@@ -59,19 +62,26 @@ def check_cell(sweep: str | None, overrides: list[str], cell_id: str, windows: i
 
 
 def _chosen(plan: Plan, cell_id: str) -> Cell:
-    """The one cell whose id begins so. Raises SweepError where there is none or several, or its task has no reference."""
-    listed = "`kvsweep plan SWEEP --all`, with the same --set, lists the cells with the beginnings of their ids"
+    """The one cell whose id begins so. Raises SweepError where there is none or several, or its task has no
+    reference."""
+    listed = (
+        "`kvsweep plan SWEEP --all`, with the same --set, lists the cells with the beginnings of their ids"
+    )
     if len(cell_id) < LEAST_OF_ID:
-        raise SweepError([f"--cell {printable(cell_id)}: give {LEAST_OF_ID} letters of a cell's id at least; {listed}"])
+        raise SweepError(
+            [f"--cell {printable(cell_id)}: give {LEAST_OF_ID} letters of a cell's id at least; {listed}"]
+        )
     found = [cell for cell in plan.grid.cells if cell.cell_id.startswith(cell_id)]
     if len(found) != 1:
         count = "no cell of the sweep has" if not found else f"{len(found)} cells have"
         raise SweepError([f"--cell {printable(cell_id)}: {count} an id that begins so; {listed}"])
     if not isinstance(TASKS[found[0].task], Perplexity):
-        raise SweepError([
-            f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only the likelihood of a text can be "
-            "evaluated in both ways, token by token; name a cell of perplexity with the same settings"
-        ])  # fmt: skip
+        raise SweepError(
+            [
+                f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only the likelihood of a text can be "
+                "evaluated in both ways, token by token; name a cell of perplexity with the same settings"
+            ]
+        )
     return found[0]
 
 
@@ -83,7 +93,11 @@ def _writable(csv: str | None) -> Path | None:
     try:
         file = Path(csv).expanduser()
         is_fit = not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
-    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, nobody's home, a name with a zero byte
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a name that is too long, nobody's home, a name with a zero byte
         raise SweepError([f"--csv {printable(csv)}: names no file ({error})"]) from error
     if not is_fit:
         raise SweepError([f"--csv {printable(csv)}: {told}"])
@@ -112,7 +126,10 @@ def _told(cell: Cell, work: PerplexityWork, found: CellCheck, company: int) -> l
     if not len(apart):
         return [*lines, f"they never part: no token differs by more than {limit:g} nats"]
     first = _token(work, found, int(apart[0]))
-    return [*lines, f"they part by more than {limit:g} nats at {len(apart)} of {differences.size} tokens, first at {first}"]
+    return [
+        *lines,
+        f"they part by more than {limit:g} nats at {len(apart)} of {differences.size} tokens, first at {first}",
+    ]
 
 
 def _token(work: PerplexityWork, found: CellCheck, place: int) -> str:
@@ -127,7 +144,8 @@ def _perplexity(nll: np.ndarray) -> str:
 
 
 def _write(file: Path, work: PerplexityWork, found: CellCheck) -> None:
-    """A line for each predicted token, both NLLs with all their digits. Raises SweepError where the file cannot be written."""
+    """A line for each predicted token, both NLLs with all their digits. Raises SweepError where the file
+    cannot be written."""
     try:
         with file.open("w", newline="", encoding="utf-8") as stream:
             table = csv_files.writer(stream)

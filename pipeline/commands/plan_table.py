@@ -43,7 +43,10 @@ def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
     console.print(f"{most / 2**20:,.0f} MiB per worker at most")
     usable = this_machine().usable_memory_bytes
     if most > usable:
-        console.print(f"note: that is more than the {usable / 2**20:,.0f} MiB that may be used on this machine", markup=False)
+        console.print(
+            f"note: that is more than the {usable / 2**20:,.0f} MiB that may be used on this machine",
+            markup=False,
+        )
 
 
 def _table(plan: Plan, cells: list[Cell], never: set[str], *, with_ids: bool) -> Table:
@@ -51,7 +54,17 @@ def _table(plan: Plan, cells: list[Cell], never: set[str], *, with_ids: bool) ->
     title = f"{dense.task}: {dense.model} on {dense.dataset}, {dense.device} {dense.dtype}"
     title += "" if dense.bos is None else ", BOS first"
     table = Table(title=_plain(title), title_justify="left")
-    for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect", "mode", "events", "realised budget", ""):
+    for name in (
+        "policy",
+        "keep_ratio",
+        "prune_after",
+        "skip_layers",
+        "protect",
+        "mode",
+        "events",
+        "realised budget",
+        "",
+    ):
         table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")
     if with_ids:
         table.add_column("cell", no_wrap=True)
@@ -60,11 +73,17 @@ def _table(plan: Plan, cells: list[Cell], never: set[str], *, with_ids: bool) ->
         budget = planned_budget(cell)
         share = "" if budget is None else f"{budget.over_layers(layers, skipped_count(cell.skip_layers)):.3f}"
         table.add_row(
-            cell.policy, f"{cell.keep_ratio:g}", "-" if cell.prune_after is None else str(cell.prune_after),
-            _skipped(cell), f"{cell.protect_sink}/{cell.protect_recent}", _mode(cell),
-            "" if budget is None else str(budget.events), share, "never prunes" if cell.cell_id in never else "",
+            cell.policy,
+            f"{cell.keep_ratio:g}",
+            "-" if cell.prune_after is None else str(cell.prune_after),
+            _skipped(cell),
+            f"{cell.protect_sink}/{cell.protect_recent}",
+            _mode(cell),
+            "" if budget is None else str(budget.events),
+            share,
+            "never prunes" if cell.cell_id in never else "",
             *([cell.cell_id[:SHOWN_OF_ID]] if with_ids else []),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -75,10 +94,13 @@ def _skipped(cell: Cell) -> str:
 
 
 def _mode(cell: Cell) -> str:
-    """The settings without a column of their own that depart from the dense cell's: a schedule, a position_mode."""
+    """The settings without a column of their own that depart from the dense cell's: a schedule, a
+    position_mode."""
     own = dict(zip(PRUNED_BY, cell.pruning, strict=True))
     told = {name: value for name, value in own.items() if name not in SHOWN and value != PRUNING[name]}
-    return _plain(", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in told.items()))
+    return _plain(
+        ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in told.items())
+    )
 
 
 def _plain(text: str) -> str:

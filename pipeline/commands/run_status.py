@@ -17,7 +17,8 @@ from pipeline.tasks.stored_rows import rows_per_cell
 
 
 def describe(store: RunStore) -> list[str]:
-    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is not done.
+    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is
+    not done.
 
     Raises RunUnreadableError, and what the store raises.
     """
@@ -26,7 +27,10 @@ def describe(store: RunStore) -> list[str]:
     lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
     try:
         lines += _describe_tasks(store, run, planned)
-    except (pl.exceptions.PolarsError, FileNotFoundError):  # perhaps its driver has just put parts together: look again
+    except (
+        pl.exceptions.PolarsError,
+        FileNotFoundError,
+    ):  # perhaps its driver has just put parts together: look again
         try:
             lines += _describe_tasks(store, run, planned)
         except pl.exceptions.PolarsError as error:
@@ -49,8 +53,17 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     cells = planned.filter(pl.col("task") == task).select("cell_id", wanted="rows")
     known = cells.join(stored, on="cell_id", how="left").with_columns(pl.col("rows").fill_null(0))
     done = known.filter(pl.col("rows") >= pl.col("wanted"))
-    failures = store.scan("failures").filter(pl.col("task") == task).select("cell_id", "error_type", "message").unique()
-    failed = failures.sort("error_type", "message").collect().join(done, on="cell_id", how="anti", maintain_order="left")
+    failures = (
+        store.scan("failures")
+        .filter(pl.col("task") == task)
+        .select("cell_id", "error_type", "message")
+        .unique()
+    )
+    failed = (
+        failures.sort("error_type", "message")
+        .collect()
+        .join(done, on="cell_id", how="anti", maintain_order="left")
+    )
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
     bad, count = failed["cell_id"].n_unique(), run["planned"][task]
     missing, fewest = max(0, count - len(done) - bad), "at least " if TASKS[task].at_least else ""

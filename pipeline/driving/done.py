@@ -1,4 +1,5 @@
-"""What a run directory holds already: which rows are there, which cells are complete, which failed for good."""
+"""What a run directory holds already: which rows are there, which cells are complete, which failed for
+good."""
 
 from __future__ import annotations
 
@@ -16,17 +17,28 @@ from pipeline.tasks import TASKS
 
 
 class DoneIndex:
-    """What a store held when this was made, against what a plan wants. Raises PolarsError where a part is no Parquet file."""
+    """What a store held when this was made, against what a plan wants. Raises PolarsError where a part is no
+    Parquet file."""
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
         cells: defaultdict[str, list[Cell]] = defaultdict(list)
         for cell in plan.grid.cells:
             cells[cell.task].append(cell)
-        self._stored = {name: task.stored_rows(store, cells[name], plan.resolved) for name, task in TASKS.items()}
+        self._stored = {
+            name: task.stored_rows(store, cells[name], plan.resolved) for name, task in TASKS.items()
+        }
 
-        own = store.scan("failures").filter(pl.col("traceback") != "").select("cell_id", "error_type", "message").collect()
-        self.errors: dict[str, tuple[str, str]] = {cell: (kind, message) for cell, kind, message in own.iter_rows()}
-        """Errors of a cell's own code, which would only come again. What ended a unit from outside leaves no traceback."""
+        own = (
+            store.scan("failures")
+            .filter(pl.col("traceback") != "")
+            .select("cell_id", "error_type", "message")
+            .collect()
+        )
+        self.errors: dict[str, tuple[str, str]] = {
+            cell: (kind, message) for cell, kind, message in own.iter_rows()
+        }
+        """Errors of a cell's own code, which would only come again. What ended a unit from outside leaves no
+        traceback."""
 
     def add(self, task: str, rows: Iterable[dict[str, Any]]) -> None:
         """Rows that have been stored since."""
@@ -47,7 +59,8 @@ class DoneIndex:
         return [cell.cell_id for cell in unit.cells if self.is_missing(cell, unit)]
 
     def complete(self, unit: PlannedUnit) -> frozenset[str]:
-        """Ids of the unit's cells of which nothing more is wanted; of timed ones none, for a comparison's belong together."""
+        """Ids of the unit's cells of which nothing more is wanted; of timed ones none, for a comparison's
+        belong together."""
         if unit.need.timed:
             return frozenset()
         return frozenset(cell.cell_id for cell in unit.cells if not self.is_missing(cell, unit))

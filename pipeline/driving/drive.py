@@ -1,4 +1,5 @@
-"""One driver's turn: sends out what is pending, stores each result at once, logs, shows progress, compacts small parts."""
+"""One driver's turn: sends out what is pending, stores each result at once, logs, shows progress, compacts
+small parts."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from workers.messages.work import Failure, UnitResult, WorkUnit
 from workers.models.pace import Pace
 
 COMPACT_EVERY = 2000
-"""Parts of one table, after which they are put together: a directory of a hundred thousand files is slow to read anywhere."""
+"""Parts of one table, after which they are put together: a directory of a hundred thousand files is slow to
+read anywhere."""
 
 NEWS_SECONDS = 15.0
 """How often the log says how far units are, where nothing of them is stored."""
@@ -46,10 +48,15 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
         log.write("start", cells=turn.progress.cells, units=len(session.pending))
         try:
             with turn.progress:
-                run_units(session.pending, executor, turn.prepare, turn.finished, turn.tick, turn.again, turn.hear)
+                run_units(
+                    session.pending, executor, turn.prepare, turn.finished, turn.tick, turn.again, turn.hear
+                )
         except BaseException as error:
             log.write(
-                "end", reason=f"{type(error).__name__}: {error}"[:400], done=turn.progress.done, failed=turn.progress.failed
+                "end",
+                reason=f"{type(error).__name__}: {error}"[:400],
+                done=turn.progress.done,
+                failed=turn.progress.failed,
             )
             raise
         finally:
@@ -59,12 +66,18 @@ def execute(session: Session, executor: Executor) -> list[Failure]:
 
 
 def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
-    """The result, or a failure of every cell where it was made by other code than this: a worker too old to look by itself."""
-    refused = not result.rows and {failure.error_type for failure in result.failures} == {OtherCodeError.__name__}
+    """The result, or a failure of every cell where it was made by other code than this: a worker too old to
+    look by itself."""
+    refused = not result.rows and {failure.error_type for failure in result.failures} == {
+        OtherCodeError.__name__
+    }
     if result.code == code_digest() or refused:  # a worker that refused says what lies where
         return result
     told = f"its worker ran other code ({result.code[:8] or 'an older version'}) than its driver ({code_digest()[:8]})"
-    return gave_up(unit.cells, Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node))
+    return gave_up(
+        unit.cells,
+        Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node),
+    )
 
 
 def _what(unit: PlannedUnit) -> str:
@@ -93,7 +106,9 @@ class _Turn:
         for unit in self.session.pending:
             self._time_left.planned(unit.unit_id, (unit.task, unit.need), unit.cost_seconds)
         self.progress = Progress(self.session.missing.values(), self._time_left)
-        self._writer = PartWriter(self.session.plan, self.session.store, self.session.run_id, self.session.done)
+        self._writer = PartWriter(
+            self.session.plan, self.session.store, self.session.run_id, self.session.done
+        )
 
     def prepare(self, unit: PlannedUnit) -> WorkUnit:
         """What a worker is sent; a unit that is started again is asked for what is not stored yet."""
@@ -121,9 +136,13 @@ class _Turn:
         if rows or (news.share > 0 and time.monotonic() - self._told > NEWS_SECONDS):
             self._told = time.monotonic()
             self.log.write(
-                "news", unit_id=unit.unit_id, rows=rows, share=round(news.share, 4), seconds=round(news.seconds, 4),
+                "news",
+                unit_id=unit.unit_id,
+                rows=rows,
+                share=round(news.share, 4),
+                seconds=round(news.seconds, 4),
                 left_seconds=self._time_left.seconds(),
-            )  # fmt: skip
+            )
 
     def _hint(self, unit: PlannedUnit, pace: Pace) -> None:
         """How long units of every kind with this unit's model take, as one of each tells."""
@@ -139,20 +158,38 @@ class _Turn:
         result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
         self.session.answers.drop(self.session.done.complete(unit))  # whose rows were stored, and read back
-        self.failures.extend(replace(failure, traceback="") for failure in failed)  # those are stored, and long
+        self.failures.extend(
+            replace(failure, traceback="") for failure in failed
+        )  # those are stored, and long
         estimated = self._time_left.estimate(unit.unit_id)
         self._time_left.ended(unit.unit_id, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
         rows = self._rows.pop(unit.unit_id, 0) + len(result.rows)
         self.log.write(
-            "unit", unit_id=unit.unit_id, task=unit.task, model=first.model, dataset=first.dataset, cells=len(unit.cells),
-            rows=rows, failed=len(failed), starts=starts, node=result.node, seconds=round(result.seconds, 4),
-            load_seconds=round(result.load_seconds, 4), estimated_seconds=round(estimated, 4),
-            left_seconds=self._time_left.seconds(), peak_bytes=result.peak_bytes, planned_bytes=unit.need.memory_bytes,
-        )  # fmt: skip
-        for (kind, message), count in Counter((failure.error_type, failure.message) for failure in failed).items():
-            self.log.write("failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000])
+            "unit",
+            unit_id=unit.unit_id,
+            task=unit.task,
+            model=first.model,
+            dataset=first.dataset,
+            cells=len(unit.cells),
+            rows=rows,
+            failed=len(failed),
+            starts=starts,
+            node=result.node,
+            seconds=round(result.seconds, 4),
+            load_seconds=round(result.load_seconds, 4),
+            estimated_seconds=round(estimated, 4),
+            left_seconds=self._time_left.seconds(),
+            peak_bytes=result.peak_bytes,
+            planned_bytes=unit.need.memory_bytes,
+        )
+        for (kind, message), count in Counter(
+            (failure.error_type, failure.message) for failure in failed
+        ).items():
+            self.log.write(
+                "failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000]
+            )
         for warning in result.warnings:
             self._warn(warning)
         if (beyond := beyond_plan(unit.task, first.model, unit.need, result.peak_bytes)) is not None:
@@ -175,12 +212,18 @@ class _Turn:
         self._time_left.moved(retry.unit_id, 0.0, 0.0)
         self.progress.stopped(retry.unit_id)
         self.log.write(
-            "retry", unit_id=retry.unit_id, starts=retry.starts, error_type=fault.error_type, message=fault.message[:2000],
-            strike=fault.strike, node=fault.node,
-        )  # fmt: skip
+            "retry",
+            unit_id=retry.unit_id,
+            starts=retry.starts,
+            error_type=fault.error_type,
+            message=fault.message[:2000],
+            strike=fault.strike,
+            node=fault.node,
+        )
 
     def _warn(self, warning: str, about: str = "") -> None:
-        """Once, though every unit of a model may say it; ``about`` stands for warnings whose figures differ."""
+        """Once, though every unit of a model may say it; ``about`` stands for warnings whose figures
+        differ."""
         if (about or warning) in self._warned:
             return
         self._warned.add(about or warning)
@@ -193,7 +236,9 @@ class _Turn:
             self._parts[task] = 0
             try:
                 self.log.write("compacted", task=task, parts=compact(self.session.store, (task,)))
-            except RunUnreadableError as error:  # which only makes reading slower; the end of the run sets that part aside
+            except (
+                RunUnreadableError
+            ) as error:  # which only makes reading slower; the end of the run sets that part aside
                 self._warn(f"small files were not put together: {error}")
 
     def _workers(self, kind: Hashable) -> int:

@@ -1,4 +1,5 @@
-"""SIGTERM (``ray job stop``) and SIGHUP (a lost connection) end a run as Ctrl-C does, whatever it is doing."""
+"""SIGTERM (``ray job stop``) and SIGHUP (a lost connection) end a run as Ctrl-C does, whatever it is
+doing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ KINDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 
 
 def as_ctrl_c() -> None:
-    """Handle these signals from now on. To be called again after ray.init, which puts its own handlers in their place."""
+    """Handle these signals from now on. To be called again after ray.init, which puts its own handlers in
+    their place."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -23,7 +25,8 @@ def as_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle them for a while, then put back what was there. Ray's own handler, which stands for a moment, ends alike."""
+    """Handle them for a while, then put back what was there. Ray's own handler, which stands for a moment,
+    ends alike."""
     previous = {kind: signal.getsignal(kind) for kind in KINDS}
     as_ctrl_c()
     try:

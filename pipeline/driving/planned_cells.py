@@ -37,7 +37,8 @@ def planned_cells(plan: Plan) -> bytes:
 
 
 def read_planned_cells(store: RunStore) -> pl.DataFrame:
-    """The cells that a run directory plans. Raises RunUnreadableError where its file is not there, or is none of ours."""
+    """The cells that a run directory plans. Raises RunUnreadableError where its file is not there, or is none
+    of ours."""
     place, remedy = f"{store.directory}/{NAME}", "`kvsweep run` with the same sweep writes it anew"
     content = store.get(NAME, MOST_BYTES)
     if content is None:

@@ -1,4 +1,5 @@
-"""Work and cells done, failed, the cell at hand, time left: a live table on a terminal, plain timestamped lines elsewhere.
+"""Work and cells done, failed, the cell at hand, time left: a live table on a terminal, plain timestamped
+lines elsewhere.
 
 Only the driver draws. Work is counted by its estimated seconds, also inside units that go on.
 """
@@ -28,10 +29,11 @@ REDRAW_SECONDS = 0.5
 
 
 class Progress:
-    """Told of every finished unit, of what units are at, and of what waits; ``time_left`` knows the work that is done.
+    """Told of every finished unit, of what units are at, and of what waits; ``time_left`` knows the work that
+    is done.
 
-    A cell is done after the last unit that it missed rows of, and failed where any of them failed. What was complete before is
-    not counted, though it may run again as company.
+    A cell is done after the last unit that it missed rows of, and failed where any of them failed. What was
+    complete before is not counted, though it may run again as company.
     """
 
     def __init__(self, missing: Iterable[Collection[str]], time_left: TimeLeft) -> None:
@@ -46,7 +48,9 @@ class Progress:
         self._unsaid: str | None = None
         self._stream = sys.stderr  # the harness's tasks redirect it while they run in this process
         self._console = Console(file=self._stream)
-        self._live = Live(self._table(), console=self._console, refresh_per_second=2) if sys.stderr.isatty() else None
+        self._live = (
+            Live(self._table(), console=self._console, refresh_per_second=2) if sys.stderr.isatty() else None
+        )
 
     def __enter__(self) -> Progress:
         """Start drawing."""
@@ -54,7 +58,9 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop drawing, leave the last state."""
         if self._live:
             self._live.update(self._table())
@@ -131,13 +137,21 @@ class Progress:
         print(f"{now} {what} | {state}, about {self.left()} left{waits}", file=self._stream, flush=True)
 
     def _table(self) -> Table:
-        table = Table(title="kvsweep", caption="; ".join(part for part in (*self.waiting, self._at_hand()) if part) or None)
+        table = Table(
+            title="kvsweep",
+            caption="; ".join(part for part in (*self.waiting, self._at_hand()) if part) or None,
+        )
         elapsed = datetime.timedelta(seconds=round(time.monotonic() - self.begin))
         row = {
-            "work": f"{self._time_left.share():.0%}", "cells": str(self.cells), "done": str(self.done),
-            "failed": str(self.failed), "units running": str(self.running), "units waiting": str(self.queued),
-            "elapsed": str(elapsed), "left (about)": self.left(),
-        }  # fmt: skip
+            "work": f"{self._time_left.share():.0%}",
+            "cells": str(self.cells),
+            "done": str(self.done),
+            "failed": str(self.failed),
+            "units running": str(self.running),
+            "units waiting": str(self.queued),
+            "elapsed": str(elapsed),
+            "left (about)": self.left(),
+        }
         for name in row:
             table.add_column(name, justify="right")
         table.add_row(*row.values())

@@ -1,4 +1,5 @@
-"""run.json: written before the first cell, so that every figure can be traced to versions, hardware, weights and text."""
+"""run.json: written before the first cell, so that every figure can be traced to versions, hardware, weights
+and text."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
         "argv": sys.argv,
         "git": _git(),
         "code_digest": code_digest(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": _hardware(),
         "seed": plan.spec.seed,
         "models": [_model(facts, plan.resolved.bos[name]) for name, facts in plan.resolved.models.items()],
@@ -63,10 +65,15 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _model(facts: ModelFacts, bos: int | None) -> dict[str, Any]:
-    named = {name: getattr(facts, name) for name in ("name", "revision", "architecture", "layers", "context", *TRUST)}
+    named = {
+        name: getattr(facts, name)
+        for name in ("name", "revision", "architecture", "layers", "context", *TRUST)
+    }
     named |= {"bos": bos is not None, "bos_token_id": bos}
     named |= {"quantization": facts.quantization} if facts.quantization else {}
-    return named | {"positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}}
+    return named | {
+        "positions": {key: value for key, value in asdict(facts.positions).items() if value is not None}
+    }
 
 
 def as_json(run: dict[str, Any]) -> bytes:
@@ -80,8 +87,13 @@ def _git() -> dict[str, Any]:
     def ask(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-            )  # fmt: skip
+                ["git", *words],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

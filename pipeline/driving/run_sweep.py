@@ -1,4 +1,5 @@
-"""The whole of ``kvsweep run``: plan, write run.json, drive the executor, store every unit at once, write the report."""
+"""The whole of ``kvsweep run``: plan, write run.json, drive the executor, store every unit at once, write the
+report."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def run_sweep(path: str | None, overrides: Sequence[str], options: RunOptions) -
 
 @contextlib.contextmanager
 def _started(path: str | None, overrides: Sequence[str], options: RunOptions) -> Iterator[Session]:
-    """The sweep, planned, with its run directory, whose lease is held meanwhile. Raises SweepError before anything is written."""
+    """The sweep, planned, with its run directory, whose lease is held meanwhile. Raises SweepError before
+    anything is written."""
     with PlanningProgress() as said:
         plan = make_plan(load_spec(path, overrides), said=said)
 
@@ -107,7 +109,9 @@ def _executor(options: RunOptions) -> Executor:
         return InlineExecutor(options.threads)
     patience = None
     if options.wait_for_nodes is not None:
-        patience = Patience(options.wait_for_nodes, options.wait_for_nodes, unknown_types=options.address != "local")
+        patience = Patience(
+            options.wait_for_nodes, options.wait_for_nodes, unknown_types=options.address != "local"
+        )
     executor = RayExecutor(options.address, options.threads or 1, options.unit_timeout, patience)
     as_ctrl_c()  # ray.init has put its own handlers in place
     return executor
@@ -133,7 +137,9 @@ def _write_report(session: Session, failures: Sequence[Failure], *, audit: bool)
         print(f"error: no report: {_no_report(store, error)}", file=sys.stderr)
         return SOME_FAILED
 
-    for (kind, message), cells in cells_by_reason((f.cell_id, f.error_type, f.message) for f in failures).items():
+    for (kind, message), cells in cells_by_reason(
+        (f.cell_id, f.error_type, f.message) for f in failures
+    ).items():
         print(f"failed: {len(cells)} cells: {kind}: {_line(message)}", file=sys.stderr)
     for (kind, message), cells in cells_by_reason((cell, *error) for cell, error in before.items()).items():
         again = "--retry-failed runs them again"
@@ -144,7 +150,8 @@ def _write_report(session: Session, failures: Sequence[Failure], *, audit: bool)
 
 
 def _no_report(store: RunStore, error: Exception) -> str:
-    """Why there is none and what to do. Parts with a sound end and broken values are found here, and set aside."""
+    """Why there is none and what to do. Parts with a sound end and broken values are found here, and set
+    aside."""
     try:
         broken = set_aside(store, thorough=True) if isinstance(error, RunUnreadableError) else 0
     except (RunUnreadableError, *STORE_ERRORS):
@@ -168,7 +175,8 @@ def _announce(session: Session) -> None:
 
 
 def join_cluster(address: str) -> None:
-    """Connect before anything is written. Raises SweepError where there is no cluster to join, or other code is in the way."""
+    """Connect before anything is written. Raises SweepError where there is no cluster to join, or other code
+    is in the way."""
     check_nothing_in_the_way()
     try:
         start_ray(address)
@@ -180,7 +188,8 @@ def join_cluster(address: str) -> None:
 
 
 def _line(message: str) -> str:
-    """A failure's message, which models, policies and stores of others have made, as one line for a terminal."""
+    """A failure's message, which models, policies and stores of others have made, as one line for a
+    terminal."""
     return plain(" ".join(message.split()))[:400]
 
 

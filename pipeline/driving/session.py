@@ -45,12 +45,14 @@ class Session:
     missing: dict[str, list[str]]
     """By pending unit: its cells that miss rows."""
     failed_before: dict[str, tuple[str, str]]
-    """Error of every cell that misses rows and is not run: it failed by itself and nobody asked to try again."""
+    """Error of every cell that misses rows and is not run: it failed by itself and nobody asked to try
+    again."""
 
 
 @contextlib.contextmanager
 def refusing(out: str) -> Iterator[None]:
-    """What a store refuses, or holds that cannot be read, is bad input; it leaves no folder that was made for it."""
+    """What a store refuses, or holds that cannot be read, is bad input; it leaves no folder that was made for
+    it."""
     made: list[Path] = []
     try:
         made += _folders_to_make(out)
@@ -59,9 +61,13 @@ def refusing(out: str) -> Iterator[None]:
         for folder in made:
             with contextlib.suppress(OSError):  # one that is not empty is somebody's by now
                 folder.rmdir()
-        if not isinstance(error, (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError)) or isinstance(error, SweepError):
+        if not isinstance(error, (*STORE_ERRORS, ValueError, pl.exceptions.PolarsError)) or isinstance(
+            error, SweepError
+        ):
             raise
-        named = isinstance(error, StoreError | RunUnreadableError | PlaceError)  # such a message names its place itself
+        named = isinstance(
+            error, StoreError | RunUnreadableError | PlaceError
+        )  # such a message names its place itself
         told = error if named else f"{out}: {first_line_of(error)}"
         raise SweepError([f"--out {told}"]) from error
 
@@ -74,7 +80,8 @@ def _folders_to_make(out: str) -> list[Path]:
 
 
 def _is_thrown_away(path: Path) -> bool:
-    """Whether the current directory is one that Ray made for `ray job submit --working-dir`, and ``path`` is in it."""
+    """Whether the current directory is one that Ray made for `ray job submit --working-dir`, and ``path`` is
+    in it."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return bool(job.get("runtime_env", {}).get("working_dir")) and path.is_relative_to(Path.cwd())
 
@@ -90,14 +97,19 @@ def open_store(out: str) -> RunStore:
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
         held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        of_a_start = {RUN_NAME, LEASE_NAME, *(name for name in held if name.startswith(PROBE))}  # killed early, it leaves these
+        of_a_start = {
+            RUN_NAME,
+            LEASE_NAME,
+            *(name for name in held if name.startswith(PROBE)),
+        }  # killed early, it leaves these
         if held and not of_a_start.intersection(held):
             raise SweepError([f"--out {out}: is not empty and holds no kvsweep run; name a new directory"])
     return RunStore(place, create=True)
 
 
 def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> Session:
-    """Look over what is stored, and write run.json. Raises RunUnreadableError where it is not one that may be written anew."""
+    """Look over what is stored, and write run.json. Raises RunUnreadableError where it is not one that may be
+    written anew."""
     previous = read_run(store)
     done, answers = _look_over(plan, store), AnswerFiles(store)
     kept = answers.cells
@@ -116,7 +128,8 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
 
 
 def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:
-    """Put them all, or, in a ``fresh`` directory, none: half of a start would be taken for somebody else's files."""
+    """Put them all, or, in a ``fresh`` directory, none: half of a start would be taken for somebody else's
+    files."""
     try:
         for name, content in files.items():
             store.put(name, content, overwrite=True)
@@ -128,7 +141,8 @@ def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:
 
 
 def _look_over(plan: Plan, store: RunStore) -> DoneIndex:
-    """What is stored. Parts that cannot be read are set aside: by their footers, and by their values after a scan has failed."""
+    """What is stored. Parts that cannot be read are set aside: by their footers, and by their values after a
+    scan has failed."""
 
     set_aside(store, thorough=False)
     try:
@@ -139,7 +153,8 @@ def _look_over(plan: Plan, store: RunStore) -> DoneIndex:
 
 
 def set_aside(store: RunStore, *, thorough: bool) -> int:
-    """Take every part that cannot be read out of the way, and say so; how many there were. Raises as the store does."""
+    """Take every part that cannot be read out of the way, and say so; how many there were. Raises as the
+    store does."""
     count = 0
     for task in TASK_COLUMNS:
         for name, words in store.set_aside_unreadable(task, thorough=thorough).items():

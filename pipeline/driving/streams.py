@@ -1,4 +1,5 @@
-"""Standard streams that are closed, full or no longer read: no traceback, and an exit status that says what was not written."""
+"""Standard streams that are closed, full or no longer read: no traceback, and an exit status that says what
+was not written."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class _Quiet:
 
 
 def run_guarded(command: Callable[[], Any]) -> NoReturn:
-    """Run a command to its end and exit with its status, or with NOT_WRITTEN where its output could not be written."""
+    """Run a command to its end and exit with its status, or with NOT_WRITTEN where its output could not be
+    written."""
     closed = _open_closed()
     sys.stderr = _Quiet(sys.stderr)
     status: Any = 0
@@ -90,7 +92,8 @@ class _Counting:
 
 
 def _open_closed() -> set[int]:
-    """Give closed standard streams a place that takes everything, or the next file that is opened would become one of them."""
+    """Give closed standard streams a place that takes everything, or the next file that is opened would
+    become one of them."""
     closed = set()
     for number in range(3):
         try:
@@ -110,7 +113,8 @@ def _writes_to_stdout() -> bool:
 
 
 def _forget_stdout() -> None:
-    """What is left in a buffer that cannot be written would be tried again, and complained about, as Python ends."""
+    """What is left in a buffer that cannot be written would be tried again, and complained about, as Python
+    ends."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return

@@ -1,6 +1,8 @@
-"""How long a run will still take: what the plan estimated, scaled by how long each kind of unit has really taken.
+"""How long a run will still take: what the plan estimated, scaled by how long each kind of unit has really
+taken.
 
-A unit that goes on counts as far as it is: what is done of it teaches how long its kind takes, and only the rest is left.
+A unit that goes on counts as far as it is: what is done of it teaches how long its kind takes, and only the
+rest is left.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ Kind = tuple[str, Hashable]
 PRIOR_UNITS = 0.25
 """What the other kinds say of one counts as much as so many units of its own."""
 OLDER_SHARE = 0.9
-"""What an ended unit counts for once another of its kind has ended: a machine may become faster or slower on the way."""
+"""What an ended unit counts for once another of its kind has ended: a machine may become faster or slower on
+the way."""
 LEAST_SECONDS = 3.0
 """What a unit that goes on says before is too little to go by."""
 
@@ -43,7 +46,8 @@ class _Kind:
 
 
 class TimeLeft:
-    """Told of every unit that is planned, moves and ends; ``workers(kind)`` is how many of a kind can run at once."""
+    """Told of every unit that is planned, moves and ends; ``workers(kind)`` is how many of a kind can run at
+    once."""
 
     def __init__(self, workers: Callable[[Kind], int]) -> None:
         self._workers = workers
@@ -62,17 +66,20 @@ class TimeLeft:
         self.cost += cost
 
     def moved(self, unit_id: str, share: float, seconds: float) -> None:
-        """A share of its work is done after so many seconds of its worker's time; 0 of it where it has to begin again."""
+        """A share of its work is done after so many seconds of its worker's time; 0 of it where it has to
+        begin again."""
         unit = self._units[unit_id]
         unit.share, unit.seconds = share, seconds
         (self._going.add if share > 0 else self._going.discard)(unit_id)
 
     def hint(self, kind: Kind, rate: float) -> None:
-        """Real seconds per estimated one, by a measurement of a kind's model; counts until units have told better."""
+        """Real seconds per estimated one, by a measurement of a kind's model; counts until units have told
+        better."""
         self._hints[kind] = rate
 
     def estimate(self, unit_id: str) -> float:
-        """Seconds of a unit before anything of it was done, at the pace of its model where that was measured."""
+        """Seconds of a unit before anything of it was done, at the pace of its model where that was
+        measured."""
         unit = self._units[unit_id]
         return unit.cost * self._hints.get(unit.kind, 1.0)
 
@@ -103,18 +110,26 @@ class TimeLeft:
         for name, kind in self._kinds.items():
             if kind.units_left:
                 at_once = max(1, min(kind.units_left, self._workers(name)))
-                rounds = math.ceil(kind.units_left / at_once) * at_once / kind.units_left  # the last round leaves some idle
+                rounds = (
+                    math.ceil(kind.units_left / at_once) * at_once / kind.units_left
+                )  # the last round leaves some idle
                 cost_left = max(0.0, kind.cost_left - done[name])
                 left += cost_left * math.exp(_rate(name, seen)) * rounds / at_once
         return left
 
     def _seen(self) -> dict[Kind, tuple[float, float, float]]:
         """Estimated and real seconds of what is done of each kind, and of how many units that is."""
-        seen = {name: (kind.estimated, kind.real, kind.units) for name, kind in self._kinds.items() if kind.units}
+        seen = {
+            name: (kind.estimated, kind.real, kind.units) for name, kind in self._kinds.items() if kind.units
+        }
         for unit in (self._units[name] for name in self._going):
             if unit.seconds >= LEAST_SECONDS:
                 estimated, real, units = seen.get(unit.kind, (0.0, 0.0, 0.0))
-                seen[unit.kind] = (estimated + unit.cost * unit.share, real + unit.seconds, units + unit.share)
+                seen[unit.kind] = (
+                    estimated + unit.cost * unit.share,
+                    real + unit.seconds,
+                    units + unit.share,
+                )
         return seen or {kind: (1.0, rate, PRIOR_UNITS) for kind, rate in self._hints.items() if rate > 0}
 
     def _done_of_kinds(self) -> defaultdict[Kind, float]:
@@ -126,7 +141,8 @@ class TimeLeft:
 
 
 def _rate(kind: Kind, seen: dict[Kind, tuple[float, float, float]]) -> float:
-    """Logarithm of real seconds per estimated one: what a kind's own units say, else its task's other kinds, else all."""
+    """Logarithm of real seconds per estimated one: what a kind's own units say, else its task's other kinds,
+    else all."""
     others = _mean((known for known in seen if known[0] == kind[0]), seen)
     if others is None:
         others = _mean(seen, seen)

@@ -1,4 +1,5 @@
-"""One unit's result -> parts of the tables: only rows that are not stored, and failures of cells that miss rows."""
+"""One unit's result -> parts of the tables: only rows that are not stored, and failures of cells that miss
+rows."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class PartWriter:
             return 0
         task, run_id = TASKS[unit.task], self.run_id
         if task.timed and any(self.done.has_rows(cell) for cell in unit.cells):
-            run_id += f"-{uuid.uuid4().hex[:6]}"  # another measurement, whose rounds must never be paired with the first one's
+            # another measurement, whose rounds must never be paired with the first one's
+            run_id += f"-{uuid.uuid4().hex[:6]}"
 
         columns = self._columns(unit, run_id, device_name)
         told = task.as_stored(new, self.plan.resolved.models[unit.cells[0].model])
@@ -68,17 +70,29 @@ class PartWriter:
         """By cell, the columns that every table starts with."""
         dense_id = unit.cells[0].dense.cell_id  # cells of a unit have one
         stored_as = self.plan.resolved.models[unit.cells[0].model].quantization
-        return {cell.cell_id: cell_columns(cell, dense_id, run_id, device_name, stored_as) for cell in unit.cells}
+        return {
+            cell.cell_id: cell_columns(cell, dense_id, run_id, device_name, stored_as) for cell in unit.cells
+        }
 
 
 def cell_columns(
     cell: Cell, dense_id: str, run_id: str, device_name: str, quantization: str | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The columns that every table starts with; ``quantization`` is of the model's facts."""
-    own = {"run_id": run_id, "protocol_version": PROTOCOL_VERSION, "cell_id": cell.cell_id, "device_name": device_name}
+    own = {
+        "run_id": run_id,
+        "protocol_version": PROTOCOL_VERSION,
+        "cell_id": cell.cell_id,
+        "device_name": device_name,
+    }
     rule = cell.skip_layers if isinstance(cell.skip_layers, str) else None
     layers = None if rule else list(cell.skip_layers)  # a worker's rows name those that a rule chose
-    told = {"dense_cell_id": dense_id, "skip_layers": layers, "skip_layers_rule": rule, "norm_attention": None}
+    told = {
+        "dense_cell_id": dense_id,
+        "skip_layers": layers,
+        "skip_layers_rule": rule,
+        "norm_attention": None,
+    }
     told |= {"bos": cell.bos is not None, "quantization": quantization}
     rest = cell.values() | own | told
     return {name: rest[name] for name in CELL_COLUMNS}

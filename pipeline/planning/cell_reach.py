@@ -1,4 +1,5 @@
-"""What is known of a cell before it runs, from integers alone: whether its cache is ever pruned, and how much it will hold."""
+"""What is known of a cell before it runs, from integers alone: whether its cache is ever pruned, and how much
+it will hold."""
 
 from __future__ import annotations
 

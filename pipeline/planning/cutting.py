@@ -1,9 +1,10 @@
 """Cells of one group -> work units of about half a minute each, whatever the model's size.
 
-How a group is cut follows from the plan and from nominal rates of a kind of device, never from how fast a machine is or what is
-left to do: a cell computed in other company may differ in the last bits, and the same sweep must give the same bits everywhere.
-A model's pass over a text is shared by the cells of a unit, so where that pass alone takes long a unit is longer: up to three
-times as long as what its cells share. Timed comparisons and tasks of the harness are units of any length.
+How a group is cut follows from the plan and from nominal rates of a kind of device, never from how fast a
+machine is or what is left to do: a cell computed in other company may differ in the last bits, and the same
+sweep must give the same bits everywhere. A model's pass over a text is shared by the cells of a unit, so
+where that pass alone takes long a unit is longer: up to three times as long as what its cells share. Timed
+comparisons and tasks of the harness are units of any length.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Plan(Protocol):
 
 
 def cut(plan: _Plan, cells: list[Cell]) -> list[PlannedUnit]:
-    """One group of cells (same target, task and settings), the dense one first, as units. Raises SweepError for too many."""
+    """One group of cells (same target, task and settings), the dense one first, as units. Raises SweepError
+    for too many."""
     dense, task = cells[0], task_of(cells[0])
     facts = plan.resolved.models[dense.model]
     rates = Rates.nominal(facts, dense)
@@ -45,7 +47,9 @@ def _largest_bytes(facts: ModelFacts, task: Task, units: list[PlannedUnit]) -> i
     """Of the unit of a group that takes most: one worker then takes them all."""
     largest: dict[int, tuple[tuple[Cell, ...], int]] = {}
     for unit in units:
-        _, texts = largest.get(id(unit.cells), (unit.cells, 1))  # by identity: comparing cells would take longer than all else
+        _, texts = largest.get(
+            id(unit.cells), (unit.cells, 1)
+        )  # by identity: comparing cells would take longer than all else
         largest[id(unit.cells)] = unit.cells, max(texts, task.texts_at_once(unit))
     return max(worker_bytes(facts, cells, texts) for cells, texts in largest.values())
 

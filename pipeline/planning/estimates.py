@@ -14,8 +14,8 @@ from workers.models.model_files import ModelFacts
 def worker_bytes(facts: ModelFacts, cells: Sequence[Cell], texts: int = 1) -> int:
     """Memory of a worker that does a unit of these cells, which are of one task and target.
 
-    The process, the weights, and the self-check or what goes through at once, by the accounting that sizes a worker's
-    batches (``workers.footprint``). ``texts``: windows, or questions, of the unit.
+    The process, the weights, and the self-check or what goes through at once, by the accounting that sizes a
+    worker's batches (``workers.footprint``). ``texts``: windows, or questions, of the unit.
     """
     first = cells[0]
     length, at_once = task_of(first).bytes_at_once(facts, cells, texts)

@@ -1,6 +1,8 @@
-"""Spec -> cells: the product of the axes; duplicates and impossible combinations leave with a reason; one dense twin per group.
+"""Spec -> cells: the product of the axes; duplicates and impossible combinations leave with a reason; one
+dense twin per group.
 
-A cell belongs to one task: its id covers that task's settings only, so a changed generation block never invalidates perplexity.
+A cell belongs to one task: its id covers that task's settings only, so a changed generation block never
+invalidates perplexity.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Grid:
 
 def make_grid(
     spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText] = (), said: PlanningProgress = SILENT
-) -> Grid:  # fmt: skip
+) -> Grid:
     """All cells of a sweep over resolved targets, and over the ``texts`` of tasks that bring their own.
 
     ``targets`` without a dataset are for those texts. Raises SweepError where the axes make too many cells.
@@ -50,10 +52,19 @@ def make_grid(
     for target, task, settings in _asked(spec, targets, texts):
         special = "parse" if task.brings_texts else spec.special_tokens_in_text
         template = Cell(
-            task=task.name, model=target.model, model_revision=target.model_revision, dataset=target.dataset,
-            dataset_fingerprint=target.dataset_fingerprint, device=target.device, dtype=target.dtype, **DENSE, seed=spec.seed,
-            bos=target.bos, special_tokens_in_text=special, settings=json.dumps(settings, sort_keys=True),
-        )  # fmt: skip
+            task=task.name,
+            model=target.model,
+            model_revision=target.model_revision,
+            dataset=target.dataset,
+            dataset_fingerprint=target.dataset_fingerprint,
+            device=target.device,
+            dtype=target.dtype,
+            **DENSE,
+            seed=spec.seed,
+            bos=target.bos,
+            special_tokens_in_text=special,
+            settings=json.dumps(settings, sort_keys=True),
+        )
         cells, seen = [template], set[str]()
         for cell in _product(_axes(spec, task), template):
             reason = _reason_to_drop(cell, task, target.layers, excluded)
@@ -69,7 +80,8 @@ def make_grid(
 
 
 def _axes(spec: SweepSpec, task: Task) -> dict[str, list[Any]]:
-    """The values of each axis that make cells of a task: the sweep's, less those that the task's own filter leaves out."""
+    """The values of each axis that make cells of a task: the sweep's, less those that the task's own filter
+    leaves out."""
     block = task.block_of(spec)
     chosen = block.named() if block else {}
     axes = {axis: [cell_value(axis, value) for value in getattr(spec, axis)] for axis in FIELDS}
@@ -95,20 +107,29 @@ def _check_size(spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText]
             raise SweepError([f"{told}; leave values out, or make several sweeps of it"])
 
 
-def _asked(spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText]) -> Iterator[tuple[Target, Task, dict[str, Any]]]:
+def _asked(
+    spec: SweepSpec, targets: list[Target], texts: Sequence[OwnText]
+) -> Iterator[tuple[Target, Task, dict[str, Any]]]:
     """What is measured on what: every task on every target, those that bring texts on these."""
-    of_datasets = [(task, own) for task in tasks_asked(spec) if not task.brings_texts for own in task.settings(spec)]
+    of_datasets = [
+        (task, own) for task in tasks_asked(spec) if not task.brings_texts for own in task.settings(spec)
+    ]
     of_texts = [(text, own) for text in texts for own in TASKS[text.task].settings(spec)]
     for target in targets:
         if target.dataset:
             yield from ((target, task, own) for task, own in of_datasets)
         else:
             for text, own in of_texts:
-                yield replace(target, dataset=text.name, dataset_fingerprint=text.fingerprint), TASKS[text.task], own
+                yield (
+                    replace(target, dataset=text.name, dataset_fingerprint=text.fingerprint),
+                    TASKS[text.task],
+                    own,
+                )
 
 
 def _with_partners(cells: list[Cell]) -> list[Cell]:
-    """A group of timed cells with the digest of what they take turns with: partners change a timing, so they are in its id."""
+    """A group of timed cells with the digest of what they take turns with: partners change a timing, so they
+    are in its id."""
     digest = hashlib.sha256(" ".join(cell.cell_id for cell in cells).encode()).hexdigest()[:16]
     settings = json.dumps({**settings_of(cells[0]), "compared": digest}, sort_keys=True)
     timed = replace(cells[0], settings=settings).pruned()
@@ -118,7 +139,8 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
 
 
 def _product(axes: Mapping[str, list[Any]], template: Cell) -> Iterator[Cell]:
-    """A cell for each combination. The ratios turn fastest, so that the cells of a curve follow each other."""
+    """A cell for each combination. The ratios turn fastest, so that the cells of a curve follow each
+    other."""
     assert PRUNED_BY[:2] == ("policy", "keep_ratio")
     pruned = template.pruned()
     others = [axes[AXES[name]] for name in PRUNED_BY[2:]]
@@ -133,7 +155,8 @@ class Exclusions:
 
     def __init__(self, blocks: Sequence[CellFilter]) -> None:
         self._axes: list[tuple[str, dict[Any, int], int]] = []
-        """Field of a cell; for each value that is named, the blocks that it suits, a bit for each; those that suit all others."""
+        """Field of a cell; for each value that is named, the blocks that it suits, a bit for each; those that
+        suit all others."""
         named = [block.named() for block in blocks]
         for axis, name in FIELDS.items():
             others = sum(1 << i for i, each in enumerate(named) if axis not in each)

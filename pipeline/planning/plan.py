@@ -1,7 +1,8 @@
 """Cells -> work units: what shares a loaded model and a prefix goes together, most expensive first.
 
-A unit's composition follows from the whole plan, never from what is left to do: a cell computed in other company may differ in
-the last bits, so an interrupted and resumed sweep runs the very units that an undisturbed one does.
+A unit's composition follows from the whole plan, never from what is left to do: a cell computed in other
+company may differ in the last bits, so an interrupted and resumed sweep runs the very units that an
+undisturbed one does.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Plan:
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Plan:
-    """Resolve, expand, cut into units; ``said`` is told what is being done. Raises SweepError for what cannot work."""
+    """Resolve, expand, cut into units; ``said`` is told what is being done. Raises SweepError for what cannot
+    work."""
     said.now("policies")
     spec = with_own_policies(spec)
     resolved = resolve(spec, auto_device, said)
@@ -69,14 +71,18 @@ def _into_units(plan: Plan, said: PlanningProgress = SILENT) -> None:
     for _, cells in itertools.groupby(plan.grid.cells, key=lambda cell: cell.group):
         plan.units += cut(plan, list(cells))
     order = {name: place for place, name in enumerate(phases())}
-    plan.units.sort(key=lambda unit: (order[unit.task], unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds))
+    plan.units.sort(
+        key=lambda unit: (order[unit.task], unit.cells[0].model, unit.cells[0].dtype, -unit.cost_seconds)
+    )
     plan.units = _scouts_first(plan.units)
 
 
 def _scouts_first(units: list[PlannedUnit]) -> list[PlannedUnit]:
-    """The cheapest unit of each kind of which there are many goes first, and before them the cheapest timed one of several.
+    """The cheapest unit of each kind of which there are many goes first, and before them the cheapest timed
+    one of several.
 
-    Timed units are few and long, and estimates say least of them. While nothing else runs yet, a machine can be left to one.
+    Timed units are few and long, and estimates say least of them. While nothing else runs yet, a machine can
+    be left to one.
     """
     timed = [unit for unit in units if unit.need.timed]
     last = {(unit.task, unit.need): unit for unit in units if not unit.need.timed}
@@ -96,7 +102,10 @@ def _notes(plan: Plan) -> list[str]:
             f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
         )
     notes += _without_cells(plan.spec)
-    asked = [(task, [cell for cell in plan.grid.cells if cell.task == task.name]) for task in tasks_asked(plan.spec)]
+    asked = [
+        (task, [cell for cell in plan.grid.cells if cell.task == task.name])
+        for task in tasks_asked(plan.spec)
+    ]
     for task, cells in asked:
         notes += task.notes(plan.spec, cells)
     rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
@@ -107,7 +116,9 @@ def _notes(plan: Plan) -> list[str]:
         )
     contexts = {name: facts.context or math.inf for name, facts in plan.resolved.models.items()}
     beyond = Counter(
-        cell.model for cell in plan.grid.cells if task_of(cell).tokens_read(settings_of(cell)) > contexts[cell.model]
+        cell.model
+        for cell in plan.grid.cells
+        if task_of(cell).tokens_read(settings_of(cell)) > contexts[cell.model]
     )
     for name, facts in plan.resolved.models.items():
         if facts.trust_remote_code:
@@ -126,7 +137,9 @@ def _notes(plan: Plan) -> list[str]:
     for (model, dataset), tokens in plan.resolved.tokens.items():
         notes += tokens.notes(dataset, model)
         if tokens.special_spelled:
-            read = {"literal": "letters", "parse": "the tokens of that name"}[plan.spec.special_tokens_in_text]
+            read = {"literal": "letters", "parse": "the tokens of that name"}[
+                plan.spec.special_tokens_in_text
+            ]
             notes.append(
                 f"{dataset} spells {_counted(tokens.special_spelled, 'special token')} of {model}; read as {read} "
                 f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
@@ -143,9 +156,13 @@ def _without_cells(spec: SweepSpec) -> list[str]:
             values = [cell_value(axis, value) for value in getattr(spec, axis)]
             lacking = [value for value in chosen if value not in values and value != "dense"]
             if not chosen:
-                notes.append(f"{block} has dense cells alone: its {axis} are an empty list; leave it out for all of the sweep's")
+                notes.append(
+                    f"{block} has dense cells alone: its {axis} are an empty list; leave it out for all of the sweep's"
+                )
             elif lacking and len(lacking) < len(chosen):
-                notes.append(f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: no cell has them")
+                notes.append(
+                    f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: no cell has them"
+                )
             elif lacking:
                 notes.append(
                     f"{block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "

@@ -1,4 +1,5 @@
-"""What planning is at, on stderr, where it takes longer than a moment: a line that is rewritten, or one every few seconds."""
+"""What planning is at, on stderr, where it takes longer than a moment: a line that is rewritten, or one every
+few seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ CLEAR = "\r\x1b[K"
 
 
 class PlanningProgress:
-    """Told by ``now`` what is being done; a thread looks and says it, so planning itself stops for nothing."""
+    """Told by ``now`` what is being done; a thread looks and says it, so planning itself stops for
+    nothing."""
 
     def __init__(self, quiet: float = QUIET_SECONDS, every: float | None = None) -> None:
         self._quiet = quiet
@@ -36,7 +38,9 @@ class PlanningProgress:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         if self._thread:
             self._thread.join()

@@ -1,4 +1,5 @@
-"""Names of a sweep -> facts: which weights, which text, how many layers and tokens. What cannot work is refused here."""
+"""Names of a sweep -> facts: which weights, which text, how many layers and tokens. What cannot work is
+refused here."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
     """Find models and datasets and check the sweep against them. Raises SweepError with every fault found."""
     names = [ref.name for ref in spec.models]
     listed = Counter(names)
-    faults = [f"models: {name!r} is listed with several revisions; one to a sweep" for name in names if listed[name] > 1][:1]
+    faults = [
+        f"models: {name!r} is listed with several revisions; one to a sweep"
+        for name in names
+        if listed[name] > 1
+    ][:1]
     models = _find_models(spec, faults, said)
     corpora = _read_datasets(spec, faults, said)
 
@@ -49,7 +54,9 @@ def resolve(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgr
             vocabulary = hashlib.sha256(Path(facts.tokenizer_file).read_bytes()).hexdigest()
             for dataset, corpus in corpora.items():
                 if (vocabulary, dataset) not in known:
-                    known[vocabulary, dataset] = tokens_of(corpus, facts.tokenizer_file, spec.special_tokens_in_text)
+                    known[vocabulary, dataset] = tokens_of(
+                        corpus, facts.tokenizer_file, spec.special_tokens_in_text
+                    )
                 tokens[name, dataset] = known[vocabulary, dataset]
                 faults += _text_faults(spec, name, dataset, tokens[name, dataset], bos[name] is not None)
                 faults += _vocabulary_faults(facts, dataset, tokens[name, dataset], bos[name])
@@ -91,7 +98,9 @@ def _find_models(spec: SweepSpec, faults: list[str], said: PlanningProgress) -> 
     return models
 
 
-def _read_datasets(spec: SweepSpec, faults: list[str], said: PlanningProgress) -> dict[str, Corpus | Collection]:
+def _read_datasets(
+    spec: SweepSpec, faults: list[str], said: PlanningProgress
+) -> dict[str, Corpus | Collection]:
     """By the name that rows have of them; adds to ``faults`` what cannot be read."""
     corpora: dict[str, Corpus | Collection] = {}
     said.now("datasets read", lambda: len(corpora))
@@ -104,9 +113,11 @@ def _read_datasets(spec: SweepSpec, faults: list[str], said: PlanningProgress) -
 
 
 def with_own_policies(spec: SweepSpec) -> SweepSpec:
-    """The sweep with ``module:function`` policies named by their code's hash too. Raises SweepError where one is not there.
+    """The sweep with ``module:function`` policies named by their code's hash too. Raises SweepError where one
+    is not there.
 
-    Modules of the working directory are found, here and in the workers, which get this process's ``sys.path``.
+    Modules of the working directory are found, here and in the workers, which get this process's
+    ``sys.path``.
     """
     if not any(":" in name for name in spec.policies):
         return spec
@@ -126,13 +137,17 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
             return chosen
         return chosen.model_copy(update={"policies": [names.get(name, name) for name in chosen.policies]})
 
-    changes: dict[str, Any] = {"policies": list(names.values()), "exclude": [renamed(block) for block in spec.exclude]}
+    changes: dict[str, Any] = {
+        "policies": list(names.values()),
+        "exclude": [renamed(block) for block in spec.exclude],
+    }
     changes |= {task.block: renamed(task.block_of(spec)) for task in tasks_asked(spec)}
     return spec.model_copy(update=changes)
 
 
 def find_device() -> str:
-    """What ``auto`` means on this machine, without importing torch: cuda, where torch can use it, mps or cpu."""
+    """What ``auto`` means on this machine, without importing torch: cuda, where torch can use it, mps or
+    cpu."""
     if cuda().usable:
         return "cuda"
     return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
@@ -151,14 +166,17 @@ def _device_notes(spec: SweepSpec, auto_device: str | None) -> list[str]:
 
 
 def check_cuda_here(spec: SweepSpec) -> None:
-    """Raises SweepError where a sweep asks for cuda and is to run on this machine, on which torch cannot use any."""
+    """Raises SweepError where a sweep asks for cuda and is to run on this machine, on which torch cannot use
+    any."""
     if "cuda" not in spec.devices or cuda(by_name=True).usable:
         return
     why = cuda(by_name=True).why_not or "no GPU is found"
-    raise SweepError([
-        f"devices: cuda cannot be used on this machine ({why}); take it out of the list, repair the installation, or join a "
-        "cluster that has GPUs with --address"
-    ])  # fmt: skip
+    raise SweepError(
+        [
+            f"devices: cuda cannot be used on this machine ({why}); take it out of the list, repair the installation, or join a "
+            "cluster that has GPUs with --address"
+        ]
+    )
 
 
 def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
@@ -168,12 +186,17 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
         ([f"models: model {facts.name!r}: {'; '.join(facts.refusals)}"] if facts.refusals else [])
         + faults
         + _rolled_faults(spec, facts)
-        + [f"{key}: {length} is longer than {limit}" for key, length in wanted if (limit := _limit_exceeded(spec, facts, length))]
+        + [
+            f"{key}: {length} is longer than {limit}"
+            for key, length in wanted
+            if (limit := _limit_exceeded(spec, facts, length))
+        ]
     )
 
 
 def _rolled_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
-    """What the policy that turns stored keys cannot do, as far as names tell; the rotation itself only the loaded model tells."""
+    """What the policy that turns stored keys cannot do, as far as names tell; the rotation itself only the
+    loaded model tells."""
     if "streaming_rolled" not in spec.policies:
         return []
     faults = [
@@ -228,7 +251,8 @@ def _vocabulary_faults(facts: ModelFacts, dataset: str, tokens: Tokens, bos: int
 
 
 def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: Tokens, bos: bool) -> list[str]:
-    """What needs more tokens than the dataset gives; with ``bos`` a window or prompt takes one token less of it.
+    """What needs more tokens than the dataset gives; with ``bos`` a window or prompt takes one token less of
+    it.
 
     Reads as far as the sweep needs it. Raises CorpusError where it cannot be read.
     """

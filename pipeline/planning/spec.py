@@ -65,7 +65,8 @@ class Places:
 
 
 def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
-    """Read a sweep file (None: the embedded default; a bare name: an embedded sweep) and apply ``key=value`` overrides.
+    """Read a sweep file (None: the embedded default; a bare name: an embedded sweep) and apply ``key=value``
+    overrides.
 
     Raises SweepError with one message per fault.
     """
@@ -76,7 +77,9 @@ def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
         where = f"{printable(str(file))}:{error.line}:{error.column}" if error.line else printable(str(file))
         raise SweepError([f"{where}: {error}"]) from None
     if not isinstance(root.value, dict):
-        raise SweepError([f"{printable(str(file))}: a sweep file is a mapping of keys to values, like 'name: my-sweep'"])
+        raise SweepError(
+            [f"{printable(str(file))}: a sweep file is a mapping of keys to values, like 'name: my-sweep'"]
+        )
 
     places, plain = Places(printable(str(file)), root), root.plain()
     for override in overrides:
@@ -110,7 +113,8 @@ def _embedded() -> list[str]:
 
 
 def _text(file: Path) -> str:
-    """What a sweep file says, line ends as one character. Raises SweepError where it is too long, unreadable or no UTF-8."""
+    """What a sweep file says, line ends as one character. Raises SweepError where it is too long, unreadable
+    or no UTF-8."""
     name = printable(str(file))
     try:
         with file.open("rb") as stream:
@@ -143,17 +147,23 @@ def _apply(plain: dict[str, Any], override: str, places: Places) -> None:
         if not isinstance(target, dict):
             raise SweepError([f"{option}: {parent} is not a block of keys"])
     target[path[-1]] = value
-    places.replaced = {at: by for at, by in places.replaced.items() if at[: len(path)] != path} | {path: option}
+    places.replaced = {at: by for at, by in places.replaced.items() if at[: len(path)] != path} | {
+        path: option
+    }
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Somebody's text within a message of one line: nothing in it moves a terminal's cursor, and a long one is cut."""
+    """Somebody's text within a message of one line: nothing in it moves a terminal's cursor, and a long one
+    is cut."""
     shown = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in shown)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in shown
+    )
 
 
 def spec_of(plain: dict[str, Any], origin: str) -> SweepSpec:
-    """A sweep that is in no file; ``origin`` names who made it. Raises SweepError with one message per fault."""
+    """A sweep that is in no file; ``origin`` names who made it. Raises SweepError with one message per
+    fault."""
     return _validated(plain, Places(origin))
 
 
@@ -161,7 +171,9 @@ def _validated(plain: dict[str, Any], places: Places) -> SweepSpec:
     try:
         spec = SweepSpec.model_validate_json(json.dumps(plain))
     except ValidationError as error:
-        raise SweepError(_told((_fault(fault, places) for fault in error.errors()), error.error_count())) from None
+        raise SweepError(
+            _told((_fault(fault, places) for fault in error.errors()), error.error_count())
+        ) from None
     faults = _task_faults(spec, places)
     unknown = _unknown_exclusions(spec)
     faults += _told((_exclusion_fault(spec, at, places) for at in unknown), len(unknown))
@@ -178,7 +190,9 @@ def _task_faults(spec: SweepSpec, places: Places) -> list[str]:
         faults.append(f"{places.file}: nothing to measure; add at least one block of {blocks}")
     if not spec.datasets and not (asked and all(task.brings_texts for task in asked)):
         without = " and ".join(task.block for task in TASKS.values() if task.brings_texts)
-        faults.append(f"{places.where(('datasets',))}: is required, at least one (only {without} brings its own texts)")
+        faults.append(
+            f"{places.where(('datasets',))}: is required, at least one (only {without} brings its own texts)"
+        )
 
     for task in asked:
         faults += [f"{places.where(key)}: {what}" for key, what in task.sweep_faults(spec)]
@@ -192,7 +206,8 @@ def _told(faults: Iterable[str], count: int) -> list[str]:
 
 
 def _unknown_exclusions(spec: SweepSpec) -> list[tuple[int, str, int]]:
-    """(block, axis, place) of excluded values that are not in the grid: a typo would silently exclude nothing."""
+    """(block, axis, place) of excluded values that are not in the grid: a typo would silently exclude
+    nothing."""
     in_grid = {axis: {cell_value(axis, value) for value in getattr(spec, axis)} for axis in FIELDS}
     return [
         (i, axis, place)
@@ -206,7 +221,9 @@ def _unknown_exclusions(spec: SweepSpec) -> list[tuple[int, str, int]]:
 def _exclusion_fault(spec: SweepSpec, at: tuple[int, str, int], places: Places) -> str:
     block, axis, place = at
     values = getattr(spec, axis)
-    allowed = ", ".join(map(json.dumps, values[:ALLOWED_SHOWN])) + (", ..." if len(values) > ALLOWED_SHOWN else "")
+    allowed = ", ".join(map(json.dumps, values[:ALLOWED_SHOWN])) + (
+        ", ..." if len(values) > ALLOWED_SHOWN else ""
+    )
     got = json.dumps(getattr(spec.exclude[block], axis)[place])
     return f"{places.where(('exclude', *at))}: must be one of the sweep's {axis} {allowed} (got {got})"
 
@@ -218,7 +235,9 @@ def _fault(fault: Any, places: Places) -> str:
     if kind == "extra_forbidden":
         known = _known_keys(at[:-1])
         near = difflib.get_close_matches(str(at[-1])[:80], known, 1)
-        return f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''} (known: {', '.join(known)})"
+        return (
+            f"{where}: unknown key{f'; did you mean {near[0]}?' if near else ''} (known: {', '.join(known)})"
+        )
     if kind == "missing":
         return f"{where}: is required"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -14,8 +14,11 @@ from workers.policies.settings import PruneSettings
 
 
 def work_unit(
-    plan: Plan, unit: PlannedUnit, complete: frozenset[str] = frozenset(), answers: tuple[KeptAnswers, ...] = ()
-) -> WorkUnit:  # fmt: skip
+    plan: Plan,
+    unit: PlannedUnit,
+    complete: frozenset[str] = frozenset(),
+    answers: tuple[KeptAnswers, ...] = (),
+) -> WorkUnit:
     """A planned unit with the token ids that its worker needs.
 
     ``complete``: cells of which nothing is asked; ``answers``: what is known of the others.
@@ -25,8 +28,16 @@ def work_unit(
     model = plan.resolved.models[first.model]
     work = TASKS[unit.task].work(unit, plan.resolved, plan.spec)
     return WorkUnit(
-        unit.unit_id, unit.task, model, first.device, first.dtype, cells, work, complete=complete, answers=answers
-    )  # fmt: skip
+        unit.unit_id,
+        unit.task,
+        model,
+        first.device,
+        first.dtype,
+        cells,
+        work,
+        complete=complete,
+        answers=answers,
+    )
 
 
 def prune_settings(cell: Cell) -> PruneSettings:

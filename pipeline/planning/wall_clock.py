@@ -1,7 +1,8 @@
-"""How long a plan takes on this machine, with how many workers, at the pace that its models were measured to have here.
+"""How long a plan takes on this machine, with how many workers, at the pace that its models were measured to
+have here.
 
-A model that was never measured on this machine is loaded once, in a process of its own, where the plan is long enough to be worth
-it and its weights are here: planning itself imports no torch.
+A model that was never measured on this machine is loaded once, in a process of its own, where the plan is
+long enough to be worth it and its weights are here: planning itself imports no torch.
 """
 
 from __future__ import annotations
@@ -47,14 +48,23 @@ class WallClock:
 
     def __str__(self) -> str:
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        rough = f"; rough, as {', '.join(self.unmeasured)} was not measured on this machine" if self.unmeasured else ""
+        rough = (
+            f"; rough, as {', '.join(self.unmeasured)} was not measured on this machine"
+            if self.unmeasured
+            else ""
+        )
         lost = f"; {self.without_place} units find no place on this machine" if self.without_place else ""
-        why = f"; measuring {', '.join(self.failed)} failed or took too long (--no-measure leaves it out)" if self.failed else ""
+        why = (
+            f"; measuring {', '.join(self.failed)} failed or took too long (--no-measure leaves it out)"
+            if self.failed
+            else ""
+        )
         return f"{_duration(self.seconds)} with {workers} on this machine{rough}{lost}{why}"
 
 
 def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
-    """Of all units of a plan, kind after kind; ``measure``: whether models may be loaded that were never measured here."""
+    """Of all units of a plan, kind after kind; ``measure``: whether models may be loaded that were never
+    measured here."""
     is_long = sum(unit.cost_seconds for unit in plan.units) >= WORTH_SECONDS
     fleet = _this_machine()
     kinds: defaultdict[Need, list[PlannedUnit]] = defaultdict(list)
@@ -88,19 +98,24 @@ def _this_machine() -> Fleet:
     """The one node that a local run has."""
     machine, gpus = this_machine(), list_gpus()[0]
     memory = max(1, machine.free_memory_bytes - STORE_BYTES)
-    node = Node("here", machine.usable_cpus, len(gpus), memory, 1, gpu_memory=gpu_memory_bytes() if gpus else None)
+    node = Node(
+        "here", machine.usable_cpus, len(gpus), memory, 1, gpu_memory=gpu_memory_bytes() if gpus else None
+    )
     return Fleet(nodes={"here": node})
 
 
 def _measured(facts: ModelFacts, dtype: str, device: str) -> Pace | None:
     """As a process with torch finds it now, with one thread; None where it cannot.
 
-    The process stands where this one does, because a model may be named by a relative path, and imports nothing from there.
+    The process stands where this one does, because a model may be named by a relative path, and imports
+    nothing from there.
     """
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workers.loaded.measure_pace import main; main(*sys.argv[1:])"
     command = [sys.executable, "-P", "-c", start, facts.name, facts.commit or "", dtype, device, "1"]
     try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MEASURING_SECONDS, check=False)
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=MEASURING_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return remembered(facts, dtype, device, 1)

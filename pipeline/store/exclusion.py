@@ -1,4 +1,5 @@
-"""Whether a store lets only the first writer of a name win: what leases rest on, tried out rather than taken from its maker."""
+"""Whether a store lets only the first writer of a name win: what leases rest on, tried out rather than taken
+from its maker."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ ADVICE = (
 
 
 def require_exclusion(store: RunStore) -> None:
-    """Put one name twice under the condition that it is not there, and look which content stays. Leaves nothing behind.
+    """Put one name twice under the condition that it is not there, and look which content stays. Leaves
+    nothing behind.
 
-    Raises SweepError where both puts succeed, where the second takes the first one's place, or where the store does not know such
-    a condition; and what the store raises where it cannot be written at all.
+    Raises SweepError where both puts succeed, where the second takes the first one's place, or where the
+    store does not know such a condition; and what the store raises where it cannot be written at all.
     """
     name = f"{PROBE}{uuid.uuid4().hex}"
     try:

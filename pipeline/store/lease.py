@@ -1,9 +1,10 @@
-"""``driver.json``: who drives a run directory now. One driver at a time, so that no cell is computed or stored twice.
+"""``driver.json``: who drives a run directory now. One driver at a time, so that no cell is computed or
+stored twice.
 
-Made by a put that only the first writer wins, which the store is asked to show first (``exclusion.py``), so it holds on
-local disks and object stores alike. A driver that is dead leaves its lease behind; the next one takes it over. The clocks of two
-machines may differ, and one may be set back, so a lease that another machine wrote is only taken for a dead driver's after it was
-watched for longer than a heartbeat and stayed as it was.
+Made by a put that only the first writer wins, which the store is asked to show first (``exclusion.py``), so
+it holds on local disks and object stores alike. A driver that is dead leaves its lease behind; the next one
+takes it over. The clocks of two machines may differ, and one may be set back, so a lease that another machine
+wrote is only taken for a dead driver's after it was watched for longer than a heartbeat and stayed as it was.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Holder:
     def here(cls) -> Holder:
         """This process, now."""
         now, process = _now(), psutil.Process()
-        return cls(uuid.uuid4().hex, platform.node(), _machine(), process.pid, process.create_time(), now, now)
+        return cls(
+            uuid.uuid4().hex, platform.node(), _machine(), process.pid, process.create_time(), now, now
+        )
 
     @classmethod
     def read(cls, content: bytes) -> Holder | None:
@@ -80,7 +83,8 @@ class Holder:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     def silence(self) -> float | None:
-        """Seconds since its last heartbeat; None where that cannot be told: no time zone, or a time that has not come yet."""
+        """Seconds since its last heartbeat; None where that cannot be told: no time zone, or a time that has
+        not come yet."""
         then = datetime.datetime.fromisoformat(self.heartbeat_at)
         if then.tzinfo is None:
             return None
@@ -88,7 +92,8 @@ class Holder:
         return None if seconds < -STALE_SECONDS else max(0.0, seconds)
 
     def is_alive(self) -> bool | None:
-        """Whether its process is there and was heard of lately; None where its own machine would have to be asked."""
+        """Whether its process is there and was heard of lately; None where its own machine would have to be
+        asked."""
         if self.machine == _machine() and self._is_gone():
             return False
         silence = self.silence()
@@ -99,22 +104,30 @@ class Holder:
     def _is_gone(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.process_started) > 2
+            return (
+                process.status() == psutil.STATUS_ZOMBIE
+                or abs(process.create_time() - self.process_started) > 2
+            )
         except psutil.NoSuchProcess:
             return True
 
     def __str__(self) -> str:
         silence = self.silence()
-        heard = f"{silence:.0f} s ago" if silence is not None else f"at {self.heartbeat_at}, which says nothing here"
+        heard = (
+            f"{silence:.0f} s ago"
+            if silence is not None
+            else f"at {self.heartbeat_at}, which says nothing here"
+        )
         return f"host {self.host}, pid {self.pid}, since {self.started_at}, last heard of {heard}"
 
 
 class Lease:
-    """``with Lease(store) as lease``: this process drives the run. Raises SweepError where another one does."""
+    """``with Lease(store) as lease``: this process drives the run. Raises SweepError where another one
+    does."""
 
     def __init__(
         self, store: RunStore, beat_seconds: float = BEAT_SECONDS, watch_seconds: float = WATCH_SECONDS
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._beat_seconds, self._watch_seconds = store, beat_seconds, watch_seconds
         self._me = Holder.here()
         self._renewed, self._lost = _clocks(), False
@@ -128,8 +141,11 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Give the lease back, unless it is another's by now. Where the store does not answer it ends by its silence."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lease back, unless it is another's by now. Where the store does not answer it ends by its
+        silence."""
         self._stop.set()
         with self._lock, contextlib.suppress(*STORE_ERRORS):
             if self._is_mine(_stored(self._store)):
@@ -137,7 +153,9 @@ class Lease:
 
     def hold(self) -> None:
         """Raises LeaseLostError where another driver has taken over, as after a machine that slept."""
-        if any(abs(now - then) > STALE_SECONDS / 2 for now, then in zip(_clocks(), self._renewed, strict=True)):
+        if any(
+            abs(now - then) > STALE_SECONDS / 2 for now, then in zip(_clocks(), self._renewed, strict=True)
+        ):
             self._renew()
         if self._lost:
             raise LeaseLostError(f"another driver has taken over {self._store.directory}; this one stops")
@@ -153,19 +171,26 @@ class Lease:
                 continue
             holder = Holder.read(found)
             if self._lives(found):
-                raise SweepError([
-                    f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); wait for it, end it, or "
-                    f"give another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
-                ])  # fmt: skip
+                raise SweepError(
+                    [
+                        f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); wait for it, end it, or "
+                        f"give another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
+                    ]
+                )
             if self._take_over(found):
                 who = f"the driver before ({holder})" if holder else f"an unreadable {NAME}"
                 print(f"note: took over from {who}, which left no end", file=sys.stderr)
                 return
             time.sleep(0.2)
-        raise SweepError([f"{self._store.directory}: another driver is taking over this sweep now; look with `kvsweep status`"])
+        raise SweepError(
+            [
+                f"{self._store.directory}: another driver is taking over this sweep now; look with `kvsweep status`"
+            ]
+        )
 
     def _lives(self, content: bytes) -> bool:
-        """Whether the driver of a lease, or of a claim on one, lives. Where clocks cannot tell, the lease is watched."""
+        """Whether the driver of a lease, or of a claim on one, lives. Where clocks cannot tell, the lease is
+        watched."""
         holder = Holder.read(content)
         alive = holder.is_alive() if holder else None
         return self._changes() if alive is None else alive
@@ -174,7 +199,9 @@ class Lease:
         """Whether the lease gets another content while it is watched. One that goes away is nobody's."""
         seen, until = _stored(self._store), time.monotonic() + self._watch_seconds
         where, seconds = self._store.directory, self._watch_seconds
-        print(f"note: {where} has a driver that may be dead; watching it for {seconds:.0f} s", file=sys.stderr)
+        print(
+            f"note: {where} has a driver that may be dead; watching it for {seconds:.0f} s", file=sys.stderr
+        )
         while seen is not None and time.monotonic() < until:
             time.sleep(min(1.0, self._watch_seconds / 10))
             found = _stored(self._store)
@@ -186,8 +213,9 @@ class Lease:
     def _take_over(self, found: bytes) -> bool:
         """Replace a dead lease; False where another driver is about to or the lease has changed.
 
-        Whoever makes the claim on this very content may replace it, once it has seen that the content still stands. A claim
-        whose maker died is claimed in its turn, and stays until the lease is replaced: removing it first would let two through.
+        Whoever makes the claim on this very content may replace it, once it has seen that the content still
+        stands. A claim whose maker died is claimed in its turn, and stays until the lease is replaced:
+        removing it first would let two through.
         """
         claims: list[str] = []
         content = found
@@ -262,5 +290,8 @@ def _now() -> str:
 def _machine() -> str:
     parts = [platform.node()]
     with contextlib.suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+        parts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
     return " ".join(parts)

@@ -1,4 +1,5 @@
-"""run.json as it lies in a directory: read by this one reader, which believes nothing that it has not looked at."""
+"""run.json as it lies in a directory: read by this one reader, which believes nothing that it has not looked
+at."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class RunFile(BaseModel):
 def read_run(store: RunStore) -> dict[str, Any] | None:
     """The content of a directory's run.json; None where there is none.
 
-    Raises RunUnreadableError, in one sentence, for a file that is none of ours, is broken, or comes from a newer kvsweep.
+    Raises RunUnreadableError, in one sentence, for a file that is none of ours, is broken, or comes from a
+    newer kvsweep.
     """
     place = f"{store.directory}/{NAME}"
     content = store.get(NAME, MOST_BYTES)
@@ -70,18 +72,25 @@ def required_run(store: RunStore) -> dict[str, Any]:
 
 
 def parsed(content: bytes, place: str) -> dict[str, Any]:
-    """The settings of a run.json by name. Raises RunUnreadableError; ``place`` is how its message names the file."""
+    """The settings of a run.json by name. Raises RunUnreadableError; ``place`` is how its message names the
+    file."""
     try:
         run = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
-        json.dumps(run, ensure_ascii=False).encode("utf-8")  # an escape can spell half of a character, which nothing can print
+        json.dumps(run, ensure_ascii=False).encode(
+            "utf-8"
+        )  # an escape can spell half of a character, which nothing can print
     except UnicodeError:
         raise RunUnreadableError(f"{place}: is not UTF-8 text. {_REMEDY}") from None
     except RecursionError:
-        raise RunUnreadableError(f"{place}: is nested too deeply, so it is none of kvsweep's. {_REMEDY}") from None
+        raise RunUnreadableError(
+            f"{place}: is nested too deeply, so it is none of kvsweep's. {_REMEDY}"
+        ) from None
     except ValueError as error:
         raise RunUnreadableError(f"{place}: is not JSON ({str(error)[:120]}). {_REMEDY}") from None
     if not isinstance(run, dict):
-        raise RunUnreadableError(f"{place}: holds {_kind(run)} where a run's settings by name belong. {_REMEDY}")
+        raise RunUnreadableError(
+            f"{place}: holds {_kind(run)} where a run's settings by name belong. {_REMEDY}"
+        )
 
     try:
         RunFile.model_validate(run)
@@ -110,7 +119,9 @@ def _whole(digits: str) -> int:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(type(value), "a number")
+    return {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(
+        type(value), "a number"
+    )
 
 
 def _fault(error: ValidationError) -> str:

@@ -1,4 +1,5 @@
-"""``log.jsonl`` of a run directory: what the driver did and when, one JSON object per line, for machines to read.
+"""``log.jsonl`` of a run directory: what the driver did and when, one JSON object per line, for machines to
+read.
 
 An object store cannot append, so there the lines of each minute are an object ``log/TIME-NUMBER.jsonl``.
 """
@@ -27,13 +28,17 @@ class RunLog:
         self._lines: list[str] = []
         self._flushed, self._number = time.monotonic(), 0
         self._turn = _now().strftime("%Y%m%dT%H%M%S")
-        self._file = None if is_remote(store.directory) else (Path(store.directory) / NAME).open("a", encoding="utf-8")
+        self._file = (
+            None if is_remote(store.directory) else (Path(store.directory) / NAME).open("a", encoding="utf-8")
+        )
 
     def __enter__(self) -> RunLog:
         """Ready since it was made."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Write what is left."""
         self.flush()
         if self._file:
@@ -41,7 +46,11 @@ class RunLog:
 
     def write(self, event: str, **values: Any) -> None:
         """One line; ``values`` must be plain data."""
-        line = {"time": _now().isoformat(timespec="milliseconds"), "run_id": self._run_id, "event": event} | values
+        line = {
+            "time": _now().isoformat(timespec="milliseconds"),
+            "run_id": self._run_id,
+            "event": event,
+        } | values
         self._lines.append(json.dumps(line, allow_nan=False))
         if self._file or len(self._lines) >= FLUSH_LINES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()

@@ -1,8 +1,9 @@
 """The tables: their schema, atomic Parquet parts on local disk or an object store, one scan function.
 
-A part is serialised in memory and put whole, so a reader never sees half of one. Its name holds the work unit that made it and a
-digest of its content, so no part can take the place of one with other rows. The driver is the only writer; what it has put it
-reads back. All reading goes through ``scan``, after ``check_parts`` has looked at every footer.
+A part is serialised in memory and put whole, so a reader never sees half of one. Its name holds the work unit
+that made it and a digest of its content, so no part can take the place of one with other rows. The driver is
+the only writer; what it has put it reads back. All reading goes through ``scan``, after ``check_parts`` has
+looked at every footer.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ if TYPE_CHECKING:
 
 RETRIES: RetryConfig = {
     "max_retries": 10,
-    "backoff": {"init_backoff": datetime.timedelta(milliseconds=100), "max_backoff": datetime.timedelta(seconds=5), "base": 2},
+    "backoff": {
+        "init_backoff": datetime.timedelta(milliseconds=100),
+        "max_backoff": datetime.timedelta(seconds=5),
+        "base": 2,
+    },
     "retry_timeout": datetime.timedelta(seconds=30),
 }
-"""How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost by stopping."""
+"""How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost
+by stopping."""
 
 READERS = 16
 """Requests to a store at once."""
 
 CREATE_ATTEMPTS = 5
-"""Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have worked."""
+"""Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have
+worked."""
 
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
@@ -56,15 +63,20 @@ STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 def as_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     """A whole file, with the schema's version and ``metadata`` in it."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA_VERSION), **metadata}), buffer, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA_VERSION), **metadata}),
+        buffer,
+        compression="zstd",
+    )
     return buffer.getvalue()
 
 
 class RunStore:
     """One run directory: a local path or a URL of an object store (``pipeline/store/place.py`` says which).
 
-    Raises PlaceError for a place where no run can lie, FileNotFoundError for a local directory that is not there, and
-    STORE_ERRORS where the store cannot be reached or refuses: StoreError, in words, for an object store.
+    Raises PlaceError for a place where no run can lie, FileNotFoundError for a local directory that is not
+    there, and STORE_ERRORS where the store cannot be reached or refuses: StoreError, in words, for an object
+    store.
     """
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
@@ -72,7 +84,9 @@ class RunStore:
         if is_remote(self.directory):
             with explained(self.directory):
                 self._access = access(self.directory)
-                self.store: ObjectStore = from_url(self.directory, retry_config=RETRIES, **self._access.settings)
+                self.store: ObjectStore = from_url(
+                    self.directory, retry_config=RETRIES, **self._access.settings
+                )
         else:
             if create:
                 Path(self.directory).mkdir(parents=True, exist_ok=True)
@@ -82,7 +96,8 @@ class RunStore:
             self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
-        """Write a whole object at once; False where another one is there already and ``overwrite`` is not set."""
+        """Write a whole object at once; False where another one is there already and ``overwrite`` is not
+        set."""
         with self._explained():
             if not overwrite:
                 return self._create(name, content)
@@ -90,7 +105,8 @@ class RunStore:
             return True
 
     def _create(self, name: str, content: bytes) -> bool:
-        """In an object store a request whose answer was lost may have worked, so what is there then is compared with ours."""
+        """In an object store a request whose answer was lost may have worked, so what is there then is
+        compared with ours."""
         remote = is_remote(self.directory)
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
@@ -110,8 +126,8 @@ class RunStore:
     def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
         """The object's content, or None where there is none.
 
-        Raises RunUnreadableError for one of more than ``most_bytes``, and for what has its name and is no file: a pipe would be
-        waited for without end, and a device has no end.
+        Raises RunUnreadableError for one of more than ``most_bytes``, and for what has its name and is no
+        file: a pipe would be waited for without end, and a device has no end.
         """
         if not is_remote(self.directory):
             place = Path(self.directory) / name
@@ -122,7 +138,9 @@ class RunStore:
                 found = obstore.get(self.store, name)
                 if most_bytes is not None and found.meta["size"] > most_bytes:
                     most = f"{most_bytes / 2**20:.3g} MiB"
-                    raise RunUnreadableError(f"{self.directory}/{name}: is larger than {most}, so it is none of kvsweep's")
+                    raise RunUnreadableError(
+                        f"{self.directory}/{name}: is larger than {most}, so it is none of kvsweep's"
+                    )
                 return bytes(found.bytes())
             except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
                 if any(code in str(error) for code in NO_BUCKET):
@@ -159,13 +177,18 @@ class RunStore:
         return list(self._listed(folder, ending))
 
     def _listed(self, folder: str, ending: str) -> dict[str, int]:
-        """Bytes by name. Raises RunUnreadableError where something else has the folder's name: nothing could be put there."""
+        """Bytes by name. Raises RunUnreadableError where something else has the folder's name: nothing could
+        be put there."""
         place = None if is_remote(self.directory) else Path(self.directory) / folder
         if place is not None and place.exists() and not place.is_dir():
             raise RunUnreadableError(f"{place}: is no folder; move it away")
 
         with self._explained():
-            found = {meta["path"]: meta["size"] for batch in obstore.list(self.store, prefix=f"{folder}/") for meta in batch}
+            found = {
+                meta["path"]: meta["size"]
+                for batch in obstore.list(self.store, prefix=f"{folder}/")
+                for meta in batch
+            }
         return {name: found[name] for name in sorted(found) if name.count("/") == 1 and name.endswith(ending)}
 
     def parts(self, task: str) -> list[str]:
@@ -176,17 +199,21 @@ class RunStore:
         return explained(self.directory) if is_remote(self.directory) else contextlib.nullcontext()
 
     def add_part(self, task: str, unit_id: str, table: pa.Table) -> str:
-        """Put one unit's rows as a part of their own, which replaces none; returns its name. Raises as ``add_file``."""
+        """Put one unit's rows as a part of their own, which replaces none; returns its name. Raises as
+        ``add_file``."""
         content = as_parquet(table, {"unit_id": unit_id})
         return self.add_file(f"{task}/{unit_id}", content)
 
     def add_file(self, name: str, content: bytes) -> str:
-        """Put a part as ``NAME-DIGEST.parquet`` and read it back, so that whatever is done upon its being there is done safely.
+        """Put a part as ``NAME-DIGEST.parquet`` and read it back, so that whatever is done upon its being
+        there is done safely.
 
         Returns the whole name. Raises StoreError where the store does not give back what was put.
         """
         whole = f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.parquet"
-        if not self.put(whole, content) and self.get(whole) != content:  # what a writer that died, or a bad copy, left there
+        if (
+            not self.put(whole, content) and self.get(whole) != content
+        ):  # what a writer that died, or a bad copy, left there
             self.put(whole, content, overwrite=True)
         if self.get(whole) != content:
             raise StoreError(
@@ -195,7 +222,8 @@ class RunStore:
         return whole
 
     def check_parts(self, task: str) -> None:
-        """Look at the footer of every part of a table. Raises RunUnreadableError for the first that is at fault."""
+        """Look at the footer of every part of a table. Raises RunUnreadableError for the first that is at
+        fault."""
         for name, words in self._part_faults(task).items():
             raise RunUnreadableError(
                 f"{self.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does its cells again"
@@ -204,8 +232,8 @@ class RunStore:
     def set_aside_unreadable(self, task: str, *, thorough: bool = False) -> dict[str, str]:
         """Rename parts of a table that cannot be read to ``*.unreadable``; returns their names, and why.
 
-        Looks at footers alone, unless ``thorough``: then at every value. Raises RunUnreadableError for a part of a newer kvsweep,
-        which is left as it is.
+        Looks at footers alone, unless ``thorough``: then at every value. Raises RunUnreadableError for a part
+        of a newer kvsweep, which is left as it is.
         """
         faults = self._part_faults(task)
         if thorough:
@@ -220,7 +248,8 @@ class RunStore:
         return faults
 
     def _part_faults(self, task: str) -> dict[str, str]:
-        """What is wrong with parts by their footers, by name. Raises RunUnreadableError for a newer kvsweep's part."""
+        """What is wrong with parts by their footers, by name. Raises RunUnreadableError for a newer kvsweep's
+        part."""
         sizes = self.sizes(task)
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda name: self._footer_fault(task, name, sizes[name]), sizes)
@@ -232,7 +261,11 @@ class RunStore:
         try:
             footer = part_files.footer_of(self._tail(name, size, TAIL_BYTES))
             footer = footer or part_files.footer_of(self._tail(name, size, size))
-            return "is no readable Parquet file: it is cut off" if footer is None else part_files.fault(task, footer)
+            return (
+                "is no readable Parquet file: it is cut off"
+                if footer is None
+                else part_files.fault(task, footer)
+            )
         except FileNotFoundError:  # its driver has just put parts together
             return None
         except NewerSchemaError as error:
@@ -260,20 +293,25 @@ class RunStore:
         places = found.select(pl.col("part").unique()).collect()["part"]
         return sorted(f"{task}/{place.rsplit('/', 1)[-1]}" for place in places)
 
-    def scan(self, task: str, parts: Sequence[str] | None = None, part_column: str | None = None) -> pl.LazyFrame:
-        """All rows of a table, or of some of its parts, lazily; empty with the right schema where there are none.
+    def scan(
+        self, task: str, parts: Sequence[str] | None = None, part_column: str | None = None
+    ) -> pl.LazyFrame:
+        """All rows of a table, or of some of its parts, lazily; empty with the right schema where there are
+        none.
 
         ``part_column`` adds the path of each row's part under this name.
         """
         names = self.parts(task) if parts is None else parts
         if not names:
             return pl.LazyFrame(schema=schema(task) | ({part_column: pl.String} if part_column else {}))
-        return scan_files(task, [f"{self.directory}/{name}" for name in names], part_column, **self._access.scanning)
+        return scan_files(
+            task, [f"{self.directory}/{name}" for name in names], part_column, **self._access.scanning
+        )
 
 
 def scan_files(
     task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None, **access: Any
-) -> pl.LazyFrame:  # fmt: skip
+) -> pl.LazyFrame:
     """Parquet files of a table, of this schema or an older one; ``access`` is how polars asks their store."""
     return pl.scan_parquet(
         sources,

@@ -16,7 +16,8 @@ PROTOCOL_VERSION = 5
 """Raised whenever the method changes so that numbers of before and after must not be mixed."""
 
 ANSWER_TOKENS = 8
-"""Room for the answer to a retrieval question of five digits: with a space they are six tokens even where each byte is one."""
+"""Room for the answer to a retrieval question of five digits: with a space they are six tokens even where
+each byte is one."""
 
 
 def answer_room(digits: Collection[int]) -> int:
@@ -31,9 +32,9 @@ Kind = pl.DataType | type[pl.DataType]
 class CellColumn:
     """A column that every table starts with, and what it is to those who compare rows.
 
-    A ``version`` makes numbers incomparable: another method, weights, text, or way to read it. A ``target`` is what was measured,
-    and on what. A setting of the ``pruning`` is what a cell is set to, and ``plain`` its value in the dense cell. All others tell
-    who made a row.
+    A ``version`` makes numbers incomparable: another method, weights, text, or way to read it. A ``target``
+    is what was measured, and on what. A setting of the ``pruning`` is what a cell is set to, and ``plain``
+    its value in the dense cell. All others tell who made a row.
     """
 
     name: str
@@ -71,7 +72,8 @@ _CELL = (
 )
 """In the order in which they are stored: a new one comes last.
 
-One more setting of the pruning is one more line here. Whoever groups, joins, sorts or shows cells takes the names from below.
+One more setting of the pruning is one more line here. Whoever groups, joins, sorts or shows cells takes the
+names from below.
 """
 
 VERSIONS = tuple(column.name for column in _CELL if column.role == "version")
@@ -80,14 +82,15 @@ PRUNING = {column.name: column.plain for column in _CELL if column.role == "prun
 """Setting -> its value in the dense cell."""
 
 CELL_COLUMNS: dict[str, Kind] = {column.name: column.kind for column in _CELL}
-"""The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the layers that were
-really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were listed; a cell's id covers the rule, and
-of a cell with a rule that failed the layers are null. ``norm_attention``: per layer, how key norm and attention go together in
-the model (Spearman, ``workers/loaded/diagnosis.py``); of policies that go by norms, null elsewhere and where it could not be had.
-Both columns are null in files of older schemas. ``bos``: whether each
-text began with BOS; ``special_tokens_in_text``: whether special tokens that a text spells were letters (``literal``) or tokens
-(``parse``). Both are null in files of older schemas. ``quantization``: how the GGUF file that the model was made of stored its
-weights (``Q4_K_M``), null for models of no such file, and in files of older schemas."""
+"""The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the
+layers that were really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were
+listed; a cell's id covers the rule, and of a cell with a rule that failed the layers are null.
+``norm_attention``: per layer, how key norm and attention go together in the model (Spearman,
+``workers/loaded/diagnosis.py``); of policies that go by norms, null elsewhere and where it could not be had.
+Both columns are null in files of older schemas. ``bos``: whether each text began with BOS;
+``special_tokens_in_text``: whether special tokens that a text spells were letters (``literal``) or tokens
+(``parse``). Both are null in files of older schemas. ``quantization``: how the GGUF file that the model was
+made of stored its weights (``Q4_K_M``), null for models of no such file, and in files of older schemas."""
 
 TASK_COLUMNS: dict[str, dict[str, Kind]] = {
     "perplexity": {
@@ -197,37 +200,42 @@ TASK_COLUMNS: dict[str, dict[str, Kind]] = {
         "node": pl.String,
     },
 }
-"""The columns each task adds. ``control``: the second run of the dense cell in a round. ``prune_steps``: indices into
-``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured beside the run, bytes per second.
-``seconds`` of perplexity is the window's share of its unit's wall time, for cost only. ``event_steps``: tokens seen at each prune
-of a pruning layer, ``event_kept``: entries that it left; for drawing the cache's length over time, the same for every window of a
-cell, empty where nothing is ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's
-distribution of the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the scored
-tokens. ``rounding_nats``, ``rounding_ppl``: how far pruned cells of this model, dtype and device are from one token per pass, or
-from themselves without the cells that share their passes, whichever is more, as the self-check found it on the first windows for
-``knorm``, over the tokens that saw a pruned cache: mean absolute difference of a token in nats, and relative difference of the
-perplexities. Smaller differences between cells are rounding. Null on windows too short to prune, and in files of older
-schemas. ``text_...``: of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by
-itself, share of its 4-grams that were there before, tokens before the first that differs from the dense twin's.
-``kv_bytes_peak``, in perplexity and generation alike: the most bytes of entries stored at once, just before a prune.
-``kv_bytes_prompt``, ``kv_bytes_final``: of the entries held after the prompt and at the end. ``kv_bytes_allocated_peak`` and
-``kv_bytes_allocated_final``: of the memory that the cache keeps between two passes, the most and at the end: its buffers with
-the room behind their entries, positions and what its policy observes; null in files of older schemas, whose ``kv_bytes_peak``
-of generation was counted after each prune.
+"""The columns each task adds. ``control``: the second run of the dense cell in a round. ``prune_steps``:
+indices into ``token_seconds``. ``output_tokens``: row after row of the batch. ``memory_bandwidth``: measured
+beside the run, bytes per second. ``seconds`` of perplexity is the window's share of its unit's wall time, for
+cost only. ``event_steps``: tokens seen at each prune of a pruning layer, ``event_kept``: entries that it
+left; for drawing the cache's length over time, the same for every window of a cell, empty where nothing is
+ever pruned, null in files of older schemas. ``kl_sum``: KL divergence from the dense twin's distribution of
+the next token, in nats, ``tokens_agreed``: tokens for which both hold the same one most likely, over the
+scored tokens. ``rounding_nats``, ``rounding_ppl``: how far pruned cells of this model, dtype and device are
+from one token per pass, or from themselves without the cells that share their passes, whichever is more, as
+the self-check found it on the first windows for ``knorm``, over the tokens that saw a pruned cache: mean
+absolute difference of a token in nats, and relative difference of the perplexities. Smaller differences
+between cells are rounding. Null on windows too short to prune, and in files of older schemas. ``text_...``:
+of the generated text, averaged over the batch: tokens before its end, share of the batch that ended by
+itself, share of its 4-grams that were there before, tokens before the first that differs from the dense
+twin's. ``kv_bytes_peak``, in perplexity and generation alike: the most bytes of entries stored at once, just
+before a prune. ``kv_bytes_prompt``, ``kv_bytes_final``: of the entries held after the prompt and at the end.
+``kv_bytes_allocated_peak`` and ``kv_bytes_allocated_final``: of the memory that the cache keeps between two
+passes, the most and at the end: its buffers with the room behind their entries, positions and what its policy
+observes; null in files of older schemas, whose ``kv_bytes_peak`` of generation was counted after each prune.
 
-Retrieval: ``question_pruned``: whether the question went through with the context, before the first check. ``correct``: the
-model's own tokens are the answer's. ``correct_text``: their text has the digits in order, whatever pieces they come in and
-whatever stands between them; null in files of older schemas. ``answer_nll``: of
-the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions of the answer's own
-tokens (of the copy held best) that are held, over layers and heads, when the first wrong token is predicted, or the last where
-none is wrong; in older schemas of the whole fact's, when the answer begins. ``answer_retained_weighted``: the same, each layer's
-and KV head's share weighed by the attention that the dense cell gives there to the answer's positions, from the tokens that
-predict the answer; ``answer_retained_least``: the least share among the heads that have at least an equal part of that
-attention. Both are null in files of older schemas. ``cache_tokens_mean``: entries held while answering, over steps and layers.
+Retrieval: ``question_pruned``: whether the question went through with the context, before the first check.
+``correct``: the model's own tokens are the answer's. ``correct_text``: their text has the digits in order,
+whatever pieces they come in and whatever stands between them; null in files of older schemas. ``answer_nll``:
+of the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions
+of the answer's own tokens (of the copy held best) that are held, over layers and heads, when the first wrong
+token is predicted, or the last where none is wrong; in older schemas of the whole fact's, when the answer
+begins. ``answer_retained_weighted``: the same, each layer's and KV head's share weighed by the attention that
+the dense cell gives there to the answer's positions, from the tokens that predict the answer;
+``answer_retained_least``: the least share among the heads that have at least an equal part of that attention.
+Both are null in files of older schemas. ``cache_tokens_mean``: entries held while answering, over steps and
+layers.
 
-Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one for each document
-that has a value of its own; ``prune_events``, ``tokens_predicted``, ``tokens_predicted_pruned`` (with at least one entry already
-dropped: only those can tell anything of pruning) and ``cache_tokens_mean`` are of all requests of the task."""
+Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one
+for each document that has a value of its own; ``prune_events``, ``tokens_predicted``,
+``tokens_predicted_pruned`` (with at least one entry already dropped: only those can tell anything of pruning)
+and ``cache_tokens_mean`` are of all requests of the task."""
 
 ROW_KEYS = {
     "perplexity": ["window_index"],
@@ -247,7 +255,8 @@ def schema(task: str) -> pl.Schema:
 
 
 def to_arrow(task: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table in the table's schema. Raises ValueError where a row lacks a column or has one too many."""
+    """Rows as an Arrow table in the table's schema. Raises ValueError where a row lacks a column or has one
+    too many."""
     wanted = schema(task)
     for row in rows:
         if row.keys() != wanted.keys():

@@ -1,4 +1,5 @@
-"""With which credentials an object store is asked: variables that its libraries read, or a profile of the AWS command line."""
+"""With which credentials an object store is asked: variables that its libraries read, or a profile of the AWS
+command line."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ OWN = (
     "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
 )  # fmt: skip
-"""Variables by which obstore and polars find credentials themselves. They go before a profile, as in every tool of AWS."""
+"""Variables by which obstore and polars find credentials themselves. They go before a profile, as in every
+tool of AWS."""
 
 ELSEWHERE = ("sso_", "credential_process", "role_arn", "aws_access_key_id")
 """Keys of ``~/.aws/config`` that say where credentials come from."""
@@ -29,7 +31,8 @@ LIFETIME = timedelta(minutes=15)
 
 @dataclass(frozen=True)
 class Access:
-    """Further arguments for the two libraries that read and write a store; none where the environment says it all."""
+    """Further arguments for the two libraries that read and write a store; none where the environment says it
+    all."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Of obstore's ``from_url``."""
@@ -89,9 +92,11 @@ def _from_profile(url: str, told: str) -> Access:
     def for_obstore() -> dict[str, Any]:
         frozen = found.get_frozen_credentials()
         return {
-            "access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key, "token": frozen.token,
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
             "expires_at": datetime.now(UTC) + LIFETIME,
-        }  # fmt: skip
+        }
 
     def for_polars() -> tuple[dict[str, str], int]:
         frozen = found.get_frozen_credentials()
@@ -105,6 +110,8 @@ def _from_profile(url: str, told: str) -> Access:
         settings={"credential_provider": for_obstore, **place},
         scanning={
             "credential_provider": for_polars,
-            "storage_options": {"aws_region" if key == "region" else "aws_endpoint_url": value for key, value in place.items()},
+            "storage_options": {
+                "aws_region" if key == "region" else "aws_endpoint_url": value for key, value in place.items()
+            },
         },
     )

@@ -1,4 +1,5 @@
-"""What a store answered or holds, as one line for a person: its own errors are pages of XML and of library internals."""
+"""What a store answered or holds, as one line for a person: its own errors are pages of XML and of library
+internals."""
 
 from __future__ import annotations
 
@@ -32,15 +33,20 @@ def explained(directory: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """Only the code and message of the answer are repeated: the rest of it can hold a key's name or what was signed."""
+    """Only the code and message of the answer are repeated: the rest of it can hold a key's name or what was
+    signed."""
     said = " ".join(
-        match[1].splitlines()[0] for name in ("Code", "Message") if (match := re.search(rf"<{name}>([^<]{{1,200}})", text))
+        match[1].splitlines()[0]
+        for name in ("Code", "Message")
+        if (match := re.search(rf"<{name}>([^<]{{1,200}})", text))
     )
     status = re.search(r"status code: (\d{3})", text)
     if any(code in said for code in NO_BUCKET):
         return "there is no such bucket; create it or correct the address"
     if status and status[1] in ("401", "403"):
-        hint = "check the credentials (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and what they may do"
+        hint = (
+            "check the credentials (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and what they may do"
+        )
         return f"the store refuses access ({said or status[1]}); {hint}"
     if status and status[1].startswith("5"):
         return f"the store fails ({said or status[1]}{_tries(text)}); try again later, what is stored is kept"
@@ -55,7 +61,8 @@ def _reason(text: str) -> str:
 
 
 def first_line_of(error: object) -> str:
-    """The first line of a message, without the name that a library gives to local disks; of a stored one that may be missing."""
+    """The first line of a message, without the name that a library gives to local disks; of a stored one that
+    may be missing."""
     line = next(iter(str(error or "").splitlines()), "") or "no message"
     return line.removeprefix("Generic LocalFileSystem error: ")
 

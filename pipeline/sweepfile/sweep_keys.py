@@ -1,4 +1,5 @@
-"""What a sweep file may say: its keys, their types and defaults, and the filters that choose cells of its grid."""
+"""What a sweep file may say: its keys, their types and defaults, and the filters that choose cells of its
+grid."""
 
 from __future__ import annotations
 
@@ -6,7 +7,16 @@ import json
 from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WrapValidator,
+    model_validator,
+)
 
 from workers.corpora.entry import DatasetEntry, Documents
 from workers.models.bos import Bos
@@ -54,7 +64,8 @@ _LAYERS = TypeAdapter(list[NonNegative])
 
 
 def _rule_or_layers(value: Any, _: Any) -> list[int] | str:
-    """A text as a rule, whatever else as a list of layers, so that a fault is told of the one that was meant."""
+    """A text as a rule, whatever else as a list of layers, so that a fault is told of the one that was
+    meant."""
     return checked_rule(value) if isinstance(value, str) else _LAYERS.validate_python(value, strict=True)
 
 
@@ -73,7 +84,8 @@ AXES = {name: axis for axis, name in FIELDS.items()}
 
 
 def cell_value(axis: str, value: Any) -> Any:
-    """A listed value as cells hold it: layers in any order, or named twice, are the same layers; a rule is a text."""
+    """A listed value as cells hold it: layers in any order, or named twice, are the same layers; a rule is a
+    text."""
     return tuple(sorted(set(value))) if axis == "skip_layers" and not isinstance(value, str) else value
 
 
@@ -92,20 +104,29 @@ class CellFilter(_Strict):
     def named(self) -> dict[str, list[Any]]:
         """The axes that are named and their values, as cells hold them."""
         given = {axis: getattr(self, axis, None) for axis in FIELDS}
-        return {axis: [cell_value(axis, v) for v in values] for axis, values in given.items() if values is not None}
+        return {
+            axis: [cell_value(axis, v) for v in values]
+            for axis, values in given.items()
+            if values is not None
+        }
 
 
 class Exclusion(CellFilter):
-    """A block of ``exclude``: combinations that match it are left out of the grid. It must be able to match, but not all."""
+    """A block of ``exclude``: combinations that match it are left out of the grid. It must be able to match,
+    but not all."""
 
     @model_validator(mode="after")
     def _excludes_something_but_not_all(self) -> Exclusion:
         named = self.named()
         if not named:
-            raise ValueError(f"names no axis and would exclude everything; name at least one of {', '.join(FIELDS)}")
+            raise ValueError(
+                f"names no axis and would exclude everything; name at least one of {', '.join(FIELDS)}"
+            )
         empty = [axis for axis, values in named.items() if not values]
         if empty:
-            raise ValueError(f"{empty[0]} is empty, so the block would exclude nothing; list values or leave it out")
+            raise ValueError(
+                f"{empty[0]} is empty, so the block would exclude nothing; list values or leave it out"
+            )
         return self
 
 
@@ -130,9 +151,11 @@ class DatasetRef(_Strict):
     column: Annotated[str, Field(min_length=1)] | None = None
     """The column of text, where rows have several."""
     sample: Sample = "spread"
-    """Whether windows and prompts are spread evenly over the texts, are their first, or are drawn by chance (``seed``)."""
+    """Whether windows and prompts are spread evenly over the texts, are their first, or are drawn by chance
+    (``seed``)."""
     documents: Documents = "separate"
-    """Whether rows and files are documents that no window crosses, or one text with blank lines between them."""
+    """Whether rows and files are documents that no window crosses, or one text with blank lines between
+    them."""
 
     @property
     def entry(self) -> DatasetEntry:
@@ -144,12 +167,15 @@ DatasetList = Annotated[
     list[Annotated[DatasetRef, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]],
     AfterValidator(_no_duplicates),
 ]
-Protocols = Annotated[Axis[Literal["interleaved", "report_2025"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+Protocols = Annotated[
+    Axis[Literal["interleaved", "report_2025"]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]
 """One name, or a list of them."""
 
 
 class PerplexityTask(CellFilter):
-    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are scored per dataset.
+    """Sliding windows, ``stride`` as long as ``window`` unless given; ``windows`` is how many at most are
+    scored per dataset.
 
     The filters restrict it to some cells of the grid.
     """
@@ -157,7 +183,9 @@ class PerplexityTask(CellFilter):
     @model_validator(mode="before")
     @classmethod
     def _stride_is_the_window(cls, given: Any) -> Any:
-        return {"stride": given["window"], **given} if isinstance(given, dict) and "window" in given else given
+        return (
+            {"stride": given["window"], **given} if isinstance(given, dict) and "window" in given else given
+        )
 
     window: Annotated[int, Field(ge=2)] = 1024
     stride: Count = 1024
@@ -165,11 +193,13 @@ class PerplexityTask(CellFilter):
 
 
 class GenerationTask(CellFilter):
-    """Timed greedy decoding in rounds; the filters restrict it to some cells of the grid, all of them where left out.
+    """Timed greedy decoding in rounds; the filters restrict it to some cells of the grid, all of them where
+    left out.
 
-    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval of every ratio of time per output token
-    is narrower than ``interval_width``. Each ``protocol`` makes cells of its own, which take turns among themselves alone;
-    ``report_2025`` is a wrong one, kept to show what it made of the same runs.
+    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval of every ratio of
+    time per output token is narrower than ``interval_width``. Each ``protocol`` makes cells of its own, which
+    take turns among themselves alone; ``report_2025`` is a wrong one, kept to show what it made of the same
+    runs.
     """
 
     @model_validator(mode="before")
@@ -195,7 +225,8 @@ class GenerationTask(CellFilter):
 
 
 class RetrievalTask(CellFilter):
-    """Passkey and needle questions per length and depth; the filters restrict them to some cells of the grid."""
+    """Passkey and needle questions per length and depth; the filters restrict them to some cells of the
+    grid."""
 
     kinds: Axis[Literal["passkey", "needle"]] = ["passkey"]
     context_tokens: Axis[Count] = [512]
@@ -204,15 +235,17 @@ class RetrievalTask(CellFilter):
     """Per kind, length, depth, number of digits and number of distractors."""
     digits: Axis[Annotated[int, Field(ge=2, le=12)]] = [5]
     distractors: Axis[Annotated[int, Field(ge=0, le=60)]] = [0]
-    """Facts of the same form that nobody asks for. With as many as there are depths less one, the needle questions about every
-    depth ask about one document, which saves its prefill where ``question_pruned`` is false."""
+    """Facts of the same form that nobody asks for. With as many as there are depths less one, the needle
+    questions about every depth ask about one document, which saves its prefill where ``question_pruned`` is
+    false."""
     question_pruned: Axis[bool] = [True]
-    """Whether the question goes through with the context before the first check, or after the context was pruned and kept whole;
-    each makes cells of its own."""
+    """Whether the question goes through with the context before the first check, or after the context was
+    pruned and kept whole; each makes cells of its own."""
 
 
 class HarnessTask(CellFilter):
-    """Tasks of EleutherAI's lm-evaluation-harness by name; each makes cells of its own, whatever the ``datasets``."""
+    """Tasks of EleutherAI's lm-evaluation-harness by name; each makes cells of its own, whatever the
+    ``datasets``."""
 
     tasks: Axis[Annotated[str, Field(min_length=1)]]
     limit: Count | None = None
@@ -240,16 +273,19 @@ class SweepSpec(_Strict):
     schedules: Axis[Schedule] = ["every_step"]
     position_modes: Axis[PositionMode] = ["absolute"]
     exclude: list[Exclusion] = []
-    """Combinations that match any of these blocks are no cells, as in the matrix of a CI service; dense cells always are."""
+    """Combinations that match any of these blocks are no cells, as in the matrix of a CI service; dense cells
+    always are."""
     perplexity: PerplexityTask | None = None
     generation: GenerationTask | None = None
     retrieval: RetrievalTask | None = None
     lm_eval: HarnessTask | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     bos: Bos = "auto"
-    """Whether each text, prompt and document begins with BOS: as the model's own tokenizer has it, or whatever it has."""
+    """Whether each text, prompt and document begins with BOS: as the model's own tokenizer has it, or
+    whatever it has."""
     special_tokens_in_text: SpecialTokens = "literal"
-    """Whether special tokens that a dataset spells are letters, as all text is, or the tokens of that name."""
+    """Whether special tokens that a dataset spells are letters, as all text is, or the tokens of that
+    name."""
     allow_beyond_context: bool = False
     """Also texts longer than a model was trained on; such cells are marked and enter no aggregate."""
 

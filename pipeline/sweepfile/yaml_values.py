@@ -1,7 +1,8 @@
-"""YAML text -> plain values with their places. Whatever is written, it ends soon, in values or in one fault with its place.
+"""YAML text -> plain values with their places. Whatever is written, it ends soon, in values or in one fault
+with its place.
 
-The text is read event by event and never expanded: an alias points at the value that it names, whose size is known by then.
-So what a few lines of nested aliases would become is counted before anything is built of it.
+The text is read event by event and never expanded: an alias points at the value that it names, whose size is
+known by then. So what a few lines of nested aliases would become is counted before anything is built of it.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class _Open:
 def read_yaml(text: str) -> Node:
     """The one document of a YAML 1.2 text. Raises YamlError, and nothing else, for whatever it is not."""
     if found := _SURROGATE.search(text):
-        raise YamlError(f"holds half a character ({_escaped(found[0])}), which is no text", *_place(text, found.start()))
+        raise YamlError(
+            f"holds half a character ({_escaped(found[0])}), which is no text", *_place(text, found.start())
+        )
     try:
         return _Builder().build(YAML(typ="safe", pure=True).parse(text))
     except YamlError:
@@ -93,7 +96,15 @@ def read_yaml(text: str) -> Node:
     except ReaderError as error:
         told = f"not valid YAML: the character {_escaped(text[error.position : error.position + 1])} is not allowed"
         raise YamlError(told, *_place(text, error.position)) from None
-    except (YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (
+        YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise YamlError(f"not valid YAML: {_one_line(error)}") from None  # what a parser lets through
 
 
@@ -149,7 +160,9 @@ class _Builder:
     def _begin(self, event: Any, node: Node) -> None:
         what, core = ("a list", "seq") if isinstance(node.value, list) else ("a mapping", "map")
         if event.tag not in (None, "!", f"{TAG}{core}"):
-            raise YamlError(f"not valid YAML: {what} with the tag {_shown(str(event.tag))}; write it without one")
+            raise YamlError(
+                f"not valid YAML: {what} with the tag {_shown(str(event.tag))}; write it without one"
+            )
         if self._open and isinstance(self._open[-1].node.value, dict) and self._open[-1].key is None:
             raise YamlError(f"not valid YAML: {what} as a key; a key is a name")
         if len(self._open) >= MAX_DEPTH:
@@ -181,7 +194,9 @@ class _Builder:
         key = self._text(event)
         if key in within.node.keys:
             first = within.node.keys[key][0]
-            raise YamlError(f'not valid YAML: duplicate key "{_shown(key)}", which stands in line {first} too')
+            raise YamlError(
+                f'not valid YAML: duplicate key "{_shown(key)}", which stands in line {first} too'
+            )
         within.node.keys[key] = (line, column)
         within.key = key
 
@@ -211,11 +226,14 @@ class _Builder:
             raise YamlError(f"nested more than {MAX_DEPTH} deep, aliases followed", line, column)
 
     def _tag(self, event: Any) -> str:
-        """``str``, ``int``, ``float``, ``bool``, ``null`` or ``merge``, given or seen from the text; others are text."""
+        """``str``, ``int``, ``float``, ``bool``, ``null`` or ``merge``, given or seen from the text; others
+        are text."""
         if event.tag not in (None, "!"):
             short = str(event.tag).removeprefix(TAG)
             if short not in ("str", "int", "float", "bool", "null"):
-                raise YamlError(f"not valid YAML: a value with the tag {_shown(str(event.tag))}; write it without one")
+                raise YamlError(
+                    f"not valid YAML: a value with the tag {_shown(str(event.tag))}; write it without one"
+                )
             return short
         plain = event.implicit[0] and event.tag is None
         seen = self._resolver.resolve(ScalarNode, event.value, (plain, True)) if plain else f"{TAG}str"

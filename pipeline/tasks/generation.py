@@ -21,7 +21,8 @@ from workers.messages.work import GenerationWork
 from workers.models.model_files import ModelFacts
 
 RUN_SECONDS = 0.25
-"""Of a timed run beside its passes: memory given back, garbage collected, prunes, clocks (the default sweep)."""
+"""Of a timed run beside its passes: memory given back, garbage collected, prunes, clocks (the default
+sweep)."""
 WORK_KEYS = ("new_tokens", "repeats", "max_repeats", "interval_width", "warmup", "protocol")
 """The settings that a worker is sent as they are."""
 
@@ -39,15 +40,22 @@ class Generation(Task):
         asked = spec.generation
         if asked is None:
             return
-        common = asked.model_dump(exclude={"protocol", "prompt_tokens", "batch_sizes", *CellFilter.model_fields})
-        for protocol, prompt, batch in itertools.product(asked.protocol, asked.prompt_tokens, asked.batch_sizes):
+        common = asked.model_dump(
+            exclude={"protocol", "prompt_tokens", "batch_sizes", *CellFilter.model_fields}
+        )
+        for protocol, prompt, batch in itertools.product(
+            asked.protocol, asked.prompt_tokens, asked.batch_sizes
+        ):
             yield {"protocol": protocol, "prompt_tokens": prompt, "batch_size": batch, **common}
 
     def lengths(self, spec: SweepSpec) -> list[tuple[str, int]]:
         asked = spec.generation
         if asked is None:
             return []
-        return [("generation.prompt_tokens + new_tokens", prompt + asked.new_tokens) for prompt in asked.prompt_tokens]
+        return [
+            ("generation.prompt_tokens + new_tokens", prompt + asked.new_tokens)
+            for prompt in asked.prompt_tokens
+        ]
 
     def text_needs(self, spec: SweepSpec, tokens: Tokens, bos: bool) -> list[TextNeed]:
         asked = spec.generation
@@ -78,7 +86,9 @@ class Generation(Task):
         silent = [cell for cell in cells if not prunes_while_decoding(cell)]
         notes = [_silent_note(silent)] if silent else []
         if spec.generation and "report_2025" in spec.generation.protocol:
-            notes.append("generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it")
+            notes.append(
+                "generation.protocol report_2025 times wrongly on purpose: no speed is concluded from it"
+            )
         return notes
 
     def units(self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int) -> list[PlannedUnit]:
@@ -112,9 +122,11 @@ class Generation(Task):
 
 
 def prunes_while_decoding(cell: Cell) -> bool:
-    """Whether a timed cell that is checked at every step drops anything after its prompt, so that its time per token tells of it.
+    """Whether a timed cell that is checked at every step drops anything after its prompt, so that its time
+    per token tells of it.
 
-    True of all other timed cells: what ``prefill_once`` and cells that never prune do while decoding is said elsewhere.
+    True of all other timed cells: what ``prefill_once`` and cells that never prune do while decoding is said
+    elsewhere.
     """
     settings = settings_of(cell)
     if cell.prune_after is None or not cell.budget.checks_steps:

@@ -1,4 +1,5 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, which bring their own texts; what they ask, only running them tells."""
+"""Tasks of EleutherAI's lm-evaluation-harness, which bring their own texts; what they ask, only running them
+tells."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ class Harness(Task):
     def texts(self, spec: SweepSpec, faults: list[str]) -> list[OwnText]:
         if spec.lm_eval is None:
             return []
-        from workers.harness.tasks import HarnessError, task_digest  # the harness is an optional dependency, and takes seconds
+        from workers.harness.tasks import (
+            HarnessError,
+            task_digest,
+        )  # the harness is an optional dependency, and takes seconds
 
         found = []
         for name in spec.lm_eval.tasks:
@@ -61,7 +65,8 @@ class Harness(Task):
         return None
 
     def rows_expected(self, cell: Cell, resolved: Resolved) -> int:
-        return 1  # a cell's rows are stored together; how many metrics and documents it has, only running it tells
+        # a cell's rows are stored together; how many metrics and documents it has, only running it tells
+        return 1
 
     def seconds(self, unit: PlannedUnit, rates: Rates) -> float:
         return sum(_cell_seconds(cell, rates) for cell in unit.cells)

@@ -1,4 +1,5 @@
-"""Sliding perplexity: windows of a dataset, one token per step; cells that prune at the same places share passes."""
+"""Sliding perplexity: windows of a dataset, one token per step; cells that prune at the same places share
+passes."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from workers.texts.windows import Window
 MOST_CELLS, MOST_WINDOWS = 24, 16
 """Of a unit."""
 LARGEST_WINDOW = 2**24
-"""The largest number of a window that is believed: a row with a larger one, or none, is nobody's, and would fill the memory."""
+"""The largest number of a window that is believed: a row with a larger one, or none, is nobody's, and would
+fill the memory."""
 
 
 def schedule_of(cell: Cell, steps: int) -> Schedule:
@@ -44,7 +46,8 @@ def schedule_of(cell: Cell, steps: int) -> Schedule:
 
 @dataclass(frozen=True)
 class Passes:
-    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of windows."""
+    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of
+    windows."""
 
     tokens: int
     passes: int
@@ -93,7 +96,10 @@ class Perplexity(Task):
     def sweep_faults(self, spec: SweepSpec) -> Iterator[tuple[tuple[str, ...], str]]:
         asked = spec.perplexity
         if asked and asked.stride > asked.window:
-            yield ("perplexity", "stride"), f"must be <= perplexity.window {asked.window} (got {asked.stride})"
+            yield (
+                ("perplexity", "stride"),
+                f"must be <= perplexity.window {asked.window} (got {asked.stride})",
+            )
 
     def lengths(self, spec: SweepSpec) -> list[tuple[str, int]]:
         return [("perplexity.window", spec.perplexity.window)] if spec.perplexity else []
@@ -142,7 +148,9 @@ class Perplexity(Task):
                 notes.append(f"{dense.dataset}: no interval can be given from {count} window")
         return notes
 
-    def units(self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int) -> Iterator[PlannedUnit]:
+    def units(
+        self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int
+    ) -> Iterator[PlannedUnit]:
         windows = windows_of(cells[0], resolved)
         longest = longest_seconds(dense_seconds(cells[0], rates))
 
@@ -195,7 +203,9 @@ def windows_of(cell: Cell, resolved: Resolved) -> tuple[Window, ...]:
     """The windows of a perplexity cell."""
     settings = settings_of(cell)
     tokens = resolved.tokens[cell.model, cell.dataset]
-    return tokens.windows(settings["window"], settings["stride"], settings["windows"], bos=cell.bos is not None)
+    return tokens.windows(
+        settings["window"], settings["stride"], settings["windows"], bos=cell.bos is not None
+    )
 
 
 def dense_seconds(cell: Cell, rates: Rates) -> float:
@@ -203,7 +213,9 @@ def dense_seconds(cell: Cell, rates: Rates) -> float:
     return settings_of(cell)["window"] * rates.token
 
 
-def _with_passes(cells: tuple[Cell, ...], rates: Rates, longest: float) -> list[tuple[tuple[Cell, ...], Passes]]:
+def _with_passes(
+    cells: tuple[Cell, ...], rates: Rates, longest: float
+) -> list[tuple[tuple[Cell, ...], Passes]]:
     """Cells, neighbours together, in parts of which one window takes no longer than that, or single ones."""
     passes = Passes.of(cells)
     if len(cells) == 1 or passes.seconds(rates, 1) <= longest:
@@ -217,7 +229,9 @@ def sharing_passes(cells: list[Cell]) -> list[tuple[Cell, ...]]:
 
     def sharing(cell: Cell) -> tuple[int, str, tuple[int, ...]]:
         skip = cell.skip_layers
-        return (cell.prune_after or 0, skip, ()) if isinstance(skip, str) else (cell.prune_after or 0, "", skip)
+        return (
+            (cell.prune_after or 0, skip, ()) if isinstance(skip, str) else (cell.prune_after or 0, "", skip)
+        )
 
     batches: list[list[Cell]] = [[]]
     for _, group in itertools.groupby(sorted(cells, key=sharing), key=sharing):

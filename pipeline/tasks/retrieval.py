@@ -1,4 +1,5 @@
-"""Passkey and needle questions: a unit asks some cells about some documents of one kind and length, each at every depth."""
+"""Passkey and needle questions: a unit asks some cells about some documents of one kind and length, each at
+every depth."""
 
 from __future__ import annotations
 
@@ -77,7 +78,10 @@ class Retrieval(Task):
         if asked is None:
             return []
         room = answer_room(asked.digits)
-        return [(f"retrieval.context_tokens + {room} for the answer", length + room) for length in asked.context_tokens]
+        return [
+            (f"retrieval.context_tokens + {room} for the answer", length + room)
+            for length in asked.context_tokens
+        ]
 
     def model_faults(self, spec: SweepSpec, facts: ModelFacts, bos: int | None) -> Iterable[str]:
         return questions.faults(spec.retrieval, facts, bos) if spec.retrieval else ()
@@ -110,7 +114,9 @@ class Retrieval(Task):
         settings = settings_of(cell)
         return len(settings["kinds"]) * len(settings["context_tokens"]) * questions_expected(cell)
 
-    def units(self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int) -> Iterator[PlannedUnit]:
+    def units(
+        self, cells: list[Cell], resolved: Resolved, rates: Rates, before: int
+    ) -> Iterator[PlannedUnit]:
         settings = settings_of(cells[0])
         documents = documents_expected(cells[0])
         for kind, length in itertools.product(settings["kinds"], settings["context_tokens"]):
@@ -175,7 +181,9 @@ def questions_of(resolved: Resolved, unit: PlannedUnit) -> tuple[Question, ...]:
 
     axes = (settings["depths"], settings["digits"], settings["distractors"], settings["questions"])
     documents, start = range(asked.first, asked.end), first_ids(first)
-    return tuple(build_questions(encode, asked.kind, asked.context_tokens, *axes, first.seed, filler, start, documents))
+    return tuple(
+        build_questions(encode, asked.kind, asked.context_tokens, *axes, first.seed, filler, start, documents)
+    )
 
 
 def prompt_seconds(rates: Rates, length: int, questions: int) -> float:
@@ -186,7 +194,8 @@ def prompt_seconds(rates: Rates, length: int, questions: int) -> float:
 def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, questions: int) -> float:
     """Of a unit: the prompts once for all cells, then each cell's answers, and what they fork and prune.
 
-    Each answer goes through twice, with the right tokens and with the model's own, and so does a question that is kept out.
+    Each answer goes through twice, with the right tokens and with the model's own, and so does a question
+    that is kept out.
     """
     settings = settings_of(cells[0])
     batches = math.ceil(questions / MAX_AT_ONCE)
@@ -202,7 +211,7 @@ def retrieval_seconds(cells: Sequence[Cell], rates: Rates, length: int, question
 
 def _about(
     rates: Rates, cells: list[Cell], length: int, documents: int
-) -> Iterator[tuple[tuple[Cell, ...], list[range]]]:  # fmt: skip
+) -> Iterator[tuple[tuple[Cell, ...], list[range]]]:
     """Batches of cells, and the stretches of documents of one length about which a unit asks them."""
     depths = len(settings_of(cells[0])["depths"])
     longest = longest_seconds(prompt_seconds(rates, length, depths))
@@ -245,7 +254,9 @@ class _StoredAnswers:
         asked = _part_of(unit)
         depths = len(settings_of(cell)["depths"])
 
-        wanted = (1 << depths * asked.end) - (1 << depths * asked.first)  # a document's questions are neighbours
+        wanted = (1 << depths * asked.end) - (
+            1 << depths * asked.first
+        )  # a document's questions are neighbours
         answered = self._asked.get((cell.cell_id, asked.kind, asked.context_tokens), 0)
         return bool(wanted & ~answered)
 
@@ -263,8 +274,11 @@ def _place(row: dict[str, Any]) -> tuple[str, str, int]:
 
 @lru_cache(maxsize=64)
 def _numbers(settings: str) -> dict[tuple[Any, ...], int]:
-    """Of the questions of a kind and length, in the order in which they are built, by what tells them apart."""
+    """Of the questions of a kind and length, in the order in which they are built, by what tells them
+    apart."""
     axes = json.loads(settings)
     documents = itertools.product(axes["digits"], axes["distractors"], range(axes["questions"]))
-    asked = ((digits, others, depth, index) for digits, others, index in documents for depth in axes["depths"])
+    asked = (
+        (digits, others, depth, index) for digits, others, index in documents for depth in axes["depths"]
+    )
     return {question: number for number, question in enumerate(asked)}

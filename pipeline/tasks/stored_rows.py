@@ -39,11 +39,12 @@ class StoredRows(Protocol):
 
 
 class CountedRows:
-    """Of a task whose cells are done whole: how many rows each has. Raises PolarsError where a part is no Parquet file."""
+    """Of a task whose cells are done whole: how many rows each has. Raises PolarsError where a part is no
+    Parquet file."""
 
     def __init__(
         self, store: RunStore, task: str, row_keys: Sequence[str], expected: Callable[[Cell], int]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._expected = expected
         counts: Iterable[tuple[str, int]] = rows_per_cell(store, task, row_keys).collect().iter_rows()
         self._counts = dict(counts)

@@ -23,10 +23,15 @@ def held(share, **settings):
 
 
 def test_the_head_says_which_policies_keep_accuracy_down_to_which_budget(page_of):
-    """tova lost three of sixty, which shows neither a loss nor that there is none; its lower budget would be kept by itself."""
+    """tova lost three of sixty, which shows neither a loss nor that there is none; its lower budget would be
+    kept by itself."""
     rows = asked(60, 60, 60, **held(0.5, keep_ratio=0.5)) + asked(59, 60, 60, **held(0.2, keep_ratio=0.2))
-    rows += asked(14, 60, 60, **held(0.1, keep_ratio=0.1)) + asked(6, 60, 60, **held(0.5, keep_ratio=0.5, policy="random"))
-    rows += asked(57, 60, 60, **held(0.3, keep_ratio=0.3, policy="tova")) + asked(context_tokens=64, **held(0.01))
+    rows += asked(14, 60, 60, **held(0.1, keep_ratio=0.1)) + asked(
+        6, 60, 60, **held(0.5, keep_ratio=0.5, policy="random")
+    )
+    rows += asked(57, 60, 60, **held(0.3, keep_ratio=0.3, policy="tova")) + asked(
+        context_tokens=64, **held(0.01)
+    )
     rows += asked(60, 60, 60, **held(0.2, keep_ratio=0.2, policy="tova"))
     (sentence,) = said(page_of(retrieval=rows))
     assert sentence == (
@@ -37,15 +42,19 @@ def test_the_head_says_which_policies_keep_accuracy_down_to_which_budget(page_of
 
 
 def test_fifteen_questions_cannot_tell_what_a_careless_rule_would_call_kept(page_of):
-    """All right, or one wrong: neither is shown to be below dense, and neither is shown to be within ten points of it."""
+    """All right, or one wrong: neither is shown to be below dense, and neither is shown to be within ten
+    points of it."""
     rows = asked(15, 15, 15, **held(0.5)) + asked(14, 15, 15, **held(0.5, policy="tova"))
     (sentence,) = said(page_of(retrieval=rows))
     assert sentence.endswith("dense answers 100.0 % of 15 questions; 15 questions cannot tell: knorm, tova.")
 
 
 def test_policies_are_not_ranked_by_their_figures(page_of):
-    """tova keeps the accuracy down to less than knorm does, but no test of the two against each other was made."""
-    rows = asked(60, 60, 60, **held(0.5, keep_ratio=0.5)) + asked(60, 60, 60, **held(0.3, keep_ratio=0.3, policy="tova"))
+    """tova keeps the accuracy down to less than knorm does, but no test of the two against each other was
+    made."""
+    rows = asked(60, 60, 60, **held(0.5, keep_ratio=0.5)) + asked(
+        60, 60, 60, **held(0.3, keep_ratio=0.3, policy="tova")
+    )
     (sentence,) = said(page_of(retrieval=rows))
     assert "knorm down to 50.0 %, tova down to 30.0 % of the dense cache" in sentence
 
@@ -59,7 +68,11 @@ def test_a_setting_that_keeps_the_accuracy_speaks_for_no_other_of_its_policy(pag
 
 def test_one_loss_among_many_cells_is_no_loss_shown(page_of):
     """Six of sixty lost have a p of 0.03; among seven cells of the same questions that is 0.22."""
-    rows = [row for i in range(7) for row in asked(54 if i else 55, 60, 60, **held(0.9 - i / 10, keep_ratio=0.9 - i / 10))]
+    rows = [
+        row
+        for i in range(7)
+        for row in asked(54 if i else 55, 60, 60, **held(0.9 - i / 10, keep_ratio=0.9 - i / 10))
+    ]
     (sentence,) = said(page_of(retrieval=rows))
     assert "60 questions cannot tell: knorm." in sentence and "shown to lose answers" not in sentence
 
@@ -77,7 +90,9 @@ def test_a_context_that_was_pruned_once_stands_beside_perplexity_of_its_setting(
 
 
 def test_a_budget_below_one_at_which_accuracy_was_lost_is_no_budget_down_to_which_it_is_kept():
-    frame = pl.DataFrame({"budget": [0.1, 0.3, 0.5], "lost_at_most": [0.05, 0.3, 0.05], "dense_accuracy": 1.0})
+    frame = pl.DataFrame(
+        {"budget": [0.1, 0.3, 0.5], "lost_at_most": [0.05, 0.3, 0.05], "dense_accuracy": 1.0}
+    )
     assert least_budget(frame) == 0.5
     assert least_budget(frame[1:2]) is None
     assert least_budget(frame[:1]) == 0.1
@@ -100,19 +115,33 @@ DENSE = [perplexity_row(i, policy="dense") for i in range(4)]
 @pytest.mark.parametrize(
     ("ratio", "wobble", "right", "words"),
     [
-        (1.005, 0, 6, "at most 2 % where pruned where retrieval is shown to lose in 1 of 1 pairs of figures; most: PPL ratio"),
+        (
+            1.005,
+            0,
+            6,
+            "at most 2 % where pruned where retrieval is shown to lose in 1 of 1 pairs of figures; most: PPL ratio",
+        ),
         (1.005, 5, 6, "to disagree in none of 1 pairs"),  # PPL may have risen by far more
-        (1.5, 0, 60, "kept in 1 of 1 pairs of figures, each at the 95 % level; most: PPL ratio where pruned 2.250"),
+        (
+            1.5,
+            0,
+            60,
+            "kept in 1 of 1 pairs of figures, each at the 95 % level; most: PPL ratio where pruned 2.250",
+        ),
         (1.5, 0, 57, "to disagree in none of 1 pairs"),  # accuracy may have fallen
         (1.005, 0, 57, "to disagree in none of 1 pairs"),  # five points are within the interval
         (1.5, 0, 6, "to disagree in none of 1 pairs"),
     ],
-)  # fmt: skip
-def test_the_head_names_the_cell_where_perplexity_and_retrieval_disagree(page_of, ratio, wobble, right, words):
+)
+def test_the_head_names_the_cell_where_perplexity_and_retrieval_disagree(
+    page_of, ratio, wobble, right, words
+):
     shown = page_of(perplexity=DENSE + scored(ratio, wobble), retrieval=asked(right, 60, 60))
     (sentence,) = [line for line in said(shown) if "PPL" in line]
     assert words in sentence
-    assert ("(knorm, keep_ratio 0.9, no layer skipped, prune_after 32; passkey, 5 digits" in sentence) == ("most" in sentence)
+    assert ("(knorm, keep_ratio 0.9, no layer skipped, prune_after 32; passkey, 5 digits" in sentence) == (
+        "most" in sentence
+    )
 
 
 def test_one_ppl_among_many_pairs_that_is_low_by_chance_is_no_disagreement(page_of):
@@ -120,7 +149,11 @@ def test_one_ppl_among_many_pairs_that_is_low_by_chance_is_no_disagreement(page_
     ratios = [0.9 - i / 20 for i in range(12)]
     own = scored(1.0, 0.35, keep_ratio=0.9)
     high = np.exp(stats.ttest_1samp([0.35 / 50, -0.35 / 50] * 2, 0).confidence_interval(0.95).high)
-    assert high < 1.02 < np.exp(stats.ttest_1samp([0.35 / 50, -0.35 / 50] * 2, 0).confidence_interval(1 - 0.05 / 12).high)
+    assert (
+        high
+        < 1.02
+        < np.exp(stats.ttest_1samp([0.35 / 50, -0.35 / 50] * 2, 0).confidence_interval(1 - 0.05 / 12).high)
+    )
     rows = own + [row for ratio in ratios[1:] for row in scored(1.5, keep_ratio=ratio)]
     shown = page_of(perplexity=DENSE + rows, retrieval=asked(6, 60, 60))
     assert beside(shown.made.perplexity, shown.made.retrieval).height == 1
@@ -133,7 +166,9 @@ def test_one_loss_among_many_pairs_is_no_disagreement(page_of):
     ratios = [0.9 - i / 20 for i in range(10)]
     rows = [row for ratio in ratios for row in scored(1.005, keep_ratio=ratio)]
     answers = [row for ratio in ratios for row in asked(52 if ratio == 0.9 else 60, 60, 60, keep_ratio=ratio)]
-    (sentence,) = [line for line in said(page_of(perplexity=DENSE + rows, retrieval=answers)) if "PPL" in line]
+    (sentence,) = [
+        line for line in said(page_of(perplexity=DENSE + rows, retrieval=answers)) if "PPL" in line
+    ]
     assert "to disagree in none of 10 pairs" in sentence
 
 
@@ -159,9 +194,14 @@ def test_the_head_says_which_task_lost_most(page_of):
     (sentence,) = said(page_of(tasks=rows))
     together = "1 of 2 figures of 1 metrics are shown to be worse than dense (all at the 95 % level together)"
     assert f"{together}; most: quiz, acc -0.500 [" in sentence
-    assert "none of 1 figures" in said(page_of(tasks=tasks_rows(dense, policy="dense") + tasks_rows(dense)))[0]
+    assert (
+        "none of 1 figures" in said(page_of(tasks=tasks_rows(dense, policy="dense") + tasks_rows(dense)))[0]
+    )
     lower = {"higher_is_better": False}
-    assert "none of" in said(page_of(tasks=tasks_rows(dense, policy="dense", **lower) + tasks_rows(worse, **lower)))[0]
+    assert (
+        "none of"
+        in said(page_of(tasks=tasks_rows(dense, policy="dense", **lower) + tasks_rows(worse, **lower)))[0]
+    )
 
 
 def test_three_documents_show_nothing(page_of):

@@ -38,7 +38,11 @@ def test_ppl_is_pooled_over_tokens_not_averaged_over_windows(summarise):
 
 
 def test_ratio_uses_only_windows_that_the_twin_scored_too(summarise):
-    rows = [perplexity_row(0, policy="dense", nll_sum=200.0), perplexity_row(0, nll_sum=210.0), perplexity_row(1, nll_sum=900.0)]
+    rows = [
+        perplexity_row(0, policy="dense", nll_sum=200.0),
+        perplexity_row(0, nll_sum=210.0),
+        perplexity_row(1, nll_sum=900.0),
+    ]
     row = one(summarise(rows), policy="knorm")
     assert row["ratio"] == pytest.approx(math.exp(0.1))
     assert (row["n_windows"], row["n_paired"]) == (2, 1)
@@ -59,7 +63,9 @@ def test_cell_without_a_twin_stays_in_the_table_without_a_ratio(summarise):
 
 
 def test_one_window_has_a_ratio_and_no_interval(summarise):
-    row = one(summarise([perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]), policy="knorm")
+    row = one(
+        summarise([perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]), policy="knorm"
+    )
     assert row["ratio"] == pytest.approx(math.exp(0.1))
     assert row["ratio_low"] is None
     assert row["note"] == "one window: no interval"
@@ -85,10 +91,23 @@ def test_retained_figures_are_means_over_events_and_null_without_events(summaris
 def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tmp_path):
     """The made-up model has a context of 1,024 tokens; a model that no run.json knows is not marked."""
     long = {"window": 1025, "stride": 1025}
-    rows = [perplexity_row(i, policy=p, model=m, **long) for m in ("toy", "other") for p in ("dense", "knorm") for i in (0, 1)]
-    timed = [generation_row(i, policy="dense", prompt_tokens=n, new_tokens=24) for n in (1000, 1001) for i in range(2)]
+    rows = [
+        perplexity_row(i, policy=p, model=m, **long)
+        for m in ("toy", "other")
+        for p in ("dense", "knorm")
+        for i in (0, 1)
+    ]
+    timed = [
+        generation_row(i, policy="dense", prompt_tokens=n, new_tokens=24)
+        for n in (1000, 1001)
+        for i in range(2)
+    ]
     asked = [retrieval_row(policy="dense", context_tokens=n) for n in (1016, 1017)]
-    run = Tables.of(load([write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})]))
+    run = Tables.of(
+        load(
+            [write_run(str(tmp_path / "run"), {"perplexity": rows, "generation": timed, "retrieval": asked})]
+        )
+    )
     cells = run.perplexity
     marked, other = one(cells, policy="knorm", model="toy"), one(cells, policy="knorm", model="other")
     assert (marked["verdict"], other["verdict"]) == ("BEYOND_CONTEXT", "VALID")
@@ -101,7 +120,7 @@ def test_figures_beyond_the_trained_context_are_marked_and_enter_no_aggregate(tm
 
 @pytest.mark.parametrize(
     ("pruned", "verdict"), [(0, "NEVER_PRUNED"), (4, "BARELY_PRUNED"), (5, "VALID"), (100, "VALID")], ids=str
-)  # fmt: skip
+)
 def test_verdict_follows_the_share_of_tokens_that_saw_a_pruned_cache(summarise, pruned, verdict):
     table = summarise([perplexity_row(0, policy="dense"), perplexity_row(0, tokens_scored_pruned=pruned)])
     assert one(table, policy="knorm")["verdict"] == verdict
@@ -110,7 +129,10 @@ def test_verdict_follows_the_share_of_tokens_that_saw_a_pruned_cache(summarise, 
 
 @pytest.mark.parametrize("nll", [None, float("nan"), float("inf")])
 def test_a_missing_or_broken_sum_does_not_count_as_zero_nats(summarise, nll):
-    rows = [perplexity_row(i, policy="dense") for i in range(2)] + [perplexity_row(0), perplexity_row(1, nll_sum=nll)]
+    rows = [perplexity_row(i, policy="dense") for i in range(2)] + [
+        perplexity_row(0),
+        perplexity_row(1, nll_sum=nll),
+    ]
     row = one(summarise(rows), policy="knorm")
     assert (row["ppl"], row["ratio"], row["ratio_low"], row["verdict"]) == (None, None, None, "NOT_FINITE")
 
@@ -122,23 +144,37 @@ def test_reproduced_position_bug_is_named(summarise):
 
 def test_seeds_of_random_are_pooled_each_against_its_own_twin(summarise):
     rows = [perplexity_row(i, policy="dense", seed=seed) for i in range(2) for seed in (1, 2)]
-    rows += [perplexity_row(i, policy="random", seed=seed, nll_sum=200.0 + 10 * seed) for i in range(2) for seed in (1, 2)]
+    rows += [
+        perplexity_row(i, policy="random", seed=seed, nll_sum=200.0 + 10 * seed)
+        for i in range(2)
+        for seed in (1, 2)
+    ]
     row = one(summarise(rows), policy="random")
     assert row["ratio"] == pytest.approx(math.exp(15 / 100))
     assert (row["seeds"], row["n_paired"]) == (2, 2)
-    assert row["ratio_low"] == pytest.approx(row["ratio_high"])  # both windows differ equally: windows are resampled, not rows
+    assert row["ratio_low"] == pytest.approx(
+        row["ratio_high"]
+    )  # both windows differ equally: windows are resampled, not rows
 
 
 @pytest.mark.parametrize(
     ("column", "other"),
     [
-        ("model_revision", "other"), ("dataset_fingerprint", "other"), ("protocol_version", 2),
-        ("special_tokens_in_text", "parse"), ("special_tokens_in_text", None), ("bos", True), ("bos", None),
+        ("model_revision", "other"),
+        ("dataset_fingerprint", "other"),
+        ("protocol_version", 2),
+        ("special_tokens_in_text", "parse"),
+        ("special_tokens_in_text", None),
+        ("bos", True),
+        ("bos", None),
     ],
-)  # fmt: skip
+)
 def test_other_weights_data_or_ways_to_read_them_are_never_pooled(summarise, column, other):
     rows = [perplexity_row(0, policy="dense"), perplexity_row(0)]
-    rows += [perplexity_row(0, policy="dense", nll_sum=100.0, **{column: other}), perplexity_row(0, **{column: other})]
+    rows += [
+        perplexity_row(0, policy="dense", nll_sum=100.0, **{column: other}),
+        perplexity_row(0, **{column: other}),
+    ]
     table = summarise(rows).filter(pl.col("policy") == "knorm")
     assert sorted(table["ratio"]) == pytest.approx([1.0, math.e])
 
@@ -173,7 +209,9 @@ def test_rows_delivered_twice_or_by_two_runs_count_once(tmp_path):
 
 
 def test_retrieval_accuracy_has_wilsons_interval(tmp_path):
-    rows = [retrieval_row(i, correct=i < 8) for i in range(10)] + [retrieval_row(i, policy="dense") for i in range(10)]
+    rows = [retrieval_row(i, correct=i < 8) for i in range(10)] + [
+        retrieval_row(i, policy="dense") for i in range(10)
+    ]
     table = Tables.of(load([write_run(str(tmp_path / "run"), {"retrieval": rows})])).retrieval
     row = one(table, policy="knorm")
     wanted = stats.binomtest(8, 10).proportion_ci(method="wilson")

@@ -1,4 +1,5 @@
-"""Timings in the report: ratios paired by round, the checks that let one be named, and what stands beside a figure."""
+"""Timings in the report: ratios paired by round, the checks that let one be named, and what stands beside a
+figure."""
 
 from __future__ import annotations
 
@@ -43,13 +44,21 @@ def test_speed_ratio_is_paired_by_round(tmp_path):
     ("columns", "timing", "words"),
     [
         ({}, "STABLE", "2.00x faster"),
-        ({"tpot_seconds": lambda i: 0.002 * (1 + 0.12 * (i == 6))}, "UNSTABLE_TIMING", "changed by +12 % from first to last"),
+        (
+            {"tpot_seconds": lambda i: 0.002 * (1 + 0.12 * (i == 6))},
+            "UNSTABLE_TIMING",
+            "changed by +12 % from first to last",
+        ),
         ({"timing_protocol": "report_2025"}, "WRONG_ON_PURPOSE", "wrong on purpose"),
     ],
 )
-def test_no_speed_up_is_named_where_the_dense_cell_drifts_or_the_protocol_is_wrong(tmp_path, columns, timing, words):
+def test_no_speed_up_is_named_where_the_dense_cell_drifts_or_the_protocol_is_wrong(
+    tmp_path, columns, timing, words
+):
     mine = {key: value for key, value in columns.items() if key == "timing_protocol"}
-    table = speeds(tmp_path, dense_timings(**columns) + [generation_row(i, tpot_seconds=0.001, **mine) for i in range(7)])
+    table = speeds(
+        tmp_path, dense_timings(**columns) + [generation_row(i, tpot_seconds=0.001, **mine) for i in range(7)]
+    )
     row = one(table, policy="knorm")
     assert row["timing"] == timing
     assert words in row["tpot_words"]
@@ -65,11 +74,16 @@ def test_no_speed_up_is_named_where_a_against_a_differs_or_was_not_run(tmp_path)
     row = one(speeds(tmp_path / "uneven", uneven + pruned), policy="knorm")
     assert "the dense cell differs from itself, 1.200 to 1.200" in row["tpot_words"]
     alone = [row for row in uneven if not row["control"]]
-    assert "not timed against itself" in one(speeds(tmp_path / "alone", alone + pruned), policy="knorm")["tpot_words"]
+    assert (
+        "not timed against itself"
+        in one(speeds(tmp_path / "alone", alone + pruned), policy="knorm")["tpot_words"]
+    )
 
 
 def test_steps_that_prune_are_told_apart_and_the_ceiling_stands_beside_the_figure(tmp_path):
-    row = generation_row(0, token_seconds=[0.004, 0.001, 0.001, 0.006], prune_steps=[0, 3], tpot_seconds=0.003)
+    row = generation_row(
+        0, token_seconds=[0.004, 0.001, 0.001, 0.006], prune_steps=[0, 3], tpot_seconds=0.003
+    )
     found = one(speeds(tmp_path, [row]), policy="knorm")
     assert (found["prune_step_seconds"], found["plain_step_seconds"]) == pytest.approx((0.005, 0.001))
     assert found["prefill_seconds"] == pytest.approx(0.010 - 0.0005)
@@ -78,7 +92,9 @@ def test_steps_that_prune_are_told_apart_and_the_ceiling_stands_beside_the_figur
 
 
 def test_timings_of_another_run_are_no_twin(tmp_path):
-    rows = [generation_row(i, policy="dense", run_id="run-0") for i in range(7)] + [generation_row(i) for i in range(7)]
+    rows = [generation_row(i, policy="dense", run_id="run-0") for i in range(7)] + [
+        generation_row(i) for i in range(7)
+    ]
     assert one(speeds(tmp_path, rows), policy="knorm")["tpot_ratio"] is None
 
 
@@ -92,10 +108,13 @@ def test_memory_without_a_counter_is_null_without_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("figures", "words"),
     [
-        ((0.8, 0.7, 0.9, 7), "1.25x faster"), ((1.25, 1.1, 1.4, 7), "1.25x slower"), ((0.8, 0.7, 1.0, 7), NO_DIFFERENCE),
-        ((0.8, 0.7, 0.9, 5), f"{NO_DIFFERENCE} (only 5 rounds)"), ((0.8, None, None, 1), f"{NO_DIFFERENCE} (only one round)"),
+        ((0.8, 0.7, 0.9, 7), "1.25x faster"),
+        ((1.25, 1.1, 1.4, 7), "1.25x slower"),
+        ((0.8, 0.7, 1.0, 7), NO_DIFFERENCE),
+        ((0.8, 0.7, 0.9, 5), f"{NO_DIFFERENCE} (only 5 rounds)"),
+        ((0.8, None, None, 1), f"{NO_DIFFERENCE} (only one round)"),
     ],
-)  # fmt: skip
+)
 def test_a_difference_is_named_only_where_it_was_shown(figures, words):
     assert in_words(*figures, more_is_better=False) == words
 
@@ -113,5 +132,8 @@ def test_the_interval_of_a_median_lies_between_the_order_statistics_of_the_table
 
 @pytest.mark.filterwarnings("error")
 def test_dense_rows_without_times_are_no_stable_timing(tmp_path):
-    row = one(speeds(tmp_path, dense_timings(tpot_seconds=None) + [generation_row(i) for i in range(7)]), policy="dense")
+    row = one(
+        speeds(tmp_path, dense_timings(tpot_seconds=None) + [generation_row(i) for i in range(7)]),
+        policy="dense",
+    )
     assert (row["timing"], "has no time per token" in row["note"]) == ("UNSTABLE_TIMING", True)

@@ -1,4 +1,5 @@
-"""What the charts are drawn from: positions in a window, the saw-tooth, the front, panels of times, retrieval by depth."""
+"""What the charts are drawn from: positions in a window, the saw-tooth, the front, panels of times, retrieval
+by depth."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from scipy import stats
 from analysis.load import load
 from analysis.page.page import contents, render
 from analysis.perplexity.window_charts import positions
-from tests.support.rows import failure_row, generation_row, perplexity_row, retrieval_row, synthetic_run, write_run
+from tests.support.rows import (
+    failure_row,
+    generation_row,
+    perplexity_row,
+    retrieval_row,
+    synthetic_run,
+    write_run,
+)
 
 
 @pytest.fixture
@@ -52,7 +60,9 @@ def test_nll_by_position_is_the_mean_over_windows_and_stretches(tmp_path):
     found = positions(row, rows)
     assert found is not None and found.height == 32
     assert found["difference"].to_list() == [0.0] * 16 + [2.0] * 16
-    assert found["stretch"][0] == "1 to 2" and found["position"][0] == 1.5  # the first token of a window is not scored
+    assert (
+        found["stretch"][0] == "1 to 2" and found["position"][0] == 1.5
+    )  # the first token of a window is not scored
     low, high = stats.ttest_1samp([1.0, 3.0], 0).confidence_interval(0.95)
     assert (found["low"][31], found["high"][31]) == (pytest.approx(low), pytest.approx(high))
 
@@ -90,11 +100,14 @@ def test_the_trade_off_draws_the_front_and_names_the_ideal_corner(shown):
     assert any("ideal" in str(value) for value in values)
     steps = next(layer for layer in spec["layer"] if layer["mark"].get("interpolate") == "step-after")
     front = shown.tables["front"][0]
-    assert [point["pruned_high"] for point in steps["data"]["values"]] == front.sort("budget")["pruned_high"].to_list()
+    assert [point["pruned_high"] for point in steps["data"]["values"]] == front.sort("budget")[
+        "pruned_high"
+    ].to_list()
 
 
 def test_charts_write_with_letters_that_the_renderer_s_own_font_has(charts_of):
-    """A picture is drawn on machines without any font too: there a sign that vl-convert's own font lacks is an empty box."""
+    """A picture is drawn on machines without any font too: there a sign that vl-convert's own font lacks is
+    an empty box."""
     grid = [cells(prune_after=after, keep_ratio=ratio) for after in (32, 64) for ratio in (0.9, 0.5)]
     charts = charts_of(perplexity=[row for rows in grid for row in rows])
     assert {"tradeoff-1", "heatmap-1"} <= charts.keys()
@@ -118,12 +131,17 @@ def test_heatmap_needs_two_thresholds_and_two_ratios(charts_of):
 def test_times_are_shown_in_their_unit_and_as_per_cent_of_dense(charts_of):
     timed = [generation_row(i, policy="dense", tpot_seconds=0.002) for i in range(6)]
     timed += [generation_row(i, policy="dense", tpot_seconds=0.002, control=True) for i in range(6)]
-    timed += [generation_row(i, tpot_seconds=0.003, kv_bytes_final=2048, kv_bytes_allocated_final=5500) for i in range(6)]
+    timed += [
+        generation_row(i, tpot_seconds=0.003, kv_bytes_final=2048, kv_bytes_allocated_final=5500)
+        for i in range(6)
+    ]
     charts = charts_of(generation=timed, perplexity=cells())
     assert "KV allocated at end" in charts["timed-1-6"].description
     frame = charts["timed-1-1"].points.frame.filter(~pl.col("end"))
     by_measure = {row["measure"]: row for row in frame.iter_rows(named=True)}
-    assert by_measure["TPOT"]["value"] == pytest.approx(3.0) and by_measure["TPOT"]["share"] == pytest.approx(150.0)
+    assert by_measure["TPOT"]["value"] == pytest.approx(3.0) and by_measure["TPOT"]["share"] == pytest.approx(
+        150.0
+    )
     assert by_measure["KV entries at end"]["share"] == pytest.approx(50.0)
     assert by_measure["KV allocated at end"]["share"] == pytest.approx(110.0)
     assert by_measure["PPL"]["share"] == pytest.approx(100.0)  # the perplexity cell of the same settings
@@ -137,7 +155,11 @@ def test_bytes_of_older_schemas_are_those_of_the_entries(charts_of):
 
 
 def test_a_wrong_protocol_is_named_in_the_title_of_its_charts(charts_of):
-    timed = [generation_row(i, policy=p, timing_protocol="report_2025") for i in range(6) for p in ("dense", "knorm")]
+    timed = [
+        generation_row(i, policy=p, timing_protocol="report_2025")
+        for i in range(6)
+        for p in ("dense", "knorm")
+    ]
     assert "WRONG ON PURPOSE" in charts_of(generation=timed)["timed-1-1"].spec["title"]["text"]
 
 
@@ -166,7 +188,9 @@ def test_charts_of_one_group_share_their_data_and_no_specification_holds_rows(sh
 def test_every_specification_is_valid_vega_lite(shown):
     def refused(spec: dict) -> str | None:
         try:
-            alt.LayerChart.from_dict(spec | {"config": {}}, validate=True)  # altair's schema does not know legend.layout
+            alt.LayerChart.from_dict(
+                spec | {"config": {}}, validate=True
+            )  # altair's schema does not know legend.layout
         except jsonschema.ValidationError as error:
             return error.message
         return None
@@ -198,7 +222,10 @@ def test_a_page_that_would_grow_too_large_draws_fewer_groups_and_says_so(tmp_pat
 
 def test_a_failed_cell_is_a_row_of_the_table_and_counted_as_excluded(tmp_path):
     rows = cells() + [perplexity_row(i, keep_ratio=0.5, tokens_scored_pruned=0) for i in range(3)]
-    tables = {"perplexity": rows, "failures": [failure_row(policy="h2o"), failure_row()]}  # the second was completed
+    tables = {
+        "perplexity": rows,
+        "failures": [failure_row(policy="h2o"), failure_row()],
+    }  # the second was completed
     page = contents(load([write_run(str(tmp_path / "run"), tables)]), 0.01)
     listed, excluded = page.tables["cells"][0], page.tables["excluded"][0]
     lost = listed.filter(pl.col("verdict") == "FAILED")

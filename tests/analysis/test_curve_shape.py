@@ -16,7 +16,8 @@ def shapes_of(tables_of):
 
 
 def curve(nats, windows=6, **settings):
-    """Rows of cells whose NLL is 200 + nats per keep_ratio, wobbling a little between windows, with their dense twin."""
+    """Rows of cells whose NLL is 200 + nats per keep_ratio, wobbling a little between windows, with their
+    dense twin."""
     rows = [perplexity_row(i, policy="dense", **settings) for i in range(windows)]
     return rows + [
         perplexity_row(i, keep_ratio=ratio, nll_sum=200 + extra + 0.5 * ((i * k) % 3), **settings)
@@ -50,14 +51,18 @@ def test_the_minimum_may_be_at_any_cell_that_is_not_shown_to_be_worse_than_the_l
     extra = {ratio: mean + rng.normal(0, 2, 10) for ratio, mean in nats.items()}
     rows = [perplexity_row(i, policy="dense") for i in range(10)]
     rows += [
-        perplexity_row(i, keep_ratio=ratio, nll_sum=200 + float(values[i])) for ratio, values in extra.items() for i in range(10)
+        perplexity_row(i, keep_ratio=ratio, nll_sum=200 + float(values[i]))
+        for ratio, values in extra.items()
+        for i in range(10)
     ]
     found = one(shapes_of(rows))
     lowest = min(extra, key=lambda ratio: extra[ratio].sum())
     possible = [lowest] + [
-        ratio for ratio in extra
-        if ratio != lowest and stats.ttest_rel(extra[ratio], extra[lowest], alternative="greater").pvalue >= 0.05 / 4
-    ]  # fmt: skip
+        ratio
+        for ratio in extra
+        if ratio != lowest
+        and stats.ttest_rel(extra[ratio], extra[lowest], alternative="greater").pvalue >= 0.05 / 4
+    ]
     assert 1 < len(possible) < 5
     assert (found["minimum_low"], found["minimum_high"]) == (min(possible), max(possible))
 
@@ -69,7 +74,9 @@ def test_curves_of_few_cells_or_of_different_windows_have_no_shape(shapes_of):
 def test_windows_that_differ_between_the_cells_of_a_curve_give_no_shape(shapes_of):
     rows = curve({0.9: 40.0, 0.7: 20.0, 0.5: 10.0})
     assert shapes_of(rows).height == 1
-    assert shapes_of([row for row in rows if not (row["keep_ratio"] == 0.7 and row["window_index"] == 0)]).is_empty()
+    assert shapes_of(
+        [row for row in rows if not (row["keep_ratio"] == 0.7 and row["window_index"] == 0)]
+    ).is_empty()
 
 
 def test_steps_of_one_kind_are_one_phase():

@@ -87,9 +87,14 @@ def test_a_tracker_that_is_not_installed_is_named_with_what_to_install(tracker, 
     write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})
     environment = os.environ | {"PYTHONPATH": f"{bare_site}:{ROOT}"}
     command = [sys.executable, "-S", "-m", "pipeline.cli", "export", "run", "--to", tracker, "--store", "new"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: --to {tracker}: {tracker} is not installed; pip install 'kvsweep[{tracker}]'\n"
+    assert (
+        done.stderr
+        == f"error: --to {tracker}: {tracker} is not installed; pip install 'kvsweep[{tracker}]'\n"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -113,9 +118,18 @@ def test_an_export_neither_connects_nor_listens_anywhere(tracker, tmp_path):
     write_run(str(tmp_path / "run"), some_rows())
     left_out = ("CI", "PYTEST_", "HF_HUB_OFFLINE", "MLFLOW_", "DO_NOT_TRACK", "TRACKIO_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    environment |= {"PYTHONPATH": str(ROOT), "TRACKIO_SPACE_ID": "somebody/space", "TRACKIO_BUCKET_ID": "somebody/bucket"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "TRACKIO_SPACE_ID": "somebody/space",
+        "TRACKIO_BUCKET_ID": "somebody/bucket",
+    }
     command = [sys.executable, "-c", WATCHED, "export", "run", "--to", tracker, "--store", "new"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(("trackio project", "MLflow experiment")) and "5 tracked runs written" in done.stdout
+    assert (
+        done.stdout.startswith(("trackio project", "MLflow experiment"))
+        and "5 tracked runs written" in done.stdout
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "run"]

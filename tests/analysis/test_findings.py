@@ -1,4 +1,5 @@
-"""What the head of a page says of perplexity and time, from rows that would make a careless rule say it wrongly."""
+"""What the head of a page says of perplexity and time, from rows that would make a careless rule say it
+wrongly."""
 
 from __future__ import annotations
 
@@ -38,14 +39,18 @@ def test_the_lowest_and_the_highest_of_many_cells_have_intervals_that_hold_for_a
 
 
 @pytest.mark.parametrize(
-    ("prunes", "words"), [(0.003, "prune_after 32)"), (None, "no step pruned, so that this is of a smaller cache alone)")]
+    ("prunes", "words"),
+    [(0.003, "prune_after 32)"), (None, "no step pruned, so that this is of a smaller cache alone)")],
 )
 def test_a_change_of_speed_has_its_interval_and_says_whether_any_step_pruned(tmp_path, prunes, words):
     rows = [generation_row(i, policy="dense", control=again) for i in range(7) for again in (False, True)]
     steps = [0, 8] if prunes else []
     rows += [generation_row(i, tpot_seconds=0.001 + i * 1e-5, prune_steps=steps) for i in range(7)]
     page = page_of(tmp_path / "run", generation=rows)
-    assert "differs from dense in 1 of 1 cells, each at the 95 % level: 1.94x faster, ratio [0.500, 0.530] (knorm" in page
+    assert (
+        "differs from dense in 1 of 1 cells, each at the 95 % level: 1.94x faster, ratio [0.500, 0.530] (knorm"
+        in page
+    )
     assert words in page
 
 
@@ -59,12 +64,19 @@ def test_of_a_cell_that_never_pruned_nothing_is_said_of_a_smaller_cache(tmp_path
 @pytest.mark.parametrize(
     ("rounding", "words"),
     [
-        ({"rounding_ppl": 0.0042, "rounding_nats": 0.031}, "up to 0.4 % of PPL and 0.031 nats a token on average"),
+        (
+            {"rounding_ppl": 0.0042, "rounding_nats": 0.031},
+            "up to 0.4 % of PPL and 0.031 nats a token on average",
+        ),
         ({"rounding_ppl": None, "rounding_nats": None}, "by how much was not recorded"),
     ],
 )
 def test_figures_in_16_bits_say_what_rounding_alone_does(tmp_path, rounding, words):
-    rows = [perplexity_row(i, policy=p, dtype="bfloat16", **rounding) for p in ("dense", "knorm") for i in range(3)]
+    rows = [
+        perplexity_row(i, policy=p, dtype="bfloat16", **rounding)
+        for p in ("dense", "knorm")
+        for i in range(3)
+    ]
     assert words in page_of(tmp_path / "run", perplexity=rows)
     exact = [row | {"dtype": "float32"} for row in rows]
     assert "Measured in 16 bits" not in page_of(tmp_path / "exact", perplexity=exact)
@@ -80,13 +92,24 @@ def test_a_lucky_round_is_no_change_of_speed(tmp_path):
 
 def test_a_reproduced_bug_is_no_finding(tmp_path):
     rows = [perplexity_row(0, policy="dense"), perplexity_row(0, nll_sum=210.0)]
-    page = page_of(tmp_path / "run", perplexity=[*rows, perplexity_row(0, nll_sum=300.0, position_mode="cache_length")])
-    assert "PPL ratio 1.105 – at 50.0 % of the dense cache (knorm, keep_ratio 0.9, no layer skipped); the only cell" in page
+    page = page_of(
+        tmp_path / "run", perplexity=[*rows, perplexity_row(0, nll_sum=300.0, position_mode="cache_length")]
+    )
+    assert (
+        "PPL ratio 1.105 – at 50.0 % of the dense cache (knorm, keep_ratio 0.9, no layer skipped); the only cell"
+        in page
+    )
     assert "a bug reproduced on purpose: 1 of 2 cells" in page
 
 
 def test_the_page_says_which_figures_are_of_16_bits(tmp_path):
-    rows = [perplexity_row(0, policy=policy, dtype=dtype) for policy in ("dense", "knorm") for dtype in ("float32", "bfloat16")]
+    rows = [
+        perplexity_row(0, policy=policy, dtype=dtype)
+        for policy in ("dense", "knorm")
+        for dtype in ("float32", "bfloat16")
+    ]
     words = "do not rely on smaller differences: 1 of 2 cells."
     assert words in page_of(tmp_path / "run", perplexity=rows)
-    assert "16 bits" not in page_of(tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"])
+    assert "16 bits" not in page_of(
+        tmp_path / "exact", perplexity=[row for row in rows if row["dtype"] == "float32"]
+    )

@@ -1,4 +1,5 @@
-"""Figures that cannot be, edited into rows: told by name, counted as excluded, and in no chart, aggregate, finding or claim."""
+"""Figures that cannot be, edited into rows: told by name, counted as excluded, and in no chart, aggregate,
+finding or claim."""
 
 from __future__ import annotations
 
@@ -40,9 +41,14 @@ def page_of(tmp_path_factory):
 
 
 def scored(of: str = "knorm", **edit):
-    """Three windows of a dense cell, of knorm at 0.9 and of knorm at 0.5, one window of one of them edited."""
+    """Three windows of a dense cell, of knorm at 0.9 and of knorm at 0.5, one window of one of them
+    edited."""
     rows = [perplexity_row(i, policy="dense", nll=[2.0] * 100) for i in range(3)]
-    rows += [perplexity_row(i, keep_ratio=ratio, nll=[2.0 + ratio / 4] * 100) for ratio in (0.9, 0.5) for i in range(3)]
+    rows += [
+        perplexity_row(i, keep_ratio=ratio, nll=[2.0 + ratio / 4] * 100)
+        for ratio in (0.9, 0.5)
+        for i in range(3)
+    ]
     next(row for row in rows if row["policy"] == of and row["window_index"] == 1).update(edit)
     return rows
 
@@ -83,10 +89,27 @@ def test_a_window_with_such_a_figure_spoils_its_cell_and_no_other(page_of, figur
     cells = page_of(perplexity=scored(**EDITS[figure])).made.perplexity
     assert cells.sort("keep_ratio")["verdict"].to_list() == ["VALID", IMPOSSIBLE, "DENSE"]
     spoilt = one(cells, verdict=IMPOSSIBLE)
-    assert figure in spoilt["note"] and "a figure that cannot be" in spoilt["note"] and "(1 of 3 rows)" in spoilt["note"]
-    names = ("ppl", "ratio", "ratio_low", "p_value", "p_holm", "budget", "kl", "share_pruned", "kv_bytes_mean", "prune_events")
+    assert (
+        figure in spoilt["note"]
+        and "a figure that cannot be" in spoilt["note"]
+        and "(1 of 3 rows)" in spoilt["note"]
+    )
+    names = (
+        "ppl",
+        "ratio",
+        "ratio_low",
+        "p_value",
+        "p_holm",
+        "budget",
+        "kl",
+        "share_pruned",
+        "kv_bytes_mean",
+        "prune_events",
+    )
     assert [spoilt[name] for name in names] == [None] * len(names)
-    assert one(cells, verdict="VALID")["ratio_low"] is not None and one(cells, verdict="VALID")["kl"] is not None
+    assert (
+        one(cells, verdict="VALID")["ratio_low"] is not None and one(cells, verdict="VALID")["kl"] is not None
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -130,13 +153,21 @@ def test_it_leads_no_finding_recommendation_aggregate_or_chart_and_is_counted(pa
     frames = {name: frame for name, (frame, _) in shown.tables.items()}
     assert "of 2 cells" not in (said := " ".join(findings(shown.made))) and "keep_ratio 0.5" in said
     assert frames["front"]["keep_ratio"].to_list() == [0.5]
-    assert one(frames["by-ratio"], keep_ratio=0.9)["valid"] == 0 and one(frames["by-ratio"], keep_ratio=0.9)["ratio_min"] is None
-    drawn = [frame for chart in charts_of(shown).values() if "keep_ratio" in (frame := chart.points.frame).columns]
+    assert (
+        one(frames["by-ratio"], keep_ratio=0.9)["valid"] == 0
+        and one(frames["by-ratio"], keep_ratio=0.9)["ratio_min"] is None
+    )
+    drawn = [
+        frame for chart in charts_of(shown).values() if "keep_ratio" in (frame := chart.points.frame).columns
+    ]
     assert len(drawn) > 5 and not any(0.9 in frame["keep_ratio"] for frame in drawn)
     (counted,) = frames["excluded"].rows()
     assert counted == ("perplexity", IMPOSSIBLE, 1, WHY_EXCLUDED[IMPOSSIBLE])
     text = render(shown)
-    assert "in no aggregate: 1 IMPOSSIBLE" in text and "the table&#39;s note names it): 1 cell of perplexity." in text
+    assert (
+        "in no aggregate: 1 IMPOSSIBLE" in text
+        and "the table&#39;s note names it): 1 cell of perplexity." in text
+    )
 
 
 def test_pairs_with_an_impossible_dense_cell_are_impossible_and_say_so(page_of):
@@ -154,7 +185,9 @@ def test_pairs_with_an_impossible_dense_cell_are_impossible_and_say_so(page_of):
 def test_no_claim_rests_on_it(tmp_path):
     numbers = [(row, 3 * again + row["window_index"]) for again in range(3) for row in scored()]
     rows = [row | {"window_index": number, "window_start": 101 * number} for row, number in numbers]
-    rows += [retrieval_row(i, keep_ratio=0.7, policy=policy) for i in range(60) for policy in ("dense", "knorm")]
+    rows += [
+        retrieval_row(i, keep_ratio=0.7, policy=policy) for i in range(60) for policy in ("dense", "knorm")
+    ]
     tables = {"perplexity": rows, "retrieval": [row for row in rows if "answer_nll" in row]}
     tables["perplexity"] = [row for row in rows if "nll_sum" in row]
     sound = audited(str(tmp_path / "sound"), tables)
@@ -182,16 +215,21 @@ def audited(directory, tables):
         ({"nll_sum": float("-inf")}, "NOT_FINITE"),
         ({"nll_sum": None}, "NOT_FINITE"),
         ({"kl_sum": NAN, "recent_retained": NAN, "cache_tokens_mean": float("inf")}, "VALID"),
-        (dict.fromkeys(["nll", "kl_sum", "tokens_agreed", "cache_tokens_mean", "score_ties", "document"]), "VALID"),
+        (
+            dict.fromkeys(["nll", "kl_sum", "tokens_agreed", "cache_tokens_mean", "score_ties", "document"]),
+            "VALID",
+        ),
     ],
-)  # fmt: skip
+)
 def test_rounding_missing_columns_and_what_is_no_number_are_something_else(page_of, edit, verdict):
     assert one(page_of(perplexity=scored(**edit)).made.perplexity, keep_ratio=0.9)["verdict"] == verdict
 
 
 def timed(of: str = "knorm", **edit):
     rows = [generation_row(i, policy="dense", control=again) for i in range(6) for again in (False, True)]
-    rows += [generation_row(i, keep_ratio=ratio, tpot_seconds=0.001) for ratio in (0.9, 0.5) for i in range(6)]
+    rows += [
+        generation_row(i, keep_ratio=ratio, tpot_seconds=0.001) for ratio in (0.9, 0.5) for i in range(6)
+    ]
     next(row for row in rows if row["policy"] == of and row["repeat"] == 2).update(edit)
     return rows
 
@@ -199,11 +237,18 @@ def timed(of: str = "knorm", **edit):
 @pytest.mark.parametrize(
     "edit",
     [
-        {"ttft_seconds": -0.01}, {"tpot_seconds": 0.0}, {"total_seconds": -1.0}, {"tokens_per_second": 0.0},
-        {"prompt_prune_seconds": -1.0}, {"kv_bytes_final": -1}, {"kv_bytes_prompt": -4}, {"weight_bytes": -1},
-        {"peak_memory_bytes": -1}, {"text_repetition": 1.5},
+        {"ttft_seconds": -0.01},
+        {"tpot_seconds": 0.0},
+        {"total_seconds": -1.0},
+        {"tokens_per_second": 0.0},
+        {"prompt_prune_seconds": -1.0},
+        {"kv_bytes_final": -1},
+        {"kv_bytes_prompt": -4},
+        {"weight_bytes": -1},
+        {"peak_memory_bytes": -1},
+        {"text_repetition": 1.5},
     ],
-)  # fmt: skip
+)
 def test_times_and_bytes_that_cannot_be(page_of, edit):
     (name,) = edit
     shown = page_of(generation=timed(**edit))
@@ -212,7 +257,11 @@ def test_times_and_bytes_that_cannot_be(page_of, edit):
     assert spoilt["timing"] == IMPOSSIBLE and name in spoilt["note"] and spoilt["tpot_ratio"] is None
     assert one(speeds, keep_ratio=0.5)["timing"] == one(speeds, policy="dense")["timing"] == "STABLE"
     assert "differs from dense in 1 of 1 cells" in findings(shown.made)[0]
-    drawn = [chart.points.frame for chart in charts_of(shown).values() if chart.name.startswith(("timed", "normalised"))]
+    drawn = [
+        chart.points.frame
+        for chart in charts_of(shown).values()
+        if chart.name.startswith(("timed", "normalised"))
+    ]
     assert not any(frame.filter(pl.col("keep_ratio") == 0.9)["value"].drop_nulls().len() for frame in drawn)
     (rounds,) = shown.charts["rounds"]
     assert set(rounds.points.frame["cell"]) == {"dense", "knorm 0.5, after 32"}
@@ -229,9 +278,15 @@ def test_an_impossible_dense_time_spoils_what_took_turns_with_it(page_of):
 
 @pytest.mark.parametrize(
     "edit",
-    [{"answer_nll": -1.0}, {"answer_tokens": 0}, {"answer_position_retained": 1.2}, {"cache_tokens_mean": 501.0},
-     {"cache_tokens_mean": 0.0}, {"prune_events": -1}],
-)  # fmt: skip
+    [
+        {"answer_nll": -1.0},
+        {"answer_tokens": 0},
+        {"answer_position_retained": 1.2},
+        {"cache_tokens_mean": 501.0},
+        {"cache_tokens_mean": 0.0},
+        {"prune_events": -1},
+    ],
+)
 def test_answers_that_cannot_be(page_of, edit):
     (name,) = edit
     rows = asked(right=4)
@@ -239,7 +294,11 @@ def test_answers_that_cannot_be(page_of, edit):
     shown = page_of(retrieval=rows)
     answers = shown.tables["retrieval"][0]
     spoilt = one(answers, policy="knorm")
-    assert spoilt["verdict"] == IMPOSSIBLE and name in spoilt["note"] and spoilt["accuracy"] is spoilt["p_value"] is None
+    assert (
+        spoilt["verdict"] == IMPOSSIBLE
+        and name in spoilt["note"]
+        and spoilt["accuracy"] is spoilt["p_value"] is None
+    )
     assert one(answers, policy="dense")["verdict"] == "DENSE"
     assert retrieval_findings(shown.made) == []
     (depths,) = (chart.points.frame for chart in shown.charts["retrieval"])
@@ -260,10 +319,14 @@ def harness(of: str = "knorm", document: int | None = None, **edit):
 @pytest.mark.parametrize(
     ("document", "edit"),
     [
-        (None, {"value": 1.5}), (3, {"value": -0.5}), (None, {"documents": -1}), (None, {"stderr": -0.1}),
-        (None, {"tokens_predicted_pruned": 101}), (None, {"tokens_predicted": -1}),
+        (None, {"value": 1.5}),
+        (3, {"value": -0.5}),
+        (None, {"documents": -1}),
+        (None, {"stderr": -0.1}),
+        (None, {"tokens_predicted_pruned": 101}),
+        (None, {"tokens_predicted": -1}),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("of", ["knorm", "dense"])
 def test_scores_that_cannot_be(page_of, document, edit, of):
     shown = page_of(tasks=harness(of, document, **edit))
@@ -276,7 +339,11 @@ def test_scores_that_cannot_be(page_of, document, edit, of):
 
 
 def test_a_metric_that_is_no_share_may_be_above_one(page_of):
-    rows = [row for policy in ("dense", "knorm") for row in tasks_rows([63.0, 71.0], policy=policy, metric="f1", stderr=1.0)]
+    rows = [
+        row
+        for policy in ("dense", "knorm")
+        for row in tasks_rows([63.0, 71.0], policy=policy, metric="f1", stderr=1.0)
+    ]
     assert one(page_of(tasks=rows).tables["tasks"][0], policy="knorm")["verdict"] == "VALID"
 
 
@@ -289,7 +356,9 @@ def verdicts(directory):
     shown = contents(load([directory]), 0.01)
     made = shown.made
     frames = {"perplexity": made.perplexity, "retrieval": made.retrieval, "tasks": made.harness}
-    return {task: set(frame["verdict"]) for task, frame in frames.items()} | {"generation": set(made.generation["timing"])}
+    return {task: set(frame["verdict"]) for task, frame in frames.items()} | {
+        "generation": set(made.generation["timing"])
+    }
 
 
 def test_rows_that_are_made_soundly_have_none(tmp_path):
@@ -300,12 +369,14 @@ def test_rows_that_are_made_soundly_have_none(tmp_path):
 @pytest.mark.slow
 def test_a_run_of_the_real_pipeline_has_none(sweep_file, out):
     sweep = sweep_file(
-        policies="[knorm, random, h2o, snapkv]", skip_layers="[[], [0]]", keep_ratios="[0.5]",
+        policies="[knorm, random, h2o, snapkv]",
+        skip_layers="[[], [0]]",
+        keep_ratios="[0.5]",
         perplexity="{window: 64, stride: 32, windows: 3}",
         generation="{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 1, policies: [knorm], "
         "protocol: [interleaved, report_2025]}",
         retrieval="{kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 2, question_pruned: [true, false]}",
-    )  # fmt: skip
+    )
     assert run_inline(sweep, out) == DONE
     found = verdicts(str(out))
     assert [task for task, those in found.items() if not those] == ["tasks"]
@@ -319,7 +390,12 @@ def test_nor_has_a_run_of_tasks(sweep_file, out, tmp_path):
     folder = write_tasks(tmp_path / "tasks")
     block = f"{{tasks: [kv_choice, kv_text, kv_rolling], include_path: {folder}}}"
     assert (
-        run_inline(sweep_file(perplexity=None, datasets=None, lm_eval=block, position_modes="[absolute, cache_length]"), out)
+        run_inline(
+            sweep_file(
+                perplexity=None, datasets=None, lm_eval=block, position_modes="[absolute, cache_length]"
+            ),
+            out,
+        )
         == DONE
     )
     found = verdicts(str(out))

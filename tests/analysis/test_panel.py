@@ -10,10 +10,17 @@ from analysis.draw.marks import Axis, Points, colour, equal
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group
 
-FRAME = pl.DataFrame({
-    "keep_ratio": [0.9, 0.5, 0.9], "value": [1.0, 2.0, 3.0], "low": [0.5, None, 2.5], "high": [1.5, None, 3.5],
-    "kind": ["a", "a", "b"], "hollow": [False, False, True], "end": [False, False, False],
-})  # fmt: skip
+FRAME = pl.DataFrame(
+    {
+        "keep_ratio": [0.9, 0.5, 0.9],
+        "value": [1.0, 2.0, 3.0],
+        "low": [0.5, None, 2.5],
+        "high": [1.5, None, 3.5],
+        "kind": ["a", "a", "b"],
+        "hollow": [False, False, True],
+        "end": [False, False, False],
+    }
+)
 VALUE = Axis("value", "figure", also=("low", "high"))
 GROUP = Group(3, "toy · text", "cpu", {"model": "toy"}, FRAME)
 
@@ -29,9 +36,16 @@ def drawn(panel):
 
 
 def test_a_chart_in_ten_lines_is_a_whole_one(panel):
-    panel = panel.rule(1.0, "dense").band("low", "high", opacity=0.1).line(order="keep_ratio:Q").bars("low", "high")
+    panel = (
+        panel.rule(1.0, "dense")
+        .band("low", "high", opacity=0.1)
+        .line(order="keep_ratio:Q")
+        .bars("low", "high")
+    )
     panel = panel.among(COMPARED).dots([("kind", "kind"), ("figure", "value", ".3~f")]).holes(FRAME)
-    chart = panel.chart("new", GROUP, Points("points", FRAME), "a figure", "of cpu", "", part=2, where={"kind": "a"})
+    chart = panel.chart(
+        "new", GROUP, Points("points", FRAME), "a figure", "of cpu", "", part=2, where={"kind": "a"}
+    )
 
     assert (chart.name, chart.description, chart.about) == ("new-3-2", "a figure", {"model": "toy"})
     assert chart.spec["title"] == {"text": "toy · text", "subtitle": ["of cpu"]}
@@ -62,7 +76,7 @@ def test_intervals_that_may_be_missing_are_left_out_and_no_others(panel):
     known = {"filter": "isValid(datum.low)"}
     some, every, across = drawn(
         panel.bars("low", "high").bars("low", "high", gaps=False).bars("low", "high", across=True)
-    )  # fmt: skip
+    )
     assert some["transform"] == [known] and "transform" not in every
     assert {"y", "y2"} < some["encoding"].keys() and "x2" not in some["encoding"]
     assert {"x", "x2"} < across["encoding"].keys() and "y2" not in across["encoding"]

@@ -27,13 +27,19 @@ def drawn(directory, policies, **settings):
     tables = {
         "perplexity": [
             perplexity_row(i, policy=policy, nll=[2.0 + 0.01 * i] * 100, keep_ratio=ratio, **settings)
-            for i in range(3) for policy in every for ratio in (0.9, 0.5)
+            for i in range(3)
+            for policy in every
+            for ratio in (0.9, 0.5)
         ],
-        "generation": [generation_row(i, policy=policy, control=again)
-                       for i in range(6) for policy in every for again in (False, True)[: 1 + (policy == "dense")]],
+        "generation": [
+            generation_row(i, policy=policy, control=again)
+            for i in range(6)
+            for policy in every
+            for again in (False, True)[: 1 + (policy == "dense")]
+        ],
         "retrieval": [retrieval_row(i, policy=policy, correct=i > 0) for i in range(4) for policy in every],
         "tasks": [row for policy in every for row in tasks_rows([1.0, 0.0], policy=policy)],
-    }  # fmt: skip
+    }
     return charts_of(contents(load([write_run(str(directory), tables)]), 0.01))
 
 
@@ -87,7 +93,9 @@ def test_a_name_like_a_built_in_one_is_one_of_the_others(tmp_path):
 
 
 def test_a_policy_of_one_task_alone_has_a_colour_too(tmp_path):
-    tables = {"perplexity": [perplexity_row(i, policy=policy) for i in range(3) for policy in ("dense", OWN[0])]}
+    tables = {
+        "perplexity": [perplexity_row(i, policy=policy) for i in range(3) for policy in ("dense", OWN[0])]
+    }
     tables["tasks"] = [row for policy in ("dense", OWN[1]) for row in tasks_rows([1.0, 0.0], policy=policy)]
     found, _ = coloured(charts_of(contents(load([write_run(str(tmp_path / "run"), tables)]), 0.01)))
     assert found == {OWN[0]: {OWN_COLOURS[0]}, OWN[1]: {OWN_COLOURS[1]}}
@@ -96,7 +104,9 @@ def test_a_policy_of_one_task_alone_has_a_colour_too(tmp_path):
 @pytest.mark.parametrize("block", range(3), ids=["light", "dark", "print"])
 def test_all_colours_differ_in_every_scheme(block):
     text = STYLE.read_text(encoding="utf-8").split(":root {")[block + 1].split("}")[0]
-    values = {name: tuple(bytes.fromhex(value)) for name, value in re.findall(r"--c-([\w-]+): #(\w{6})", text)}
+    values = {
+        name: tuple(bytes.fromhex(value)) for name, value in re.findall(r"--c-([\w-]+): #(\w{6})", text)
+    }
     assert set(values) == {*PALETTE, *[f"own-{number}" for number in range(1, len(OWN_COLOURS) + 1)]}
     for one, other in itertools.combinations(values, 2):
         apart = sum((a - b) ** 2 for a, b in zip(values[one], values[other], strict=True)) ** 0.5
@@ -120,14 +130,33 @@ def test_where_colours_come_again_shapes_and_dashes_name_the_policy(tmp_path):
         "tasks-1",
     ):
         spec, frame = charts[name].spec, charts[name].points.frame
-        (column,) = {layer["encoding"]["shape"]["field"] for layer in spec["layer"] if "shape" in layer.get("encoding", {})}
+        (column,) = {
+            layer["encoding"]["shape"]["field"]
+            for layer in spec["layer"]
+            if "shape" in layer.get("encoding", {})
+        }
         (shapes, *_) = scales(spec, column)
-        looks = dict(frame.filter(pl.col("policy").is_not_null()).select("policy", column).unique().iter_rows())
-        assert many[8] in looks[many[8]] and len({shapes[looks[policy]] for policy in (many[0], many[8], many[9])}) == 3, name
-        domains = [layer["encoding"]["color"]["legend"] for layer in spec["layer"] if "color" in layer.get("encoding", {})]
+        looks = dict(
+            frame.filter(pl.col("policy").is_not_null()).select("policy", column).unique().iter_rows()
+        )
+        assert (
+            many[8] in looks[many[8]]
+            and len({shapes[looks[policy]] for policy in (many[0], many[8], many[9])}) == 3
+        ), name
+        domains = [
+            layer["encoding"]["color"]["legend"]
+            for layer in spec["layer"]
+            if "color" in layer.get("encoding", {})
+        ]
         assert domains and all(legend is not None for legend in domains)
-        if "strokeDash" in json.dumps(spec["layer"]) and name not in ("tradeoff-1", "beside-1-1", "disagreement-1"):
-            assert f'"dash": "datum.{column}"' in json.dumps(spec) or f'"calculate": "datum.{column}"' in json.dumps(spec), name
+        if "strokeDash" in json.dumps(spec["layer"]) and name not in (
+            "tradeoff-1",
+            "beside-1-1",
+            "disagreement-1",
+        ):
+            assert f'"dash": "datum.{column}"' in json.dumps(
+                spec
+            ) or f'"calculate": "datum.{column}"' in json.dumps(spec), name
 
 
 def test_pictures_have_the_colours_written_in(tmp_path):
@@ -139,7 +168,8 @@ def test_pictures_have_the_colours_written_in(tmp_path):
 
 @pytest.mark.parametrize("section", ["timed", "accuracy", "tasks"])
 def test_colours_are_the_page_s_whichever_charts_are_drawn(tmp_path, section):
-    """A section by itself, in whose rows the policies come in another order than on the page, where perplexity is first."""
+    """A section by itself, in whose rows the policies come in another order than on the page, where
+    perplexity is first."""
     rows = {
         "perplexity": [perplexity_row(i, policy=policy) for i in range(3) for policy in ("dense", OWN[0])],
         "generation": [generation_row(i, policy=policy) for i in range(6) for policy in ("dense", *OWN)],

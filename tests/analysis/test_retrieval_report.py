@@ -17,7 +17,16 @@ from analysis.retrieval.tables import kept_accuracy
 from analysis.tables import Tables
 from pipeline.store.run_store import RunStore
 from pipeline.store.schema import to_arrow
-from tests.support.rows import NASTY, asked, charts_of, one, perplexity_row, retrieval_row, tasks_rows, write_run
+from tests.support.rows import (
+    NASTY,
+    asked,
+    charts_of,
+    one,
+    perplexity_row,
+    retrieval_row,
+    tasks_rows,
+    write_run,
+)
 
 AFTER = {"question_pruned": False}
 NEW = [
@@ -38,7 +47,9 @@ def test_each_sort_of_question_is_a_row_of_its_own_beside_its_own_twin(tables_of
 def test_the_nll_of_the_answer_is_compared_question_by_question(tables_of):
     rng = np.random.default_rng(4)
     own, twin, tokens = rng.normal(4, 1, 12), rng.normal(3, 1, 12), rng.integers(3, 9, 12)
-    rows = [retrieval_row(i, policy="dense", answer_nll=twin[i], answer_tokens=int(tokens[i])) for i in range(12)]
+    rows = [
+        retrieval_row(i, policy="dense", answer_nll=twin[i], answer_tokens=int(tokens[i])) for i in range(12)
+    ]
     rows += [retrieval_row(i, answer_nll=own[i], answer_tokens=int(tokens[i])) for i in range(12)]
     row = one(tables_of(retrieval=rows[::-1]).retrieval, policy="knorm")
     assert row["answer_nll"] == pytest.approx(own.sum() / tokens.sum())
@@ -58,9 +69,12 @@ def test_of_questions_too_few_to_show_anything_no_p_is_printed(tables_of):
     assert found == {5: None, 6: pytest.approx(2 / 2**6)}
 
 
-@pytest.mark.parametrize(("lost", "n", "kept"), [(0, 28, False), (0, 29, True), (1, 45, False), (1, 46, True), (10, 60, False)])
+@pytest.mark.parametrize(
+    ("lost", "n", "kept"), [(0, 28, False), (0, 29, True), (1, 45, False), (1, 46, True), (10, 60, False)]
+)
 def test_an_accuracy_is_kept_only_where_enough_questions_show_it(tables_of, lost, n, kept):
-    """The bound by the definition of Clopper and Pearson: the share at which so few losses have a chance of 5 %."""
+    """The bound by the definition of Clopper and Pearson: the share at which so few losses have a chance of 5
+    %."""
     row = one(tables_of(retrieval=asked(n - lost, n, n)).retrieval, policy="knorm")
     assert stats.binom.cdf(lost, n, row["lost_at_most"]) == pytest.approx(0.05)
     assert pl.DataFrame([row]).select(kept_accuracy()).item() is kept
@@ -74,12 +88,18 @@ def test_accuracy_is_tested_on_the_questions_that_only_one_of_the_two_answers(ta
     row = one(tables_of(retrieval=rows).retrieval, policy="knorm")
     lost, gained = 20 - max(right, 5), min(right, 5)
     wanted = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-    assert row["p_value"] == pytest.approx(wanted) and row["accuracy_difference"] == pytest.approx((right - 15) / 20)
+    assert row["p_value"] == pytest.approx(wanted) and row["accuracy_difference"] == pytest.approx(
+        (right - 15) / 20
+    )
 
 
 def test_the_realised_budget_is_what_was_held_beside_the_twin(tables_of):
     rows = [retrieval_row(i, policy="dense", cache_tokens_mean=400.0) for i in range(2)]
-    rows += [retrieval_row(0, cache_tokens_mean=100.0), retrieval_row(1, cache_tokens_mean=60.0), retrieval_row(2)]
+    rows += [
+        retrieval_row(0, cache_tokens_mean=100.0),
+        retrieval_row(1, cache_tokens_mean=60.0),
+        retrieval_row(2),
+    ]
     assert one(tables_of(retrieval=rows).retrieval, policy="knorm")["budget"] == pytest.approx(160 / 800)
 
 
@@ -94,7 +114,9 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("correct", "dense", "retained", "skipped", "column"), OUTCOMES, ids=str)
-def test_a_wrong_answer_is_told_by_how_much_of_its_fact_was_held(tables_of, correct, dense, retained, skipped, column):
+def test_a_wrong_answer_is_told_by_how_much_of_its_fact_was_held(
+    tables_of, correct, dense, retained, skipped, column
+):
     rows = [] if dense is None else [retrieval_row(policy="dense", correct=dense)]
     rows += [retrieval_row(correct=correct, answer_retained_weighted=retained, skip_layers=skipped)]
     row = one(tables_of(retrieval=rows).retrieval, policy="knorm")
@@ -105,9 +127,11 @@ def test_a_wrong_answer_is_told_by_how_much_of_its_fact_was_held(tables_of, corr
 def test_the_table_and_the_charts_show_what_reading_heads_held(page_of):
     shown = page_of(retrieval=asked(5))
     row = one(shown.tables["retrieval"][0], policy="knorm")
-    assert (row["answer_retained_weighted"], row["answer_retained_least"], row["answer_retained"]) == pytest.approx(
-        (0.4, 0.3, 0.5)
-    )
+    assert (
+        row["answer_retained_weighted"],
+        row["answer_retained_least"],
+        row["answer_retained"],
+    ) == pytest.approx((0.4, 0.3, 0.5))
     page = render(shown)
     assert "answer still held, by attention" in page and "in the reading head that holds least" in page
     for name in ("retrieval-1", "accuracy-1", "outcomes-1"):
@@ -129,7 +153,9 @@ def test_answers_that_are_right_as_text_alone_are_counted_where_there_are_any(pa
 
 def test_a_cell_that_never_pruned_says_so_and_enters_no_aggregate(page_of):
     rows = asked() + asked(prune_events=0, context_tokens=64)
-    tables = page_of(retrieval=rows, tasks=tasks_rows([1.0], policy="dense") + tasks_rows([1.0], prune_events=0)).tables
+    tables = page_of(
+        retrieval=rows, tasks=tasks_rows([1.0], policy="dense") + tasks_rows([1.0], prune_events=0)
+    ).tables
     verdicts = tables["retrieval"][0].select("policy", "context_tokens", "verdict").rows()
     assert set(verdicts) == {
         ("dense", 64, "DENSE"),
@@ -151,7 +177,11 @@ def test_rows_of_an_older_schema_are_five_digits_without_distractors_asked_befor
     row = one(shown.tables["retrieval"][0], policy="knorm")
     assert (row["digits"], row["distractors"], row["question_pruned"], row["right"]) == (5, 0, True, 5)
     assert [row[name] for name in ("answer_nll", "nll_difference", "budget")] == [None] * 3
-    assert (row["answer_retained"], row["answer_retained_weighted"], row["answer_retained_least"]) == (0.5, None, None)
+    assert (row["answer_retained"], row["answer_retained_weighted"], row["answer_retained_least"]) == (
+        0.5,
+        None,
+        None,
+    )
     assert row["untold"] == 5, "what the reading heads held was not recorded"
     page = render(shown)
     assert "NaN" not in page.split("<script>")[0] and "asked before the prune" in page
@@ -161,7 +191,9 @@ def test_rows_of_an_older_schema_are_five_digits_without_distractors_asked_befor
 def test_rows_of_old_and_new_schemas_are_one_group(tmp_path):
     directory = write_run(str(tmp_path / "run"), {"retrieval": asked(5)})
     buffer = io.BytesIO()
-    older = [retrieval_row(i, correct=False, **extra) for extra in ({}, {"policy": "dense"}) for i in range(10, 20)]
+    older = [
+        retrieval_row(i, correct=False, **extra) for extra in ({}, {"policy": "dense"}) for i in range(10, 20)
+    ]
     pq.write_table(to_arrow("retrieval", older).drop_columns(NEW), buffer)
     RunStore(directory).put("retrieval/unit-old.parquet", buffer.getvalue())
     row = one(Tables.of(load([directory])).retrieval, policy="knorm")
@@ -174,9 +206,19 @@ def held(share, **settings):
 
 def test_squares_of_depth_and_length_tell_accuracy_and_what_was_held(page_of):
     rows = [
-        retrieval_row(i, policy=p, depth=d, context_tokens=n, correct=(p == "dense") or i > d, answer_retained_weighted=d)
-        for i in range(4) for p in ("dense", "knorm") for d in (0.1, 0.9) for n in (64, 512)
-    ]  # fmt: skip
+        retrieval_row(
+            i,
+            policy=p,
+            depth=d,
+            context_tokens=n,
+            correct=(p == "dense") or i > d,
+            answer_retained_weighted=d,
+        )
+        for i in range(4)
+        for p in ("dense", "knorm")
+        for d in (0.1, 0.9)
+        for n in (64, 512)
+    ]
     chart = charts_of(page_of(retrieval=rows))["retrieval-1"]
     own = chart.points.frame.filter(~pl.col("whole"))
     assert own.select("length", "depth", "accuracy", "retained", "dense_accuracy").rows() == [
@@ -200,13 +242,18 @@ def test_sorts_of_question_have_charts_of_their_own(page_of):
     for name in ("retrieval", "accuracy", "outcomes"):
         subtitles = [chart.spec["title"]["subtitle"][0] for chart in shown.charts[name]]
         assert subtitles == [
-            "needle, 7 digits, asked before the prune", "passkey, 5 digits, asked before the prune",
+            "needle, 7 digits, asked before the prune",
+            "passkey, 5 digits, asked before the prune",
             "passkey, 5 digits, asked after the prune",
-        ], name  # fmt: skip
+        ], name
 
 
 def test_accuracy_is_drawn_against_what_was_held_with_dense_as_a_rule_that_no_choice_hides(page_of):
-    rows = asked(8, **held(0.4)) + asked(6, **held(0.4, policy="random")) + asked(9, context_tokens=64, **held(0.5))
+    rows = (
+        asked(8, **held(0.4))
+        + asked(6, **held(0.4, policy="random"))
+        + asked(9, context_tokens=64, **held(0.5))
+    )
     chart = charts_of(page_of(retrieval=rows))["accuracy-1"]
     frame = chart.points.frame
     assert one(frame, end=True, length="512")["policy"] is None
@@ -217,13 +264,19 @@ def test_accuracy_is_drawn_against_what_was_held_with_dense_as_a_rule_that_no_ch
 
 
 def test_a_bar_of_answers_is_whole_and_in_order(page_of):
-    rows = asked(4) + [retrieval_row(i, policy="random", correct=False, answer_retained_weighted=0.0) for i in range(10)]
+    rows = asked(4) + [
+        retrieval_row(i, policy="random", correct=False, answer_retained_weighted=0.0) for i in range(10)
+    ]
     chart = charts_of(page_of(retrieval=rows))["outcomes-1"]
-    bars = [(row["policy"], row["outcome"], row["count"], row["begin"], row["finish"]) for row in chart.points.rows()]
+    bars = [
+        (row["policy"], row["outcome"], row["count"], row["begin"], row["finish"])
+        for row in chart.points.rows()
+    ]
     assert sorted(bars) == [
-        ("knorm", "right", 4, 0.0, 0.4), ("knorm", "wrong, answer partly held", 6, 0.4, 1.0),
+        ("knorm", "right", 4, 0.0, 0.4),
+        ("knorm", "wrong, answer partly held", 6, 0.4, 1.0),
         ("random", "wrong, answer dropped", 10, 0.0, 1.0),
-    ]  # fmt: skip
+    ]
     rows = next(param for param in chart.spec["params"] if param["name"] == "rows")
     assert rows["value"] == ["knorm 0.9", "random 0.9"]
 
@@ -231,11 +284,21 @@ def test_a_bar_of_answers_is_whole_and_in_order(page_of):
 def test_names_from_outside_stand_in_no_expression(page_of):
     names = {"model": NASTY, "dataset": NASTY, "kind": NASTY}
     rows = [retrieval_row(i, policy=p, **names) for i in range(3) for p in ("dense", "knorm", NASTY)]
-    scores = [row for p in ("dense", NASTY) for row in tasks_rows([1.0], model=NASTY, policy=p, metric=NASTY, task_name=NASTY)]
-    ppl = [perplexity_row(i, policy=p, model=NASTY, dataset=NASTY) for i in range(3) for p in ("dense", "knorm", NASTY)]
+    scores = [
+        row
+        for p in ("dense", NASTY)
+        for row in tasks_rows([1.0], model=NASTY, policy=p, metric=NASTY, task_name=NASTY)
+    ]
+    ppl = [
+        perplexity_row(i, policy=p, model=NASTY, dataset=NASTY)
+        for i in range(3)
+        for p in ("dense", "knorm", NASTY)
+    ]
     shown = page_of(retrieval=rows, tasks=scores, perplexity=ppl)
     drawn = [
-        chart for name in ("retrieval", "accuracy", "outcomes", "disagreement", "tasks", "kl") for chart in shown.charts[name]
+        chart
+        for name in ("retrieval", "accuracy", "outcomes", "disagreement", "tasks", "kl")
+        for chart in shown.charts[name]
     ]
     assert len(drawn) == 6
 

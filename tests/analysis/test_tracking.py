@@ -10,7 +10,16 @@ from analysis.page.page import contents
 from analysis.tracking.export_runs import Exported, export, records
 from pipeline.store.run_store import RunStore
 from pipeline.store.schema import to_arrow
-from tests.support.rows import NASTY, failure_row, generation_row, one, perplexity_row, retrieval_row, tasks_rows, write_run
+from tests.support.rows import (
+    NASTY,
+    failure_row,
+    generation_row,
+    one,
+    perplexity_row,
+    retrieval_row,
+    tasks_rows,
+    write_run,
+)
 
 TRACKERS = ["trackio", "mlflow"]
 TIMED = "generation/prompt_128/batch_1/interleaved"
@@ -64,7 +73,11 @@ def read(tracker: str, store: str, project: str) -> list[Read]:
 
 def cell_of(found: list[Read], **settings: object) -> Read:
     """The only tracked run with these settings, whatever type the tracker keeps them in."""
-    (own,) = [run for run in found if all(str(run.params.get(name)) == str(value) for name, value in settings.items())]
+    (own,) = [
+        run
+        for run in found
+        if all(str(run.params.get(name)) == str(value) for name, value in settings.items())
+    ]
     return own
 
 
@@ -72,12 +85,20 @@ def some_rows() -> dict:
     """Three cells measured in every way, one that never prunes, one that failed."""
     settings = [{"policy": "dense"}, {"keep_ratio": 0.9, "skip_layers": [0, 1]}, {"keep_ratio": 0.5}]
     timed = [
-        generation_row(i, control=again, tpot_seconds=0.002 + (0.0001 * i if setting.get("keep_ratio") else 0), **setting)
-        for setting in settings for i in range(7) for again in ([False, True] if "policy" in setting else [False])
-    ]  # fmt: skip
+        generation_row(
+            i, control=again, tpot_seconds=0.002 + (0.0001 * i if setting.get("keep_ratio") else 0), **setting
+        )
+        for setting in settings
+        for i in range(7)
+        for again in ([False, True] if "policy" in setting else [False])
+    ]
     vacuous = {"tokens_scored_pruned": 0, "prune_events": 0, "prune_after": 2048}
     return {
-        "perplexity": [perplexity_row(i, nll_sum=200.0 + i * s.get("keep_ratio", 0), **s) for s in settings for i in range(4)]
+        "perplexity": [
+            perplexity_row(i, nll_sum=200.0 + i * s.get("keep_ratio", 0), **s)
+            for s in settings
+            for i in range(4)
+        ]
         + [perplexity_row(i, **vacuous) for i in range(4)],
         "generation": timed,
         "retrieval": [retrieval_row(i, correct=i % 3 > 0, **s) for s in settings for i in range(10)],
@@ -99,7 +120,15 @@ def test_what_a_tracker_holds_is_what_the_tables_say(tracker, stores, project, t
         for name in ("ppl", "ratio", "ratio_low", "ratio_high", "budget", "kv_bytes_mean", "kv_bytes_peak"):
             assert own.metrics.get(f"perplexity/{name}") == cell[name], name
         timed = one(tables["generation"], cell_id=cell_id)
-        for name in ("tpot_seconds", "tpot_seconds_low", "ttft_seconds", "tpot_ratio", "tpot_low", "tpot_high", "ttft_ratio"):
+        for name in (
+            "tpot_seconds",
+            "tpot_seconds_low",
+            "ttft_seconds",
+            "tpot_ratio",
+            "tpot_low",
+            "tpot_high",
+            "ttft_ratio",
+        ):
             assert own.metrics.get(f"{TIMED}/{name}") == timed[name], name
         assert own.params.get(f"{TIMED}/tpot_words") == timed["tpot_words"]
         asked = one(tables["retrieval"], cell_id=cell_id)
@@ -108,9 +137,17 @@ def test_what_a_tracker_holds_is_what_the_tables_say(tracker, stores, project, t
     own = cell_of(found, keep_ratio=0.9, prune_after=32, policy="knorm")
     assert own.metrics["perplexity/ratio"] > 1 and own.metrics[f"{TIMED}/tpot_ratio"] == pytest.approx(1.15)
     wanted = {
-        "model": "toy", "dataset": "text", "device": "cpu", "dtype": "float32", "skip_layers": "0, 1", "run_id": "run-1",
-        "model_revision": "r1", "dataset_fingerprint": "f1", "protocol_version": "1", f"{TIMED}/new_tokens": "16",
-    }  # fmt: skip
+        "model": "toy",
+        "dataset": "text",
+        "device": "cpu",
+        "dtype": "float32",
+        "skip_layers": "0, 1",
+        "run_id": "run-1",
+        "model_revision": "r1",
+        "dataset_fingerprint": "f1",
+        "protocol_version": "1",
+        f"{TIMED}/new_tokens": "16",
+    }
     assert {name: str(own.params[name]) for name in wanted} == wanted
     assert "prune_after" not in cell_of(found, policy="dense").params
 
@@ -123,10 +160,15 @@ def test_no_figure_is_without_its_verdict(tracker, stores, project, tmp_path):
     assert cell_of(found, keep_ratio=0.5, policy="knorm").params["verdict"] == "VALID, STABLE"
     vacuous = cell_of(found, prune_after=2048)
     assert vacuous.params["verdict"] == "NEVER_PRUNED, FAILED"
-    assert (vacuous.params["perplexity/verdict"], vacuous.params["generation/verdict"]) == ("NEVER_PRUNED", "FAILED")
+    assert (vacuous.params["perplexity/verdict"], vacuous.params["generation/verdict"]) == (
+        "NEVER_PRUNED",
+        "FAILED",
+    )
     lost = cell_of(found, policy="h2o")
     assert lost.params["verdict"] == "FAILED" and lost.metrics == {}
-    assert lost.params["perplexity/failure/reason"] == "OutOfMemoryError: tried to allocate 2 GiB (3 attempts)"
+    assert (
+        lost.params["perplexity/failure/reason"] == "OutOfMemoryError: tried to allocate 2 GiB (3 attempts)"
+    )
     if tracker == "mlflow":
         from mlflow.tracking import MlflowClient
 
@@ -134,46 +176,73 @@ def test_no_figure_is_without_its_verdict(tracker, stores, project, tmp_path):
         experiment = client.get_experiment_by_name(project)
         runs = client.search_runs([experiment.experiment_id])
         assert {run.data.tags["kvsweep.verdict"]: run.info.status for run in runs} == {
-            "DENSE, STABLE": "FINISHED", "VALID, STABLE": "FINISHED", "NEVER_PRUNED, FAILED": "FAILED", "FAILED": "FAILED",
-        }  # fmt: skip
+            "DENSE, STABLE": "FINISHED",
+            "VALID, STABLE": "FINISHED",
+            "NEVER_PRUNED, FAILED": "FAILED",
+            "FAILED": "FAILED",
+        }
 
 
 def test_timings_that_cannot_be_compared_say_so(tmp_path):
     def timed(**values):
         return [generation_row(i, tpot_seconds=0.002 * (1 + i), **values) for i in range(3)]
 
-    rows = timed(policy="dense") + timed() + timed(policy="dense", timing_protocol="report_2025", prompt_tokens=64)
+    rows = (
+        timed(policy="dense")
+        + timed()
+        + timed(policy="dense", timing_protocol="report_2025", prompt_tokens=64)
+    )
     found = records(load([write_run(str(tmp_path / "run"), {"generation": rows})]))
     assert [own.verdict for own in found] == ["UNSTABLE_TIMING, WRONG_ON_PURPOSE", "UNSTABLE_TIMING"]
     assert found[0].params["generation/prompt_64/batch_1/report_2025/timing"] == "WRONG_ON_PURPOSE"
-    assert found[1].params[f"{TIMED}/tpot_words"].startswith("unstable timing: the dense cell's time per token changed by +200 %")
+    assert (
+        found[1]
+        .params[f"{TIMED}/tpot_words"]
+        .startswith("unstable timing: the dense cell's time per token changed by +200 %")
+    )
 
 
 def test_the_cells_of_a_setting_are_one_record(tmp_path):
     tables = {
         "perplexity": [perplexity_row(cell_id="p", dense_cell_id="p0")],
-        "generation": [generation_row(cell_id="g", dense_cell_id="g0"), generation_row(keep_ratio=0.3, cell_id="g2")],
-        "retrieval": [retrieval_row(cell_id="r", dense_cell_id="r0"), retrieval_row(keep_ratio=0.5, cell_id="r2")],
+        "generation": [
+            generation_row(cell_id="g", dense_cell_id="g0"),
+            generation_row(keep_ratio=0.3, cell_id="g2"),
+        ],
+        "retrieval": [
+            retrieval_row(cell_id="r", dense_cell_id="r0"),
+            retrieval_row(keep_ratio=0.5, cell_id="r2"),
+        ],
         "failures": [failure_row(task="retrieval", cell_id="r")],
     }
     own, alone, other = records(load([write_run(str(tmp_path / "run"), tables)]))
     wanted = {"perplexity": "p", TIMED: "g", "retrieval/passkey/context_512": "r"}
     assert {place: own.params[f"{place}/cell_id"] for place in wanted} == wanted
-    assert own.params["retrieval/failure/reason"].startswith("OutOfMemoryError") and "FAILED" not in own.verdict
+    assert (
+        own.params["retrieval/failure/reason"].startswith("OutOfMemoryError") and "FAILED" not in own.verdict
+    )
     assert other.params["keep_ratio"] == 0.5 and other.verdict == "VALID" and other.key != own.key
-    assert alone.params["keep_ratio"] == 0.3 and alone.verdict == "NOT_JUDGED"  # no dense cell was timed beside it
+    assert (
+        alone.params["keep_ratio"] == 0.3 and alone.verdict == "NOT_JUDGED"
+    )  # no dense cell was timed beside it
 
 
 def test_questions_and_tasks_are_told_apart_by_their_place(tmp_path):
     asked = [retrieval_row(), retrieval_row(digits=7, distractors=3), retrieval_row(question_pruned=False)]
-    scored = [*tasks_rows([1.0, 0.0], metric="acc,none", dataset="text"), *tasks_rows([1.0], task_name="../x", dataset="text")]
+    scored = [
+        *tasks_rows([1.0, 0.0], metric="acc,none", dataset="text"),
+        *tasks_rows([1.0], task_name="../x", dataset="text"),
+    ]
     (own,) = records(load([write_run(str(tmp_path / "run"), {"retrieval": asked, "tasks": scored})]))
     places = {name.rpartition("/")[0] for name in own.metrics}
     asked_in = "retrieval/passkey/context_512"
     assert places == {
-        asked_in, f"{asked_in}/digits_7/distractors_3", f"{asked_in}/asked_after", "tasks/quiz/acc_none/none",
+        asked_in,
+        f"{asked_in}/digits_7/distractors_3",
+        f"{asked_in}/asked_after",
+        "tasks/quiz/acc_none/none",
         "tasks/___x/acc/none",
-    }  # fmt: skip
+    }
     assert own.metrics["tasks/quiz/acc_none/none/value"] == 0.5
     assert own.metrics[f"{asked_in}/answer_nll"] == pytest.approx(0.2)
     assert own.params["tasks/quiz/acc_none/none/verdict"] == "VALID"
@@ -199,7 +268,9 @@ def test_a_cell_is_exported_once_per_run(tracker, stores, project, tmp_path):
         done = export(directories, tracker, project, stores[tracker])
         assert (done.written, done.skipped, done.changed) == (written, skipped, 0)
     found = read(tracker, stores[tracker], project)
-    assert len({(own.params["perplexity/cell_id"], own.params["run_id"]) for own in found}) == len(found) == 10
+    assert (
+        len({(own.params["perplexity/cell_id"], own.params["run_id"]) for own in found}) == len(found) == 10
+    )
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

@@ -21,7 +21,9 @@ def test_the_interval_of_a_ratio_is_scipys_where_all_windows_are_as_long(summari
     ]
     row = one(summarise(rows), policy="knorm")
     wanted = stats.ttest_1samp(nats / 100, 0).confidence_interval(0.95)
-    assert (row["ratio_low"], row["ratio_high"]) == pytest.approx((math.exp(wanted.low), math.exp(wanted.high)))
+    assert (row["ratio_low"], row["ratio_high"]) == pytest.approx(
+        (math.exp(wanted.low), math.exp(wanted.high))
+    )
     assert row["n_units"] == n and math.log(row["detectable"]) > wanted.high - np.mean(nats) / 100
 
 
@@ -31,7 +33,9 @@ def test_windows_that_are_not_as_long_count_by_their_tokens(summarise):
     rows = [perplexity_row(i, policy="dense", tokens_scored=int(tokens[i])) for i in range(9)]
     rows += [perplexity_row(i, tokens_scored=int(tokens[i]), nll_sum=200 + nats[i]) for i in range(9)]
     row = one(summarise(rows), policy="knorm")
-    assert (math.log(row["ratio_low"]), math.log(row["ratio_high"])) == pytest.approx(ratio_interval(nats, tokens))
+    assert (math.log(row["ratio_low"]), math.log(row["ratio_high"])) == pytest.approx(
+        ratio_interval(nats, tokens)
+    )
 
 
 def test_the_ratio_where_pruned_is_not_diluted_by_tokens_that_saw_a_whole_cache(summarise):
@@ -83,10 +87,13 @@ def test_only_valid_cells_are_compared_as_one_grid(summarise):
 
 @pytest.mark.parametrize(("cells", "wanted"), [(3, [pytest.approx(3 * 2 / 2**7)] * 3), (4, [None] * 4)])
 def test_no_p_is_printed_where_none_could_be_below_5_percent(summarise, cells, wanted):
-    """Two of 2**7 patterns are as far off as seven equal differences: for four cells 0.0625 at best, for three 0.047."""
+    """Two of 2**7 patterns are as far off as seven equal differences: for four cells 0.0625 at best, for
+    three 0.047."""
 
     rows = [perplexity_row(i, policy="dense") for i in range(7)]
-    rows += [perplexity_row(i, nll_sum=250.0 + i, keep_ratio=0.9 - c / 10) for c in range(cells) for i in range(7)]
+    rows += [
+        perplexity_row(i, nll_sum=250.0 + i, keep_ratio=0.9 - c / 10) for c in range(cells) for i in range(7)
+    ]
     assert summarise(rows).filter(pl.col("policy") != "dense")["p_holm"].to_list() == wanted
 
 

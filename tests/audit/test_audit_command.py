@@ -57,22 +57,32 @@ def test_the_audit_runs_the_sweep_and_judges_every_claim(tmp_path, tiny_model_di
 @pytest.mark.parametrize(
     ("arguments", "form"),
     [
-        ([], "seed_reports"), (["--models", "reference-llama"], "seed_reports"), (["--short"], "seed_reports_short"),
+        ([], "seed_reports"),
+        (["--models", "reference-llama"], "seed_reports"),
+        (["--short"], "seed_reports_short"),
         (["--models", "reference-neox", "--models", "other"], "seed_reports_short"),
         (["--models", "other", "--full"], "seed_reports"),
     ],
-)  # fmt: skip
-def test_a_model_that_is_not_embedded_is_audited_in_the_short_form_unless_asked_otherwise(tmp_path, arguments, form):
-    done = kvsweep("audit", *arguments, "--set", "keep_ratios=[0.33]", folder=tmp_path)  # refused with the file's name
+)
+def test_a_model_that_is_not_embedded_is_audited_in_the_short_form_unless_asked_otherwise(
+    tmp_path, arguments, form
+):
+    done = kvsweep(
+        "audit", *arguments, "--set", "keep_ratios=[0.33]", folder=tmp_path
+    )  # refused with the file's name
     assert done.returncode == 2 and f"sweeps/{form}.yaml" in done.stderr
     unasked = "other" in arguments and "--full" not in arguments
     assert ("note: by the short form of the audit" in done.stderr) == unasked
 
 
 def test_the_short_form_has_what_every_claim_asks_for_and_is_a_part_of_the_whole():
-    """The rules find their cells: thresholds, pairs and controls, from as many windows and rounds as a figure needs."""
+    """The rules find their cells: thresholds, pairs and controls, from as many windows and rounds as a figure
+    needs."""
     short, whole = (make_plan(load_spec(name)) for name in ("seed_reports_short", "seed_reports"))
-    cells = {name: {_asked(cell) for cell in plan.grid.cells} for name, plan in (("short", short), ("whole", whole))}
+    cells = {
+        name: {_asked(cell) for cell in plan.grid.cells}
+        for name, plan in (("short", short), ("whole", whole))
+    }
     assert cells["short"] <= cells["whole"] and 4 * len(cells["short"]) < len(cells["whole"])
     assert short.spec.perplexity.windows == FEW_WINDOWS and short.spec.generation.repeats == FEWEST_ROUNDS
 
@@ -89,7 +99,9 @@ def test_the_short_form_has_what_every_claim_asks_for_and_is_a_part_of_the_whole
     assert all(has(policy, ratio, 512) for policy in ("h2o", "snapkv", "streaming") for ratio in (0.8, 0.7))
     assert {cell[2] for cell in cells["short"] if cell[:2] == ("retrieval", "knorm")} == {0.9, 0.8, 0.7, 0.5}
     timed = {(cell.policy, cell.prune_after) for cell in short.grid.cells if cell.task == "generation"}
-    protocols = {json.loads(cell.settings)["protocol"] for cell in short.grid.cells if cell.task == "generation"}
+    protocols = {
+        json.loads(cell.settings)["protocol"] for cell in short.grid.cells if cell.task == "generation"
+    }
     assert timed == {("dense", None), ("knorm", 32)} and protocols == {"interleaved", "report_2025"}
 
 

@@ -1,4 +1,5 @@
-"""Whose verdict each of the audit's is: its model beside it, disagreements first, and a word where only ours were looked at."""
+"""Whose verdict each of the audit's is: its model beside it, disagreements first, and a word where only ours
+were looked at."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ CAUTION = "that we trained, and key norms and attention go together there."
 
 
 def rows_of(model, sorted_factor):
-    """Claim 4 alone is settled: knorm at 1.2 of dense, and the same kept set in another order at ``sorted_factor`` of that."""
+    """Claim 4 alone is settled: knorm at 1.2 of dense, and the same kept set in another order at
+    ``sorted_factor`` of that."""
     cells = [("dense", 1.0), ("knorm", 1.2), ("knorm_sorted", 1.2 * sorted_factor)]
     return [
         perplexity_row(i, model=model, policy=policy, nll_sum=200 + 100 * math.log(factor))
@@ -27,7 +29,8 @@ def rows_of(model, sorted_factor):
 
 
 def report(tmp_path, capsys, factors, names=None):
-    """What ``kvsweep report --audit`` prints of models with these factors, its page, and the rows of its tables of claims."""
+    """What ``kvsweep report --audit`` prints of models with these factors, its page, and the rows of its
+    tables of claims."""
     rows = [row for model, factor in factors.items() for row in rows_of(model, factor)]
     models = [{"name": name, "revision": "r1", "architecture": "llama"} for name in names or factors]
     run = write_run(str(tmp_path / "run"), {"perplexity": rows}, models=models)
@@ -41,9 +44,7 @@ def report(tmp_path, capsys, factors, names=None):
 
 def test_models_that_disagree_are_told_first_and_every_verdict_names_its_model(tmp_path, capsys):
     lines, page, tables = report(tmp_path, capsys, {"smollm2": 1.0, "reference-neox": 1.25})
-    told = (
-        "Models disagree on claim 4, PPL rises because sorting shuffles the order: reference-neox: confirmed; smollm2: refuted."
-    )
+    told = "Models disagree on claim 4, PPL rises because sorting shuffles the order: reference-neox: confirmed; smollm2: refuted."
     assert lines[0] == told and sum(line.startswith("Models disagree") for line in lines) == 1
     assert lines[-1] == str(tmp_path / "page.html")
     assert CAUTION not in "".join(lines) and CAUTION not in page  # one of them is no model of ours
@@ -55,8 +56,9 @@ def test_models_that_disagree_are_told_first_and_every_verdict_names_its_model(t
     section = page.partition('<section id="audit">')[2]
     assert section.index(told) < section.index("How to read this")
     assert {(row["model"], row["verdict"]) for row in tables if row["number"] == "4"} == {
-        ("reference-neox", "confirmed"), ("smollm2", "refuted"),
-    }  # fmt: skip
+        ("reference-neox", "confirmed"),
+        ("smollm2", "refuted"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,10 +90,14 @@ def test_models_that_agree_are_said_to_and_how_much_that_rests_on(tmp_path, caps
 
 
 def test_what_a_model_cannot_settle_is_no_disagreement(tmp_path, capsys):
-    rows = [row for row in rows_of("smollm2", 1.25) if row["policy"] != "knorm_sorted"] + rows_of("reference-neox", 1.25)
+    rows = [row for row in rows_of("smollm2", 1.25) if row["policy"] != "knorm_sorted"] + rows_of(
+        "reference-neox", 1.25
+    )
     run = write_run(str(tmp_path / "run"), {"perplexity": rows})
     assert main([run, "--audit"]) == 0
-    assert capsys.readouterr().out.startswith("The models disagree on no claim; 1 claim is settled by more than one")
+    assert capsys.readouterr().out.startswith(
+        "The models disagree on no claim; 1 claim is settled by more than one"
+    )
 
 
 def test_a_model_with_two_texts_is_named_with_each(tmp_path, capsys):
@@ -99,7 +105,10 @@ def test_a_model_with_two_texts_is_named_with_each(tmp_path, capsys):
     run = write_run(str(tmp_path / "run"), {"perplexity": rows})
     assert main([run, "--audit"]) == 0
     printed = capsys.readouterr().out
-    assert "   toy · text · cpu · float32: not testable" in printed and "   toy · other · cpu · float32: not" in printed
+    assert (
+        "   toy · text · cpu · float32: not testable" in printed
+        and "   toy · other · cpu · float32: not" in printed
+    )
 
 
 def test_a_models_name_steers_no_terminal(tmp_path, capsys):

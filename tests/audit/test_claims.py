@@ -16,7 +16,8 @@ NEOX = {"name": "toy", "revision": "r1", "architecture": "gpt_neox", "layers": 2
 
 
 def scored(factor=1.0, wobble=0.0, windows=8, **settings):
-    """Windows of a cell of this PPL ratio; ``wobble``: nats more and less in turns, which widens its interval."""
+    """Windows of a cell of this PPL ratio; ``wobble``: nats more and less in turns, which widens its
+    interval."""
     nats = 200 + 100 * math.log(factor)
     return [perplexity_row(i, nll_sum=nats + (-1) ** i * wobble, **settings) for i in range(windows)]
 
@@ -33,12 +34,20 @@ def curve(factors, **settings):
 
 
 def timed(ttft=1.0, tokens=1.0, rounds=7, protocol="interleaved", drift=1.0, **settings):
-    """Dense, dense again and knorm by turns; ``ttft`` and ``tokens`` are ratios to dense, in each round if a list."""
+    """Dense, dense again and knorm by turns; ``ttft`` and ``tokens`` are ratios to dense, in each round if a
+    list."""
     rows = []
     for i in range(rounds):
-        common = {"timing_protocol": protocol, "tpot_seconds": 0.002 * drift ** (i / (rounds - 1)), "dense_cell_id": protocol}
+        common = {
+            "timing_protocol": protocol,
+            "tpot_seconds": 0.002 * drift ** (i / (rounds - 1)),
+            "dense_cell_id": protocol,
+        }
         first = 0.01 * (ttft[i % len(ttft)] if isinstance(ttft, list) else ttft)
-        rows += [generation_row(i, policy="dense", control=again, cell_id=protocol, **common) for again in (False, True)]
+        rows += [
+            generation_row(i, policy="dense", control=again, cell_id=protocol, **common)
+            for again in (False, True)
+        ]
         rate = 400.0 * (tokens[i % len(tokens)] if isinstance(tokens, list) else tokens)
         own = {"cell_id": f"knorm {protocol}", "ttft_seconds": first, "tokens_per_second": rate}
         rows.append(generation_row(i, **own, **common, **settings))
@@ -52,8 +61,15 @@ def asked(right=60, dense=60, n=60, **settings):
 
 
 def gather(tmp_path, perplexity=(), generation_rows=(), answers=(), model=NEOX, failures=()):
-    rows = {"perplexity": perplexity, "generation": generation_rows, "retrieval": answers, "failures": failures}
-    directory = write_run(str(tmp_path / "run"), {task: list(own) for task, own in rows.items()}, models=[model])
+    rows = {
+        "perplexity": perplexity,
+        "generation": generation_rows,
+        "retrieval": answers,
+        "failures": failures,
+    }
+    directory = write_run(
+        str(tmp_path / "run"), {task: list(own) for task, own in rows.items()}, models=[model]
+    )
     return evidences(Tables.of(load([directory])))
 
 
@@ -61,14 +77,21 @@ def four(h2o=1.025, streaming=1.03, snapkv=1.035, knorm=1.005, wobble=0.0, **set
     """``wobble`` widens the interval of knorm."""
     factors = {"h2o": h2o, "streaming": streaming, "snapkv": snapkv, "knorm": knorm}
     return [
-        row for name, factor in factors.items() for ratio in (0.8, 0.7)
-        for row in scored(factor, wobble if name == "knorm" else 0.0, keep_ratio=ratio, policy=name, **settings)
-    ]  # fmt: skip
+        row
+        for name, factor in factors.items()
+        for ratio in (0.8, 0.7)
+        for row in scored(
+            factor, wobble if name == "knorm" else 0.0, keep_ratio=ratio, policy=name, **settings
+        )
+    ]
 
 
 NT = "not testable here"
 TTFT = "artefact of taking 10 % of the whole time for the baseline's TTFT"
-NO_CACHE, UNREACHED = "artefact of evaluating without the cache", "artefact of a threshold that is never reached"
+NO_CACHE, UNREACHED = (
+    "artefact of evaluating without the cache",
+    "artefact of a threshold that is never reached",
+)
 LENGTH, LOW = "positions taken from the pruned length", "the low threshold"
 UP, FLAT = {0.95: 3.0, 0.5: 2.0}, {0.95: 2.0, 0.5: 2.0}
 SORTED = {"policy": "knorm_sorted"}
@@ -90,7 +113,8 @@ CASES = [
     (2, "confirmed", "0 of 2 cells", {"perplexity": DENSE + scored(wobble=0.1) + scored(wobble=0.1, keep_ratio=0.5)}),
     # Intervals that hold 1 and much else confirm nothing.
     (2, NT, "0 of 2 cells", {"perplexity": DENSE + scored(wobble=5) + scored(1.02, 5, keep_ratio=0.5)}),
-    # Shown to differ, but by less than counts: 0.4 % over all tokens are 0.8 % over the half that saw a pruned cache.
+    # Shown to differ, but by less than counts: 0.4 % over all tokens are 0.8 % over the half that saw a
+    # pruned cache.
     (2, "confirmed", "2 of 2 by less", {"perplexity": DENSE + scored(1.004, 0.01) + scored(1.004, 0.01, keep_ratio=0.5)}),
     # Equal over all tokens, which a whole cache dilutes.
     (2, NO_CACHE, "2 of 2 cells differ", {"perplexity": DENSE + scored(1.008, 0.01) + scored(1.008, 0.01, keep_ratio=0.5)}),
@@ -117,9 +141,11 @@ CASES = [
     (4, "refuted", "no cells that vary", {"perplexity": DENSE + scored(1.2) + scored(1.2005, **SORTED)}),
     (4, "refuted", "1 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.1, **BUG)}),
     (4, NT, "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.2, 5, **SORTED) + scored(1.8, **BUG)}),
-    (4, NT, "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.1, **SORTED)}),  # sorting that helps is no rise
+    # sorting that helps is no rise
+    (4, NT, "0 of 1 pairs", {"perplexity": DENSE + scored(1.2) + scored(1.1, **SORTED)}),
     (4, f"artefact of {LENGTH}", "1.500", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.8, **BUG)}),
-    (4, "refuted", "1.005", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.206, **BUG)}),  # too little
+    # too little
+    (4, "refuted", "1.005", {"perplexity": DENSE + scored(1.2) + scored(1.2, **SORTED) + scored(1.206, **BUG)}),
     (4, f"artefact of {LOW}", "2.000", {"perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE)}),
     (4, f"artefact of {LOW} and {LENGTH}", "2.000", {
         "perplexity": DENSE + scored(2.4) + scored(1.2, **LATE) + scored(1.2, **SORTED, **LATE) + scored(1.8, **LATE, **BUG),
@@ -148,10 +174,12 @@ CASES = [
     (6, "refuted", "throughput +2.00 %", {"generation_rows": timed(tokens=1.02)}),
     (6, "refuted", "throughput -3.00 %", {"generation_rows": timed(tokens=0.97)}),
     (6, NT, "0 of 1 stable intervals", {"generation_rows": timed(tokens=[0.85, 1.05])}),
-    (6, NT, "0 of 1 stable intervals", {"generation_rows": timed(tokens=[0.80, 0.95])}),  # below 1, and as much outside
+    # below 1, and as much outside
+    (6, NT, "0 of 1 stable intervals", {"generation_rows": timed(tokens=[0.80, 0.95])}),
     (6, "refuted", "throughput -40.00 %", {"generation_rows": timed(tokens=0.6)}),
     (6, NT, "changed by +50 %", {"generation_rows": timed(tokens=0.85, drift=1.5)}),
-    (6, NT, "no stable timings", {"generation_rows": timed(tokens=0.6, prune_steps=[])}),  # of a smaller cache, not of pruning
+    # of a smaller cache, not of pruning
+    (6, NT, "no stable timings", {"generation_rows": timed(tokens=0.6, prune_steps=[])}),
     (7, "refuted", "25.0 % of each head", {"model": {**NEOX, "positions": {"kind": "rotary", "share": 0.25}}}),
     (7, "confirmed", "learned", {"model": {**NEOX, "positions": {"kind": "learned"}}}),
     (7, NT, "llama", {"model": {**NEOX, "architecture": "llama", "positions": {"kind": "rotary"}}}),
@@ -188,8 +216,10 @@ CASES = [
     (10, "refuted", "cost over 1.0 % of PPL in 1 of 1 cells", {"perplexity": DENSE + scored(1.5)}),
     # Within 1 % of all tokens, and not of those that saw a pruned cache.
     (10, "refuted", "in 1 of 1 cells", {"perplexity": DENSE + scored(1.008, 0.1)}),
-    (10, NT, "in 0 of 0 cells", {"perplexity": DENSE + scored(1.002, protect_recent=16)}),  # claimed of plain knorm
-    (10, NT, "in 0 of 1 cells", {"perplexity": DENSE + scored(1.004, 5)}),  # not shown to be right, nor to be wrong
+    # claimed of plain knorm
+    (10, NT, "in 0 of 0 cells", {"perplexity": DENSE + scored(1.002, protect_recent=16)}),
+    # not shown to be right, nor to be wrong
+    (10, NT, "in 0 of 1 cells", {"perplexity": DENSE + scored(1.004, 5)}),
     (10, NT, "no cells that pruned", {"perplexity": DENSE + scored(**NEVER)}),
     (11, "confirmed", "1 of 1 to lose at most 10 points", {"answers": asked(keep_ratio=0.7) + asked(5, keep_ratio=0.6)}),
     (11, "refuted", "75.0 % [62.8 %, 84.2 %]", {"answers": asked(45)}),
@@ -210,9 +240,15 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "verdict", "words", "rows"), CASES, ids=[f"{c[0]}-{c[1]}-{c[2]}" for c in CASES])
+@pytest.mark.parametrize(
+    ("number", "verdict", "words", "rows"), CASES, ids=[f"{c[0]}-{c[1]}-{c[2]}" for c in CASES]
+)
 def test_the_verdict_follows_from_the_rows(tmp_path, number, verdict, words, rows):
-    others = {} if any(rows.get(name) for name in ("perplexity", "generation_rows", "answers")) else {"perplexity": DENSE}
+    others = (
+        {}
+        if any(rows.get(name) for name in ("perplexity", "generation_rows", "answers"))
+        else {"perplexity": DENSE}
+    )
     (evidence,) = gather(tmp_path, **rows, **others)
     row = one(audit(evidence), number=number)
     assert row["verdict"] == verdict
@@ -270,8 +306,19 @@ def test_of_two_sizes_of_a_cell_the_larger_counts(tmp_path):
 
 
 def test_the_control_experiment_has_its_policies_only(tmp_path):
-    rows = DENSE + scored(1.5) + scored(1.1, protect_recent=4) + scored(1.3, policy="random") + scored(1.2, policy="knorm_high")
-    rows += scored(1.4, policy="tova") + scored(1.6, **BUG) + scored(1.7, **SKIP) + scored(1.2, policy="random", protect_recent=4)
+    rows = (
+        DENSE
+        + scored(1.5)
+        + scored(1.1, protect_recent=4)
+        + scored(1.3, policy="random")
+        + scored(1.2, policy="knorm_high")
+    )
+    rows += (
+        scored(1.4, policy="tova")
+        + scored(1.6, **BUG)
+        + scored(1.7, **SKIP)
+        + scored(1.2, policy="random", protect_recent=4)
+    )
     (evidence,) = gather(tmp_path, rows + scored(2.0, keep_ratio=0.5))
     table = control_experiment(evidence.cells)
     assert table["keep_ratio"].to_list() == [0.9] * 4 + [0.5]

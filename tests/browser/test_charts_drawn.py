@@ -1,4 +1,5 @@
-"""The page in a real browser with the network off: charts are drawn, names do no harm, tables sort, nothing scrolls sideways."""
+"""The page in a real browser with the network off: charts are drawn, names do no harm, tables sort, nothing
+scrolls sideways."""
 
 from __future__ import annotations
 
@@ -34,16 +35,30 @@ def two_models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory):
     names = {"model": NASTY, "dataset": NASTY, "device_name": NASTY}
-    rows = [perplexity_row(i, **names, policy=p, nll_sum=200.0 + i + len(p)) for i in range(3) for p in ("dense", "knorm", NASTY)]
+    rows = [
+        perplexity_row(i, **names, policy=p, nll_sum=200.0 + i + len(p))
+        for i in range(3)
+        for p in ("dense", "knorm", NASTY)
+    ]
     timed = [generation_row(i, **names, policy=p) for i in range(7) for p in ("dense", "knorm")]
     failed = [failure_row(**names, error_type=NASTY, message=NASTY, traceback=NASTY)]
     asked = [
         retrieval_row(i, **names, policy=p, kind=NASTY, context_tokens=n, correct=i > 0)
-        for i in range(3) for p in ("dense", "knorm", NASTY) for n in (64, 512)
-    ]  # fmt: skip
+        for i in range(3)
+        for p in ("dense", "knorm", NASTY)
+        for n in (64, 512)
+    ]
     texts = {"task_name": NASTY, "metric": NASTY, "filter": NASTY}
-    scores = [row for p in ("dense", "knorm", NASTY) for row in tasks_rows([1.0, 0.0], policy=p, **texts, **names)]
-    tables = {"perplexity": rows, "generation": timed, "failures": failed, "retrieval": asked, "tasks": scores}
+    scores = [
+        row for p in ("dense", "knorm", NASTY) for row in tasks_rows([1.0, 0.0], policy=p, **texts, **names)
+    ]
+    tables = {
+        "perplexity": rows,
+        "generation": timed,
+        "failures": failed,
+        "retrieval": asked,
+        "tasks": scores,
+    }
     return write_report([write_run(str(tmp_path_factory.mktemp("nasty")), tables, name=NASTY, argv=[NASTY])])
 
 
@@ -66,7 +81,10 @@ def test_bands_lines_and_the_minimum_are_drawn(visit, whole):
     page = visit(whole)
     chart = page.locator("#chart-ucurve-1-1")
     assert chart.locator(".role-mark.mark-area path").count() == 8  # four policies, two settings
-    assert all(box["height"] > 2 for box in [area.bounding_box() for area in chart.locator(".role-mark.mark-area path").all()])
+    assert all(
+        box["height"] > 2
+        for box in [area.bounding_box() for area in chart.locator(".role-mark.mark-area path").all()]
+    )
     assert chart.locator(".role-mark.mark-symbol path[fill=transparent]").count() == 8
 
 
@@ -78,7 +96,9 @@ def test_points_of_a_cell_that_never_pruned_are_hollow(visit, whole):
 
 
 def shown_policies(page, chart):
-    labels = page.locator(f"#{chart} .role-mark.mark-symbol path[aria-label]").evaluate_all("all => all.map(e => e.ariaLabel)")
+    labels = page.locator(f"#{chart} .role-mark.mark-symbol path[aria-label]").evaluate_all(
+        "all => all.map(e => e.ariaLabel)"
+    )
     return {label.split("policy: ")[1].split(";")[0] for label in labels if "policy: " in label}
 
 
@@ -94,7 +114,9 @@ def test_a_model_and_a_policy_chosen_once_are_chosen_everywhere(visit, two_model
     assert set(figures.evaluate_all("all => all.map(f => f.dataset.model)")) == {"toy"}
     shown = page.locator("#chart-ucurve figure:not([hidden]) .chart").first.get_attribute("id")
     assert shown_policies(page, shown) == {"random"}
-    assert page.locator(f"#{shown} .role-axis-label").first.text_content() == axis  # the axes stay where they were
+    assert (
+        page.locator(f"#{shown} .role-axis-label").first.text_content() == axis
+    )  # the axes stay where they were
     assert set(column(page, "table-cells", "model")[1]) == {"toy"}
     assert set(column(page, "table-cells", "policy")[1]) == {"dense", "random"}
     page.locator("select[name=policy]").select_option("")
@@ -117,9 +139,12 @@ def test_the_saw_tooth_shows_the_cell_that_is_chosen(visit, whole):
     line = page.locator("#chart-saw-1 .role-mark.mark-line path")
     before = line.get_attribute("d")
     cells = page.locator("#chart-saw-1 option").all_inner_texts()
-    page.locator("#chart-saw-1 select").select_option(next(name for name in cells if "prune_after 512" in name))
+    page.locator("#chart-saw-1 select").select_option(
+        next(name for name in cells if "prune_after 512" in name)
+    )
     page.wait_for_function(
-        "before => document.querySelector('#chart-saw-1 .mark-line path').getAttribute('d') !== before", arg=before
+        "before => document.querySelector('#chart-saw-1 .mark-line path').getAttribute('d') !== before",
+        arg=before,
     )
     assert len(line.get_attribute("d")) > 50
 
@@ -128,7 +153,9 @@ def test_retrieval_shows_the_length_the_policy_and_the_ratio_that_are_chosen(vis
     page = visit(whole)
 
     def shown(chart, mark):
-        return page.locator(f"#{chart} .role-mark.mark-{mark} path[aria-label]").evaluate_all("all => all.map(e => e.ariaLabel)")
+        return page.locator(f"#{chart} .role-mark.mark-{mark} path[aria-label]").evaluate_all(
+            "all => all.map(e => e.ariaLabel)"
+        )
 
     def changed(chart, mark, list_number, value):
         before = shown(chart, mark)
@@ -136,9 +163,13 @@ def test_retrieval_shows_the_length_the_policy_and_the_ratio_that_are_chosen(vis
         page.wait_for_timeout(100)
         assert len(before) > 1 and shown(chart, mark) != before
 
-    assert all("context tokens: 512" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label)
+    assert all(
+        "context tokens: 512" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label
+    )
     changed("chart-accuracy-1", "symbol", 0, "256")
-    assert all("context tokens: 256" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label)
+    assert all(
+        "context tokens: 256" in label for label in shown("chart-accuracy-1", "symbol") if "policy" in label
+    )
     assert page.locator("#chart-accuracy-1 .mark-text.role-mark text").all_text_contents() == ["dense 100.0%"]
     changed("chart-disagreement-1", "symbol", 0, "256")
     changed("chart-outcomes-1", "rect", 0, "256")
@@ -164,13 +195,22 @@ def test_the_print_preview_cuts_no_chart(visit, whole, tmp_path):
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 1030, "height": 700})  # A4 on its side, without its margins
-    boxes = page.locator("div.chart svg").evaluate_all("all => all.map(s => s.getBoundingClientRect().toJSON())")
+    boxes = page.locator("div.chart svg").evaluate_all(
+        "all => all.map(s => s.getBoundingClientRect().toJSON())"
+    )
     frames = page.locator("figure").evaluate_all("all => all.map(s => s.getBoundingClientRect().toJSON())")
     assert len(boxes) == len(frames) > 20
     for box, frame in zip(boxes, frames, strict=True):
-        assert frame["right"] <= 1030 and box["right"] <= frame["right"] + 1 and box["bottom"] <= frame["bottom"] + 1
+        assert (
+            frame["right"] <= 1030
+            and box["right"] <= frame["right"] + 1
+            and box["bottom"] <= frame["bottom"] + 1
+        )
         assert frame["height"] < 700  # a figure that is taller than a page would be cut
-    assert max(page.locator("table").evaluate_all("all => all.map(t => t.getBoundingClientRect().right)")) <= 1031
+    assert (
+        max(page.locator("table").evaluate_all("all => all.map(t => t.getBoundingClientRect().right)"))
+        <= 1031
+    )
     assert not page.locator("#choose").is_visible()
 
 
@@ -243,7 +283,12 @@ def test_a_chart_can_be_saved_with_its_colours_written_in(visit, whole, tmp_path
 
 def test_own_policies_and_dense_have_colours_of_their_own(visit, tmp_path):
     own = ["mine:first@aa11", "mine:second@bb22"]
-    rows = [perplexity_row(i, policy=p, keep_ratio=r) for i in range(3) for p in ("dense", *own) for r in (0.9, 0.5)]
+    rows = [
+        perplexity_row(i, policy=p, keep_ratio=r)
+        for i in range(3)
+        for p in ("dense", *own)
+        for r in (0.9, 0.5)
+    ]
     asked = [retrieval_row(i, policy=p) for i in range(3) for p in ("dense", *own)]
     file = write_report([write_run(str(tmp_path / "run"), {"perplexity": rows, "retrieval": asked})])
     for scheme in ("light", "dark"):
@@ -251,7 +296,10 @@ def test_own_policies_and_dense_have_colours_of_their_own(visit, tmp_path):
         dense = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--c-dense')")
         probe = "colour => { const e = document.createElement('i'); e.style.color = colour; document.body.append(e); "
         dense = page.evaluate(probe + "return getComputedStyle(e).color }", dense)
-        found = [{policy: fill_of(page, chart, policy) for policy in own} for chart in ("ucurve-1-1", "budget-1-1", "accuracy-1")]
+        found = [
+            {policy: fill_of(page, chart, policy) for policy in own}
+            for chart in ("ucurve-1-1", "budget-1-1", "accuracy-1")
+        ]
         assert found[0] == found[1] == found[2]
         assert len({dense, *found[0].values()}) == 3, scheme
         assert page.trouble == []

@@ -39,7 +39,9 @@ def test_of_a_long_table_some_rows_are_shown_and_all_are_sorted_filtered_and_sav
     button, _ = column(page, "table-cells", "PPL")
     button.click()
     button.click()
-    assert column(page, "table-cells", "keep_ratio")[1][0] == "0.7"  # the highest PPL, which was in no row of the document
+    assert (
+        column(page, "table-cells", "keep_ratio")[1][0] == "0.7"
+    )  # the highest PPL, which was in no row of the document
     tools.locator("input").fill("0.695")
     assert body.count() == 1
     tools.locator("input").fill("")

@@ -1,9 +1,14 @@
-"""Whatever a model gives its attention or its mask is applied or refused by name; nothing is left out silently."""
+"""Whatever a model gives its attention or its mask is applied or refused by name; nothing is left out
+silently."""
 
 import pytest
 import torch
 import transformers
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 
 from tests.support.architectures import GROUPED, SHAPE, VOCABULARY
 from tests.support.tiny import repetitive_tokens, tiny_model
@@ -51,7 +56,9 @@ def test_a_keyword_that_is_not_known_is_refused_by_its_name(model, name):
 
 
 def test_keywords_that_change_nothing_are_taken(model):
-    plain = attend(model.train(False), position_ids=torch.arange(6)[None], use_cache=True, output_attentions=False)
+    plain = attend(
+        model.train(False), position_ids=torch.arange(6)[None], use_cache=True, output_attentions=False
+    )
     assert plain[0].shape == (1, 6, 4, 8)
     with pytest.raises(ValueError, match="output_attentions"):
         attend(model, output_attentions=True)
@@ -121,7 +128,8 @@ def test_keywords_of_a_mask_that_are_not_known_are_refused():
 
 
 def doge():
-    """A model whose attention hides entries by a mask that it computes from the values, beyond ``keep_window_size``."""
+    """A model whose attention hides entries by a mask that it computes from the values, beyond
+    ``keep_window_size``."""
     torch.manual_seed(0)
     config = transformers.DogeConfig(**SHAPE, **GROUPED, keep_window_size=16)
     return transformers.DogeForCausalLM(config).eval().requires_grad_(False)
@@ -135,5 +143,7 @@ def test_a_model_that_masks_by_itself_is_refused_wherever_it_is_used():
     with pytest.raises(ValueError, match="mask"):
         Prefill(model, TOKENS, ["knorm"])
     with pytest.raises(ValueError, match="mask"):
-        model.generate(TOKENS, past_key_values=PrunedCache(model.config, PruneSettings("knorm", 0.5, 8)), pad_token_id=2)
+        model.generate(
+            TOKENS, past_key_values=PrunedCache(model.config, PruneSettings("knorm", 0.5, 8)), pad_token_id=2
+        )
     assert model.config.vocab_size == VOCABULARY

@@ -1,4 +1,5 @@
-"""A cache that a model or a script uses in another way than it must be used says so, instead of giving wrong figures."""
+"""A cache that a model or a script uses in another way than it must be used says so, instead of giving wrong
+figures."""
 
 import copy
 import gc
@@ -94,7 +95,9 @@ def test_generate_without_use_cache_is_refused(implementation):
 @pytest.mark.parametrize(
     ("rows", "length"), [(1, 30), (1, 52), (1, 90), (2, 40)], ids=["shorter", "one longer", "longer", "batch"]
 )
-def test_another_text_without_reset_is_refused_and_with_it_is_as_fresh(implementation, keep_ratio, rows, length):
+def test_another_text_without_reset_is_refused_and_with_it_is_as_fresh(
+    implementation, keep_ratio, rows, length
+):
     model = tiny_model("llama", implementation)
     cache = pruned(model, keep_ratio=keep_ratio)
     model.generate(PROMPT, past_key_values=cache, **GREEDY)
@@ -104,34 +107,50 @@ def test_another_text_without_reset_is_refused_and_with_it_is_as_fresh(implement
 
     cache.reset()
     again = model.generate(other, past_key_values=cache, **GREEDY)
-    assert torch.equal(again, model.generate(other, past_key_values=pruned(model, keep_ratio=keep_ratio), **GREEDY))
+    assert torch.equal(
+        again, model.generate(other, past_key_values=pruned(model, keep_ratio=keep_ratio), **GREEDY)
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
 @pytest.mark.parametrize(
-    ("policy", "implementation"), [("knorm", "kvsweep"), ("knorm", "sdpa"), ("snapkv", "kvsweep"), ("h2o", "kvsweep")]
-)  # fmt: skip
-def test_a_prompt_in_chunks_is_pruned_at_its_end_as_one_in_one_pass(architecture, schedule, policy, implementation):
+    ("policy", "implementation"),
+    [("knorm", "kvsweep"), ("knorm", "sdpa"), ("snapkv", "kvsweep"), ("h2o", "kvsweep")],
+)
+def test_a_prompt_in_chunks_is_pruned_at_its_end_as_one_in_one_pass(
+    architecture, schedule, policy, implementation
+):
     model = tiny_model(architecture, implementation)
     options = {"policy": policy, "schedule": schedule}
     whole, chunked = pruned(model, **options), pruned(model, prompt_tokens=40, **options)
     expected = model.generate(PROMPT, past_key_values=whole, **GREEDY)
-    assert torch.equal(model.generate(PROMPT, past_key_values=chunked, prefill_chunk_size=16, **GREEDY), expected)
+    assert torch.equal(
+        model.generate(PROMPT, past_key_values=chunked, prefill_chunk_size=16, **GREEDY), expected
+    )
     assert [layer.held for layer in chunked.pruned_layers] == [layer.held for layer in whole.pruned_layers]
     assert chunked.events == whole.events
 
     with pytest.raises(ValueError, match="announced"):
-        model.generate(PROMPT, past_key_values=pruned(model, prompt_tokens=30, **options), prefill_chunk_size=16, **GREEDY)
+        model.generate(
+            PROMPT,
+            past_key_values=pruned(model, prompt_tokens=30, **options),
+            prefill_chunk_size=16,
+            **GREEDY,
+        )
 
 
 @pytest.mark.parametrize("implementation", ["kvsweep", "sdpa"])
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
 @pytest.mark.parametrize("chunk", [1, 16, 20, 39])
-def test_chunks_that_nobody_announced_are_refused_also_where_a_single_token_is_left(implementation, schedule, chunk):
+def test_chunks_that_nobody_announced_are_refused_also_where_a_single_token_is_left(
+    implementation, schedule, chunk
+):
     model = tiny_model("llama", implementation)
     with pytest.raises(ValueError, match="prompt_tokens"):
-        model.generate(PROMPT, past_key_values=pruned(model, schedule=schedule), prefill_chunk_size=chunk, **GREEDY)
+        model.generate(
+            PROMPT, past_key_values=pruned(model, schedule=schedule), prefill_chunk_size=chunk, **GREEDY
+        )
 
 
 @pytest.mark.parametrize("schedule", ["every_step", "prefill_once"])
@@ -192,10 +211,13 @@ def test_select_indices_takes_a_mask():
 
 @pytest.mark.parametrize("policy", ["knorm", "random", "h2o"])
 def test_the_best_beam_has_the_likelihood_that_its_own_tokens_have_alone(policy):
-    """Beam search reorders rows; what a row holds must follow from its own text, not from the place where it lay."""
+    """Beam search reorders rows; what a row holds must follow from its own text, not from the place where it
+    lay."""
     model = tiny_model("llama")
     options = {"num_beams": 3, "length_penalty": 0.0, "output_scores": True, "return_dict_in_generate": True}
-    found = model.generate(PROMPT, past_key_values=pruned(model, policy=policy, row_ids=[7, 7, 7]), **options, **GREEDY)
+    found = model.generate(
+        PROMPT, past_key_values=pruned(model, policy=policy, row_ids=[7, 7, 7]), **options, **GREEDY
+    )
     answer, cache = found.sequences[0, 40:], pruned(model, policy=policy, row_ids=[7])
     total, token = 0.0, PROMPT
     with torch.inference_mode():
@@ -209,7 +231,9 @@ def test_beams_of_a_dense_cache_are_those_of_the_stock_model():
     model = tiny_model("llama", "sdpa")
     stock = model.generate(PROMPT, num_beams=3, **GREEDY)
     model.set_attn_implementation(attention.NAME)
-    ours = model.generate(PROMPT, num_beams=3, past_key_values=PrunedCache(model.config, PruneSettings("dense")), **GREEDY)
+    ours = model.generate(
+        PROMPT, num_beams=3, past_key_values=PrunedCache(model.config, PruneSettings("dense")), **GREEDY
+    )
     assert torch.equal(ours, stock)
 
 
@@ -228,7 +252,9 @@ def test_keys_values_and_bytes_are_those_held_and_nothing_else(keep_ratio):
         assert torch.allclose(values, other.values.gather(2, places), atol=1e-5)
     nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert nbytes == cache.nbytes == cache.kv_bytes() == 3 * 2 * (2 * held * 8 * 4)
-    assert len(cache) == 3 and cache.get_max_cache_shape() == cache.max_cache_len == cache.get_max_length() == -1
+    assert (
+        len(cache) == 3 and cache.get_max_cache_shape() == cache.max_cache_len == cache.get_max_length() == -1
+    )
 
 
 @pytest.mark.parametrize("call", ["crop", "offload", "prefetch"])
@@ -268,7 +294,9 @@ def phi():
 
 @pytest.mark.parametrize("implementation", ["kvsweep", "sdpa"])
 @pytest.mark.parametrize(("prompt", "new"), [(50, 20), (70, 5), (56, 2), (50, 7)])
-def test_a_model_that_throws_its_cache_away_for_long_texts_is_refused_before_it_does(implementation, prompt, new):
+def test_a_model_that_throws_its_cache_away_for_long_texts_is_refused_before_it_does(
+    implementation, prompt, new
+):
     model, tokens, options = phi(), repetitive_tokens(1, prompt), {**GREEDY, "max_new_tokens": new}
     model.set_attn_implementation(implementation)
     with pytest.raises(ValueError, match="prompt_tokens="):
@@ -368,8 +396,14 @@ def test_under_prefill_once_a_prompt_token_by_token_is_announced_or_refused():
         forward(model, PROMPT[:, :1], pruned(model, schedule="prefill_once"))
     options = {"schedule": "prefill_once", "prompt_tokens": 40}
     whole = model.generate(PROMPT, past_key_values=pruned(model, **options), **GREEDY)
-    assert torch.equal(model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=1, **GREEDY), whole)
-    assert torch.equal(model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=39, **GREEDY), whole)
+    assert torch.equal(
+        model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=1, **GREEDY),
+        whole,
+    )
+    assert torch.equal(
+        model.generate(PROMPT, past_key_values=pruned(model, **options), prefill_chunk_size=39, **GREEDY),
+        whole,
+    )
     forward(model, PROMPT[:, :1], PrunedCache(model.config, PruneSettings("dense", schedule="prefill_once")))
 
 

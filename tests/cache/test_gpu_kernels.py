@@ -1,5 +1,6 @@
-"""What the attention kernels of a GPU ask for and give back, tried on a CPU: they read a mask as what the queries are, or refuse
-it, and lay their result out in another order. Measured on a GPU: ``benchmarks/results/rounding_cuda.txt``.
+"""What the attention kernels of a GPU ask for and give back, tried on a CPU: they read a mask as what the
+queries are, or refuse it, and lay their result out in another order. Measured on a GPU:
+``benchmarks/results/rounding_cuda.txt``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from tests.support.tiny import repetitive_tokens, tiny_model
 from workers.perplexity.evaluation import evaluate
 from workers.policies.settings import PruneSettings
 
-CELLS = [PruneSettings(policy, ratio, 8) for policy, ratio in (("knorm", 0.9), ("random", 0.5), ("streaming", 0.9), ("h2o", 0.9))]
+CELLS = [
+    PruneSettings(policy, ratio, 8)
+    for policy, ratio in (("knorm", 0.9), ("random", 0.5), ("streaming", 0.9), ("h2o", 0.9))
+]
 
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A list of (type of queries, type of mask), filled by every call of the kernel, whose result lies in another order."""
+    """A list of (type of queries, type of mask), filled by every call of the kernel, whose result lies in
+    another order."""
     seen = []
     stock = functional.scaled_dot_product_attention
 

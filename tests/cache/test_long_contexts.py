@@ -1,4 +1,5 @@
-"""What a long window takes grows with its length, not with its square: no mask and no probabilities of queries x entries."""
+"""What a long window takes grows with its length, not with its square: no mask and no probabilities of
+queries x entries."""
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from workers.cache.attention import Scale, attention, forget_masks, probe
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["knorm", "h2o"])
 def test_a_window_of_twice_the_length_takes_twice_the_memory(policy):
-    """Whole masks of them are four times as large: 64 and 256 MiB each, and as much again as probabilities of each head."""
+    """Whole masks of them are four times as large: 64 and 256 MiB each, and as much again as probabilities of
+    each head."""
     shorter, longer = peaks_of(policy, 4096, 8192)
     assert longer < 2.6 * shorter and longer < 2**29
 
@@ -20,7 +22,9 @@ def test_a_window_of_twice_the_length_takes_twice_the_memory(policy):
 def test_attention_in_parts_is_that_of_one_mask(monkeypatch):
     """The judge is the whole mask, and attention written out."""
     generator = torch.Generator().manual_seed(0)
-    query, keys, values = (torch.randn(2, heads, n, 16, generator=generator) for heads, n in ((4, 37), (2, 90), (2, 90)))
+    query, keys, values = (
+        torch.randn(2, heads, n, 16, generator=generator) for heads, n in ((4, 37), (2, 90), (2, 90))
+    )
     scale = Scale(0.25, None)
     whole, mass = attention(query, keys, values, scale), probe(query, keys, values, scale)[1]
     monkeypatch.setattr(attentions, "MASK_PLACES", 90 * 8)

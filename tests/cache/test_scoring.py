@@ -1,4 +1,5 @@
-"""KL divergence and agreement with the dense twin, without its distributions = from whole distributions in float64."""
+"""KL divergence and agreement with the dense twin, without its distributions = from whole distributions in
+float64."""
 
 import math
 from types import SimpleNamespace
@@ -53,7 +54,9 @@ def test_kl_and_agreement_are_those_of_whole_distributions(bias, softcap):
     p, q = distribution(dense), distribution(hidden)
     model.head.float()
     assert torch.allclose(found.kl.double(), (p.exp() * (p - q)).sum(-1), atol=3e-5)
-    assert torch.equal(found.agreed, p.argmax(-1) == q.argmax(-1)) and 0.05 < found.agreed.float().mean() < 0.95
+    assert (
+        torch.equal(found.agreed, p.argmax(-1) == q.argmax(-1)) and 0.05 < found.agreed.float().mean() < 0.95
+    )
     assert torch.allclose(found.nll.double(), -q.gather(-1, targets[..., None])[..., 0], atol=3e-5)
     assert torch.allclose(own.nll, score(model, dense, targets).nll, atol=3e-5)
     assert torch.equal(own.correct, score(model, dense, targets).correct)
@@ -65,7 +68,8 @@ def test_kl_and_agreement_are_those_of_whole_distributions(bias, softcap):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_in_16_bits_hidden_states_and_weights_are_all_that_is_rounded(dtype, softcap):
-    """Products in float32: as from float64, where the model's own product is off by some thousandths of a nat and more."""
+    """Products in float32: as from float64, where the model's own product is off by some thousandths of a nat
+    and more."""
     torch.manual_seed(0)
     model, hidden = Stub(True, softcap).to(dtype), (3 * torch.randn(2, 700, WIDTH)).to(dtype)
     targets = torch.randint(WORDS, (2, 700))
@@ -81,7 +85,9 @@ def test_in_16_bits_hidden_states_and_weights_are_all_that_is_rounded(dtype, sof
     found = score(model, hidden, targets, twin)
     exact = nll(model.head.double(), hidden.double())
     assert found.nll.dtype == next_one.dtype == torch.float32
-    assert torch.allclose(found.nll.double(), exact, atol=1e-4) and torch.allclose(dense.nll, found.nll, atol=3e-5)
+    assert torch.allclose(found.nll.double(), exact, atol=1e-4) and torch.allclose(
+        dense.nll, found.nll, atol=3e-5
+    )
     assert float((own - exact).abs().max()) > 2e-3
     assert float(found.kl.abs().max()) < 1e-4
     expected = model.head(hidden[:, 0].double())
@@ -115,11 +121,18 @@ def test_scores_are_multiplied_whole_whatever_the_process_allows(monkeypatch):
 def distributions(model, tokens, settings):
     """One token per pass: [steps, words] in float64."""
     cache = PrunedCache(model.config, settings, row_ids=[0])
-    steps = [forward(model, tokens[:, i : i + 1], cache)[0].double().log_softmax(-1) for i in range(tokens.shape[1] - 1)]
+    steps = [
+        forward(model, tokens[:, i : i + 1], cache)[0].double().log_softmax(-1)
+        for i in range(tokens.shape[1] - 1)
+    ]
     return torch.stack(steps)
 
 
-CELLS = [PruneSettings("knorm", 0.5, 8), PruneSettings("snapkv", 0.9, 40, (0,)), PruneSettings("random", 0.7, 30)]
+CELLS = [
+    PruneSettings("knorm", 0.5, 8),
+    PruneSettings("snapkv", 0.9, 40, (0,)),
+    PruneSettings("random", 0.7, 30),
+]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "neox"])
@@ -132,7 +145,9 @@ def test_a_cells_kl_is_that_of_the_reference_protocol(architecture, cell):
     assert torch.allclose(found.kl[0].double(), expected, atol=1e-4) and expected.max() > 0.01
     assert torch.equal(found.agreed[0], p.argmax(-1) == q.argmax(-1))
     before = cell.prune_after
-    assert found.kl[0, :before].eq(0).all() and found.agreed[0, :before].all() and math.isfinite(found.kl.sum())
+    assert (
+        found.kl[0, :before].eq(0).all() and found.agreed[0, :before].all() and math.isfinite(found.kl.sum())
+    )
     assert dense.kl.eq(0).all() and dense.agreed.all()
 
 
@@ -140,10 +155,14 @@ def test_a_capped_model_answers_with_its_capped_distribution():
     model = tiny_model("llama")
     tokens = repetitive_tokens(1, 12)
     question = Question("needle", 12, 3, 0, 0.5, 0, tokens[0].tolist(), [], [3, 4], "12", ((0, 4),))
-    plain = answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)[0][0]["answer_nll"]
+    plain = answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)[0][
+        0
+    ]["answer_nll"]
     model.config.final_logit_softcapping = 0.001  # next to no logits at all: every word is as likely
     try:
-        capped = answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)[0][0]["answer_nll"]
+        capped = answers(model, tokens.device, [PruneSettings("dense")], RetrievalWork((question,), True), 4)[
+            0
+        ][0]["answer_nll"]
     finally:
         del model.config.final_logit_softcapping
     words = model.get_output_embeddings().out_features

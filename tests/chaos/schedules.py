@@ -1,4 +1,5 @@
-"""Seeded schedules of kills against real runs: afterwards every row must be there once, with the bits of an undisturbed run.
+"""Seeded schedules of kills against real runs: afterwards every row must be there once, with the bits of an
+undisturbed run.
 
     python -m tests.chaos.schedules --seeds 40 [--first 0]
 
@@ -62,7 +63,10 @@ def schedule(seed: int) -> list[list[Kill]]:
     """Blows for each driver's turn; turns after the last are left in peace."""
     rng = random.Random(seed)
     drivers = rng.randint(1, 3)
-    turns = [[Kill(round(rng.uniform(*SECONDS), 2), _kind(rng)) for _ in range(rng.randint(1, 3))] for _ in range(drivers)]
+    turns = [
+        [Kill(round(rng.uniform(*SECONDS), 2), _kind(rng)) for _ in range(rng.randint(1, 3))]
+        for _ in range(drivers)
+    ]
     return [sorted(turn, key=lambda kill: kill.after) for turn in turns]
 
 
@@ -94,7 +98,9 @@ def undisturbed(folder: Path) -> tuple[Path, Path]:
     """The sweep file and the directory of a run that nobody disturbs."""
     sweep, out = folder / "sweep.yaml", folder / "undisturbed"
     sweep.write_text(SWEEP)
-    done = subprocess.run(command(sweep, out), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command(sweep, out), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return sweep, out
 
@@ -118,7 +124,9 @@ def run(seed: int, sweep: Path, whole: Path, out: Path) -> Outcome:
 def _one_driver(command: list[str], out: Path, blows: list[Kill], outcome: Outcome) -> int:
     begin = time.monotonic()
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
         own = psutil.Process(process.pid)
         relatives: set[psutil.Process] = set()
         queue = list(blows)
@@ -205,13 +213,21 @@ def differences(whole: Path, out: Path) -> list[str]:
     for task in TASKS:
         keys = ["cell_id", *ROW_KEYS[task]]
         own = [
-            name for name in pl.read_parquet_schema(next((whole / task).glob("*.parquet"))) if name not in ("run_id", "seconds")
+            name
+            for name in pl.read_parquet_schema(next((whole / task).glob("*.parquet")))
+            if name not in ("run_id", "seconds")
         ]
-        a, b = (pl.read_parquet(folder / task / "*.parquet").select(own).sort(keys) for folder in (whole, out))
+        a, b = (
+            pl.read_parquet(folder / task / "*.parquet").select(own).sort(keys) for folder in (whole, out)
+        )
         if a.select(keys).equals(b.select(keys)):
-            faults += [f"{task}.{name} differs" for name in own if not a[name].equals(b[name], null_equal=True)]
+            faults += [
+                f"{task}.{name} differs" for name in own if not a[name].equals(b[name], null_equal=True)
+            ]
         else:
-            faults.append(f"{task}: {b.height} rows, {b.select(keys).n_unique()} different, {a.height} wanted")
+            faults.append(
+                f"{task}: {b.height} rows, {b.select(keys).n_unique()} different, {a.height} wanted"
+            )
     left = [name for name in os.listdir(out) if name.startswith("driver")]
     return faults + ([f"left behind: {left}"] if left else [])
 
@@ -234,10 +250,19 @@ def main() -> None:
             landed += outcome.landed
             statuses += Counter(outcome.statuses)
             bad += bool(outcome.faults)
-            line = {"seed": seed, "blows": dict(outcome.landed), "statuses": outcome.statuses, "faults": outcome.faults}
+            line = {
+                "seed": seed,
+                "blows": dict(outcome.landed),
+                "statuses": outcome.statuses,
+                "faults": outcome.faults,
+            }
             print(json.dumps(line), f"{time.monotonic() - begin:.0f} s", flush=True)
-    print(f"{given.seeds} schedules, {sum(landed.values())} blows landed ({dict(landed)}), {sum(statuses.values())} drivers")
-    print(f"exit statuses: {dict(statuses)}; schedules whose rows were not those of an undisturbed run, each once: {bad}")
+    print(
+        f"{given.seeds} schedules, {sum(landed.values())} blows landed ({dict(landed)}), {sum(statuses.values())} drivers"
+    )
+    print(
+        f"exit statuses: {dict(statuses)}; schedules whose rows were not those of an undisturbed run, each once: {bad}"
+    )
     sys.exit(1 if bad else 0)
 
 

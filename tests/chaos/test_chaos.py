@@ -48,5 +48,13 @@ def test_schedules_follow_from_their_seed_alone_and_hit_everything():
     assert schedule(7) == schedule(7)
     kinds = {kill.what for seed in range(200) for turn in schedule(seed) for kill in turn}
     assert kinds == {
-        "worker", "hung worker", "raylet", "hung raylet", "head", "driver", "interrupt", "terminate", "part",
-    }  # fmt: skip
+        "worker",
+        "hung worker",
+        "raylet",
+        "hung raylet",
+        "head",
+        "driver",
+        "interrupt",
+        "terminate",
+        "part",
+    }

@@ -1,4 +1,5 @@
-"""From no worker nodes to as many as a sweep needs and back: Ray's own autoscaler on a private machine, its nodes processes."""
+"""From no worker nodes to as many as a sweep needs and back: Ray's own autoscaler on a private machine, its
+nodes processes."""
 
 from __future__ import annotations
 
@@ -60,8 +61,11 @@ def nodes(machine: PrivateMachine) -> int:
 
 
 def test_a_sweep_waits_for_the_nodes_it_asks_for_runs_on_them_and_lets_them_go(machine, sweep_file, tmp_path):
-    sweep = sweep_file(policies="[knorm, random, streaming, recent, knorm_high]", keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]",
-                       prune_after="[8, 16]")  # fmt: skip
+    sweep = sweep_file(
+        policies="[knorm, random, streaming, recent, knorm_high]",
+        keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]",
+        prune_after="[8, 16]",
+    )
     assert nodes(machine) == 1
     run = machine.here(f"PYTHONPATH={ROOT} kvsweep run {sweep} --address auto --out {tmp_path / 'out'}", 120)
     assert run.returncode == 0, run.stdout

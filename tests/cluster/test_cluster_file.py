@@ -1,4 +1,5 @@
-"""ray_cluster.yaml against Ray's own checks, and what must be in it so that nothing is exposed and nothing mistimed."""
+"""ray_cluster.yaml against Ray's own checks, and what must be in it so that nothing is exposed and nothing
+mistimed."""
 
 from __future__ import annotations
 
@@ -32,12 +33,17 @@ def test_ray_accepts_the_file_and_adds_nothing_that_matters(cluster):
     made = prepared(cluster)
     added = made.keys() - cluster.keys()
     assert {key: made[key] for key in added} == {
-        "cluster_synced_files": [], "docker": {}, "file_mounts_sync_continuously": False, "initialization_commands": [],
+        "cluster_synced_files": [],
+        "docker": {},
+        "file_mounts_sync_continuously": False,
+        "initialization_commands": [],
         "upscaling_speed": 1.0,
-    }  # fmt: skip
+    }
     assert {name: kind["resources"] for name, kind in made["available_node_types"].items()} == {
-        "head": {"CPU": 0}, "cpu_worker": {"CPU": 8, "timing": 1}, "gpu_worker": {"CPU": 4, "GPU": 1, "timing": 1},
-    }  # fmt: skip
+        "head": {"CPU": 0},
+        "cpu_worker": {"CPU": 8, "timing": 1},
+        "gpu_worker": {"CPU": 4, "GPU": 1, "timing": 1},
+    }
     most = {name: kind["max_workers"] for name, kind in made["available_node_types"].items()}
     assert most == {"head": 0, "cpu_worker": 4, "gpu_worker": 4} and made["max_workers"] == 8
     for name in STARTS:
@@ -64,7 +70,11 @@ BROKEN = {
         ValidationError,
         "0.5 is not of type 'integer'",
     ),
-    "unknown key below": ({"auth": {"ssh_user": "ubuntu", "ssh_port": 22}}, ValidationError, "'ssh_port' was unexpected"),
+    "unknown key below": (
+        {"auth": {"ssh_user": "ubuntu", "ssh_port": 22}},
+        ValidationError,
+        "'ssh_port' was unexpected",
+    ),
 }
 
 
@@ -76,7 +86,9 @@ def test_rays_checks_would_refuse_a_broken_file(cluster, fault):
 
 
 def test_what_is_to_be_put_in_is_marked_and_nothing_else_is(cluster):
-    marked = [value for value in leaves(cluster) if isinstance(value, str) and ("<" in value or value.endswith(">"))]
+    marked = [
+        value for value in leaves(cluster) if isinstance(value, str) and ("<" in value or value.endswith(">"))
+    ]
     assert len(marked) == 9 and all(re.fullmatch(r"<[^<>]+>", value) for value in marked), marked
 
 
@@ -97,7 +109,11 @@ def test_every_list_that_ray_would_fill_with_its_own_is_written_out(cluster):
 def test_ray_starts_with_a_token_at_full_priority_and_its_dashboard_on_loopback(cluster):
     for name in STARTS:
         start = cluster[name][-1]
-        assert "RAY_AUTH_MODE=token" in start and "RAY_worker_niceness=0" in start and "unset OMP_NUM_THREADS" in start
+        assert (
+            "RAY_AUTH_MODE=token" in start
+            and "RAY_worker_niceness=0" in start
+            and "unset OMP_NUM_THREADS" in start
+        )
         assert not re.search(r"--dashboard-host=(?!127\.0\.0\.1\b)", start)
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"

@@ -1,4 +1,5 @@
-"""A head that is gone is noticed without Ray, a Ray that hangs is ended, and signals end a run as Ctrl-C does."""
+"""A head that is gone is noticed without Ray, a Ray that hangs is ended, and signals end a run as Ctrl-C
+does."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""``ray job submit`` to a head that was started as docs/cluster.md says: rows, exit status, log, stop, token."""
+"""``ray job submit`` to a head that was started as docs/cluster.md says: rows, exit status, log, stop,
+token."""
 
 from __future__ import annotations
 
@@ -38,20 +39,27 @@ def submitted(head: RayHead, name: str, *arguments: str | Path, folder: Path) ->
 
 
 def test_the_whole_checkout_can_be_sent_and_bad_input_writes_nothing(head, sweep_file, tmp_path):
-    status, printed, job = submitted(head, "bad", sweep_file(keep_ratios="[1.5]"), "--out", tmp_path / "job", folder=ROOT)
+    status, printed, job = submitted(
+        head, "bad", sweep_file(keep_ratios="[1.5]"), "--out", tmp_path / "job", folder=ROOT
+    )
     assert status != 0 and (job["status"], job["driver_exit_code"]) == ("FAILED", BAD_INPUT), printed
     assert "error: " in printed and "keep_ratios" in printed and "1.5" in printed
     assert not (tmp_path / "job").exists()
 
 
-def test_a_job_gives_the_rows_of_a_local_run_its_progress_and_the_reason_of_a_failed_cell(head, project, sweep_file, tmp_path):
-    """The failing policy is nowhere but in the job's working directory, so driver and actors run what was sent."""
+def test_a_job_gives_the_rows_of_a_local_run_its_progress_and_the_reason_of_a_failed_cell(
+    head, project, sweep_file, tmp_path
+):
+    """The failing policy is nowhere but in the job's working directory, so driver and actors run what was
+    sent."""
     shutil.copy(sweep_file(policies='[knorm, "users_policy:fails"]'), project / "mine.yaml")
     status, printed, job = submitted(head, "failing", "mine.yaml", "--out", tmp_path / "job", folder=project)
     assert status != 0 and (job["status"], job["driver_exit_code"]) == ("FAILED", SOME_FAILED), printed
     assert "3/5 cells done, 2 failed" in printed and "failed: 2 cells: RuntimeError: no score" in printed
     assert f"\n{tmp_path / 'job' / 'report.html'}\n" in printed
-    local = kvsweep("run", "mine.yaml", "--inline", "--threads", "1", "--out", tmp_path / "local", folder=project)
+    local = kvsweep(
+        "run", "mine.yaml", "--inline", "--threads", "1", "--out", tmp_path / "local", folder=project
+    )
     assert local.returncode == SOME_FAILED, local.stderr
     same_rows(tmp_path / "job", tmp_path / "local", 9)
     assert set(pl.read_parquet(tmp_path / "job" / "failures")["message"]) == {"no score"}
@@ -77,7 +85,10 @@ def test_a_stopped_job_keeps_what_is_done_and_the_same_command_goes_on(head, pro
     status, printed, job = submitted(head, "resumed", "mine.yaml", "--out", out, folder=project)
     assert (status, job["driver_exit_code"], job["status"]) == (0, DONE, "SUCCEEDED"), printed
     assert {part: part.read_bytes() for part in out.glob("perplexity/*.parquet")} == kept
-    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {"dense", "users_policy:waits"}
+    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {
+        "dense",
+        "users_policy:waits",
+    }
 
 
 def test_an_out_in_the_jobs_working_directory_is_refused(head, project, sweep_file):
@@ -101,5 +112,7 @@ def test_strangers_are_refused(head, stranger, tmp_path):
     assert head.ask("/api/jobs/", "POST", token, work)[0] == refusal
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary"):
         assert head.ask(path, token=token)[0] == refusal, path
-    assert head.ask("/api/jobs/") == before and before[0] == 200, "with the token it answers, and there is no new job"
+    assert head.ask("/api/jobs/") == before and before[0] == 200, (
+        "with the token it answers, and there is no new job"
+    )
     assert not mark.exists()

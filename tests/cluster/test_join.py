@@ -1,4 +1,5 @@
-"""``kvsweep run --address``: a cluster is joined with its token, and refused with a reason where that does not fit."""
+"""``kvsweep run --address``: a cluster is joined with its token, and refused with a reason where that does
+not fit."""
 
 from __future__ import annotations
 
@@ -23,11 +24,15 @@ def test_with_the_token_the_sweep_runs_there(head, sweep_file, out):
     assert len(rows_of(out, "perplexity")) == 9
 
 
-@pytest.mark.parametrize("variables", ["HOME=/nowhere", f"RAY_AUTH_TOKEN={'0' * 64}"], ids=["no token", "wrong token"])
+@pytest.mark.parametrize(
+    "variables", ["HOME=/nowhere", f"RAY_AUTH_TOKEN={'0' * 64}"], ids=["no token", "wrong token"]
+)
 def test_without_the_token_nothing_is_started(head, sweep_file, out, variables):
     done = run(head.machine, sweep_file(), out, variables)
     assert done.returncode == BAD_INPUT and "Traceback" not in done.stdout, done.stdout
-    assert "no Ray cluster can be joined" in done.stdout and "is its token yours" in done.stdout.splitlines()[-1]
+    assert (
+        "no Ray cluster can be joined" in done.stdout and "is its token yours" in done.stdout.splitlines()[-1]
+    )
     assert not out.exists()
 
 

@@ -28,16 +28,41 @@ def test_node_types_are_those_that_an_autoscaler_may_start(tmp_path):
     found = node_types(tmp_path / "cluster.yaml")
     assert found is not None
     assert [(node.node_id, node.cpus, node.gpus, node.timing, node.count) for node in found] == [
-        ("small", 2, 0, 0.5, 3), ("large", 8, 1, 0, 1), ("any", 0, 0, 0, 3),
-    ]  # fmt: skip
+        ("small", 2, 0, 0.5, 3),
+        ("large", 8, 1, 0, 1),
+        ("any", 0, 0, 0, 3),
+    ]
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"- a\n- b\n", b"3", b"available_node_types: [a]", b"available_node_types: {a: {max_workers: x}}",
-     b"max_workers: {}", BOMB.encode(), b"[" * 200_000, b"a: [", b"x" * (8 * 2**20 + 1)],
-    ids=["empty", "no UTF-8", "a list", "a number", "types in a list", "no count", "a table", "a bomb", "deep", "open", "long"],
-)  # fmt: skip
+    [
+        b"",
+        b"\xff\xfe",
+        b"- a\n- b\n",
+        b"3",
+        b"available_node_types: [a]",
+        b"available_node_types: {a: {max_workers: x}}",
+        b"max_workers: {}",
+        BOMB.encode(),
+        b"[" * 200_000,
+        b"a: [",
+        b"x" * (8 * 2**20 + 1),
+    ],
+    ids=[
+        "empty",
+        "no UTF-8",
+        "a list",
+        "a number",
+        "types in a list",
+        "no count",
+        "a table",
+        "a bomb",
+        "deep",
+        "open",
+        "long",
+    ],
+)
 def test_what_is_no_cluster_file_tells_of_no_type(tmp_path, content):
     (tmp_path / "cluster.yaml").write_bytes(content)
     assert node_types(tmp_path / "cluster.yaml") is None

@@ -1,4 +1,5 @@
-"""A real local Ray: the same rows as inline, dead actors replaced, no hang where there is no place, nothing left alive."""
+"""A real local Ray: the same rows as inline, dead actors replaced, no hang where there is no place, nothing
+left alive."""
 
 import os
 import subprocess
@@ -49,12 +50,16 @@ def executor(cluster):
 def units(sweep_file) -> list[Ready]:
     """Three perplexity units, one of retrieval and one of generation."""
     sweep = sweep_file(
-        keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]", prune_after="[8, 16]", policies="[knorm, random, streaming, recent, knorm_high]",
+        keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]",
+        prune_after="[8, 16]",
+        policies="[knorm, random, streaming, recent, knorm_high]",
         generation="{prompt_tokens: [32], new_tokens: 6, repeats: 5, max_repeats: 5, policies: [knorm], keep_ratios: [0.5]}",
         retrieval="{context_tokens: [240], depths: [0.5], questions: 1}",
-    )  # fmt: skip
+    )
     plan = make_plan(load_spec(str(sweep)))
-    made = {task: [u for u in plan.units if u.task == task] for task in ("perplexity", "retrieval", "generation")}
+    made = {
+        task: [u for u in plan.units if u.task == task] for task in ("perplexity", "retrieval", "generation")
+    }
     chosen = [*made["perplexity"], made["retrieval"][0], *made["generation"]]
     return [Ready(work_unit(plan, unit), unit.need, unit.cost_seconds) for unit in chosen]
 
@@ -64,8 +69,11 @@ def renamed(ready: Ready, unit_id: str, **changes: object) -> Ready:
     return replace(ready, unit=replace(ready.unit, unit_id=unit_id, **changes))
 
 
-def collected(units: list[Ready], executor: RayExecutor | InlineExecutor) -> dict[str, tuple[UnitResult, int]]:
-    """Result and attempts of each unit; each reported once, with the rows that were told of while it went on."""
+def collected(
+    units: list[Ready], executor: RayExecutor | InlineExecutor
+) -> dict[str, tuple[UnitResult, int]]:
+    """Result and attempts of each unit; each reported once, with the rows that were told of while it went
+    on."""
     results: dict[str, tuple[UnitResult, int]] = {}
     told: defaultdict[str, list[dict]] = defaultdict(list)
 
@@ -96,7 +104,9 @@ def test_ray_gives_the_same_rows_as_inline(units, executor):
     measured = {"nll", "nll_sum", "seconds"}
     for key, row in a.items():
         assert b[key]["nll"] == pytest.approx(row["nll"], abs=1e-5)
-        assert {k: v for k, v in b[key].items() if k not in measured} == {k: v for k, v in row.items() if k not in measured}
+        assert {k: v for k, v in b[key].items() if k not in measured} == {
+            k: v for k, v in row.items() if k not in measured
+        }
     for column in ("answer", "output_tokens"):
         a, b = rows_of(inline, column), rows_of(remote, column)
         assert a.keys() == b.keys() and a
@@ -106,7 +116,11 @@ def test_ray_gives_the_same_rows_as_inline(units, executor):
 def test_actors_keep_their_model_and_only_as_many_live_as_there_is_room_for(units, executor):
     most = 0
     perplexity = [ready for ready in units if ready.unit.task == "perplexity"]
-    many = [renamed(ready, f"{ready.unit_id}-{i}", cells=ready.unit.cells[:3]) for ready in perplexity for i in range(3)]
+    many = [
+        renamed(ready, f"{ready.unit_id}-{i}", cells=ready.unit.cells[:3])
+        for ready in perplexity
+        for i in range(3)
+    ]
     wait = executor.wait
 
     def watched(timeout: float) -> list[Outcome]:
@@ -127,13 +141,17 @@ def test_a_unit_that_needs_a_gpu_ends_with_a_reason_and_the_rest_goes_on(units, 
     if any(node.gpus for node in executor.fleet.nodes.values()):
         pytest.skip("this machine has a GPU")
     asks = {"gpu": units[0], "timed gpu": units[-1]}
-    nowhere = [replace(renamed(ready, name), need=replace(ready.need, device="cuda")) for name, ready in asks.items()]
+    nowhere = [
+        replace(renamed(ready, name), need=replace(ready.need, device="cuda")) for name, ready in asks.items()
+    ]
     results = collected([*nowhere, units[1]], executor)
     for unit in nowhere:
         result, attempts = results[unit.unit_id]
         assert [failure.cell_id for failure in result.failures] == [cell.cell_id for cell in unit.unit.cells]
         assert {failure.error_type for failure in result.failures} == {"NoCapacity"}
-        assert "no node of this cluster could hold a cuda worker" in result.failures[0].message and attempts == 0
+        assert (
+            "no node of this cluster could hold a cuda worker" in result.failures[0].message and attempts == 0
+        )
     assert results[units[1].unit_id][0].rows
 
 
@@ -157,7 +175,9 @@ class KillsActors:
 
     def wait(self, timeout: float) -> list[Outcome]:
         working = [s for s in self.executor._slots if s.unit_id == self.unit_id and s.ready]
-        working = [s for s in working if s.actor not in self.killed]  # its death may be reported after another unit's result
+        working = [
+            s for s in working if s.actor not in self.killed
+        ]  # its death may be reported after another unit's result
         if working and self.left:
             self.left -= 1
             self.killed.append(working[0].actor)
@@ -211,7 +231,11 @@ def other_process():
     """A process with a Ray and one actor of its own: the process, the address, the actor's process id."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", ALONE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ALONE],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin and process.stdout
         yield process, process.stdout.readline().strip(), int(process.stdout.readline())
@@ -236,7 +260,9 @@ def test_a_client_without_the_token_is_refused_and_no_actor_outlives_its_executo
         "RAY_AUTH_TOKEN": "0" * 64,
         "RAY_AUTH_MODE": "token",
     }
-    done = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=stranger, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode != 0 and "joined" not in done.stdout
     assert "Unauthenticated" in done.stderr or "AuthenticationError" in done.stderr, done.stderr[-2000:]
     process.communicate("close\n", timeout=60)

@@ -1,4 +1,5 @@
-"""``ray up``, ``ray submit`` and ``ray down`` with the commands of ray_cluster.yaml, over ssh, on a head and a worker."""
+"""``ray up``, ``ray submit`` and ``ray down`` with the commands of ray_cluster.yaml, over ssh, on a head and
+a worker."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def uploaded(cluster, sweep_file):
-    """``uploaded(key="YAML", ...)``: a sweep file in the home directory of the head, where a driver starts; and here."""
+    """``uploaded(key="YAML", ...)``: a sweep file in the home directory of the head, where a driver starts;
+    and here."""
 
     def upload(**changes: str) -> Path:
         file = sweep_file(**changes)
@@ -67,7 +69,9 @@ def test_the_worker_gives_the_rows_of_a_local_run(cluster, uploaded, tmp_path):
     sweep = uploaded()
     status, printed = cluster.ray("submit", "pipeline/sweep.py", "mine.yaml", "--out", tmp_path / "cluster")
     assert status == 0, printed
-    assert re.search(r"│ +3 │ +3 │ +0 │", printed), "the table of cells, done, failed: ray submit makes a terminal"
+    assert re.search(r"│ +3 │ +3 │ +0 │", printed), (
+        "the table of cells, done, failed: ray submit makes a terminal"
+    )
     assert f"{tmp_path / 'cluster' / 'report.html'}" in printed
     assert run_inline(sweep, tmp_path / "local") == DONE
     same_rows(tmp_path / "cluster", tmp_path / "local", 9)
@@ -97,9 +101,11 @@ def test_strangers_are_refused(cluster, tmp_path):
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         client = cluster.head.client(*ask, home=cluster.home, folder=tmp_path, **own)
         printed, _ = client.communicate(timeout=60)
-        assert ("InvalidAuthToken" in printed, client.returncode != 0, "timing" in printed) == (refused, refused, not refused), (
-            printed
-        )
+        assert ("InvalidAuthToken" in printed, client.returncode != 0, "timing" in printed) == (
+            refused,
+            refused,
+            not refused,
+        ), printed
 
 
 def at_a_terminal(cluster: SshCluster, command: tuple, hold: Path) -> tuple[int, str]:
@@ -142,4 +148,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(cluster, uploade
     status, printed = cluster.ray(*submit)
     assert status == 0 and re.search(r"5 cells, 2 to do in \d+ units", printed), printed
     assert {part: part.read_bytes() for part in out.glob("perplexity/*.parquet")} == kept
-    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {"dense", "users_policy:waits"}
+    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {
+        "dense",
+        "users_policy:waits",
+    }

@@ -1,4 +1,5 @@
-"""What SECURITY.md claims and no other test shows: foreign files run no code, names become no paths, secrets are not kept."""
+"""What SECURITY.md claims and no other test shows: foreign files run no code, names become no paths, secrets
+are not kept."""
 
 import ast
 import json
@@ -22,7 +23,13 @@ from workers.models.model_files import find_model
 
 SECRETS = {
     name: f"secret-of-{name.lower()}"
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN")
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "HF_TOKEN",
+        "RAY_AUTH_TOKEN",
+    )
 }
 RUN_FILE = re.compile(
     r"run\.json|cells\.parquet|log\.jsonl|report\.html|(perplexity|failures)/[0-9a-f]{16,}-[0-9a-f]{12}\.parquet"
@@ -47,7 +54,8 @@ def marks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model_dir, text_file, marks):
-    """A run of a model folder that holds code and pickles, under names full of path signs, with secrets around it."""
+    """A run of a model folder that holds code and pickles, under names full of path signs, with secrets
+    around it."""
     folder = tmp_path_factory.mktemp("a")
     model, text = folder / "..%2F..%2F<b>;$(x)", folder / "..\\..\\t*xt.txt"
     shutil.copytree(tiny_model_dir, model)
@@ -59,17 +67,24 @@ def run(tmp_path_factory, tiny_model_dir, text_file, marks):
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(marks / "pickle")))
     (folder / "failing_policy.py").write_text("def fail(view):\n    raise RuntimeError('no score')\n")
     sweep = {
-        "name": "names", "models": [str(model)], "datasets": [f"text:{text}"], "devices": ["cpu"], "keep_ratios": [0.5],
-        "policies": ["knorm", "failing_policy:fail"], "prune_after": [16],
+        "name": "names",
+        "models": [str(model)],
+        "datasets": [f"text:{text}"],
+        "devices": ["cpu"],
+        "keep_ratios": [0.5],
+        "policies": ["knorm", "failing_policy:fail"],
+        "prune_after": [16],
         "perplexity": {"window": 64, "stride": 64, "windows": 1},
-    }  # fmt: skip
+    }
     (folder / "sweep.yaml").write_text(json.dumps(sweep))
     before = sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         for name, value in SECRETS.items():
             patch.setenv(name, value)
-        done = CliRunner().invoke(app, ["run", str(folder / "sweep.yaml"), "--inline", "--out", str(folder / "out")])
+        done = CliRunner().invoke(
+            app, ["run", str(folder / "sweep.yaml"), "--inline", "--out", str(folder / "out")]
+        )
     return folder, before, done
 
 
@@ -102,9 +117,14 @@ def test_code_and_pickles_of_a_model_are_used_where_its_entry_says_so_and_that_i
     )
     entry = {"name": str(model), "trust_remote_code": True, "allow_pickle": True}
     sweep = {
-        "name": "trust", "models": [entry], "datasets": [f"text:{text_file}"], "devices": ["cpu"], "keep_ratios": [0.5],
-        "prune_after": [16], "perplexity": {"window": 64, "stride": 64, "windows": 1},
-    }  # fmt: skip
+        "name": "trust",
+        "models": [entry],
+        "datasets": [f"text:{text_file}"],
+        "devices": ["cpu"],
+        "keep_ratios": [0.5],
+        "prune_after": [16],
+        "perplexity": {"window": 64, "stride": 64, "windows": 1},
+    }
     file, out = tmp_path / "sweep.yaml", tmp_path / "out"
     file.write_text(json.dumps(sweep | {"models": [str(model)]}))
     refused = CliRunner().invoke(app, ["run", str(file), "--inline", "--out", str(out)])
@@ -117,7 +137,9 @@ def test_code_and_pickles_of_a_model_are_used_where_its_entry_says_so_and_that_i
     assert recorded["trust_remote_code"] is recorded["allow_pickle"] is True
     before = recorded["revision"]
     (model / "own.py").write_text((model / "own.py").read_text() + "# edited\n")
-    assert find_model(str(model), trust_remote_code=True, allow_pickle=True).revision != before, "code is part of the model"
+    assert find_model(str(model), trust_remote_code=True, allow_pickle=True).revision != before, (
+        "code is part of the model"
+    )
     mark.unlink()
 
 
@@ -140,13 +162,24 @@ def test_no_secret_of_the_environment_is_kept_or_printed(run):
     folder, _, done = run
     kept = {str(path): path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
     tracebacks = RunStore(str(folder / "out")).scan("failures").collect()["traceback"]
-    kept |= {"stdout": done.stdout.encode(), "stderr": done.stderr.encode(), "tracebacks": "".join(tracebacks).encode()}
+    kept |= {
+        "stdout": done.stdout.encode(),
+        "stderr": done.stderr.encode(),
+        "tracebacks": "".join(tracebacks).encode(),
+    }
     assert "no score" in tracebacks[0]
-    assert [(place, name) for place, content in kept.items() for name, it in SECRETS.items() if it.encode() in content] == []
+    assert [
+        (place, name)
+        for place, content in kept.items()
+        for name, it in SECRETS.items()
+        if it.encode() in content
+    ] == []
 
 
 def test_a_plan_does_not_import_the_code_of_a_policy(sweep_file, tmp_path, monkeypatch):
-    (tmp_path / "marking_policy.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\ndef score(view):\n    return view\n")
+    (tmp_path / "marking_policy.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w')\ndef score(view):\n    return view\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     make_plan(load_spec(str(sweep_file(policies='["marking_policy:score"]'))))
     assert not (tmp_path / "mark").exists()
@@ -168,16 +201,22 @@ def test_nothing_of_ours_unpickles_evaluates_text_or_asks_a_shell(file):
             assert called not in ("eval", "exec", "os.system", "os.popen", "torch.load", "np.load")
             assert not any(word.arg == "shell" for word in node.keywords)
             trusted = [word for word in node.keywords if word.arg in ("trust_remote_code", "allow_pickle")]
-            assert all(ast.unparse(word.value).split(".")[-1] in ("False", word.arg) for word in trusted), "as the user said"
+            assert all(ast.unparse(word.value).split(".")[-1] in ("False", word.arg) for word in trusted), (
+                "as the user said"
+            )
 
 
 def test_a_report_may_load_and_send_nothing(tmp_path):
-    page = Path(write_report([write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})])).read_text()
+    page = Path(
+        write_report([write_run(str(tmp_path / "run"), {"perplexity": [perplexity_row()]})])
+    ).read_text()
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', page)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules.pop("default-src") == "'none'"
-    assert rules.pop("script-src") == rules.pop("style-src") == "'unsafe-inline'", "only what the page itself holds"
-    assert set(rules.values()) <= {"'none'"}
-    assert page.index("Content-Security-Policy") < page.index("<script") and page.index("Content-Security-Policy") < page.index(
-        "<style"
+    assert rules.pop("script-src") == rules.pop("style-src") == "'unsafe-inline'", (
+        "only what the page itself holds"
     )
+    assert set(rules.values()) <= {"'none'"}
+    assert page.index("Content-Security-Policy") < page.index("<script") and page.index(
+        "Content-Security-Policy"
+    ) < page.index("<style")

@@ -51,7 +51,10 @@ def test_time_that_is_up_keeps_what_is_done_and_the_same_job_goes_on(slurm, swee
     assert slurm.end_of(job) == ("COMPLETED", "0"), printed(project, job)
     assert printed(project, job).splitlines()[-1] == str(out / "report.html")
     assert {part: part.read_bytes() for part in out.glob("perplexity/*.parquet")} == kept
-    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {"dense", "users_policy:waits"}
+    assert set(rows_of(out, "generation")["policy"].str.split("@").list.first()) == {
+        "dense",
+        "users_policy:waits",
+    }
 
 
 def printed(project: Path, job: str) -> str:

@@ -37,7 +37,12 @@ def keys(frame: pl.DataFrame) -> Counter:
 
 def planned_keys(sweep: Path) -> Counter:
     plan = make_plan(load_spec(str(sweep)))
-    return Counter((c.cell_id, w.index) for c in plan.grid.cells if c.task == "perplexity" for w in windows_of(c, plan.resolved))
+    return Counter(
+        (c.cell_id, w.index)
+        for c in plan.grid.cells
+        if c.task == "perplexity"
+        for w in windows_of(c, plan.resolved)
+    )
 
 
 def test_help_names_the_commands(tmp_path):
@@ -54,7 +59,11 @@ def test_plan_shows_every_cell_what_was_dropped_and_what_never_prunes(sweep_file
     assert "3 cells in 1 units" in done.stdout
     assert "4 combinations dropped: keep_ratio 1.0 or policy dense: is the dense cell" in done.stdout
     assert "2 combinations dropped: all layers skipped: is the dense cell" in done.stdout
-    lines = [[field.strip() for field in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line.startswith("│")]
+    lines = [
+        [field.strip() for field in line.split("│")[1:-1]]
+        for line in done.stdout.splitlines()
+        if line.startswith("│")
+    ]
     assert [(line[0], line[1], line[2], line[-1]) for line in lines] == [
         ("dense", "1", "-", ""),
         ("knorm", "0.5", "16", ""),
@@ -143,7 +152,11 @@ def test_status_tells_what_is_planned_and_done(finished, tmp_path):
     assert "generation: 2 cells planned, 2 done, 0 failed, 0 missing" in lines
     assert "retrieval: 3 cells planned, 3 done, 0 failed, 0 missing" in lines
     missing = kvsweep("status", tmp_path / "none", folder=tmp_path)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: ") and len(missing.stderr.splitlines()) == 1
+    assert (
+        missing.returncode == 2
+        and missing.stderr.startswith("error: ")
+        and len(missing.stderr.splitlines()) == 1
+    )
     assert kvsweep("status", tmp_path, folder=tmp_path).returncode == 2
 
 
@@ -203,7 +216,9 @@ def test_a_failing_cell_gives_1_its_reason_and_the_other_cells_rows(sweep_file, 
     assert before.items() <= contents(out).items(), "what had worked was not done again"
 
 
-def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(sweep_file, tiny_model_dir, tmp_path, out, capsys):
+def test_a_model_that_cannot_be_loaded_is_a_failure_of_its_cells(
+    sweep_file, tiny_model_dir, tmp_path, out, capsys
+):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
     config = json.loads((broken / "config.json").read_text())
@@ -227,10 +242,14 @@ sys.exit(run_sweep(sys.argv[1], [], RunOptions(out=sys.argv[2], inline=True, thr
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_with_130_and_a_second_one_completes_it(signal_number, sweep_file, out):
     ratios = str([n / 100 for n in range(30, 80, 2)])
-    sweep = sweep_file(keep_ratios=ratios, prune_after="[16, 24]", perplexity="{window: 128, stride: 88, windows: 32}")
+    sweep = sweep_file(
+        keep_ratios=ratios, prune_after="[16, 24]", perplexity="{window: 128, stride: 88, windows: 32}"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", INTERRUPTIBLE, str(sweep), str(out)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not list(out.glob("perplexity/*.parquet")):
             time.sleep(0.02)
         process.send_signal(signal_number)
@@ -256,7 +275,9 @@ def test_a_timing_that_the_memory_cannot_give_is_warned_of(sweep_file, out, caps
 
 
 @pytest.mark.slow
-def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it_is_shown(sweep_file, out, capsys):
+def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it_is_shown(
+    sweep_file, out, capsys
+):
     """A tenth of the baseline's whole time against a measured first token: a gain or loss out of nothing."""
     task = "{prompt_tokens: [32], new_tokens: 16, repeats: 6, warmup: 0, protocol: report_2025, keep_ratios: [0.5]}"
     assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
@@ -267,4 +288,7 @@ def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it
     page = (out / "report.html").read_text()
     for part in ("WRONG ON PURPOSE", "WRONG_ON_PURPOSE", "Timed by a wrong protocol on purpose"):
         assert part in page
-    assert "faster" not in page.partition('<section id="speed">')[2].partition("</section>")[0].partition("<table")[2]
+    assert (
+        "faster"
+        not in page.partition('<section id="speed">')[2].partition("</section>")[0].partition("<table")[2]
+    )

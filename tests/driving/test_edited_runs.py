@@ -1,4 +1,5 @@
-"""Run directories as somebody left them: every command says in one line what is wrong, and writes over nothing."""
+"""Run directories as somebody left them: every command says in one line what is wrong, and writes over
+nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ BROKEN = {
     with_(models=[3]): "models.0: should be a valid dictionary",
     with_(git=3): "git: should be a valid dictionary",
     with_(name="\ud800"): "is not UTF-8 text",
-    with_(schema_version=SCHEMA_VERSION + 1, kvsweep_version="9.9"): "was written by a newer kvsweep (9.9; schema_version",
+    with_(
+        schema_version=SCHEMA_VERSION + 1, kvsweep_version="9.9"
+    ): "was written by a newer kvsweep (9.9; schema_version",
     with_(protocol_version=PROTOCOL_VERSION + 1): "was written by a newer kvsweep (None; protocol_version",
     with_(schema_version=True): "schema_version: should be a valid integer",
 }
@@ -77,7 +80,12 @@ def test_a_run_json_that_is_none_is_refused_by_every_command_and_left_as_it_is(c
     directory = tmp_path / "run"
     write_run(str(directory), {"perplexity": [perplexity_row()]})
     (directory / "run.json").write_bytes(content)
-    for words in (["status"], ["compact"], ["report"], ["export", "--to", "mlflow", "--store", tmp_path / "new"]):
+    for words in (
+        ["status"],
+        ["compact"],
+        ["report"],
+        ["export", "--to", "mlflow", "--store", tmp_path / "new"],
+    ):
         line = refused(*words, directory)
         assert f"{directory}/run.json: {BROKEN[content]}" in line or BROKEN[content] in line, line
     assert (directory / "run.json").read_bytes() == content and not (tmp_path / "new").exists()
@@ -88,7 +96,9 @@ def test_nor_does_a_run_take_it_over(content, sweep_file, out):
     out.mkdir()
     (out / "run.json").write_bytes(content)
     assert BROKEN.get(content, "newer kvsweep") in refused("run", sweep_file(), "--inline", "--out", out)
-    assert [file.name for file in out.iterdir()] == ["run.json"] and (out / "run.json").read_bytes() == content
+    assert [file.name for file in out.iterdir()] == ["run.json"] and (
+        out / "run.json"
+    ).read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
@@ -98,7 +108,11 @@ def test_what_has_a_stored_file_s_name_and_is_none_is_refused_at_once(name, kind
     write_cells(tmp_path)
     place = tmp_path / name
     place.unlink(missing_ok=True)
-    {"pipe": lambda: os.mkfifo(place), "device": lambda: place.symlink_to("/dev/zero"), "folder": place.mkdir}[kind]()
+    {
+        "pipe": lambda: os.mkfifo(place),
+        "device": lambda: place.symlink_to("/dev/zero"),
+        "folder": place.mkdir,
+    }[kind]()
     if name == "driver.json":
         assert "driver.json is unreadable" in ask("status", tmp_path).stdout
     else:
@@ -110,7 +124,9 @@ def test_a_file_in_the_place_of_a_folder_refuses_a_run_at_its_start(name, sweep_
     assert ask("run", sweep_file(), "--inline", "--out", out).exit_code == 0
     shutil.rmtree(out / name, ignore_errors=True)
     (out / name).write_text("mine")
-    assert f"{out / name}: is no folder; move it away" in refused("run", sweep_file(), "--inline", "--out", out)
+    assert f"{out / name}: is no folder; move it away" in refused(
+        "run", sweep_file(), "--inline", "--out", out
+    )
     assert (out / name).read_text() == "mine"
 
 
@@ -145,7 +161,9 @@ def spoilt(file: Path, column: str) -> None:
     file.write_bytes(content)
 
 
-def test_broken_values_under_a_sound_footer_are_found_at_the_report_and_mended_by_the_next_run(sweep_file, out):
+def test_broken_values_under_a_sound_footer_are_found_at_the_report_and_mended_by_the_next_run(
+    sweep_file, out
+):
     sweep = sweep_file()
     assert run_inline(sweep, out) == 0
     named = ["cell_id", "window_index", "nll_sum"]
@@ -158,7 +176,10 @@ def test_broken_values_under_a_sound_footer_are_found_at_the_report_and_mended_b
 
     done = ask("run", sweep, "--inline", "--out", out)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
-    assert "error: no report: 1 parts could not be read and were set aside; the same command runs their cells" in done.stderr
+    assert (
+        "error: no report: 1 parts could not be read and were set aside; the same command runs their cells"
+        in done.stderr
+    )
     assert run_inline(sweep, out) == 0
     found = RunStore(str(out)).scan("perplexity").filter(pl.col("model") != "toy").select(named)
     assert found.collect().sort(named).equals(whole)
@@ -199,13 +220,16 @@ def test_cells_parquet_with_other_columns_is_refused(name, tmp_path):
 
 def write_cells(directory: Path) -> None:
     pl.DataFrame(
-        {"task": ["perplexity"] * 2, "cell_id": ["a", "b"], "rows": [2, 2], "never_prunes": [False] * 2}, schema=COLUMNS
+        {"task": ["perplexity"] * 2, "cell_id": ["a", "b"], "rows": [2, 2], "never_prunes": [False] * 2},
+        schema=COLUMNS,
     ).write_parquet(directory / "cells.parquet")
 
 
 @pytest.mark.parametrize("message", [None, "", "\n", NASTY, "\x1b[2Jgone"])
 def test_failures_with_any_message_are_shown_in_one_plain_line(message, tmp_path):
-    write_run(str(tmp_path), {"failures": [failure_row(cell_id="a", message=message)]}, planned={"perplexity": 2})
+    write_run(
+        str(tmp_path), {"failures": [failure_row(cell_id="a", message=message)]}, planned={"perplexity": 2}
+    )
     write_cells(tmp_path)
     done = ask("status", tmp_path)
     assert done.exit_code == 0, done.output

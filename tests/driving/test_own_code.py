@@ -25,9 +25,14 @@ SCRIPT = "import sys; from kvsweep.command import main; sys.argv[0] = 'kvsweep';
 
 def console_script(*arguments, folder, path=(), timeout=240):
     """The command as pip's console script runs it: nothing of the current directory is imported."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-P", "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def rows_of(out):
@@ -38,7 +43,9 @@ def rows_of(out):
 def test_the_digest_follows_every_file_of_the_packages_in_their_folders_too(tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     for package in ("pipeline", "workers", "analysis"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("reference", "__pycache__"))
+        shutil.copytree(
+            ROOT / package, copy / package, ignore=shutil.ignore_patterns("reference", "__pycache__")
+        )
     monkeypatch.setattr("workers.machine.code_digest.ROOT", copy)
 
     def digest():
@@ -72,10 +79,14 @@ def test_a_worker_refuses_a_unit_of_a_driver_with_other_code(sweep_file):
     assert "/elsewhere (00000000)" in message and str(ROOT) in message and code_digest()[:8] in message
 
 
-def test_what_a_worker_that_refuses_says_of_the_two_places_reaches_the_user(sweep_file, out, monkeypatch, capsys):
+def test_what_a_worker_that_refuses_says_of_the_two_places_reaches_the_user(
+    sweep_file, out, monkeypatch, capsys
+):
     real = Worker.run
     monkeypatch.setattr(
-        Worker, "run", lambda self, unit, tell=None: replace(real(self, replace(unit, code="0" * 32)), code="1" * 32)
+        Worker,
+        "run",
+        lambda self, unit, tell=None: replace(real(self, replace(unit, code="0" * 32)), code="1" * 32),
     )
     assert run_inline(sweep_file(), out) == 1
     assert f"OtherCodeError: this worker runs kvsweep's code from {ROOT}" in capsys.readouterr().err
@@ -89,7 +100,11 @@ def test_a_driver_stores_nothing_of_a_worker_with_other_code(code, sweep_file, o
     assert run_inline(sweep_file(), out) == 1
     assert RunStore(str(out)).scan("perplexity").collect().height == 0
     (told,) = RunStore(str(out)).scan("failures").select("error_type", "message").unique().collect().rows()
-    assert told[0] == "OtherCodeError" and code_digest()[:8] in told[1] and (code[:8] or "an older version") in told[1]
+    assert (
+        told[0] == "OtherCodeError"
+        and code_digest()[:8] in told[1]
+        and (code[:8] or "an older version") in told[1]
+    )
 
 
 @pytest.mark.parametrize("name", ["pipeline", "workers", "analysis"])
@@ -108,7 +123,9 @@ def test_a_checkout_behind_a_link_is_no_obstacle(tmp_path):
     (tmp_path / "link").symlink_to(ROOT)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "link")}
     command = [sys.executable, "-P", "-c", SCRIPT, "plan", "ucurve", "--no-measure"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -130,14 +147,15 @@ def test_a_cluster_is_not_joined_from_a_folder_with_another_workers(tmp_path, mo
 
 
 CHANGED = "def knorm(view: CacheView) -> Tensor:\n    return -_knorm(view)\n\n\ndef _knorm(view: CacheView) -> Tensor:"
-POLICY = (
-    "from pathlib import Path\n\nassert Path('beside.txt').exists()\n\n\ndef newest(view):\n    return view.positions.float()\n"
-)
+POLICY = "from pathlib import Path\n\nassert Path('beside.txt').exists()\n\n\ndef newest(view):\n    return view.positions.float()\n"
 
 
 @pytest.mark.slow
-def test_another_workers_and_other_modules_beside_a_policy_of_ones_own_change_no_row(sweep_file, tmp_path, monkeypatch):
-    """In the current directory: a changed copy of ``workers``, and files named like modules that everything imports."""
+def test_another_workers_and_other_modules_beside_a_policy_of_ones_own_change_no_row(
+    sweep_file, tmp_path, monkeypatch
+):
+    """In the current directory: a changed copy of ``workers``, and files named like modules that everything
+    imports."""
     folder, sweep = tmp_path / "project", sweep_file(policies='[knorm, "my_policy:newest"]')
     shutil.copytree(ROOT / "workers", folder / "workers", ignore=shutil.ignore_patterns("__pycache__"))
     changed = folder / "workers" / "eviction.py"

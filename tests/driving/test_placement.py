@@ -1,4 +1,5 @@
-"""Seats on nodes: nothing is given out twice, timed units have their node alone, GPUs are shared by their memory."""
+"""Seats on nodes: nothing is given out twice, timed units have their node alone, GPUs are shared by their
+memory."""
 
 from dataclasses import replace
 
@@ -18,7 +19,9 @@ def fleet(*nodes: Node, threads: int = 1, keep_for_gpus: bool = False) -> Fleet:
     return Fleet({node.node_id: node for node in nodes}, threads, keep_for_gpus)
 
 
-def node(name: str = "a", cpus: float = 4, gpus: float = 0, memory: int = 64 * GIB, timing: float = 1, **more) -> Node:
+def node(
+    name: str = "a", cpus: float = 4, gpus: float = 0, memory: int = 64 * GIB, timing: float = 1, **more
+) -> Node:
     return Node(name, cpus, gpus, memory, timing, **more)
 
 
@@ -32,15 +35,26 @@ def fill(fleet: Fleet, need: Need) -> list[Seat]:
 
 
 NEEDS = st.builds(
-    Need, st.sampled_from(["cpu", "cuda"]), st.booleans(), st.integers(GIB, 40 * GIB), st.just("m"), st.integers(1, GIB)
+    Need,
+    st.sampled_from(["cpu", "cuda"]),
+    st.booleans(),
+    st.integers(GIB, 40 * GIB),
+    st.just("m"),
+    st.integers(1, GIB),
 )
 NODES = st.lists(
     st.builds(
-        node, st.uuids().map(str), st.integers(0, 9), st.integers(0, 4), st.integers(GIB, 128 * GIB), st.integers(0, 1),
+        node,
+        st.uuids().map(str),
+        st.integers(0, 9),
+        st.integers(0, 4),
+        st.integers(GIB, 128 * GIB),
+        st.integers(0, 1),
         gpu_memory=st.none() | st.integers(8 * GIB, 80 * GIB),
     ),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(NODES, st.lists(st.tuples(NEEDS, st.booleans()), max_size=30), st.integers(1, 3), st.booleans())

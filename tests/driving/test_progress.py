@@ -1,4 +1,5 @@
-"""What is printed where there is no terminal: counts of cells, at most a line a second, the last state in any case."""
+"""What is printed where there is no terminal: counts of cells, at most a line a second, the last state in any
+case."""
 
 import pytest
 
@@ -54,7 +55,11 @@ def test_lines_come_once_a_second_and_the_last_state_is_always_said(clock, capsy
             state.finished("u", f"unit {i}", [f"c{i}"], set())
     said = capsys.readouterr().err.splitlines()
     assert 4 <= len(said) <= 6
-    assert "50/50 cells done, 0 failed" in said[-1] and "unit 49" in said[-1] and "about 0:01:30 left" in said[-1]
+    assert (
+        "50/50 cells done, 0 failed" in said[-1]
+        and "unit 49" in said[-1]
+        and "about 0:01:30 left" in said[-1]
+    )
 
 
 def test_what_waits_is_said_when_it_changes_and_silence_ends_after_half_a_minute(clock, capsys):

@@ -39,7 +39,8 @@ FEWER, ALL = "[0.9, 0.5]", "[0.9, 0.7, 0.5, 0.4]"
 
 @pytest.fixture(scope="module")
 def write_sweep(tmp_path_factory, tiny_model_dir, text_file):
-    """Ratios -> a sweep file whose perplexity takes four units and whose retrieval takes four, one for each kind and length."""
+    """Ratios -> a sweep file whose perplexity takes four units and whose retrieval takes four, one for each
+    kind and length."""
 
     def write(ratios: str = ALL) -> Path:
         file = tmp_path_factory.mktemp("sweep") / "sweep.yaml"
@@ -50,7 +51,8 @@ def write_sweep(tmp_path_factory, tiny_model_dir, text_file):
 
 
 def company_matters(patch: pytest.MonkeyPatch) -> None:
-    """Rows depend a little on what else is in their unit, as the last bits of larger models do; no report is written."""
+    """Rows depend a little on what else is in their unit, as the last bits of larger models do; no report is
+    written."""
     run = Worker.run
 
     def in_company(self: Worker, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
@@ -77,7 +79,9 @@ def ran(monkeypatch) -> list[WorkUnit]:
     """The units that workers were given, in order."""
     units: list[WorkUnit] = []
     run = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell))
+    monkeypatch.setattr(
+        Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell)
+    )
     return units
 
 
@@ -107,7 +111,8 @@ def assert_same_rows(out: Path, wanted: Path) -> None:
 
 
 def damage(out: Path, rng: random.Random) -> dict[str, bytes]:
-    """Deletes a part for sure and others perhaps, takes cells or rows out of some; returns all that are left."""
+    """Deletes a part for sure and others perhaps, takes cells or rows out of some; returns all that are
+    left."""
     files = sorted(out.glob("*/*.parquet"))
     rng.shuffle(files)
     for place, file in enumerate(files):
@@ -117,21 +122,27 @@ def damage(out: Path, rng: random.Random) -> dict[str, bytes]:
             file.unlink()
         elif kind == "cells":
             cells = frame["cell_id"].unique(maintain_order=True).to_list()
-            frame.filter(pl.col("cell_id").is_in(rng.sample(cells, max(1, len(cells) // 2)))).write_parquet(file)
+            frame.filter(pl.col("cell_id").is_in(rng.sample(cells, max(1, len(cells) // 2)))).write_parquet(
+                file
+            )
         elif kind == "rows":
             frame[sorted(rng.sample(range(len(frame)), max(1, len(frame) // 2)))].write_parquet(file)
     return parts(out)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
-def test_whatever_is_lost_a_resume_gives_the_rows_of_an_undisturbed_run_each_once(seed, undisturbed, write_sweep, out, capsys):
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
+)
+def test_whatever_is_lost_a_resume_gives_the_rows_of_an_undisturbed_run_each_once(
+    seed, undisturbed, write_sweep, out, capsys
+):
     shutil.copytree(undisturbed, out)
     kept = damage(out, random.Random(seed))
     lost = {
         cell
         for task in TABLES
         for (cell, *_), _ in (Counter(keys(undisturbed, task)) - Counter(keys(out, task))).items()
-    }  # fmt: skip
+    }
     assert run_inline(write_sweep(), out) == DONE
     printed = capsys.readouterr().err
     assert f"cells, {len(lost)} to do in " in printed
@@ -163,18 +174,24 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(units, undisturbed, write_s
     assert before.items() <= parts(out).items()
 
 
-def test_a_grown_grid_runs_only_units_with_something_new_and_leaves_old_rows_as_they_are(undisturbed, write_sweep, out, ran):
+def test_a_grown_grid_runs_only_units_with_something_new_and_leaves_old_rows_as_they_are(
+    undisturbed, write_sweep, out, ran
+):
     assert run_inline(write_sweep(FEWER), out) == DONE
     before, ran[:] = parts(out), []
     old = {task: {key[0] for key in keys(out, task)} for task in TABLES}
     assert run_inline(write_sweep(), out) == DONE
     assert all({cell.cell_id for cell in unit.cells} - old[unit.task] for unit in ran)
-    assert any({cell.cell_id for cell in unit.cells} & old[unit.task] for unit in ran), "some have old cells for company"
+    assert any({cell.cell_id for cell in unit.cells} & old[unit.task] for unit in ran), (
+        "some have old cells for company"
+    )
     assert before.items() <= parts(out).items()
     for task in TABLES:
         assert Counter(keys(out, task)) == Counter(keys(undisturbed, task)), "each row once"
         new = ~pl.col("cell_id").is_in(old[task])
-        assert rows(out, task).filter(new).equals(rows(undisturbed, task).filter(new)), "as in an undisturbed run"
+        assert rows(out, task).filter(new).equals(rows(undisturbed, task).filter(new)), (
+            "as in an undisturbed run"
+        )
 
 
 def test_more_windows_leave_those_that_were_done_as_they_are(write_sweep, tmp_path, out):
@@ -216,11 +233,15 @@ def test_timed_cells_of_which_any_is_lost_are_all_measured_anew(sweep_file, out)
     before = parts(out)
     assert run_inline(sweep, out) == DONE
     (name,) = parts(out).keys() - before.keys()
-    assert name.startswith(f"generation/{file.stem.rsplit('-', 1)[0]}-") and before.items() <= parts(out).items()
+    assert (
+        name.startswith(f"generation/{file.stem.rsplit('-', 1)[0]}-") and before.items() <= parts(out).items()
+    )
     again = pl.read_parquet(out / name)
     assert again.height == frame.height and set(again["cell_id"]) == set(frame["cell_id"])
     (first,), (second,) = set(frame["run_id"]), set(again["run_id"])
-    assert second.startswith(f"{first}-"), "a measurement of its own: its rounds are not paired with those of the first"
+    assert second.startswith(f"{first}-"), (
+        "a measurement of its own: its rounds are not paired with those of the first"
+    )
     speeds = load([str(out)]).rows("generation").collect()
     dense = frame.filter(pl.col("policy") == "dense")
     assert speeds.height == frame.height + dense.height

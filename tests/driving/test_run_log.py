@@ -1,4 +1,5 @@
-"""log.jsonl: one JSON object per line, complete after every unit, kept over turns; objects of lines in an object store."""
+"""log.jsonl: one JSON object per line, complete after every unit, kept over turns; objects of lines in an
+object store."""
 
 import json
 from pathlib import Path
@@ -37,7 +38,11 @@ def test_failures_and_warnings_are_logged_with_their_reason(sweep_file, out, mon
     monkeypatch.setattr("workers.worker.run_unit", broken)
     assert run_inline(sweep_file(), out) == 1
     failed = next(line for line in lines(out / "log.jsonl") if line["event"] == "failed")
-    assert (failed["error_type"], failed["message"], failed["cells"]) == ("RuntimeError", "broken on purpose", 3)
+    assert (failed["error_type"], failed["message"], failed["cells"]) == (
+        "RuntimeError",
+        "broken on purpose",
+        3,
+    )
 
 
 def test_an_interrupted_run_says_so(sweep_file, out, monkeypatch):

@@ -1,4 +1,5 @@
-"""The loop over submit and wait with an executor that is told what to do: who is tried again, who is given up."""
+"""The loop over submit and wait with an executor that is told what to do: who is tried again, who is given
+up."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ from workers.messages.work import Failure, RetrievalWork, UnitCell, UnitResult, 
 from workers.models.model_files import ModelFacts, Positions
 from workers.policies.settings import PruneSettings
 
-FACTS = ModelFacts("m", "r", "m", None, "llama", 2, 256, Positions("rotary", 1.0), (), (), 2, 8, 1000, "tokenizer.json")
+FACTS = ModelFacts(
+    "m", "r", "m", None, "llama", 2, 256, Positions("rotary", 1.0), (), (), 2, 8, 1000, "tokenizer.json"
+)
 DIED = Fault("ActorDiedError", "killed by signal 9")
 NODE_DIED = Fault("NodeDiedError", "its node has died", strike=False)
 NO_PLACE = Fault("NoCapacity", "the node is busy", strike=False, started=False)
@@ -33,9 +36,12 @@ def unit(name: str, cells: int = 1) -> Ready:
 
 
 class FakeExecutor:
-    """Ends units in order with the faults written for them, then with a result; ``rooms`` units of a need run at once."""
+    """Ends units in order with the faults written for them, then with a result; ``rooms`` units of a need run
+    at once."""
 
-    def __init__(self, faults: dict[str, list[Fault]] | None = None, rooms: int = 2, never: Need | None = None) -> None:
+    def __init__(
+        self, faults: dict[str, list[Fault]] | None = None, rooms: int = 2, never: Need | None = None
+    ) -> None:
         self.faults = {name: deque(listed) for name, listed in (faults or {}).items()}
         self.rooms, self.never = rooms, never
         self.running: deque[tuple[WorkUnit, Need]] = deque()
@@ -82,7 +88,9 @@ class Reports:
         return self.results[name][1]
 
 
-def run(names: str, faults: dict[str, list[Fault]] | None = None, rooms: int = 2) -> tuple[FakeExecutor, Reports]:
+def run(
+    names: str, faults: dict[str, list[Fault]] | None = None, rooms: int = 2
+) -> tuple[FakeExecutor, Reports]:
     executor, reports = FakeExecutor(faults, rooms), Reports()
     run_units([unit(name) for name in names], executor, unwrap, reports)
     return executor, reports
@@ -190,7 +198,8 @@ def test_failures_of_a_units_own_code_are_results_and_not_tried_again():
     class Failing(FakeExecutor):
         def wait(self, timeout: float) -> list[Outcome]:
             return [
-                Outcome(o.unit_id, UnitResult(failures=[Failure("a0", "ValueError", "x", "")])) for o in super().wait(timeout)
+                Outcome(o.unit_id, UnitResult(failures=[Failure("a0", "ValueError", "x", "")]))
+                for o in super().wait(timeout)
             ]
 
     executor, reports = Failing(), Reports()
@@ -202,7 +211,11 @@ def test_failures_of_a_units_own_code_are_results_and_not_tried_again():
 def test_ticks_tell_what_waits_and_runs_and_end_at_nothing():
     ticks: list[tuple[int, int]] = []
     run_units(
-        [unit(name) for name in "abc"], FakeExecutor(), unwrap, Reports(), lambda queued, running: ticks.append((queued, running))
+        [unit(name) for name in "abc"],
+        FakeExecutor(),
+        unwrap,
+        Reports(),
+        lambda queued, running: ticks.append((queued, running)),
     )
     assert ticks == [(1, 2), (0, 2), (0, 1), (0, 0)]
 
@@ -231,6 +244,10 @@ def test_whatever_happens_each_unit_is_reported_once_and_fails_only_where_it_mus
     for name, listed in faults.items():
         strikes = list(accumulate(fault.strike for fault in listed))
         starts = list(accumulate(fault.started for fault in listed))
-        last = next((i for i in range(len(listed)) if strikes[i] == MAX_ATTEMPTS or starts[i] == MAX_STARTS), None)
+        last = next(
+            (i for i in range(len(listed)) if strikes[i] == MAX_ATTEMPTS or starts[i] == MAX_STARTS), None
+        )
         assert executor.started.count(name) == (len(listed) if last is None else last) + 1
-        assert [f.error_type for f in reports.failures(name)] == ([] if last is None else [listed[last].error_type])
+        assert [f.error_type for f in reports.failures(name)] == (
+            [] if last is None else [listed[last].error_type]
+        )

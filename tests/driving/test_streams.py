@@ -16,9 +16,14 @@ KVSWEEP = f"{sys.executable} -m pipeline.cli"
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=200,
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
         check=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
@@ -32,7 +37,9 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         pytest.param("<&- 2>/dev/full", 0, "", marks=pytest.mark.slow),
     ],
 )
-def test_a_plan_that_cannot_be_written_ends_in_one_line_and_not_with_0(sweep_file, tmp_path, redirected, status, said):
+def test_a_plan_that_cannot_be_written_ends_in_one_line_and_not_with_0(
+    sweep_file, tmp_path, redirected, status, said
+):
     many = ", ".join(f"{n / 1000:g}" for n in range(1, 300))
     done = shell(f"{KVSWEEP} plan {sweep_file(keep_ratios=f'[{many}]')} --all {redirected}", tmp_path)
     assert done.stderr == said
@@ -49,9 +56,14 @@ def test_a_refusal_is_2_whatever_its_streams_are(tmp_path):
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 @pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "2>/dev/full", ">&- 2>&-"])
 def test_no_row_and_no_report_is_lost_to_streams(sweep_file, tmp_path, redirected):
-    done = shell(f"{KVSWEEP} run {sweep_file(keep_ratios='[0.5]')} --inline --threads 1 --out out {redirected}", tmp_path)
+    done = shell(
+        f"{KVSWEEP} run {sweep_file(keep_ratios='[0.5]')} --inline --threads 1 --out out {redirected}",
+        tmp_path,
+    )
     assert "Traceback" not in done.stderr and done.returncode == 0
-    assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "perplexity").glob("*.parquet"))
+    assert (tmp_path / "out" / "report.html").exists() and list(
+        (tmp_path / "out" / "perplexity").glob("*.parquet")
+    )
     if "2>" not in redirected:
         assert f"note: stdout cannot be written; {tmp_path}/out/report.html\n" in done.stderr
 

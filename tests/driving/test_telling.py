@@ -1,4 +1,5 @@
-"""What a worker tells while its unit goes on: every row once, the share of its work, and nothing that it was not asked for."""
+"""What a worker tells while its unit goes on: every row once, the share of its work, and nothing that it was
+not asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ from workers.unit import run_unit
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
-CELLS = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("h2o", 0.5, 8), PruneSettings("knorm", 0.9, 30)]
+CELLS = [
+    PruneSettings("dense"),
+    PruneSettings("knorm", 0.5, 8),
+    PruneSettings("h2o", 0.5, 8),
+    PruneSettings("knorm", 0.9, 30),
+]
 
 
 @pytest.fixture
@@ -39,7 +45,9 @@ def at_once(monkeypatch):
 
 
 def of_cells(task: str, work: Any) -> WorkUnit:
-    return WorkUnit("u", task, NOWHERE, "cpu", "float32", tuple(UnitCell(f"c{i}", c) for i, c in enumerate(CELLS)), work)
+    return WorkUnit(
+        "u", task, NOWHERE, "cpu", "float32", tuple(UnitCell(f"c{i}", c) for i, c in enumerate(CELLS)), work
+    )
 
 
 UNITS = {
@@ -80,7 +88,9 @@ def test_rows_are_told_soon_at_first_and_then_at_intervals(monkeypatch):
     assert [row["second"] for each in news for row in each.rows] == list(range(49))
 
 
-@pytest.mark.parametrize("task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)]
+)
 def test_every_row_is_told_once_and_the_share_grows_to_the_whole(task, at_once):
     whole = by_key(run_unit(UNITS[task], tiny_model("llama"), CPU).rows)
     news, left = told(UNITS[task])
@@ -108,7 +118,9 @@ def test_what_serves_complete_cells_alone_is_left_out_and_the_others_keep_their_
     whole = by_key(run_unit(unit, tiny_model("llama"), CPU).rows)
     worked: list[tuple[float, str]] = []
     monkeypatch.setattr(Telling, "worked", lambda self, work, doing="": worked.append((work, doing)))
-    rows = by_key(run_unit(replace(unit, complete=frozenset({name[0], name[2]})), tiny_model("llama"), CPU).rows)
+    rows = by_key(
+        run_unit(replace(unit, complete=frozenset({name[0], name[2]})), tiny_model("llama"), CPU).rows
+    )
     assert "h2o 0.5" not in {doing for _, doing in worked}
     assert {key[0] for key in rows} >= {name[1], name[3]} and name[2] not in {key[0] for key in rows}
     for key, row in rows.items():
@@ -159,9 +171,14 @@ SWEEP = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stop", [2, 13, pytest.param(5, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)])
-def test_a_unit_that_is_cut_off_keeps_what_it_told_and_goes_on_from_there(stop, sweep_file, tmp_path, monkeypatch, at_once):
-    """Stopped at a piece of news that brings rows; the sweep taken up again asks for nothing that is stored."""
+@pytest.mark.parametrize(
+    "stop", [2, 13, pytest.param(5, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
+)
+def test_a_unit_that_is_cut_off_keeps_what_it_told_and_goes_on_from_there(
+    stop, sweep_file, tmp_path, monkeypatch, at_once
+):
+    """Stopped at a piece of news that brings rows; the sweep taken up again asks for nothing that is
+    stored."""
     sweep, whole, out = sweep_file(**SWEEP), tmp_path / "whole", tmp_path / "out"
     assert run_inline(sweep, whole) == DONE
     tell, with_rows = Telling._tell_in_time, []
@@ -176,11 +193,16 @@ def test_a_unit_that_is_cut_off_keeps_what_it_told_and_goes_on_from_there(stop, 
     with monkeypatch.context() as patch:
         patch.setattr(Telling, "_tell_in_time", stopped)
         assert run_inline(sweep, out) == INTERRUPTED
-    stored = {task: RunStore(str(out)).scan(task).select("cell_id").collect()["cell_id"] for task in ("perplexity", "retrieval")}
+    stored = {
+        task: RunStore(str(out)).scan(task).select("cell_id").collect()["cell_id"]
+        for task in ("perplexity", "retrieval")
+    }
     assert sum(map(len, stored.values())) > 0
     asked: list[WorkUnit] = []
     run = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: asked.append(unit) or run(self, unit, tell))
+    monkeypatch.setattr(
+        Worker, "run", lambda self, unit, tell=None: asked.append(unit) or run(self, unit, tell)
+    )
     assert run_inline(sweep, out) == DONE
     assert any(unit.complete for unit in asked), "what is stored is not asked for again"
     assert_same_rows(out, whole)

@@ -1,4 +1,5 @@
-"""Time left: within a factor of two after a tenth of a run whose kinds of unit take other times than was estimated."""
+"""Time left: within a factor of two after a tenth of a run whose kinds of unit take other times than was
+estimated."""
 
 import heapq
 import random
@@ -10,8 +11,11 @@ from pipeline.driving.time_left import TimeLeft
 A = ("t", "a")
 
 
-def simulate(units: list[tuple[tuple[str, str], float, float]], workers: int) -> tuple[list[tuple[float, float | None]], float]:
-    """Units (kind, estimate, real seconds) on so many workers: (time, estimate of what is left) after each, and the end."""
+def simulate(
+    units: list[tuple[tuple[str, str], float, float]], workers: int
+) -> tuple[list[tuple[float, float | None]], float]:
+    """Units (kind, estimate, real seconds) on so many workers: (time, estimate of what is left) after each,
+    and the end."""
     left = TimeLeft(lambda kind: workers)
     for index, (kind, cost, _) in enumerate(units):
         left.planned(str(index), kind, cost)

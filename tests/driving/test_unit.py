@@ -1,4 +1,5 @@
-"""A unit and a model -> rows in the declared columns; failures of cells and of models are data, not exceptions."""
+"""A unit and a model -> rows in the declared columns; failures of cells and of models are data, not
+exceptions."""
 
 import dataclasses
 
@@ -25,7 +26,9 @@ from workers.unit import run_unit
 from workers.worker import Worker
 
 CPU = torch.device("cpu")
-NOWHERE = ModelFacts("gone", "r", "/nonexistent/model", None, "llama", 3, 512, Positions("rotary", 1.0), (), (), 2, 8, 0, "")
+NOWHERE = ModelFacts(
+    "gone", "r", "/nonexistent/model", None, "llama", 3, 512, Positions("rotary", 1.0), (), (), 2, 8, 0, ""
+)
 
 
 def perplexity_unit(cells, rows=3, length=40):
@@ -59,8 +62,14 @@ def test_perplexity_rows_have_the_declared_columns_and_add_up():
 
 def test_rows_tell_when_the_cache_was_cut_and_to_what():
     """Eight entries are reached by the eighth token, four stay; then one more prune every four tokens."""
-    never = [PruneSettings("dense"), PruneSettings("knorm", 0.5, 99), PruneSettings("knorm", 0.5, 8, (0, 1, 2))]
-    result = run_unit(perplexity_unit([*never, PruneSettings("knorm", 0.5, 8, (0,))]), tiny_model("llama"), CPU)
+    never = [
+        PruneSettings("dense"),
+        PruneSettings("knorm", 0.5, 99),
+        PruneSettings("knorm", 0.5, 8, (0, 1, 2)),
+    ]
+    result = run_unit(
+        perplexity_unit([*never, PruneSettings("knorm", 0.5, 8, (0,))]), tiny_model("llama"), CPU
+    )
     events = [(row["event_steps"], row["event_kept"]) for row in result.rows]
     assert events[:9] == [([], [])] * 9
     assert events[9:] == [(list(range(8, 40, 4)), [4] * 8)] * 3
@@ -68,7 +77,9 @@ def test_rows_tell_when_the_cache_was_cut_and_to_what():
 
 
 def test_a_cell_that_cannot_prune_reuses_the_dense_result_bit_for_bit_and_says_so():
-    result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 99)]), tiny_model("neox"), CPU)
+    result = run_unit(
+        perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 99)]), tiny_model("neox"), CPU
+    )
     dense, same = result.rows[0], result.rows[3]
     assert np.array_equal(dense["nll"], same["nll"])
     assert (dense["forward_passes"], same["forward_passes"]) == (1, 0)
@@ -78,7 +89,9 @@ def test_a_unit_run_alone_and_with_other_cells_gives_the_same_rows():
     knorm = PruneSettings("knorm", 0.5, 8)
     alone = run_unit(perplexity_unit([knorm]), tiny_model("llama"), CPU).rows
     others = [PruneSettings("random", 0.9, 4), knorm, PruneSettings("dense")]
-    together = [r for r in run_unit(perplexity_unit(others), tiny_model("llama"), CPU).rows if r["cell_id"] == "cell1"]
+    together = [
+        r for r in run_unit(perplexity_unit(others), tiny_model("llama"), CPU).rows if r["cell_id"] == "cell1"
+    ]
     for a, b in zip(alone, together, strict=True):
         assert np.allclose(a["nll"], b["nll"], atol=2e-5)
         assert {k: v for k, v in a.items() if k.startswith(("cache", "prune", "kv"))} == {
@@ -87,11 +100,19 @@ def test_a_unit_run_alone_and_with_other_cells_gives_the_same_rows():
 
 
 def test_a_failed_cell_leaves_no_rows_and_a_reason(monkeypatch):
-    monkeypatch.setitem(eviction._OWN, "knorm", Policy(lambda view: (_ for _ in ()).throw(FloatingPointError("NaN here"))))
-    result = run_unit(perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]), tiny_model("neox"), CPU)
+    monkeypatch.setitem(
+        eviction._OWN, "knorm", Policy(lambda view: (_ for _ in ()).throw(FloatingPointError("NaN here")))
+    )
+    result = run_unit(
+        perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8)]), tiny_model("neox"), CPU
+    )
     assert {row["cell_id"] for row in result.rows} == {"cell0"}
     (failure,) = result.failures
-    assert (failure.cell_id, failure.error_type, failure.message) == ("cell1", "FloatingPointError", "NaN here")
+    assert (failure.cell_id, failure.error_type, failure.message) == (
+        "cell1",
+        "FloatingPointError",
+        "NaN here",
+    )
     assert "Traceback" in failure.traceback
 
 
@@ -100,9 +121,13 @@ def test_generation_rows_have_the_declared_columns_and_the_same_rounds_for_all()
     cells = (UnitCell("a", PruneSettings("dense")), UnitCell("b", PruneSettings("knorm", 0.5, 8)))
     prompts = tuple(map(tuple, repetitive_tokens(2, 20).tolist()))
     work = GenerationWork(prompts, 5, repeats=3, max_repeats=3, interval_width=0.05, warmup=1, seed=0)
-    result = run_unit(WorkUnit("u", "generation", NOWHERE, "cpu", "float32", cells, work), tiny_model("neox"), CPU)
+    result = run_unit(
+        WorkUnit("u", "generation", NOWHERE, "cpu", "float32", cells, work), tiny_model("neox"), CPU
+    )
     assert all(set(row) == columns("generation") for row in result.rows)
-    assert sorted((row["cell_id"], row["repeat"]) for row in result.rows) == sorted((c, r) for c in "aab" for r in range(3))
+    assert sorted((row["cell_id"], row["repeat"]) for row in result.rows) == sorted(
+        (c, r) for c in "aab" for r in range(3)
+    )
     assert [row["repeat"] for row in result.rows if row["control"]] == [0, 1, 2]
     for row in result.rows:
         assert len(row["output_tokens"]) == row["batch_size"] * row["new_tokens"] == 10
@@ -123,7 +148,9 @@ def test_retrieval_rows_have_the_declared_columns_and_a_failing_cell_takes_no_ot
     given = columns("retrieval") - {"correct_text"} | {"own_tokens"}  # what a text says, the driver tells
     assert all(set(row) == given for row in result.rows)
     assert [row["cell_id"] for row in result.rows] == ["dense", "streaming"]
-    assert [(failure.cell_id, failure.error_type) for failure in result.failures] == [("recent", "ZeroDivisionError")]
+    assert [(failure.cell_id, failure.error_type) for failure in result.failures] == [
+        ("recent", "ZeroDivisionError")
+    ]
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_cells_and_the_worker_goes_on():
@@ -137,14 +164,18 @@ def test_a_model_that_cannot_be_loaded_fails_its_cells_and_the_worker_goes_on():
 
 
 def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch):
-    unit = perplexity_unit([PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("h2o", 0.5, 8)], rows=5)
+    unit = perplexity_unit(
+        [PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("h2o", 0.5, 8)], rows=5
+    )
     whole = run_unit(unit, tiny_model("llama"), CPU).rows
     sizes = []
 
     def tight(model, tokens, *others):
         sizes.append(len(tokens))
         if len(tokens) > 2:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ...")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
+            )
         return evaluate(model, tokens, *others)
 
     monkeypatch.setattr("workers.perplexity.rows.evaluate", tight)
@@ -172,7 +203,10 @@ def test_rows_say_how_much_is_rounding_as_the_check_found_it(sweep_file, tmp_pat
     plan = make_plan(load_spec(str(sweep_file(perplexity="{window: 64, stride: 64, windows: 4}"))))
     units = [work_unit(plan, unit) for unit in plan.units if unit.task == "perplexity"]
     assert len(units) > 1
-    found = [[(row["rounding_nats"], row["rounding_ppl"]) for row in Worker(1).run(unit).rows] for unit in units[::-1]]
+    found = [
+        [(row["rounding_nats"], row["rounding_ppl"]) for row in Worker(1).run(unit).rows]
+        for unit in units[::-1]
+    ]
     ((nats, ppl),) = {pair for rows in found for pair in rows}
     model = load(units[0].model, "float32", CPU)
     expected = check(model, "x", "float32", torch.from_numpy(units[0].work.tokens.astype(np.int64)))

@@ -1,4 +1,5 @@
-"""What waits for a place: said at once, given up after its time, never while it has workers or others of ours are in the way."""
+"""What waits for a place: said at once, given up after its time, never while it has workers or others of ours
+are in the way."""
 
 from dataclasses import replace
 
@@ -46,7 +47,9 @@ def test_what_an_autoscaler_can_start_is_waited_for_longer_and_asked_for():
     one = {"CPU": 2, "memory": GPU.memory, "GPU": 1}
     assert wait.bundles(2, {GPU: 12}) == [one] * 3, "as many as it may start"
     wait.kinds = [*kinds, replace(kinds[0], memory=UNSAID)]
-    assert "memory" not in wait.bundles(2, {GPU: 1})[0], "a type that does not say what it has would not count"
+    assert "memory" not in wait.bundles(2, {GPU: 1})[0], (
+        "a type that does not say what it has would not count"
+    )
     wait.kinds = kinds
     assert wait.bundles(2, {GPU: 2, replace(GPU, timed=True): 1}) == [one, one, one | {"timing": 1}]
     clock.now = 1199
@@ -120,7 +123,8 @@ def test_node_types_are_read_from_what_ray_up_leaves_on_the_head(tmp_path):
 
 
 def test_hours_behind_our_own_work_are_no_wait_for_a_node_once_it_has_ended():
-    """Timed units wait until all others have ended, and then the place is free: that is no time that a node was missing."""
+    """Timed units wait until all others have ended, and then the place is free: that is no time that a node
+    was missing."""
     wait, clock = waiting(PLAIN)
     timed = replace(CPU, timed=True)
     seat = wait.fleet.find(CPU)

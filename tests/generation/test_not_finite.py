@@ -1,4 +1,5 @@
-"""Where a token is chosen among logits that are no numbers, the cell fails: its times and texts would mean nothing."""
+"""Where a token is chosen among logits that are no numbers, the cell fails: its times and texts would mean
+nothing."""
 
 import dataclasses
 
@@ -78,7 +79,9 @@ def test_likelihoods_of_the_harness(model):
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf])
 def test_infinite_logits_of_the_harness(value):
     sound = tiny_model("llama")
-    sound.lm_head.bias = torch.nn.Parameter(torch.zeros(97).index_fill(0, torch.tensor(4), value), requires_grad=False)
+    sound.lm_head.bias = torch.nn.Parameter(
+        torch.zeros(97).index_fill(0, torch.tensor(4), value), requires_grad=False
+    )
     with pytest.raises(FloatingPointError):
         score_continuations(sound, CELL, [(PROMPT[0].tolist(), [3, 4, 5])], CPU)
 
@@ -86,7 +89,9 @@ def test_infinite_logits_of_the_harness(value):
 def test_the_models_own_tokens_in_retrieval_count_as_well_as_the_right_ones():
     """Only the answer that the model gives itself leads to the token whose embedding is NaN."""
     sound = tiny_model("llama")
-    own = generate(sound, torch.tensor([question().prompt_ids]), PruneSettings("dense"), 2, Clock(CPU)).output_tokens[0][0]
+    own = generate(
+        sound, torch.tensor([question().prompt_ids]), PruneSettings("dense"), 2, Clock(CPU)
+    ).output_tokens[0][0]
     asked = dataclasses.replace(question(), answer_ids=[own % 90 + 1, 2, 3])
     sound.model.embed_tokens.weight.data[own] = torch.nan
     (found,) = answers(sound, CPU, [PruneSettings("dense")], RetrievalWork((asked,), True), 4)
@@ -111,8 +116,19 @@ def test_a_timed_cell_that_fails_takes_no_other_down(protocol, monkeypatch):
     )  # what the memory gives is not asked here
     cells = [UnitCell(name, PruneSettings(name, 0.5, 16)) for name in ("dense", "knorm", "nowhere:score")]
     work = GenerationWork(
-        tuple(map(tuple, PROMPT.tolist())), 5, repeats=2, max_repeats=2, interval_width=0.05, warmup=1, seed=0, protocol=protocol
+        tuple(map(tuple, PROMPT.tolist())),
+        5,
+        repeats=2,
+        max_repeats=2,
+        interval_width=0.05,
+        warmup=1,
+        seed=0,
+        protocol=protocol,
     )
-    result = run_unit(WorkUnit("u", "generation", NOWHERE, "cpu", "float32", tuple(cells), work), tiny_model("neox"), CPU)
+    result = run_unit(
+        WorkUnit("u", "generation", NOWHERE, "cpu", "float32", tuple(cells), work), tiny_model("neox"), CPU
+    )
     assert {row["cell_id"] for row in result.rows} == {"dense", "knorm"}
-    assert [(failure.cell_id, failure.error_type) for failure in result.failures] == [("nowhere:score", "PolicyError")]
+    assert [(failure.cell_id, failure.error_type) for failure in result.failures] == [
+        ("nowhere:score", "PolicyError")
+    ]

@@ -39,7 +39,8 @@ def test_orders_are_random_seeded_and_whole():
 
 @pytest.fixture
 def fake_runs(monkeypatch):
-    """Runs that take what ``seconds(number of the run, settings)`` says; returns the settings in the order of their turns."""
+    """Runs that take what ``seconds(number of the run, settings)`` says; returns the settings in the order of
+    their turns."""
     turns = []
     real = generate(tiny_model("neox"), repetitive_tokens(1, 10), CELLS[0], 3, CLOCK)
 
@@ -47,7 +48,9 @@ def fake_runs(monkeypatch):
         def run(model, prompts, settings, new_tokens, clock):
             took = seconds(len(turns), settings)
             turns.append(settings)
-            return dataclasses.replace(real, ttft_seconds=1.0, token_seconds=[took, took], total_seconds=1.0 + 2 * took)
+            return dataclasses.replace(
+                real, ttft_seconds=1.0, token_seconds=[took, took], total_seconds=1.0 + 2 * took
+            )
 
         monkeypatch.setattr(rounds, "generate", run)
         return turns
@@ -59,7 +62,9 @@ def test_every_cell_and_the_control_run_once_a_round_after_a_warm_up_that_is_thr
     turns = fake_runs(lambda number, settings: 2.0 if settings.policy == "dense" else 1.0)
     found = timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs
     assert len(turns) == (2 + 6) * 3
-    assert [sum(settings.policy == "dense" for settings in turns[i : i + 3]) for i in range(0, len(turns), 3)] == [2] * 8
+    assert [
+        sum(settings.policy == "dense" for settings in turns[i : i + 3]) for i in range(0, len(turns), 3)
+    ] == [2] * 8
     for repeat in range(6):
         mine = [t for t in found if t.repeat == repeat]
         assert sorted((t.cell, t.control) for t in mine) == [(0, False), (0, True), (1, False)]
@@ -67,7 +72,8 @@ def test_every_cell_and_the_control_run_once_a_round_after_a_warm_up_that_is_thr
 
 
 def test_rounds_go_on_until_the_ratios_are_known_and_not_for_ever(fake_runs):
-    """Steady times stop at ``repeats``; noisy ones at ``max_repeats``; noise that all share cancels in the ratio."""
+    """Steady times stop at ``repeats``; noisy ones at ``max_repeats``; noise that all share cancels in the
+    ratio."""
     fake_runs(lambda number, settings: 1.0 + number % 5)
     assert max(t.repeat for t in timed_rounds(None, repetitive_tokens(1, 10), CELLS, WORK).runs) == 8
     fake_runs(lambda number, settings: 1.0 + (number // 3) % 5)
@@ -86,14 +92,21 @@ def test_rounds_stop_by_the_interval_that_the_report_forms(rounds):
     low, high = median_interval(times[1] / times[0])
     assert low is not None and high is not None
     assert widest_interval(runs, 0) == pytest.approx(high - low)
-    assert widest_interval(runs[:5] + runs[rounds : rounds + 5], 0) == float("inf"), "five rounds have no interval"
+    assert widest_interval(runs[:5] + runs[rounds : rounds + 5], 0) == float("inf"), (
+        "five rounds have no interval"
+    )
 
 
 def test_the_reports_protocol_is_wrong_in_each_of_its_ways(fake_runs):
     turns = fake_runs(lambda number, settings: 2.0)
     found = rounds_as_reported(None, repetitive_tokens(1, 10), CELLS[::-1], WORK).runs
-    assert [settings.policy for settings in turns] == ["dense"] * 6 + ["knorm"] * 6  # baseline first, no warm-up, no turns
-    assert {(t.cell, t.run.ttft_seconds) for t in found} == {(1, 0.5), (0, 1.0)}  # 10 % of 5 seconds, a guess; 1 s, measured
+    assert [settings.policy for settings in turns] == ["dense"] * 6 + [
+        "knorm"
+    ] * 6  # baseline first, no warm-up, no turns
+    assert {(t.cell, t.run.ttft_seconds) for t in found} == {
+        (1, 0.5),
+        (0, 1.0),
+    }  # 10 % of 5 seconds, a guess; 1 s, measured
     assert not any(t.control for t in found)
 
 
@@ -109,7 +122,8 @@ def test_timing_parts_add_up_and_prune_time_is_inside():
 
 
 def test_steps_that_prune_are_recorded():
-    """A prompt of 40 leaves 20 entries; 24 are reached by the fourth step, and 12 stay: then after 12 more, and so on."""
+    """A prompt of 40 leaves 20 entries; 24 are reached by the fourth step, and 12 stay: then after 12 more,
+    and so on."""
     run = generate(tiny_model("neox"), repetitive_tokens(1, 40), PruneSettings("knorm", 0.5, 24), 30, CLOCK)
     assert run.prune_steps == [3, 15, 27]
     assert len(run.token_seconds) == 29
@@ -130,7 +144,9 @@ def test_the_peak_of_one_run_does_not_leak_into_the_next():
     counter.start()
     if counter.result()[0] is None:
         pytest.skip("no resident set counter that can be reset here")
-    many = [torch.ones(2**18) for _ in range(400)]  # 400 MiB in blocks that the allocator keeps after they are freed
+    many = [
+        torch.ones(2**18) for _ in range(400)
+    ]  # 400 MiB in blocks that the allocator keeps after they are freed
     high, method = counter.result()
     del many
     gc.collect()
@@ -163,27 +179,42 @@ def test_a_figure_that_the_memory_cannot_give_is_warned_of():
     ceiling = memory_bandwidth(CPU, 2**22)
     assert ceiling > 0
     facts = find_model("reference-neox")
-    unit = WorkUnit("u", "generation", facts, "cpu", "float32", (UnitCell("a", CELLS[0]), UnitCell("b", CELLS[1])), WORK)
+    unit = WorkUnit(
+        "u", "generation", facts, "cpu", "float32", (UnitCell("a", CELLS[0]), UnitCell("b", CELLS[1])), WORK
+    )
     common = {"weight_bytes": 10**9, "kv_bytes_step_mean": 0.0, "memory_bandwidth": 1e10}
     rows = [common | {"cell_id": "a", "tpot_seconds": 0.11}, common | {"cell_id": "b", "tpot_seconds": 0.09}]
     (warning,) = above_ceiling(unit, rows)
-    assert "reference-neox knorm keep_ratio 0.5" in warning and "11.1 GB/s" in warning and "10.0 GB/s" in warning
+    assert (
+        "reference-neox knorm keep_ratio 0.5" in warning and "11.1 GB/s" in warning and "10.0 GB/s" in warning
+    )
 
 
-MIXTURES = {each.family: each for each in ARCHITECTURES if each.family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Llama4")}
+MIXTURES = {
+    each.family: each
+    for each in ARCHITECTURES
+    if each.family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Llama4")
+}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
 def test_a_step_reads_the_experts_that_its_tokens_are_sent_to(family, batch):
-    """Counted while a step of the stock model goes through: each expert that a token was sent to, once, and all else."""
-    made = dataclasses.replace(MIXTURES[family], options={**MIXTURES[family].options, **dict.fromkeys(
-        ("num_local_experts",) if family == "Mixtral" else ("num_experts",), 8
-    )})  # fmt: skip
+    """Counted while a step of the stock model goes through: each expert that a token was sent to, once, and
+    all else."""
+    made = dataclasses.replace(
+        MIXTURES[family],
+        options={
+            **MIXTURES[family].options,
+            **dict.fromkeys(("num_local_experts",) if family == "Mixtral" else ("num_experts",), 8),
+        },
+    )
     model, sent = make(made), {}
     blocks = {name: module for name, module in model.named_modules() if name.endswith(".experts")}
     for name, module in blocks.items():
-        module.register_forward_pre_hook(lambda _, given, name=name: sent.update({name: set(given[1].flatten().tolist())}))
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: sent.update({name: set(given[1].flatten().tolist())})
+        )
     with torch.no_grad():
         model(repetitive_tokens(batch, 1))
     read = sum(p.nbytes for name, p in model.named_parameters() if ".experts." not in name)
@@ -197,7 +228,10 @@ def test_a_step_reads_the_experts_that_its_tokens_are_sent_to(family, batch):
 
 def test_experts_that_are_all_multiplied_and_experts_in_a_list_are_told_apart():
     llama = make(MIXTURES["Llama4"])
-    assert weight_bytes(llama) == sum(p.nbytes for p in llama.parameters()) - llama.get_input_embeddings().weight.nbytes
+    assert (
+        weight_bytes(llama)
+        == sum(p.nbytes for p in llama.parameters()) - llama.get_input_embeddings().weight.nbytes
+    )
     model = tiny_model("llama")
     whole = weight_bytes(model)
     model.experts = torch.nn.ModuleList(torch.nn.Linear(10, 10) for _ in range(5))

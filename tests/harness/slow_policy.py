@@ -1,4 +1,5 @@
-"""A policy of a user's own that says who called it, and takes its time for as long as the file ``slow`` lies beside it."""
+"""A policy of a user's own that says who called it, and takes its time for as long as the file ``slow`` lies
+beside it."""
 
 import os
 import time

@@ -32,7 +32,8 @@ from workers.worker import Worker
 
 
 def tell_at_once(patch: pytest.MonkeyPatch) -> list[int]:
-    """Everything is told as soon as it is there, no report is written; returns how many rows go on from contexts, in order."""
+    """Everything is told as soon as it is there, no report is written; returns how many rows go on from
+    contexts, in order."""
     patch.setattr("analysis.report.make_report", lambda directories, audit: "report.html")
     patch.setattr("workers.messages.telling.ROWS_SECONDS", 0.0)
     patch.setattr("workers.messages.telling.SHARE_SECONDS", 0.0)
@@ -79,9 +80,13 @@ def undisturbed(folder, tiny_model_dir, tmp_path_factory):
     for task in ("kv_choice", "kv_text"):
         place = tmp_path_factory.mktemp(task)
         keys = {
-            "name": "tiny", "models": [str(tiny_model_dir)], "devices": ["cpu"], "keep_ratios": [0.5], "prune_after": [16],
+            "name": "tiny",
+            "models": [str(tiny_model_dir)],
+            "devices": ["cpu"],
+            "keep_ratios": [0.5],
+            "prune_after": [16],
             "lm_eval": {"tasks": [task], "include_path": str(folder)},
-        }  # fmt: skip
+        }
         (place / "sweep.yaml").write_text(json.dumps(keys))
         with pytest.MonkeyPatch.context() as patch:
             made = tell_at_once(patch)
@@ -95,7 +100,9 @@ def asked(monkeypatch) -> list[WorkUnit]:
     """The units that workers were given, in order."""
     units: list[WorkUnit] = []
     run = Worker.run
-    monkeypatch.setattr(Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell))
+    monkeypatch.setattr(
+        Worker, "run", lambda self, unit, tell=None: units.append(unit) or run(self, unit, tell)
+    )
     return units
 
 
@@ -112,8 +119,12 @@ def stopping(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> Non
     patch.setattr(Telling, "answered", stopped)
 
 
-@pytest.mark.parametrize(("task", "stop"), [("kv_choice", 5), pytest.param("kv_text", 1, marks=pytest.mark.slow)])
-def test_a_task_that_is_cut_off_computes_the_rest_alone(task, stop, undisturbed, out, monkeypatch, asked, made):
+@pytest.mark.parametrize(
+    ("task", "stop"), [("kv_choice", 5), pytest.param("kv_text", 1, marks=pytest.mark.slow)]
+)
+def test_a_task_that_is_cut_off_computes_the_rest_alone(
+    task, stop, undisturbed, out, monkeypatch, asked, made
+):
     """Of two cells with three contexts of different lengths each."""
     sweep, whole, all_made = undisturbed[task]
     with monkeypatch.context() as patch:
@@ -151,7 +162,9 @@ def test_in_an_object_store_too(undisturbed, monkeypatch, made):
 
 
 @pytest.mark.slow
-def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(undisturbed, out, monkeypatch, made):
+def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(
+    undisturbed, out, monkeypatch, made
+):
     sweep, whole, all_made = undisturbed["kv_choice"]
     with monkeypatch.context() as patch:
         stopping(patch, 5, ArithmeticError("made up"))
@@ -163,7 +176,9 @@ def test_a_cell_that_failed_by_itself_goes_on_from_there_with_retry_failed(undis
 
 
 @pytest.mark.slow
-def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the_next_start(undisturbed, out, made):
+def test_answers_of_a_driver_that_died_before_it_deleted_them_are_deleted_at_the_next_start(
+    undisturbed, out, made
+):
     sweep, whole, _ = undisturbed["kv_choice"]
     shutil.copytree(whole, out)
     before, cell = names(out), rows(out)["cell_id"][0]
@@ -202,7 +217,8 @@ def test_answers_of_other_code_are_left_aside(undisturbed, out, monkeypatch, mad
 
 
 LONG = [
-    {"text": QUESTIONS[0]["text"] + " and on" * 2 + "." * i, "choices": ["ships", "a lamp"], "answer": i % 2} for i in range(60)
+    {"text": QUESTIONS[0]["text"] + " and on" * 2 + "." * i, "choices": ["ships", "a lamp"], "answer": i % 2}
+    for i in range(60)
 ]
 """Contexts of sixty lengths, so that each is a batch of its own."""
 
@@ -216,17 +232,24 @@ class Slow:
         write_tasks(place / "tasks", LONG)
         shutil.copy(Path(__file__).parent / "slow_policy.py", place / "slow_policy.py")
         keys = {
-            "name": "slow", "models": [str(model)], "devices": ["cpu"], "policies": ["slow_policy:oldest"], "keep_ratios": [0.5],
-            "prune_after": [64], "schedules": ["prefill_once"],
+            "name": "slow",
+            "models": [str(model)],
+            "devices": ["cpu"],
+            "policies": ["slow_policy:oldest"],
+            "keep_ratios": [0.5],
+            "prune_after": [64],
+            "schedules": ["prefill_once"],
             "lm_eval": {"tasks": ["kv_choice"], "include_path": str(place / "tasks")},
-        }  # fmt: skip
+        }
         (place / "sweep.yaml").write_text(json.dumps(keys))
 
     def start(self, out: Path) -> subprocess.Popen[str]:
         """The command, as a user gives it."""
         command = [str(Path(sys.executable).parent / "kvsweep"), "run", "sweep.yaml", "--out", str(out)]
         own = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(self.place / "home")}
-        return subprocess.Popen(command, cwd=self.place, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=self.place, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def calls(self) -> Counter[int]:
         """How often each process called the policy."""
@@ -237,7 +260,9 @@ class Slow:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("who", ["worker", "driver"])
-def test_a_kill_in_the_middle_of_a_task_costs_its_last_seconds_alone(who, tmp_path, tiny_model_dir, ray_folder):
+def test_a_kill_in_the_middle_of_a_task_costs_its_last_seconds_alone(
+    who, tmp_path, tiny_model_dir, ray_folder
+):
     sweep = Slow(tmp_path, tiny_model_dir)
     whole, out = tmp_path / "whole", tmp_path / "out"
     undisturbed = sweep.start(whole)
@@ -265,7 +290,9 @@ def test_a_kill_in_the_middle_of_a_task_costs_its_last_seconds_alone(who, tmp_pa
     second_calls = calls.total() - calls[worker]
     (known,) = log(out, "known")
     assert len(log(out, "retry")) == (who == "worker")
-    assert 0 < second_calls == all_calls - known["answers"] < all_calls, "one call for each layer, as there are choices"
+    assert 0 < second_calls == all_calls - known["answers"] < all_calls, (
+        "one call for each layer, as there are choices"
+    )
     assert known["answers"] <= first_calls < all_calls
     assert rows(out).equals(rows(whole)) and rows(out).height > 2 * len(LONG)
     assert names(out) == names(whole)

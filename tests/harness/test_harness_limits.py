@@ -24,7 +24,9 @@ def test_a_limit_shortens_what_the_harness_may_ask_for(model, facts):
     assert PrunedModel(model, facts, PruneSettings(), CPU).max_length == facts.context
     assert PrunedModel(model, limited, PruneSettings(), CPU).max_length == 60
     assert PrunedModel(model, limited, PruneSettings(), CPU, max_length=60).max_length == 60
-    with pytest.raises(HarnessError, match=r"max_length: 61 is longer than the 60 tokens up to which .* last 60 tokens only"):
+    with pytest.raises(
+        HarnessError, match=r"max_length: 61 is longer than the 60 tokens up to which .* last 60 tokens only"
+    ):
         PrunedModel(model, limited, PruneSettings(), CPU, max_length=61)
 
 

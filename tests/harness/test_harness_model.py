@@ -1,4 +1,5 @@
-"""Tasks of lm-evaluation-harness through the pruned cache: dense is the harness's own model, pruned is one token per pass."""
+"""Tasks of lm-evaluation-harness through the pruned cache: dense is the harness's own model, pruned is one
+token per pass."""
 
 import shutil
 import sys
@@ -36,8 +37,12 @@ PRUNED = PruneSettings("knorm", 0.5, 24)
 
 @pytest.fixture(scope="module")
 def stock(tiny_model_dir, pruned_model):
-    """The harness's own model of the same weights; what it imports of accelerate is for loading on several devices only."""
-    stub, names = types.ModuleType("accelerate"), ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size")
+    """The harness's own model of the same weights; what it imports of accelerate is for loading on several
+    devices only."""
+    stub, names = (
+        types.ModuleType("accelerate"),
+        ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size"),
+    )
     stub.__dict__.update(dict.fromkeys(names, None))
     stub.utils = types.ModuleType("accelerate.utils")
     stub.utils.get_max_memory = None
@@ -142,7 +147,10 @@ def test_a_policy_sees_whole_views_in_tasks_too(pruned_model, monkeypatch):
 
 
 def test_a_whole_text_goes_through_the_pruned_cache(pruned_model, model):
-    lm, text = pruned_model(PruneSettings("knorm", 0.5, 16), max_length=48), QUESTIONS[0]["text"] + QUESTIONS[1]["text"]
+    lm, text = (
+        pruned_model(PruneSettings("knorm", 0.5, 16), max_length=48),
+        QUESTIONS[0]["text"] + QUESTIONS[1]["text"],
+    )
     ids = [lm.prefix_token_id, *lm.tok_encode(text)]
     total, start = 0.0, 1  # the last window reaches back as far as the model sees
     for end in (49, 97, len(ids)):
@@ -191,7 +199,10 @@ def test_what_greedy_decoding_says_is_greedy_whatever_its_length(pruned_model, m
 
 
 def test_a_text_stops_where_the_harness_s_own_model_stops_it(pruned_model, stock, model, monkeypatch):
-    lm, texts = pruned_model(PruneSettings("dense"), batch_size=3), [question["text"] for question in QUESTIONS]
+    lm, texts = (
+        pruned_model(PruneSettings("dense"), batch_size=3),
+        [question["text"] for question in QUESTIONS],
+    )
 
     def both(**options):
         asked = requests([(text, options) for text in texts], "generate_until")
@@ -212,7 +223,9 @@ def test_a_text_stops_where_the_harness_s_own_model_stops_it(pruned_model, stock
 
 def test_tokens_between_two_checks_that_drop_something_go_through_together(pruned_model, model, monkeypatch):
     passes, real = [], model.base_model.forward
-    monkeypatch.setattr(model.base_model, "forward", lambda *a, **k: (passes.append(k["input_ids"].shape), real(*a, **k))[1])
+    monkeypatch.setattr(
+        model.base_model, "forward", lambda *a, **k: (passes.append(k["input_ids"].shape), real(*a, **k))[1]
+    )
     pair = [("x" * 60, "y" * 30)]
     for settings, shapes in (
         (PruneSettings("knorm", 0.5, 40, schedule="prefill_once"), [(1, 60), (1, 29)]),
@@ -225,12 +238,19 @@ def test_tokens_between_two_checks_that_drop_something_go_through_together(prune
 
 
 def test_sharing_a_context_and_a_batch_changes_nothing(pruned_model):
-    for settings in (PRUNED, PruneSettings("random", 0.6, 8, seed=3), PruneSettings("h2o", 0.9, 8), PruneSettings("dense")):
+    for settings in (
+        PRUNED,
+        PruneSettings("random", 0.6, 8, seed=3),
+        PruneSettings("h2o", 0.9, 8),
+        PruneSettings("dense"),
+    ):
         together = pruned_model(settings, batch_size=8)
         alone = pruned_model(settings)
         expected = [alone.loglikelihood([request])[0] for request in requests(PAIRS)]
         found = together.loglikelihood(requests(PAIRS))
-        assert numbers([found]) == pytest.approx(numbers([expected]), rel=1e-6, abs=1e-5)  # float32 over 20 tokens
+        assert numbers([found]) == pytest.approx(
+            numbers([expected]), rel=1e-6, abs=1e-5
+        )  # float32 over 20 tokens
         assert together.counts["own"].figures() == alone.counts["own"].figures()
 
 
@@ -247,7 +267,9 @@ def test_a_batch_too_large_for_the_memory_is_halved(pruned_model, monkeypatch):
     expected = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
     monkeypatch.setattr(rows, "Prefill", small)
     found = pruned_model(PRUNED, batch_size=3).loglikelihood(requests(pairs))
-    assert numbers([found]) == pytest.approx(numbers([expected]), rel=1e-6, abs=1e-5)  # float32 over 20 tokens
+    assert numbers([found]) == pytest.approx(
+        numbers([expected]), rel=1e-6, abs=1e-5
+    )  # float32 over 20 tokens
 
 
 def test_what_was_never_pruned_says_so(pruned_model, folder, caplog):
@@ -272,7 +294,11 @@ def test_results_say_what_was_pruned(pruned_model, folder):
 
 def test_sampling_is_seeded_and_does_not_depend_on_the_batch(pruned_model):
     options = {"until": ["."], "max_gen_toks": 12, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
-    asked = [request for request in requests([(q["text"], options) for q in QUESTIONS], "generate_until") for _ in range(2)]
+    asked = [
+        request
+        for request in requests([(q["text"], options) for q in QUESTIONS], "generate_until")
+        for _ in range(2)
+    ]
     alone = pruned_model(PRUNED).generate_until(asked)
     assert pruned_model(PRUNED, batch_size=3).generate_until(asked) == alone
     assert alone[0] != alone[1]
@@ -295,16 +321,19 @@ def test_top_k_and_top_p_leave_the_likeliest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 4}, "num_beams"), ({"do_sample": True, "temperature": 0.0}, "temperature above 0"),
+        ({"num_beams": 4}, "num_beams"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature above 0"),
         ({"max_gen_toks": 300}, "300 new tokens leave no context in 256"),
     ],
-)  # fmt: skip
+)
 def test_generation_that_is_not_supported_is_refused(pruned_model, options, message):
     with pytest.raises(HarnessError, match=message):
         pruned_model(PRUNED).generate_until(requests([("a", options)], "generate_until"))
 
 
-def test_a_model_that_scales_its_logits_is_refused_also_for_answers_of_one_token(pruned_model, model, monkeypatch):
+def test_a_model_that_scales_its_logits_is_refused_also_for_answers_of_one_token(
+    pruned_model, model, monkeypatch
+):
     monkeypatch.setattr(model.config, "logit_scale", 0.1, raising=False)
     with pytest.raises(ValueError, match="logit_scale"):
         pruned_model(PruneSettings("dense")).loglikelihood(requests([("a river", "s")]))
@@ -312,7 +341,8 @@ def test_a_model_that_scales_its_logits_is_refused_also_for_answers_of_one_token
 
 @pytest.fixture
 def beginning(tmp_path, tiny_model_dir):
-    """``beginning(with_bos)``: facts of the tiny model whose tokenizer puts token 256 first, or nothing, and cuts off texts."""
+    """``beginning(with_bos)``: facts of the tiny model whose tokenizer puts token 256 first, or nothing, and
+    cuts off texts."""
 
     def made(with_bos):
         folder = tmp_path / f"begins-{with_bos}"
@@ -321,7 +351,9 @@ def beginning(tmp_path, tiny_model_dir):
         tokenizer.post_processor = begins_with("<|endoftext|>", tokenizer) if with_bos else None
         tokenizer.enable_truncation(16)
         saved(tokenizer, folder)
-        (folder / "tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>", "tokenizer_class": "TokenizersBackend"}')
+        (folder / "tokenizer_config.json").write_text(
+            '{"bos_token": "<|endoftext|>", "tokenizer_class": "TokenizersBackend"}'
+        )
         return find_model(str(folder))
 
     return made
@@ -330,20 +362,32 @@ def beginning(tmp_path, tiny_model_dir):
 @pytest.mark.parametrize(
     ("own", "bos", "first"),
     [
-        (True, "auto", True), (True, "always", True), (True, "never", False),
-        (False, "auto", False), (False, "always", True), (False, "never", False),
+        (True, "auto", True),
+        (True, "always", True),
+        (True, "never", False),
+        (False, "auto", False),
+        (False, "always", True),
+        (False, "never", False),
     ],
-)  # fmt: skip
+)
 def test_contexts_begin_with_bos_as_the_tokenizer_has_it_or_as_asked_for(model, beginning, own, bos, first):
-    lm, text = PrunedModel(model, beginning(own), PruneSettings(), CPU, bos=bos, progress=False), "river stone lamp quiet"
+    lm, text = (
+        PrunedModel(model, beginning(own), PruneSettings(), CPU, bos=bos, progress=False),
+        "river stone lamp quiet",
+    )
     ids = byte_style().encode(text).ids
     assert lm.tok_encode(text) == [256] * first + ids, "saved truncation cuts nothing off"
     assert lm.tok_encode(text, add_special_tokens=False) == ids
-    assert lm.tok_encode(f"<|endoftext|>{text}") == [256, *ids], "special tokens are read as the harness reads them"
+    assert lm.tok_encode(f"<|endoftext|>{text}") == [256, *ids], (
+        "special tokens are read as the harness reads them"
+    )
     assert lm.get_model_info()["kvsweep_bos"] == bos
 
 
 def test_bos_of_the_command_line_is_checked():
-    assert parse({"pretrained": "x", "bos": "never"}, {}).bos == "never" and parse({"pretrained": "x"}, {}).bos == "auto"
+    assert (
+        parse({"pretrained": "x", "bos": "never"}, {}).bos == "never"
+        and parse({"pretrained": "x"}, {}).bos == "auto"
+    )
     with pytest.raises(HarnessError, match=r"bos must be one of auto, always, never \(got 'yes'\)"):
         parse({"pretrained": "x", "bos": "yes"}, {})

@@ -39,7 +39,13 @@ def test_rows_of_a_task(model, facts, folder):
     assert whole["higher_is_better"] is True
     assert whole["prune_events"] > 0
     assert result.warnings == []
-    rolling = task_rows(model, facts, CPU, PruneSettings("knorm", 0.5, 10_000), HarnessWork("kv_rolling", None, 0, str(folder)))
+    rolling = task_rows(
+        model,
+        facts,
+        CPU,
+        PruneSettings("knorm", 0.5, 10_000),
+        HarnessWork("kv_rolling", None, 0, str(folder)),
+    )
     assert {row["metric"] for row in rolling.rows} == {"word_perplexity", "byte_perplexity", "bits_per_byte"}
     assert all(row["doc_index"] is None and row["prune_events"] == 0 for row in rolling.rows)
     assert "nothing was ever pruned" in rolling.warnings[0]
@@ -54,21 +60,40 @@ def test_a_task_is_set_up_as_the_harness_sets_it_up(model, facts, pruned_model, 
     shots = {} if own is None else {"num_fewshot": own}
     (tmp_path / "kv_shots.yaml").write_text(
         yaml.safe_dump(
-            {**definition, **shots, "task": "kv_shots", "fewshot_split": "test", "fewshot_config": {"sampler": "default"}}
+            {
+                **definition,
+                **shots,
+                "task": "kv_shots",
+                "fewshot_split": "test",
+                "fewshot_config": {"sampler": "default"},
+            }
         )
     )
     judge = simple_evaluate(
-        model=pruned_model(PRUNED), tasks=[str(tmp_path / "kv_shots.yaml")], num_fewshot=asked, bootstrap_iters=BOOTSTRAP,
-        task_manager=TaskManager(include_defaults=False), random_seed=SEED, numpy_random_seed=SEED, torch_random_seed=SEED,
+        model=pruned_model(PRUNED),
+        tasks=[str(tmp_path / "kv_shots.yaml")],
+        num_fewshot=asked,
+        bootstrap_iters=BOOTSTRAP,
+        task_manager=TaskManager(include_defaults=False),
+        random_seed=SEED,
+        numpy_random_seed=SEED,
+        torch_random_seed=SEED,
         fewshot_random_seed=SEED,
-    )  # fmt: skip
+    )
     found = task_rows(model, facts, CPU, PRUNED, HarnessWork("kv_shots", None, asked, str(tmp_path))).rows
     whole = {row["metric"]: (row["value"], row["stderr"]) for row in found if row["doc_index"] is None}
     assert whole == {
-        name: (judge["results"]["kv_shots"][f"{name},none"], judge["results"]["kv_shots"][f"{name}_stderr,none"])
+        name: (
+            judge["results"]["kv_shots"][f"{name},none"],
+            judge["results"]["kv_shots"][f"{name}_stderr,none"],
+        )
         for name in ("acc", "acc_norm")
     }
-    assert {row["num_fewshot"] for row in found} == {judge["n-shot"]["kv_shots"]} == {own if own == 0 else asked or own or 0}
+    assert (
+        {row["num_fewshot"] for row in found}
+        == {judge["n-shot"]["kv_shots"]}
+        == {own if own == 0 else asked or own or 0}
+    )
 
 
 def test_no_process_is_started_for_a_cell(model, facts, folder, monkeypatch):
@@ -95,8 +120,13 @@ def test_a_digest_follows_the_definition_and_its_data(folder, tmp_path):
 def test_groups_and_folders_that_are_not_there_are_refused(folder, monkeypatch):
     import workers.harness.tasks as tasks
 
-    monkeypatch.setattr(tasks, "_everywhere", lambda own, include_path: [Path(include_path)])  # the harness's own take seconds
-    with pytest.raises(HarnessError, match=r"'kv_group' is a group of tasks; name the tasks themselves: kv_choice, kv_rolling$"):
+    monkeypatch.setattr(
+        tasks, "_everywhere", lambda own, include_path: [Path(include_path)]
+    )  # the harness's own take seconds
+    with pytest.raises(
+        HarnessError,
+        match=r"'kv_group' is a group of tasks; name the tasks themselves: kv_choice, kv_rolling$",
+    ):
         find_task("kv_group", str(folder))
     with pytest.raises(HarnessError, match=r"no task 'kv_chioce' in lm_eval .*; near it: kv_choice"):
         find_task("kv_chioce", str(folder))
@@ -127,7 +157,10 @@ def test_a_missing_harness_is_one_line(monkeypatch):
         ({"dtype": "int8"}, "dtype must be one of float32"),
         ({"batch_size": "many"}, "batch_size must be a number"),
         ({"device": "toaster"}, "device 'toaster'"),
-        ({"keep_ratio": 0.5, "prune_after": 8, "protect_recent": 20}, "exceed the 4 entries that a prune at 8 keeps"),
+        (
+            {"keep_ratio": 0.5, "prune_after": 8, "protect_recent": 20},
+            "exceed the 4 entries that a prune at 8 keeps",
+        ),
         ({"policy": "nowhere:policy"}, "policy 'nowhere:policy'"),
         ({"skip_layers": [7]}, r"skip_layers \[7\]: .* has layers 0..1"),
     ],
@@ -142,14 +175,17 @@ def test_arguments_as_the_harness_passes_them():
     parsed = parse(given, {"batch_size": "auto", "max_batch_size": 4, "device": "cuda:0"})
     assert parsed.settings == PruneSettings("knorm", 0.5, skip_layers=(0, 1))
     assert (parsed.device, parsed.batch_size) == ("cuda:1", 4)
-    assert parse({"pretrained": "x", "skip_layers": 2}, {"batch_size": "3", "device": None}).settings.skip_layers == (2,)
+    assert parse(
+        {"pretrained": "x", "skip_layers": 2}, {"batch_size": "3", "device": None}
+    ).settings.skip_layers == (2,)
     with pytest.raises(HarnessError, match="pretrained is required"):
         parse({}, {})
 
 
 def test_a_string_of_arguments_makes_a_model(tiny_model_dir):
     lm = PrunedModel.create_from_arg_string(
-        f"pretrained={tiny_model_dir},policy=tova,keep_ratio=0.5,skip_layers=0,seed=2", {"device": "cuda:0", "batch_size": 2}
+        f"pretrained={tiny_model_dir},policy=tova,keep_ratio=0.5,skip_layers=0,seed=2",
+        {"device": "cuda:0", "batch_size": 2},
     )
     assert lm.settings == PruneSettings("tova", 0.5, skip_layers=(0,), seed=2)
     assert lm.batch_size == 2
@@ -165,7 +201,10 @@ def test_a_chat_template_without_a_system_role(pruned_model):
     try:
         said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
         assert lm.apply_chat_template(said) == "<user>hello<assistant>"
-        assert lm.apply_chat_template([*said[1:], {"role": "assistant", "content": "hi"}], False) == "<user>hello<assistant>hi"
+        assert (
+            lm.apply_chat_template([*said[1:], {"role": "assistant", "content": "hi"}], False)
+            == "<user>hello<assistant>hi"
+        )
         assert lm.chat_template(True) == lm.tokenizer.chat_template
     finally:
         lm.tokenizer.chat_template = None
@@ -180,9 +219,22 @@ def command(*arguments):
 def test_the_command_line_writes_prune_events(tiny_model_dir, folder, tmp_path):
     arguments = f"pretrained={tiny_model_dir},policy=knorm,keep_ratio=0.5,prune_after=24,skip_layers=0"
     done = command(
-        "run", "--model", "kvsweep", "--model_args", arguments, "--tasks", "kv_choice", "--include_path", str(folder), "--device",
-        "cpu", "--batch_size", "4", "--output_path", str(tmp_path),
-    )  # fmt: skip
+        "run",
+        "--model",
+        "kvsweep",
+        "--model_args",
+        arguments,
+        "--tasks",
+        "kv_choice",
+        "--include_path",
+        str(folder),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "4",
+        "--output_path",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert "7 requests, prune_events " in done.stderr
     (file,) = tmp_path.rglob("results_*.json")
@@ -196,13 +248,21 @@ def test_the_command_line_refuses_in_one_line(folder):
     arguments, task = "pretrained=reference-neox,keep_ration=0.5", str(folder / "kv_text.yaml")
     done = command("run", "--model", "kvsweep", "--model_args", arguments, "--tasks", task)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("kvsweep: kvsweep knows no argument 'keep_ration'; did you mean 'keep_ratio'?")
+    assert done.stderr.splitlines()[-1].startswith(
+        "kvsweep: kvsweep knows no argument 'keep_ration'; did you mean 'keep_ratio'?"
+    )
 
 
 def test_a_sweeps_bos_reaches_the_contexts_of_a_task(model, facts, folder):
     """One more entry is held while answering."""
     held = {
-        bos: task_rows(model, facts, CPU, PruneSettings("dense"), HarnessWork("kv_choice", 2, None, str(folder), bos)).rows[0]
+        bos: task_rows(
+            model, facts, CPU, PruneSettings("dense"), HarnessWork("kv_choice", 2, None, str(folder), bos)
+        ).rows[0]
         for bos in ("auto", "always", "never")
     }
-    assert held["auto"]["cache_tokens_mean"] == held["never"]["cache_tokens_mean"] == held["always"]["cache_tokens_mean"] - 1
+    assert (
+        held["auto"]["cache_tokens_mean"]
+        == held["never"]["cache_tokens_mean"]
+        == held["always"]["cache_tokens_mean"] - 1
+    )

@@ -1,4 +1,5 @@
-"""Answers of a task's requests are taken for the very same requests alone, and what is taken is not computed."""
+"""Answers of a task's requests are taken for the very same requests alone, and what is taken is not
+computed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ PAIRS: list[Pair] = [
     (list(range(40, 60)), [3, 2]),
     (list(range(40, 60)), [7, 7, 7]),
 ]
-"""In batches of two contexts three go through: two contexts of 30 tokens, the third, and one of 20 with two continuations."""
+"""In batches of two contexts three go through: two contexts of 30 tokens, the third, and one of 20 with two
+continuations."""
 BATCHES = 3
 
 
@@ -168,7 +170,11 @@ def test_texts_are_known_with_all_their_draws(model, pruned_model, decoding):
         found, new, seen = texts(model, tokenizer, decoding, stored(told[:first]))
         assert found == expected and new == told[first:]
         assert len(seen) < len(all_passes) or not first
-    others = [replace(decoding, max_tokens=4), replace(decoding, until=("q",)), replace(decoding, temperature=0.5)]
+    others = [
+        replace(decoding, max_tokens=4),
+        replace(decoding, until=("q",)),
+        replace(decoding, temperature=0.5),
+    ]
     for other in others:
         assert texts(model, tokenizer, other, stored(told))[1] == texts(model, tokenizer, other)[1]
     assert len(texts(model, tokenizer, decoding, stored(told), cell="another")[1]) == BATCHES

@@ -42,12 +42,16 @@ def rows(out) -> pl.DataFrame:
 def test_each_task_makes_cells_of_its_own_whatever_the_datasets(task_sweep, text_file):
     plan = make_plan(load_spec(str(task_sweep("kv_choice, kv_text", datasets=f'["text:{text_file}"]'))))
     assert [(cell.dataset, cell.policy, cell.keep_ratio) for cell in plan.grid.cells] == [
-        (task, *setting) for task in ("kv_choice", "kv_text") for setting in (("dense", 1.0), ("knorm", 0.9), ("knorm", 0.5))
+        (task, *setting)
+        for task in ("kv_choice", "kv_text")
+        for setting in (("dense", 1.0), ("knorm", 0.9), ("knorm", 0.5))
     ]
     assert len({cell.dataset_fingerprint for cell in plan.grid.cells}) == 2 and len(plan.units) == 6
 
 
-def test_a_folder_of_tasks_in_the_home_directory_reaches_the_workers_as_its_path(sweep_file, folder, monkeypatch):
+def test_a_folder_of_tasks_in_the_home_directory_reaches_the_workers_as_its_path(
+    sweep_file, folder, monkeypatch
+):
     monkeypatch.setenv("HOME", str(folder.parent))
     block = f"{{tasks: [kv_choice], include_path: ~/{folder.name}}}"
     plan = make_plan(load_spec(str(sweep_file(perplexity=None, datasets=None, lm_eval=block))))
@@ -83,14 +87,19 @@ def test_a_sweep_of_tasks_runs_stores_the_harness_figures_and_is_not_run_again(t
     assert run_inline(sweep, out) == DONE
     found = rows(out)
     figures = found.filter(pl.col("doc_index").is_null())
-    assert {(row["task_name"], row["metric"]) for row in figures.to_dicts()} >= {("kv_choice", "acc"), ("kv_text", "exact_match")}
+    assert {(row["task_name"], row["metric"]) for row in figures.to_dicts()} >= {
+        ("kv_choice", "acc"),
+        ("kv_text", "exact_match"),
+    }
     assert figures["documents"].unique().to_list() == [2] < [len(QUESTIONS)]
     events = {row["policy"]: row["prune_events"] for row in figures.to_dicts()}
     assert events["dense"] == 0 < events["knorm"]
     for row in figures.to_dicts():
         assert (0 < row["tokens_predicted_pruned"] < row["tokens_predicted"]) == (row["policy"] == "knorm")
     for row in figures.filter(pl.col("metric") == "acc").to_dicts():
-        own = found.filter(pl.col("doc_index").is_not_null(), pl.col("metric") == "acc", pl.col("cell_id") == row["cell_id"])
+        own = found.filter(
+            pl.col("doc_index").is_not_null(), pl.col("metric") == "acc", pl.col("cell_id") == row["cell_id"]
+        )
         assert own.height == 2 and own["value"].mean() == pytest.approx(row["value"])
     parts = {part: part.read_bytes() for part in out.glob("tasks/*.parquet")}
     assert run_inline(sweep, out) == DONE

@@ -1,4 +1,5 @@
-"""One accounting of bytes: batches follow from it alone, and what a plan adds up is what the worker's caches hold."""
+"""One accounting of bytes: batches follow from it alone, and what a plan adds up is what the worker's caches
+hold."""
 
 import dataclasses
 
@@ -47,7 +48,9 @@ def test_batches_are_sized_by_what_they_take_and_are_never_empty():
 def test_cells_that_keep_more_are_fewer_at_a_time(in_slots):
     def cells(after: int, windows: int = 16) -> int:
         schedules = [PruneSettings("knorm", 0.9, after).budget.event_schedule(1023)]
-        return cells_at_once(SMOLLM2, Group.of(schedules, windows, 0, NOTHING, in_slots=in_slots, is_even=not in_slots))
+        return cells_at_once(
+            SMOLLM2, Group.of(schedules, windows, 0, NOTHING, in_slots=in_slots, is_even=not in_slots)
+        )
 
     counts = [cells(after) for after in (16, 64, 256, 900)]
     assert counts == sorted(counts, reverse=True) and counts[0] > 8 * counts[-1] >= 8
@@ -55,7 +58,8 @@ def test_cells_that_keep_more_are_fewer_at_a_time(in_slots):
 
 
 def test_the_plan_grows_with_what_is_asked(sweep_file):
-    """Fifteen questions to SmolLM2 about 1,024 tokens took more than planned: forks count twice, and what fits goes through."""
+    """Fifteen questions to SmolLM2 about 1,024 tokens took more than planned: forks count twice, and what
+    fits goes through."""
     dense = PruneSettings("dense")
     one, many = (retrieval_bytes(SMOLLM2, 1024, count, [dense]) for count in (1, 15))
     assert 9 * one < 15 * many and many <= 1.1 * AT_ONCE_BYTES
@@ -68,26 +72,37 @@ def test_the_plan_grows_with_what_is_asked(sweep_file):
     h2o = [dataclasses.replace(cell, policy="h2o") for cell in cells]
     own = [dataclasses.replace(cell, policy="module:own") for cell in cells]
     sizes = [worker_bytes(facts, each, 3) for each in (cells, h2o, own)]
-    assert sizes == sorted(set(sizes)), "what a policy observes takes memory too, and of a user's own it may be most"
+    assert sizes == sorted(set(sizes)), (
+        "what a policy observes takes memory too, and of a user's own it may be most"
+    )
     assert settings_of(cells[0])["window"] == 64
 
 
 def test_a_users_own_policy_is_planned_as_what_takes_most():
     for observed in (Mass(), LastQueries(), LastQueries(MOST_QUERIES)):
         most = observation_of("module:own")
-        assert most.of_entry(SMOLLM2) >= observed.of_entry(SMOLLM2) and most.of_row(SMOLLM2) >= observed.of_row(SMOLLM2)
+        assert most.of_entry(SMOLLM2) >= observed.of_entry(SMOLLM2) and most.of_row(
+            SMOLLM2
+        ) >= observed.of_row(SMOLLM2)
         assert most.of_pass(SMOLLM2, 16, 900) >= observed.of_pass(SMOLLM2, 16, 900) and most.probes
 
 
 def test_a_fork_holds_what_is_planned_for_it():
-    """Keys, values and positions of a pruned cache behind a prompt, with their room, and the mass that h2o keeps."""
+    """Keys, values and positions of a pruned cache behind a prompt, with their room, and the mass that h2o
+    keeps."""
     model, length = tiny_model("llama"), 200
     shape = shape_of(model)
     prefill = Prefill(model, repetitive_tokens(2, length), {"knorm", "h2o"})
-    for settings in (PruneSettings("knorm", 0.5, 100, (1,)), PruneSettings("h2o", 0.9, 100), PruneSettings("dense")):
+    for settings in (
+        PruneSettings("knorm", 0.5, 100, (1,)),
+        PruneSettings("h2o", 0.9, 100),
+        PruneSettings("dense"),
+    ):
         cache = prefill.cache(settings, [0, 1])
         cache.take_rows([0, 1, 0, 1])
-        assert cache.bytes_allocated() <= fork_bytes(shape, settings, length, 4) <= 1.2 * cache.bytes_allocated()
+        assert (
+            cache.bytes_allocated() <= fork_bytes(shape, settings, length, 4) <= 1.2 * cache.bytes_allocated()
+        )
 
 
 def test_one_cell_more_than_fits_makes_no_difference_to_the_plan():

@@ -1,4 +1,5 @@
-"""What this process may use of its machine: affinity, control groups, GPUs that torch can use, a folder for Ray."""
+"""What this process may use of its machine: affinity, control groups, GPUs that torch can use, a folder for
+Ray."""
 
 import json
 import os
@@ -29,7 +30,8 @@ V1 = "4:memory:/docker/abc\n3:cpuset:/\n2:cpu,cpuacct:/docker/abc/inner\n1:name=
 
 @pytest.fixture
 def proc(tmp_path):
-    """(lines of cgroup, mounts: (root, kind, options), files by place) -> a folder like /proc with what it speaks of."""
+    """(lines of cgroup, mounts: (root, kind, options), files by place) -> a folder like /proc with what it
+    speaks of."""
 
     def made(groups: str, mounts: list[tuple[str, str, str]], files: dict[str, str]) -> Path:
         folder = tmp_path / "proc" / "self"
@@ -62,11 +64,34 @@ def large(monkeypatch):
     [
         ({"cgroup20/jobs/mine/cpu.max": "250000 100000\n"}, 2, 512, 500),
         ({"cgroup20/jobs/mine/cpu.max": "50000 100000\n"}, 1, 512, 500),
-        ({"cgroup20/jobs/mine/cpu.max": "max 100000\n", "cgroup20/jobs/cpu.max": "800000 100000\n"}, 8, 512, 500),
-        ({"cgroup20/jobs/mine/cpu.max": "1600000 100000\n", "cgroup20/jobs/cpu.max": "800000 100000\n"}, 8, 512, 500),
+        (
+            {"cgroup20/jobs/mine/cpu.max": "max 100000\n", "cgroup20/jobs/cpu.max": "800000 100000\n"},
+            8,
+            512,
+            500,
+        ),
+        (
+            {"cgroup20/jobs/mine/cpu.max": "1600000 100000\n", "cgroup20/jobs/cpu.max": "800000 100000\n"},
+            8,
+            512,
+            500,
+        ),
         ({"cgroup20/cpu.max": "400000 100000\n"}, 4, 512, 500),
-        ({"cgroup20/jobs/mine/memory.max": f"{4 * GIB}\n", "cgroup20/jobs/mine/memory.current": f"{GIB}\n"}, 64, 4, 3),
-        ({"cgroup20/jobs/memory.max": f"{8 * GIB}\n", "cgroup20/jobs/memory.current": f"{7 * GIB}\n"}, 64, 8, 1),
+        (
+            {
+                "cgroup20/jobs/mine/memory.max": f"{4 * GIB}\n",
+                "cgroup20/jobs/mine/memory.current": f"{GIB}\n",
+            },
+            64,
+            4,
+            3,
+        ),
+        (
+            {"cgroup20/jobs/memory.max": f"{8 * GIB}\n", "cgroup20/jobs/memory.current": f"{7 * GIB}\n"},
+            64,
+            8,
+            1,
+        ),
         ({"cgroup20/jobs/mine/memory.max": "max\n"}, 64, 512, 500),
         ({"cgroup20/jobs/mine/memory.max": "nonsense\n", "cgroup20/jobs/mine/cpu.max": "1\n"}, 64, 512, 500),
         ({}, 64, 512, 500),
@@ -81,12 +106,17 @@ def test_limits_of_version_2_hold_for_all_that_is_below(proc, large, files, cpus
 
 def test_limits_of_version_1_and_a_mount_that_begins_at_the_own_group(proc, large):
     files = {
-        "cgroup1/inner/cpu.cfs_quota_us": "-1\n", "cgroup1/inner/cpu.cfs_period_us": "100000\n",
-        "cgroup1/cpu.cfs_quota_us": "300000\n", "cgroup1/cpu.cfs_period_us": "100000\n",
-        "cgroup0/docker/abc/memory.limit_in_bytes": f"{6 * GIB}\n", "cgroup0/docker/abc/memory.usage_in_bytes": f"{2 * GIB}\n",
+        "cgroup1/inner/cpu.cfs_quota_us": "-1\n",
+        "cgroup1/inner/cpu.cfs_period_us": "100000\n",
+        "cgroup1/cpu.cfs_quota_us": "300000\n",
+        "cgroup1/cpu.cfs_period_us": "100000\n",
+        "cgroup0/docker/abc/memory.limit_in_bytes": f"{6 * GIB}\n",
+        "cgroup0/docker/abc/memory.usage_in_bytes": f"{2 * GIB}\n",
         "cgroup0/memory.limit_in_bytes": "9223372036854771712\n",
-    }  # fmt: skip
-    found = this_machine(proc(V1, [("/", "cgroup", "memory"), ("/docker/abc", "cgroup", "cpu,cpuacct")], files))
+    }
+    found = this_machine(
+        proc(V1, [("/", "cgroup", "memory"), ("/docker/abc", "cgroup", "cpu,cpuacct")], files)
+    )
     assert (found.usable_cpus, found.usable_memory_bytes, found.free_memory_bytes) == (3, 6 * GIB, 4 * GIB)
 
 
@@ -110,9 +140,10 @@ def test_files_that_are_only_cached_are_free_memory(proc, large, stat, free):
 def test_files_that_are_only_cached_are_free_memory_in_version_1_of_the_group_and_those_below(proc, large):
     group = "cgroup0/docker/abc/memory"
     files = {
-        f"{group}.limit_in_bytes": f"{8 * GIB}\n", f"{group}.usage_in_bytes": f"{7 * GIB}\n",
+        f"{group}.limit_in_bytes": f"{8 * GIB}\n",
+        f"{group}.usage_in_bytes": f"{7 * GIB}\n",
         f"{group}.stat": f"inactive_file {GIB}\ntotal_inactive_file {6 * GIB}\n",
-    }  # fmt: skip
+    }
     assert this_machine(proc(V1, [("/", "cgroup", "memory")], files)).free_memory_bytes == 7 * GIB
 
 
@@ -139,7 +170,12 @@ def test_what_may_be_used_is_counted_wherever_anything_is_counted(monkeypatch, l
 def test_the_affinity_of_a_process_is_what_it_was_started_with():
     one = min(os.sched_getaffinity(0))
     ask = f"import os; os.sched_setaffinity(0, [{one}]); from workers.machine.host import usable_cpus; print(usable_cpus())"
-    assert subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        == "1\n"
+    )
 
 
 @pytest.fixture
@@ -163,21 +199,30 @@ def smi(tmp_path, monkeypatch):
 LISTED = "echo 'GPU 0: NVIDIA X (UUID: GPU-1)'"
 
 
-@pytest.mark.skipif("torch.cuda" in sys.modules and sys.modules["torch"].cuda.is_available(), reason="torch can use a GPU here")
+@pytest.mark.skipif(
+    "torch.cuda" in sys.modules and sys.modules["torch"].cuda.is_available(),
+    reason="torch can use a GPU here",
+)
 def test_a_gpu_that_torch_cannot_use_is_no_device_and_is_said(smi, sweep_file):
     smi(LISTED)
     assert find_device() == "cpu" and _hardware()["gpus"] == ["GPU 0: NVIDIA X"]
     plan = make_plan(load_spec(str(sweep_file(devices="[auto]"))))
     assert {cell.device for cell in plan.grid.cells} == {"cpu"}
-    assert plan.notes[0].startswith("torch cannot use GPU 0: NVIDIA X (") and plan.notes[0].endswith("): devices auto means cpu")
-    assert not any("torch cannot" in note for note in make_plan(load_spec(str(sweep_file(devices="[cpu]")))).notes)
+    assert plan.notes[0].startswith("torch cannot use GPU 0: NVIDIA X (") and plan.notes[0].endswith(
+        "): devices auto means cpu"
+    )
+    assert not any(
+        "torch cannot" in note for note in make_plan(load_spec(str(sweep_file(devices="[cpu]")))).notes
+    )
     spec = load_spec(str(sweep_file(devices="[cuda]")))
     assert make_plan(spec).notes[0].endswith("devices cuda needs another machine")
     with pytest.raises(SweepError, match=r"devices: cuda cannot be used on this machine \(.+\); take it out"):
         check_cuda_here(spec)
 
 
-@pytest.mark.parametrize("script", ["exec sleep 60", "exit 9", "echo nonsense", "kill -9 $$", "printf '\\377\\376'"])
+@pytest.mark.parametrize(
+    "script", ["exec sleep 60", "exit 9", "echo nonsense", "kill -9 $$", "printf '\\377\\376'"]
+)
 def test_a_tool_that_hangs_or_fails_is_no_gpu(smi, monkeypatch, script):
     monkeypatch.setattr(gpus, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(gpus, "DEVICES", ())
@@ -195,7 +240,9 @@ def test_torch_is_asked_once_and_only_where_something_speaks_for_a_gpu(smi, monk
 
     gpus.torch_says.cache_clear()
     gpus.list_gpus.cache_clear()
-    monkeypatch.setattr(gpus, "_ask", lambda command, _: "GPU 0: X (UUID: 1)" if "-L" in command else "usable")
+    monkeypatch.setattr(
+        gpus, "_ask", lambda command, _: "GPU 0: X (UUID: 1)" if "-L" in command else "usable"
+    )
     assert find_device() == "cuda" and gpus.cuda() == gpus.Cuda(True, ("GPU 0: X",), "")
 
 
@@ -219,10 +266,14 @@ def test_signs_of_amd_and_of_small_boards_are_known():
     assert {"/dev/kfd", "/dev/nvhost-gpu"} <= set(gpus.DEVICES)
 
 
-def test_a_run_with_cuda_where_there_is_none_is_refused_before_anything_is_written(sweep_file, tmp_path, monkeypatch):
+def test_a_run_with_cuda_where_there_is_none_is_refused_before_anything_is_written(
+    sweep_file, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = kvsweep("run", sweep_file(devices="[cuda]"), "--inline", "--out", "out", folder=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: devices: cuda cannot be used on this machine")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: devices: cuda cannot be used on this machine"
+    )
     assert not (tmp_path / "out").exists() and len(done.stderr.splitlines()) == 1
 
 
@@ -240,7 +291,9 @@ def test_a_folder_too_long_for_sockets_is_replaced_or_refused_before_anything_ru
             folders.ray_folder()
     monkeypatch.undo()
     monkeypatch.setenv("RAY_TMPDIR", str(long))
-    with pytest.raises(SweepError, match=r"RAY_TMPDIR has a path of \d+ bytes, and Ray's sockets take 39 at most"):
+    with pytest.raises(
+        SweepError, match=r"RAY_TMPDIR has a path of \d+ bytes, and Ray's sockets take 39 at most"
+    ):
         folders.ray_folder()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     assert folders.ray_folder() == (None, None)

@@ -13,9 +13,7 @@ from workers.footprint.worker import PROCESS_BYTES
 from workers.machine.peak_memory import PeakMemory
 
 NEED = Need("cpu", False, 4 * GIB, "m float32", GIB)
-POLICY = (
-    "import torch\n\n\ndef score(view):\n    waste = torch.ones({numbers})\n    return view.positions.float() + 0 * waste[0]\n"
-)
+POLICY = "import torch\n\n\ndef score(view):\n    waste = torch.ones({numbers})\n    return view.positions.float() + 0 * waste[0]\n"
 
 
 @pytest.mark.parametrize(
@@ -35,11 +33,15 @@ def test_what_was_planned_is_held_against_what_was_taken(device, peak, said):
 
 
 @pytest.mark.parametrize("numbers", [1, pytest.param(2**28, marks=pytest.mark.slow)])
-def test_a_run_warns_of_a_unit_that_takes_more_than_its_plan(numbers, sweep_file, out, tmp_path, monkeypatch, capsys):
+def test_a_run_warns_of_a_unit_that_takes_more_than_its_plan(
+    numbers, sweep_file, out, tmp_path, monkeypatch, capsys
+):
     """A policy of a user's own that takes a gibibyte, which no plan can know."""
     (tmp_path / f"wasteful{numbers}.py").write_text(POLICY.format(numbers=numbers))
     monkeypatch.syspath_prepend(str(tmp_path))
-    sweep = sweep_file(policies=f"['wasteful{numbers}:score']", perplexity="{window: 32, stride: 32, windows: 2}")
+    sweep = sweep_file(
+        policies=f"['wasteful{numbers}:score']", perplexity="{window: 32, stride: 32, windows: 2}"
+    )
     assert run_inline(sweep, out) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "were planned" in line]
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

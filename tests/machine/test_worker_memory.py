@@ -1,4 +1,5 @@
-"""Nothing outlives its use: caches, models and tensors are gone with the last reference, without the cycle collector.
+"""Nothing outlives its use: caches, models and tensors are gone with the last reference, without the cycle
+collector.
 
 What failed is remembered by its words: an error holds its frames, and those hold models and caches.
 """
@@ -58,13 +59,17 @@ def question():
 @pytest.mark.slow
 def test_a_failed_cell_holds_no_cache(alive):
     model = tiny_model("llama")
-    work = GenerationWork((tuple(PROMPT[0].tolist()),), 4, repeats=2, max_repeats=2, interval_width=0.5, warmup=0, seed=0)
+    work = GenerationWork(
+        (tuple(PROMPT[0].tolist()),), 4, repeats=2, max_repeats=2, interval_width=0.5, warmup=0, seed=0
+    )
     rounds = timed_rounds(model, PROMPT, CELLS, work)
     outcomes = answers(model, CPU, CELLS, RetrievalWork((question(),), True), 4)
     scored = evaluate(model, PROMPT, CELLS[1:], [0])[1]
     errors = [rounds.failed[1], outcomes[1], scored[0]]
     assert [type(error) for error in errors] == [ZeroDivisionError] * 3
-    assert all("in fails" in Failure.of("a", error).traceback for error in errors), "what is recorded still has its frames"
+    assert all("in fails" in Failure.of("a", error).traceback for error in errors), (
+        "what is recorded still has its frames"
+    )
     assert len(alive) == 0
 
 
@@ -84,10 +89,13 @@ def units_of(task, sweep_file, policies):
     return [work_unit(plan, unit) for unit in plan.units]
 
 
-@pytest.mark.parametrize("task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "task", ["perplexity", "retrieval", pytest.param("generation", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_unit_leaves_no_tensor_behind(task, fails, sweep_file, monkeypatch, tmp_path):
-    """Prefills, forks, batches of cells, slots, masks, mass and queries, the diagnosis, and what a failed cell had."""
+    """Prefills, forks, batches of cells, slots, masks, mass and queries, the diagnosis, and what a failed
+    cell had."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the self-check runs
     if fails:
         monkeypatch.setitem(eviction._OWN, "recent", Policy(without_score))
@@ -130,7 +138,9 @@ def test_a_worker_has_one_model_at_a_time(sweep_file, monkeypatch, tmp_path, tin
         assert len(loaded) == 0
 
 
-def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_by_themselves(sweep_file, monkeypatch, tmp_path):
+def test_a_model_that_failed_the_check_is_not_held_and_other_texts_are_checked_by_themselves(
+    sweep_file, monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nothing is remembered of other tests
     models, failing = weakref.WeakSet(), []
     real = check

@@ -53,7 +53,7 @@ def test_all_of_it_runs_small_on_a_cpu_and_every_section_is_in_the_folder(tmp_pa
     cells = [line.split() for line in files["generation"].splitlines()[2:]]
     assert [tuple(cell[:3]) for cell in cells] == [
         (prompt, batch, ratio) for batch in "12" for prompt in ("64", "128") for ratio in ("1", "0.5", "0.1")
-    ]  # fmt: skip
+    ]
     held = {cell[2]: float(cell[7]) for cell in cells if cell[0] == "128"}
     assert held["1"] == 1 and 0.5 < held["0.5"] < 0.52 and 0.1 < held["0.1"] < 0.13
     assert len(files["memory"].splitlines()) == 3 + 2 + len(cells)

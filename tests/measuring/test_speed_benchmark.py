@@ -39,7 +39,8 @@ def test_a_part_stops_the_one_around_it_and_all_add_up():
 
 
 def test_each_cell_goes_alone_and_its_parts_are_all_that_went_by():
-    """Cells that would share passes do not, figures are the same, and afterwards nothing is watched any more."""
+    """Cells that would share passes do not, figures are the same, and afterwards nothing is watched any
+    more."""
     model, tokens, clock = tiny_model("llama"), repetitive_tokens(2, 90), Ticking()
     cells = [PruneSettings(policy, ratio, 30) for policy in ("knorm", "snapkv") for ratio in (1.0, 0.9, 0.8)]
     stock, at_once = [getattr(owner, name) for owner, name, _ in TIMED], footprint.AT_ONCE_BYTES

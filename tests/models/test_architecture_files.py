@@ -1,4 +1,5 @@
-"""What a config.json tells is decided at planning: refusals and limits, for every family of the installed transformers."""
+"""What a config.json tells is decided at planning: refusals and limits, for every family of the installed
+transformers."""
 
 import json
 import shutil
@@ -56,9 +57,12 @@ def test_a_key_that_a_file_leaves_out_has_the_value_that_transformers_gives_it(k
 @pytest.mark.parametrize("kind", ["emu3", "gemma3", "llama4"])
 @pytest.mark.parametrize("says", [{}, {"num_hidden_layers": 34, "hidden_size": 2560}])
 def test_a_language_model_within_another_has_the_shape_that_transformers_gives_it(kind, says):
-    """Files of models that also see leave out what is as it is by default: google/gemma-3-4b-it has no num_attention_heads."""
+    """Files of models that also see leave out what is as it is by default: google/gemma-3-4b-it has no
+    num_attention_heads."""
     named = CONFIG_MAPPING[kind](text_config=says).get_text_config()
-    for model_type in ({"model_type": named.model_type}, {}) if kind != "emu3" else ({"model_type": named.model_type},):
+    for model_type in (
+        ({"model_type": named.model_type}, {}) if kind != "emu3" else ({"model_type": named.model_type},)
+    ):
         text = text_settings({"model_type": kind, "text_config": says | model_type})
         for key in SHAPE_KEYS:
             assert text.get(key) == getattr(named, key, None), key
@@ -67,12 +71,26 @@ def test_a_language_model_within_another_has_the_shape_that_transformers_gives_i
 def test_the_file_of_a_gemma_that_also_sees_is_read(tiny_model_dir, tmp_path):
     shutil.copy(tiny_model_dir / "tokenizer.json", tmp_path)
     text = {
-        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
-    }  # fmt: skip
-    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": text,
+    }
     facts = _facts("gemma", "", "", None, tmp_path, config, 0)
-    assert (facts.layers, facts.kv_heads, facts.head_dim, facts.context, facts.vocabulary) == (34, 4, 256, 131072, 262208)
+    assert (facts.layers, facts.kv_heads, facts.head_dim, facts.context, facts.vocabulary) == (
+        34,
+        4,
+        256,
+        131072,
+        262208,
+    )
     assert facts.positions == Positions("rotary", 1.0) and not facts.refusals
 
 
@@ -92,19 +110,55 @@ HALF_SLIDING = ["sliding_attention", "full_attention"] * 2
 @pytest.mark.parametrize(
     ("family", "options", "limits", "word"),
     [
-        ("Phi3", {"original_max_position_embeddings": 56, "max_position_embeddings": 256, **HEADS,
-                  "rope_parameters": {"rope_type": "longrope", **LONG}}, [56], ""),
+        (
+            "Phi3",
+            {
+                "original_max_position_embeddings": 56,
+                "max_position_embeddings": 256,
+                **HEADS,
+                "rope_parameters": {"rope_type": "longrope", **LONG},
+            },
+            [56],
+            "",
+        ),
         ("Phi3", {"sliding_window": 2047}, [2047], ""),
-        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
-                   "max_position_embeddings": 64}, [64], ""),
+        (
+            "Llama",
+            {
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+                "max_position_embeddings": 64,
+            },
+            [64],
+            "",
+        ),
         ("Llama", {"rope_parameters": YARN}, [], ""),
         ("Llama", {"rope_parameters": LLAMA3}, [], ""),
         ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, [], ""),
         ("Mistral", {"sliding_window": None}, [], ""),
         ("Mistral", {"sliding_window": 32}, [32], ""),
         ("Mixtral", {"sliding_window": 32}, [32], ""),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2, "num_hidden_layers": 4}, [32], ""),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 4, "num_hidden_layers": 4}, [], ""),
+        (
+            "Qwen2",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 32,
+                "max_window_layers": 2,
+                "num_hidden_layers": 4,
+            },
+            [32],
+            "",
+        ),
+        (
+            "Qwen2",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 32,
+                "max_window_layers": 4,
+                "num_hidden_layers": 4,
+            },
+            [],
+            "",
+        ),
         ("Qwen2", {"use_sliding_window": False, "sliding_window": 32}, [], ""),
         ("Qwen2Moe", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 4}, [32], ""),
         ("Gemma2", {"layer_types": ["full_attention"] * 4, "num_hidden_layers": 4}, [], ""),
@@ -112,16 +166,41 @@ HALF_SLIDING = ["sliding_attention", "full_attention"] * 2
         ("Gemma3Text", {"use_bidirectional_attention": True}, [], "use_bidirectional_attention True"),
         ("Gemma3nText", {"num_kv_shared_layers": 0}, [512], ""),
         ("Gemma3nText", {"num_kv_shared_layers": 10}, [], "num_kv_shared_layers 10"),
-        ("Gemma4Text", {"layer_types": HALF_SLIDING, "head_dim": 8, "global_head_dim": 8, **HEADS}, [512], ""),
-        ("Gemma4Text", {"layer_types": HALF_SLIDING, "head_dim": 8, "global_head_dim": 16, **HEADS}, [], "head_dim 16, 8"),
-        ("Gemma4Text", {"layer_types": HALF_SLIDING, "head_dim": 8, "global_head_dim": 8, "num_kv_shared_layers": 2, **HEADS},
-         [], "num_kv_shared_layers 2"),
+        (
+            "Gemma4Text",
+            {"layer_types": HALF_SLIDING, "head_dim": 8, "global_head_dim": 8, **HEADS},
+            [512],
+            "",
+        ),
+        (
+            "Gemma4Text",
+            {"layer_types": HALF_SLIDING, "head_dim": 8, "global_head_dim": 16, **HEADS},
+            [],
+            "head_dim 16, 8",
+        ),
+        (
+            "Gemma4Text",
+            {
+                "layer_types": HALF_SLIDING,
+                "head_dim": 8,
+                "global_head_dim": 8,
+                "num_kv_shared_layers": 2,
+                **HEADS,
+            },
+            [],
+            "num_kv_shared_layers 2",
+        ),
         ("Cohere", {"logit_scale": 1.0}, [], ""),
         ("Cohere", {"logit_scale": 0.5}, [], "logit_scale 0.5"),
         ("Cohere2", {"logit_scale": 1.0, "sliding_window": 64}, [64], ""),
         ("Granite", {"logits_scaling": 8.0}, [], "logits_scaling 8"),
         ("GraniteMoeHybrid", {"layer_types": ["attention"] * 4, "num_hidden_layers": 4}, [], ""),
-        ("GraniteMoeHybrid", {"layer_types": ["mamba", "attention"] * 2, "num_hidden_layers": 4}, [], "linear_attention"),
+        (
+            "GraniteMoeHybrid",
+            {"layer_types": ["mamba", "attention"] * 2, "num_hidden_layers": 4},
+            [],
+            "linear_attention",
+        ),
         ("Llama4Text", {"attention_chunk_size": 128}, [128], ""),
         ("Llama4Text", {"attention_chunk_size": None}, [8191], ""),
         ("Llama4Text", {"attention_chunk_size": None, "attn_temperature_tuning": False}, [], ""),
@@ -130,12 +209,17 @@ HALF_SLIDING = ["sliding_attention", "full_attention"] * 2
         ("Bert", {"is_decoder": True}, [], "further layers"),
         ("Bart", {"is_encoder_decoder": False, "is_decoder": True}, [], "encoder"),
         ("GPT2", {"add_cross_attention": True}, [], "add_cross_attention"),
-        ("Llama", {"quantization_config": {"quant_method": "awq", "bits": 4}}, [], "quantization_config, awq"),
+        (
+            "Llama",
+            {"quantization_config": {"quant_method": "awq", "bits": 4}},
+            [],
+            "quantization_config, awq",
+        ),
         ("Falcon", {"alibi": True}, [], "its own code"),
         ("DeepseekV3", {}, [], "kv_lora_rank 512"),
     ],
     ids=lambda value: str(value)[:60],
-)  # fmt: skip
+)
 def test_decisions_for_files_that_transformers_writes(family, options, limits, word, tmp_path):
     """The reason need not be the first: a model may be refused for several."""
     architecture = read_architecture(saved(tmp_path, getattr(transformers, f"{family}Config")(**options)))
@@ -153,14 +237,37 @@ LLAMA = {"model_type": "llama", "max_position_embeddings": 4096}
         (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, []),
         (LLAMA | {"rope_scaling": None}, []),
         (LLAMA | {"rope_scaling": {"type": "su", **LONG}, "original_max_position_embeddings": 512}, [512]),
-        (LLAMA | {"rope_scaling": {"type": "longrope", **LONG, "original_max_position_embeddings": 256}}, [256]),
+        (
+            LLAMA | {"rope_scaling": {"type": "longrope", **LONG, "original_max_position_embeddings": 256}},
+            [256],
+        ),
         (LLAMA | {"rope_scaling": {"type": "longrope", **LONG}}, [4096]),
-        (LLAMA | {"rope_parameters": {"full_attention": None, "sliding_attention": {
-            "rope_type": "longrope", **LONG, "original_max_position_embeddings": 128}}}, [128]),
+        (
+            LLAMA
+            | {
+                "rope_parameters": {
+                    "full_attention": None,
+                    "sliding_attention": {
+                        "rope_type": "longrope",
+                        **LONG,
+                        "original_max_position_embeddings": 128,
+                    },
+                }
+            },
+            [128],
+        ),
         ({"model_type": "qwen2", "sliding_window": 32768}, []),
         ({"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": True}, [32768]),
-        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 28,
-          "num_hidden_layers": 28}, []),
+        (
+            {
+                "model_type": "qwen2",
+                "sliding_window": 64,
+                "use_sliding_window": True,
+                "max_window_layers": 28,
+                "num_hidden_layers": 28,
+            },
+            [],
+        ),
         ({"model_type": "mistral", "sliding_window": 64, "use_sliding_window": False}, [64]),
         ({"model_type": "unknown", "sliding_window": 64, "layer_types": ["full_attention"]}, []),
         ({"model_type": "unknown", "sliding_window": 64}, [64]),
@@ -170,7 +277,7 @@ LLAMA = {"model_type": "llama", "max_position_embeddings": 4096}
         ({}, []),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_limits_of_files_of_other_versions(config, limits):
     assert told(config) == (limits, "")
 
@@ -188,12 +295,15 @@ def test_limits_of_files_of_other_versions(config, limits):
         ({"model_type": "baichuan", "alibi": True}, "alibi True"),
         ({"is_causal": False}, "is_causal false"),
         ({"text_config": {"model_type": "llama"}, "quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"text_config": {"is_encoder_decoder": False}, "is_encoder_decoder": True}, "is_encoder_decoder True"),
+        (
+            {"text_config": {"is_encoder_decoder": False}, "is_encoder_decoder": True},
+            "is_encoder_decoder True",
+        ),
         ({"model_type": "got_ocr2", "text_config": {"model_type": "qwen2"}}, "its own code"),
         ({"lm_head_multiplier": 0.5}, "lm_head_multiplier 0.5"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_refusals_by_a_setting_whatever_the_family(config, word):
     assert word in told(config)[1]
 
@@ -201,16 +311,30 @@ def test_refusals_by_a_setting_whatever_the_family(config, word):
 @pytest.mark.parametrize(
     "config",
     [
-        {"sliding_window": "8"}, {"sliding_window": -5}, {"sliding_window": 1.5}, {"sliding_window": True},
-        {"layer_types": "full_attention"}, {"layer_types": [1]}, {"text_config": []}, {"model_type": ["llama"]},
-        {"rope_parameters": ["x"]}, {"rope_scaling": {"type": 3}}, {"rope_scaling": {"type": "dynamic"}},
-        {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": "4k"}}, {"kv_lora_rank": []},
-        {"num_kv_shared_layers": "two"}, {"logit_scale": "1"}, {"quantization_config": "4bit"}, {"attention_chunk_size": {}},
-        {"per_layer_config": {"0": 3}, "head_dim": 8}, {"per_layer_config": {"0": {"head_dim": []}}}, {"index_topk": "many"},
+        {"sliding_window": "8"},
+        {"sliding_window": -5},
+        {"sliding_window": 1.5},
+        {"sliding_window": True},
+        {"layer_types": "full_attention"},
+        {"layer_types": [1]},
+        {"text_config": []},
+        {"model_type": ["llama"]},
+        {"rope_parameters": ["x"]},
+        {"rope_scaling": {"type": 3}},
+        {"rope_scaling": {"type": "dynamic"}},
+        {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": "4k"}},
+        {"kv_lora_rank": []},
+        {"num_kv_shared_layers": "two"},
+        {"logit_scale": "1"},
+        {"quantization_config": "4bit"},
+        {"attention_chunk_size": {}},
+        {"per_layer_config": {"0": 3}, "head_dim": 8},
+        {"per_layer_config": {"0": {"head_dim": []}}},
+        {"index_topk": "many"},
         {"sparse_attention_config": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_setting_of_the_wrong_type_is_a_value_error_that_names_it(config):
     (key, *_) = config
     with pytest.raises(ValueError, match=r"^(?!.*Traceback)") as caught:

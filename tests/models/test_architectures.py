@@ -1,4 +1,5 @@
-"""Every architecture is exact under pruning, or refused with a reason; docs/models.md says which, from this list."""
+"""Every architecture is exact under pruning, or refused with a reason; docs/models.md says which, from this
+list."""
 
 import json
 from pathlib import Path
@@ -73,7 +74,9 @@ begin with BOS where the file says so, or does not say and llama.cpp does it.
 
 
 def named(architectures):
-    return pytest.mark.parametrize("architecture", thinned(architectures, len(architectures) // 3 + 1), ids=lambda a: a.name)
+    return pytest.mark.parametrize(
+        "architecture", thinned(architectures, len(architectures) // 3 + 1), ids=lambda a: a.name
+    )
 
 
 @named(EXACT)
@@ -89,12 +92,14 @@ def test_event_driven_equals_one_token_per_pass(architecture: Architecture):
 
 
 LONG = 120
-"""Tokens beyond every length at which a configuration of the list changes anything: rotary scalings begin at 32."""
+"""Tokens beyond every length at which a configuration of the list changes anything: rotary scalings begin at
+32."""
 
 
 @named(EXACT)
 def test_the_stock_model_in_a_loop_gives_the_same(architecture: Architecture):
-    """A judge that shares no code: transformers' own cache and attention, the method in ten lines of its own."""
+    """A judge that shares no code: transformers' own cache and attention, the method in ten lines of its
+    own."""
     length = min(architecture.limit or LONG, LONG)
     tokens = repetitive_tokens(2, length, seed=1)
     expected = pruned_nll(make(architecture), tokens, "0.5", 16)
@@ -109,24 +114,35 @@ def test_the_stock_model_in_a_loop_gives_the_same(architecture: Architecture):
 def test_a_text_beyond_its_limit_is_refused_by_every_way_in(architecture: Architecture):
     model, tokens = make(architecture), repetitive_tokens(1, architecture.limit + 2)
     use_own_attention(model, architecture.name)
-    refused = pytest.raises(ValueError, match=r"can go through this model exactly|tokens only and the text has")
+    refused = pytest.raises(
+        ValueError, match=r"can go through this model exactly|tokens only and the text has"
+    )
     with refused:
         evaluate(model, tokens, CELLS[:1], [0])
     with refused:
         evaluate_reference(model, tokens, CELLS[0], [0])
-    cache, count = PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=8), architecture.limit
+    cache, count = (
+        PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=8),
+        architecture.limit,
+    )
     with refused:
-        model.generate(tokens[:, :8], past_key_values=cache, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
+        model.generate(
+            tokens[:, :8], past_key_values=cache, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
+        )
 
 
 @named(ARCHITECTURES)
-def test_planning_says_from_the_file_alone_what_is_exact_and_up_to_what_length(architecture: Architecture, tmp_path):
+def test_planning_says_from_the_file_alone_what_is_exact_and_up_to_what_length(
+    architecture: Architecture, tmp_path
+):
     configuration(architecture).save_pretrained(tmp_path)
     told = read_architecture(json.loads((tmp_path / "config.json").read_text()))
     reasons = [limit.why for limit in told.limits] if architecture.limit else told.refusals
     assert any(architecture.refused in reason for reason in reasons) or not architecture.refused
     assert not told.refusals or (architecture.refused and architecture.limit is None)
-    assert told.refusals or [limit.tokens for limit in told.limits] == [architecture.limit] * (architecture.limit is not None)
+    assert told.refusals or [limit.tokens for limit in told.limits] == [architecture.limit] * (
+        architecture.limit is not None
+    )
 
 
 @named([a for a in ARCHITECTURES if a.refused and a.made])
@@ -138,15 +154,25 @@ def test_what_planning_refuses_is_refused_by_the_self_check_too(architecture: Ar
 
 @named(EXACT)
 def test_generate_with_the_cache_goes_on_from_the_right_position(architecture: Architecture):
-    """Greedy text of ``model.generate`` under our attention equals the stock model's with its own cache, nothing dropped."""
+    """Greedy text of ``model.generate`` under our attention equals the stock model's with its own cache,
+    nothing dropped."""
     model, prompt = make(architecture), repetitive_tokens(2, 20)
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2, "attention_mask": torch.ones_like(prompt)}
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "pad_token_id": 2,
+        "attention_mask": torch.ones_like(prompt),
+    }
     stock = model.generate(prompt, **options)
     model.set_attn_implementation(NAME)
-    ours = model.generate(prompt, past_key_values=PrunedCache(model.config, PruneSettings("dense"), prompt_tokens=20), **options)
+    ours = model.generate(
+        prompt, past_key_values=PrunedCache(model.config, PruneSettings("dense"), prompt_tokens=20), **options
+    )
     assert torch.equal(ours, stock)
     pruned = model.generate(
-        prompt, past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=20), **options
+        prompt,
+        past_key_values=PrunedCache(model.config, keep_ratio=0.5, prune_after=8, prompt_tokens=20),
+        **options,
     )
     assert pruned.shape[1] > prompt.shape[1]
 

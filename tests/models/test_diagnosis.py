@@ -1,4 +1,5 @@
-"""Key norm against attention: the figures by another road, layers chosen by them, and what the command says."""
+"""Key norm against attention: the figures by another road, layers chosen by them, and what the command
+says."""
 
 import json
 from typing import Any
@@ -12,7 +13,14 @@ from pipeline.cli import main
 from tests.support.stock_loop import rounded
 from tests.support.tiny import repetitive_tokens, tiny_model
 from workers.loaded import diagnosis
-from workers.loaded.diagnosis import Diagnosis, LayerDiagnosis, attention_loss, diagnose, fixed_diagnosis, fixed_text
+from workers.loaded.diagnosis import (
+    Diagnosis,
+    LayerDiagnosis,
+    attention_loss,
+    diagnose,
+    fixed_diagnosis,
+    fixed_text,
+)
 from workers.loaded.load import load
 from workers.models.model_files import find_model
 
@@ -21,7 +29,10 @@ MODELS = ("reference-neox", "reference-llama")
 
 def ranks(values: list[float]) -> list[float]:
     """Ranks from 0 in plain Python; equal values share the mean of theirs."""
-    return [sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values]
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+        for value in values
+    ]
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -34,7 +45,8 @@ def spearman(one: list[float], other: list[float]) -> float:
 
 @torch.inference_mode()
 def stock_figures(model: Any, ids: torch.Tensor) -> list[list[tuple[list[float], list[float]]]]:
-    """Per layer and KV head: norms of the stock cache's keys, and what each entry gets of the later queries' attention."""
+    """Per layer and KV head: norms of the stock cache's keys, and what each entry gets of the later queries'
+    attention."""
     cache = DynamicCache()
     out = model(input_ids=ids[None], past_key_values=cache, use_cache=True, output_attentions=True)
     n, found = len(ids), []
@@ -56,7 +68,9 @@ def test_correlations_and_losses_are_those_of_the_stock_model_in_plain_python(na
     facts = find_model(name)
     ids = torch.from_numpy(fixed_text(facts))[:160]
     found = diagnose(load(facts, "float32", torch.device("cpu")), ids)
-    stock = AutoModelForCausalLM.from_pretrained(facts.source, dtype=torch.float32, attn_implementation="eager").eval()
+    stock = AutoModelForCausalLM.from_pretrained(
+        facts.source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     for layer, heads in zip(found.layers, stock_figures(stock, ids), strict=True):
         assert layer.correlations == pytest.approx([spearman(*head) for head in heads], abs=2e-4)
         assert layer.losses == pytest.approx([plain_loss(*head) for head in heads], abs=2e-4)
@@ -64,7 +78,8 @@ def test_correlations_and_losses_are_those_of_the_stock_model_in_plain_python(na
 
 
 def plain_loss(norms: list[float], received: list[float]) -> float:
-    """Devoto et al.: attention that goes with the m entries of highest norm, less that of the m least attended to, over all m."""
+    """Devoto et al.: attention that goes with the m entries of highest norm, less that of the m least
+    attended to, over all m."""
     total, count = sum(received), len(norms)
     by_norm = sorted(range(count), key=lambda j: (-norms[j], -j))
     least = sorted(received)
@@ -89,7 +104,9 @@ def test_equal_norms_share_their_rank():
 def test_attention_made_in_slices_is_the_same(architecture, monkeypatch):
     model, ids = tiny_model(architecture), repetitive_tokens(1, 60)[0]
     whole = diagnose(model, ids)
-    monkeypatch.setattr("workers.cache.attention.PROBABILITY_BYTES", 4 * 4 * 60 * 7)  # seven queries at a time
+    monkeypatch.setattr(
+        "workers.cache.attention.PROBABILITY_BYTES", 4 * 4 * 60 * 7
+    )  # seven queries at a time
     for one, other in zip(whole.layers, diagnose(model, ids).layers, strict=True):
         assert one.correlations == pytest.approx(other.correlations, abs=1e-3)
 

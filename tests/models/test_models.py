@@ -30,7 +30,13 @@ def saved(tmp_path):
 
 def test_facts_come_from_the_files(saved):
     facts = find_model(str(saved))
-    assert (facts.layers, facts.context, facts.kv_heads, facts.head_dim, facts.architecture) == (3, 512, 2, 8, "llama")
+    assert (facts.layers, facts.context, facts.kv_heads, facts.head_dim, facts.architecture) == (
+        3,
+        512,
+        2,
+        8,
+        "llama",
+    )
     assert facts.positions == Positions("rotary", 1.0)
     assert facts.revision.startswith("sha256:")
 
@@ -62,11 +68,17 @@ LAYERED = {"full_attention": {"partial_rotary_factor": 0.5}, "sliding_attention"
     [
         ({"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 10000}, Positions("rotary", 0.5)),
         ({"model_type": "gpt_neox", "partial_rotary_factor": 0.4}, Positions("rotary", 0.4)),
-        ({"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 1e4}, "rotary_pct": 1.0}, Positions("rotary", 1.0)),
+        (
+            {"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 1e4}, "rotary_pct": 1.0},
+            Positions("rotary", 1.0),
+        ),
         ({"model_type": "gpt_neox"}, Positions("rotary", 0.25)),
         ({"model_type": "phi", "rope_theta": 10000.0}, Positions("rotary", 0.5)),
         ({"model_type": "llama", "rope_scaling": None}, Positions("rotary", 1.0)),
-        ({"model_type": "new", "rope_theta": 10000.0, "partial_rotary_factor": None}, Positions("rotary", 1.0)),
+        (
+            {"model_type": "new", "rope_theta": 10000.0, "partial_rotary_factor": None},
+            Positions("rotary", 1.0),
+        ),
         ({"model_type": "gptj", "rotary_dim": 64}, Positions("rotary", 0.5)),
         ({"rope_theta": 1e4, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128}, Positions("rotary", 1 / 3)),
         ({"model_type": "gemma4_text", "rope_parameters": LAYERED}, Positions("rotary")),
@@ -76,7 +88,7 @@ LAYERED = {"full_attention": {"partial_rotary_factor": 0.5}, "sliding_attention"
         ({}, Positions("unknown")),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_positions_of_config_files_of_other_versions(config, expected):
     """Heads of 128; what a file leaves out is its type's default."""
     assert positions_of(config, 128) == expected
@@ -126,7 +138,8 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
     real = attention.attention
     for module in ("workers.cache.shared_prefix", "workers.cache.notes"):
         monkeypatch.setattr(
-            f"{module}.attention", lambda q, k, v, scale, mask=None: real(q, k, v, scale, q.new_zeros(1, 1, 1, 1))
+            f"{module}.attention",
+            lambda q, k, v, scale, mask=None: real(q, k, v, scale, q.new_zeros(1, 1, 1, 1)),
         )
     with pytest.raises(ModelError, match="stock model"):
         check(model, "broken", "float32")
@@ -135,7 +148,8 @@ def test_a_wrong_attention_fails_the_self_check(monkeypatch):
 def test_a_wrong_pruned_cell_fails_the_self_check(monkeypatch):
     """Positions stored wrongly: the evaluation drops other entries than the reference."""
     monkeypatch.setattr(
-        "workers.cache.batch.slot_layer.order_by_score", lambda scores, positions, protected: positions.long() << 24
+        "workers.cache.batch.slot_layer.order_by_score",
+        lambda scores, positions, protected: positions.long() << 24,
     )
     with pytest.raises(ModelError, match="one token per pass"):
         check(tiny_model("neox", "sdpa"), "broken", "float32")
@@ -151,7 +165,13 @@ def test_a_check_that_passed_is_remembered_until_something_changes(saved, monkey
         return real(model, name, dtype, tokens)
 
     monkeypatch.setattr(self_check, "check", counted)
-    for dtype, length in (("float32", 60), ("float32", 60), ("float32", 30), ("bfloat16", 30), ("float32", 61)):
+    for dtype, length in (
+        ("float32", 60),
+        ("float32", 60),
+        ("float32", 30),
+        ("bfloat16", 30),
+        ("float32", 61),
+    ):
         model = load(facts, dtype, torch.device("cpu"))
         passed = self_check.check_once(model, facts, dtype, repetitive_tokens(2, length))
         assert passed.tokens >= length and model.config._attn_implementation == "kvsweep"
@@ -173,7 +193,9 @@ def test_what_is_said_of_rounding_is_of_the_text_that_is_measured(saved, monkeyp
     before = self_check.check_once(model, facts, "float32", other, own_text=True)
     found = self_check.check_once(model, facts, "float32", text, own_text=True)
     assert found == expected != before
-    assert self_check.check_once(model, facts, "float32", text[:, :50]) in (found, before), "a longer text passed"
+    assert self_check.check_once(model, facts, "float32", text[:, :50]) in (found, before), (
+        "a longer text passed"
+    )
 
 
 NOTHING_TOLD = architecture.Architecture((), ())
@@ -181,13 +203,19 @@ NOTHING_TOLD = architecture.Architecture((), ())
 
 
 def test_a_difference_that_begins_beyond_the_short_check_is_found_at_the_length_that_is_measured(monkeypatch):
-    """Frequencies chosen by the longest position of a pass: a token alone and the same token in a long pass differ."""
+    """Frequencies chosen by the longest position of a pass: a token alone and the same token in a long pass
+    differ."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    model = make(Architecture("", "Llama", {"rope_parameters": rope}, shape={**SHAPE, "max_position_embeddings": 64}))
+    model = make(
+        Architecture("", "Llama", {"rope_parameters": rope}, shape={**SHAPE, "max_position_embeddings": 64})
+    )
     monkeypatch.setattr("workers.models.architecture.read_architecture", lambda config: NOTHING_TOLD)
     tokens = repetitive_tokens(3, 100)
     check(model, "dynamic", "float32", tokens[:, :60])
-    with pytest.raises(ModelError, match=r"NLLs of 100 tokens, one per pass, .* differ from the stock model's by .* on average"):
+    with pytest.raises(
+        ModelError,
+        match=r"NLLs of 100 tokens, one per pass, .* differ from the stock model's by .* on average",
+    ):
         check(model, "dynamic", "float32", tokens)
 
 
@@ -198,7 +226,13 @@ def test_long_texts_go_through_one_by_one_before_every_length_at_which_a_model_m
     for count in counts:
         single |= {seen} if count == 1 else set()
         seen += count
-    assert {*range(64), *range(96, 128), *range(4064, 4096), *range(8160, 8192), *range(9711, 10_000)} <= single
+    assert {
+        *range(64),
+        *range(96, 128),
+        *range(4064, 4096),
+        *range(8160, 8192),
+        *range(9711, 10_000),
+    } <= single
     assert len(counts) < 700
 
 
@@ -225,7 +259,8 @@ def test_what_16_bits_lose_is_measured():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alone(dtype):
-    """The judge: the reference protocol, once per text and cell; in 16 bits all texts and a cell that prunes often."""
+    """The judge: the reference protocol, once per text and cell; in 16 bits all texts and a cell that prunes
+    often."""
     model = tiny_model("llama", "kvsweep").to(DTYPES[dtype])
     model.kvsweep_stock_attention = "sdpa"
     tokens = repetitive_tokens(3, 120)
@@ -236,11 +271,15 @@ def test_rounding_is_the_distance_from_one_token_per_pass_and_from_the_cell_alon
     nats, ppl = [], []
     for cell in self_check._cells(120)[:cells]:
         alone = evaluate(model, tokens[:texts], [cell], range(texts))[1][0].nll
-        company = evaluate(model, tokens[:texts], self_check._cells(120), range(texts))[1][self_check._cells(120).index(cell)].nll
+        company = evaluate(model, tokens[:texts], self_check._cells(120), range(texts))[1][
+            self_check._cells(120).index(cell)
+        ].nll
         exact = evaluate_reference(model, tokens[:texts], cell, range(texts)).nll
         own = slice(cell.prune_after, None)  # tokens before it saw all that was there
         nats += [float((company - other)[:, own].abs().mean()) for other in (exact, alone)]
-        ppl += [abs(math.exp(float((company - other)[:, own].double().mean())) - 1) for other in (exact, alone)]
+        ppl += [
+            abs(math.exp(float((company - other)[:, own].double().mean())) - 1) for other in (exact, alone)
+        ]
     assert (passed.texts, passed.tokens) == (texts, 120)
     assert passed.rounding_nats == pytest.approx(max(nats), rel=1e-4)
     assert passed.rounding_ppl == pytest.approx(max(ppl), rel=1e-2, abs=1e-7)
@@ -261,7 +300,9 @@ def test_the_check_of_a_text_on_a_gpu_is_remembered_by_the_same_name(saved, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     facts, tokens = find_model(str(saved)), repetitive_tokens(1, 40)
     model = load(facts, "float32", torch.device("cpu"))
-    passed = self_check.check_once(model, facts, "float32", tokens.as_subclass(OnAnotherDevice), own_text=True)
+    passed = self_check.check_once(
+        model, facts, "float32", tokens.as_subclass(OnAnotherDevice), own_text=True
+    )
     monkeypatch.setattr(self_check, "check", None)
     assert self_check.check_once(model, facts, "float32", tokens, own_text=True) == passed
 
@@ -275,7 +316,8 @@ def test_in_16_bits_rounding_is_measured_over_texts_where_rows_tell_of_it(saved,
 
 
 def test_the_stock_models_own_rounding_of_its_logits_is_no_fault():
-    """Logits of hundreds are whole numbers in bfloat16; ours are multiplied in float32. Too short a text to prune."""
+    """Logits of hundreds are whole numbers in bfloat16; ours are multiplied in float32. Too short a text to
+    prune."""
     model = tiny_model("llama", "sdpa").to(torch.bfloat16)
     model.get_output_embeddings().weight.data *= 60
     self_check.use_own_attention(model, "x")

@@ -32,7 +32,8 @@ after = psutil.Process().memory_full_info()
 print(json.dumps({"rss": after.rss - before.rss, "uss": after.uss - before.uss}), flush=True)
 sys.stdin.readline()
 """
-"""Loads as a worker does, and says how much its memory has grown, while the others of its kind live: all of it, its own alone."""
+"""Loads as a worker does, and says how much its memory has grown, while the others of its kind live: all of
+it, its own alone."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,16 @@ def model(tmp_path_factory) -> Path:
     """18 million random weights, 72 MB in float32, and a tokenizer."""
     folder = tmp_path_factory.mktemp("large") / "model"
     config = LlamaConfig(
-        vocab_size=257, hidden_size=768, intermediate_size=3072, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=256, bos_token_id=256, eos_token_id=256,
-    )  # fmt: skip
+        vocab_size=257,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=256,
+        eos_token_id=256,
+    )
     with torch.random.fork_rng():
         LlamaForCausalLM(config).save_pretrained(folder)
     save_byte_tokenizer(folder / "tokenizer.json")
@@ -53,7 +61,8 @@ def grown(folder: Path, many: int = 2) -> list[dict[str, int]]:
     """What each of ``many`` processes that have the model loaded at the same time says."""
     command, environment = [sys.executable, "-c", LOADS, str(folder)], os.environ | {"PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(many)
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(many)
     ]
     try:
         pipes = [(process.stdin, process.stdout) for process in started]
@@ -79,7 +88,8 @@ def test_workers_of_a_node_share_the_weights(model):
 
 
 def test_weights_of_another_dtype_are_converted_by_each_worker_for_itself(model, tmp_path):
-    """Which also shows that the measure can tell: a model that is to be shared is saved in the dtype of the sweep."""
+    """Which also shows that the measure can tell: a model that is to be shared is saved in the dtype of the
+    sweep."""
     other = tmp_path / "bfloat16"
     size = (model / "model.safetensors").stat().st_size
     LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(other)

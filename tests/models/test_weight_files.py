@@ -1,4 +1,5 @@
-"""What transformers loads from a folder is what is counted and hashed: no file more, none less, and no broken one."""
+"""What transformers loads from a folder is what is counted and hashed: no file more, none less, and no broken
+one."""
 
 import json
 import os
@@ -47,13 +48,21 @@ def test_numbers_are_counted_from_the_headers(folder):
 
 def test_weights_stored_in_bfloat16_are_as_many(folder):
     before = find_model(str(folder)).parameters
-    save_file({name: value.bfloat16() for name, value in load_file(folder / SINGLE).items()}, folder / SINGLE, META)
+    save_file(
+        {name: value.bfloat16() for name, value in load_file(folder / SINGLE).items()}, folder / SINGLE, META
+    )
     assert find_model(str(folder)).parameters == before, "whatever dtype config.json names"
 
 
 def test_tied_weights_are_counted_once(tmp_path, tiny_model_dir):
     shutil.copy(tiny_model_dir / "tokenizer.json", tmp_path)
-    tied = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tied = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     LlamaForCausalLM(LlamaConfig(**tied, tie_word_embeddings=True)).save_pretrained(tmp_path)
     assert find_model(str(tmp_path)).parameters == loaded(tmp_path)
 
@@ -78,20 +87,31 @@ def test_a_single_file_goes_before_an_index_as_in_transformers(folder):
     before = find_model(str(folder))
     loaded_name = "model.norm.weight"
     assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(folder).state_dict()[loaded_name], load_file(folder / SINGLE)[loaded_name]
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()[loaded_name],
+        load_file(folder / SINGLE)[loaded_name],
     )
     (folder / INDEX).write_text("{}")
     assert find_model(str(folder)) == before, "what is not loaded is not read"
     save_file(changed, folder / SINGLE, META)
     assert find_model(str(folder)).revision != before.revision
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder).state_dict()[loaded_name], changed[loaded_name])
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()[loaded_name], changed[loaded_name]
+    )
 
 
 @pytest.mark.parametrize(
     "stray",
-    ["consolidated.safetensors", "adapter_model.safetensors", "original/model.safetensors", "model.gguf",
-     "model.fp16.safetensors", "pytorch_model.bin", "README.md", "training_args.json"],
-)  # fmt: skip
+    [
+        "consolidated.safetensors",
+        "adapter_model.safetensors",
+        "original/model.safetensors",
+        "model.gguf",
+        "model.fp16.safetensors",
+        "pytorch_model.bin",
+        "README.md",
+        "training_args.json",
+    ],
+)
 def test_files_that_are_not_loaded_change_neither_size_nor_identity(folder, stray):
     before = find_model(str(folder))
     (folder / stray).parent.mkdir(exist_ok=True)
@@ -118,7 +138,9 @@ def test_everything_that_changes_a_number_is_in_the_identity(folder, name):
     file.write_text(content)
     assert changed != there
     assert find_model(str(folder)).revision == there
-    assert name in ("config.json", "generation_config.json", "tokenizer.json") or before != there, "a file more"
+    assert name in ("config.json", "generation_config.json", "tokenizer.json") or before != there, (
+        "a file more"
+    )
 
 
 def test_content_that_moves_to_another_file_is_another_model(folder):
@@ -202,7 +224,10 @@ def index(content: object) -> Callable[[Path], None]:
         (directory, "is not a file that can be read"),
         (without_a_shard, "names model-00002-of-00002.safetensors, which is missing"),
         (index({"weight_map": {"x": "/etc/passwd"}}), "may name .safetensors files of its folder only"),
-        (index({"weight_map": {"x": "../model.safetensors"}}), "may name .safetensors files of its folder only"),
+        (
+            index({"weight_map": {"x": "../model.safetensors"}}),
+            "may name .safetensors files of its folder only",
+        ),
         (index({"weight_map": {"x": "model.bin"}}), "may name .safetensors files of its folder only"),
         (index({"weight_map": {}}), "has no weight_map"),
         (index({"weight_map": ["x"]}), "has no weight_map"),
@@ -212,14 +237,17 @@ def index(content: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").write_text("[" * 200_000), "nested too deeply"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds no settings by name"),
         (lambda folder: (folder / "tokenizer_config.json").mkdir(), "tokenizer_config.json in"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "merge the adapter into the weights"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "merge the adapter into the weights",
+        ),
         (lambda folder: edit(folder, num_hidden_layers=-3), "num_hidden_layers is -3"),
         (lambda folder: edit(folder, num_attention_heads=0), "num_attention_heads is 0"),
         (lambda folder: edit(folder, max_position_embeddings="many"), "max_position_embeddings is 'many'"),
         (lambda folder: edit(folder, num_key_value_heads="x"), "num_key_value_heads is 'x'"),
         (lambda folder: edit(folder, sliding_window="8"), "sliding_window is '8'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_broken_is_refused_in_one_line_that_names_it(folder, change, word):
     change(folder)
     refused(folder, word)
@@ -246,7 +274,9 @@ def test_code_from_another_repository_is_not_taken_into_a_local_model(folder):
     refused(folder, "takes code from another repository", trust_remote_code=True)
 
 
-def test_a_model_of_a_hub_is_its_commit_and_is_judged_by_the_same_files(tiny_model_dir, tmp_path, monkeypatch):
+def test_a_model_of_a_hub_is_its_commit_and_is_judged_by_the_same_files(
+    tiny_model_dir, tmp_path, monkeypatch
+):
     """The hub's own cache, filled by hand: no network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--somebody--tiny"

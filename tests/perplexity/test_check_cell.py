@@ -1,4 +1,5 @@
-"""``kvsweep check``: a cell as a run evaluates it beside one token per pass, and what is said where they part."""
+"""``kvsweep check``: a cell as a run evaluates it beside one token per pass, and what is said where they
+part."""
 
 import csv
 import math
@@ -31,10 +32,11 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "storage"),
     [
-        ("knorm", "slot_layer"), pytest.param("h2o", "cell_batch", marks=SLOW),
+        ("knorm", "slot_layer"),
+        pytest.param("h2o", "cell_batch", marks=SLOW),
         pytest.param("dense", "dense pass alone", marks=SLOW),
     ],
-)  # fmt: skip
+)
 def test_a_cell_is_what_its_reference_is(sweep_file, tmp_path, policy, storage):
     path, table = sweep_file(**KEYS), tmp_path / "tokens.csv"
     cell = ids(path, policy)[0]
@@ -84,14 +86,17 @@ def test_a_cell_that_fails_is_an_error_in_a_line(sweep_file, own_policies):
 
 def test_what_names_no_cell_is_refused(sweep_file, tmp_path):
     path = sweep_file(**KEYS, retrieval="{context_tokens: [240], depths: [0.5], questions: 2}")
-    other = next(cell.cell_id for cell in make_plan(load_spec(str(path))).grid.cells if cell.task == "retrieval")
+    other = next(
+        cell.cell_id for cell in make_plan(load_spec(str(path))).grid.cells if cell.task == "retrieval"
+    )
     cases = {
-        ("--cell", "zzzzz"): "no cell of the sweep has an id that begins so", (): "give 4 letters of a cell's id at least",
+        ("--cell", "zzzzz"): "no cell of the sweep has an id that begins so",
+        (): "give 4 letters of a cell's id at least",
         ("--cell", other): "is a cell of retrieval; only the likelihood of a text",
         ("--cell", ids(path, "knorm")[0], "--csv", tmp_path): "is a directory",
         ("--cell", ids(path, "knorm")[0], "--csv", tmp_path / ("x" * 300)): "names no file",
         ("--cell", ids(path, "knorm")[0], "--csv", "~nobody-at-all/x.csv"): "names no file",
-    }  # fmt: skip
+    }
     for words, told in cases.items():
         done = check(path, *words)
         assert done.exit_code == 2 and told in done.stderr and done.stdout == "", done.output
@@ -101,4 +106,6 @@ def test_a_plan_of_all_cells_shows_their_ids(sweep_file):
     path = sweep_file(**KEYS)
     shown = CliRunner().invoke(app, ["plan", str(path), "--all", "--no-measure"]).stdout
     assert all(cell[:10] in shown for policy in ("dense", "knorm", "h2o") for cell in ids(path, policy))
-    assert ids(path, "knorm")[0][:10] not in CliRunner().invoke(app, ["plan", str(path), "--no-measure"]).stdout
+    assert (
+        ids(path, "knorm")[0][:10] not in CliRunner().invoke(app, ["plan", str(path), "--no-measure"]).stdout
+    )

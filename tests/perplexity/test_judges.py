@@ -1,7 +1,9 @@
-"""A second, independent judge: nothing is ever removed; a mask per layer and head over the full cache hides what was dropped.
+"""A second, independent judge: nothing is ever removed; a mask per layer and head over the full cache hides
+what was dropped.
 
-It shares no cache, attention or selection code with the product. It runs the whole prefix anew for each token, takes queries
-and keys from the attention call, and decides by hand, in plain Python, what each policy keeps.
+It shares no cache, attention or selection code with the product. It runs the whole prefix anew for each
+token, takes queries and keys from the attention call, and decides by hand, in plain Python, what each policy
+keeps.
 """
 
 import pytest
@@ -62,7 +64,9 @@ class Layer:
                         mass[i] += weight / (t - first)
                 padded = [0.0, 0.0, *mass, 0.0, 0.0]
                 pooled = [rounded(sum(padded[i : i + 5]) / 5) for i in range(len(entries))]
-                found.append({p: (0, -p, 0) if p >= t - 32 else (1, -pooled[i], p) for i, p in enumerate(entries)})
+                found.append(
+                    {p: (0, -p, 0) if p >= t - 32 else (1, -pooled[i], p) for i, p in enumerate(entries)}
+                )
         return found
 
     def step(self, step, cell, prunes):
@@ -115,7 +119,8 @@ def masked_full_cache(model, tokens, cell):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("policy", "ratio", "after"), [("knorm", 0.7, 12), ("h2o", 0.7, 12), ("tova", 0.7, 12), ("snapkv", 0.9, 40)]
+    ("policy", "ratio", "after"),
+    [("knorm", 0.7, 12), ("h2o", 0.7, 12), ("tova", 0.7, 12), ("snapkv", 0.9, 40)],
 )
 @pytest.mark.parametrize("skip", [(), (0,)])
 def test_masked_full_cache_gives_the_same_logits(architecture, policy, ratio, after, skip):

@@ -28,7 +28,9 @@ TOLERANCE = 2e-5
 
 def settings_of(policy: str, position_mode: str, **others: Any) -> PruneSettings:
     """Settings that are allowed: a policy that places its keys itself has no other positions."""
-    return PruneSettings(policy, position_mode="absolute" if policy == "streaming_rolled" else position_mode, **others)
+    return PruneSettings(
+        policy, position_mode="absolute" if policy == "streaming_rolled" else position_mode, **others
+    )
 
 
 cells = st.builds(
@@ -52,13 +54,20 @@ def test_dense_cell_is_the_stock_model(architecture):
     stock = tiny_model(architecture, "sdpa")
     with torch.inference_mode():
         logits = stock(tokens).logits[:, :-1].float()
-    expected = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(2, -1)
+    expected = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        2, -1
+    )
     assert torch.allclose(dense.nll, expected, atol=TOLERANCE)
     assert torch.equal(dense.correct, logits.argmax(-1) == tokens[:, 1:])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(ARCHITECTURES), st.lists(cells, min_size=1, max_size=3), st.integers(2, 90), st.integers(1, 2))
+@given(
+    st.sampled_from(ARCHITECTURES),
+    st.lists(cells, min_size=1, max_size=3),
+    st.integers(2, 90),
+    st.integers(1, 2),
+)
 def test_event_driven_equals_one_token_per_pass(architecture, many, length, rows):
     model, tokens = MODELS[architecture], repetitive_tokens(rows, length, seed=length)
     starts = [i * length for i in range(rows)]
@@ -76,32 +85,45 @@ def test_event_driven_equals_one_token_per_pass(architecture, many, length, rows
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(ARCHITECTURES), cells.filter(lambda cell: cell.policy != "h2o"), st.integers(2, 70), st.integers(0, 9))
+@given(
+    st.sampled_from(ARCHITECTURES),
+    cells.filter(lambda cell: cell.policy != "h2o"),
+    st.integers(2, 70),
+    st.integers(0, 9),
+)
 def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
-    """The same kept entries in another order at every step: attention is a sum over a set, so nothing else can matter."""
+    """The same kept entries in another order at every step: attention is a sum over a set, so nothing else
+    can matter."""
     model, tokens = MODELS[architecture], repetitive_tokens(1, length, seed=length)
     straight = evaluate_reference(model, tokens, cell, [0])
     generator = torch.Generator().manual_seed(seed)
 
     def shuffled(query, keys, values, scale, mask=None, values_too=True):
         order = torch.rand(keys.shape[:3], generator=generator).argsort(-1)[..., None].expand_as(keys)
-        return attention(query, keys.gather(2, order), values.gather(2, order) if values_too else values, scale, mask)
+        return attention(
+            query, keys.gather(2, order), values.gather(2, order) if values_too else values, scale, mask
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workers.cache.notes.attention", shuffled)
         assert torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=TOLERANCE)
         if length > 20:  # the shuffle is real: keys that lose their values show
             patch.setattr("workers.cache.notes.attention", partial(shuffled, values_too=False))
-            assert not torch.allclose(evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01)
+            assert not torch.allclose(
+                evaluate_reference(model, tokens, cell, [0]).nll, straight.nll, atol=0.01
+            )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.sampled_from(ARCHITECTURES), cells, st.integers(2, 90), st.integers(1, 2))
 def test_entries_stored_by_norm_give_the_figures_of_those_in_temporal_order(architecture, cell, length, rows):
-    """Same kept entries, so the order in which a script stored them explains nothing; also beside other cells in one call."""
+    """Same kept entries, so the order in which a script stored them explains nothing; also beside other cells
+    in one call."""
     model, tokens = MODELS[architecture], repetitive_tokens(rows, length, seed=length)
     starts = [i * length for i in range(rows)]
-    many = [replace(cell, policy=policy) for policy in ("knorm_sorted", "knorm", "knorm_high", "knorm_sorted")]
+    many = [
+        replace(cell, policy=policy) for policy in ("knorm_sorted", "knorm", "knorm_high", "knorm_sorted")
+    ]
     many[-1] = replace(many[-1], keep_ratio=0.6)
     _, (by_norm, temporal, *_) = evaluate(model, tokens, many, starts)
     if temporal is None:
@@ -122,7 +144,9 @@ def test_entries_of_a_policy_that_is_not_temporal_really_lie_best_first(short, m
     fork, prune, kept = BatchLayer._fork, BatchLayer.prune, []
 
     def note(layer, row, keep):
-        kept.append((layer.temporal, layer.positions[row, :, :keep].clone(), layer.keys[row, :, :keep].clone()))
+        kept.append(
+            (layer.temporal, layer.positions[row, :, :keep].clone(), layer.keys[row, :, :keep].clone())
+        )
 
     def forked(self, rows, prefix, track):
         fork(self, rows, prefix, track)
@@ -136,7 +160,11 @@ def test_entries_of_a_policy_that_is_not_temporal_really_lie_best_first(short, m
 
     monkeypatch.setattr(BatchLayer, "_fork", forked)
     monkeypatch.setattr(BatchLayer, "prune", pruned)
-    many = [PruneSettings(policy, ratio, 30) for policy in ("knorm_sorted", "h2o", "knorm") for ratio in (0.9, 0.5)]
+    many = [
+        PruneSettings(policy, ratio, 30)
+        for policy in ("knorm_sorted", "h2o", "knorm")
+        for ratio in (0.9, 0.5)
+    ]
     evaluate(MODELS["llama"], repetitive_tokens(2, 120), many, [0, 120])
     ascending = [(temporal, bool((positions.diff() > 0).all())) for temporal, positions, _ in kept]
     assert set(ascending) == {(True, True), (False, False)}
@@ -157,7 +185,12 @@ def test_forked_cell_equals_the_cell_run_alone(architecture):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(ARCHITECTURES), st.lists(cells, min_size=2, max_size=6, unique=True), st.randoms(), st.integers(30, 90))
+@given(
+    st.sampled_from(ARCHITECTURES),
+    st.lists(cells, min_size=2, max_size=6, unique=True),
+    st.randoms(),
+    st.integers(30, 90),
+)
 def test_order_and_company_of_cells_and_windows_change_nothing(architecture, many, rng, length):
     """Cells share passes and windows share a batch; each must come out as if it were alone."""
     model, tokens = MODELS[architecture], repetitive_tokens(3, length, seed=length)
@@ -175,7 +208,9 @@ def test_order_and_company_of_cells_and_windows_change_nothing(architecture, man
 
 
 def test_a_cell_that_skips_every_layer_is_the_dense_cell():
-    _, results = evaluate(MODELS["neox"], repetitive_tokens(1, 40), [PruneSettings("knorm", 0.5, 8, (0, 1, 2))], [0])
+    _, results = evaluate(
+        MODELS["neox"], repetitive_tokens(1, 40), [PruneSettings("knorm", 0.5, 8, (0, 1, 2))], [0]
+    )
     assert results == [None]
 
 
@@ -207,9 +242,13 @@ def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(mon
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_attention_that_policies_ask_for_attends_too_with_the_same_result(architecture, monkeypatch):
-    """Where a pass brings no more queries than its cell's policy asks for: of snapkv so at 0.95, of tova and at 0.3 never."""
+    """Where a pass brings no more queries than its cell's policy asks for: of snapkv so at 0.95, of tova and
+    at 0.3 never."""
     model, tokens, made = MODELS[architecture], repetitive_tokens(2, 180), []
-    many = [PruneSettings(policy, ratio, 60) for policy, ratio in (("snapkv", 0.95), ("snapkv", 0.3), ("tova", 0.95))]
+    many = [
+        PruneSettings(policy, ratio, 60)
+        for policy, ratio in (("snapkv", 0.95), ("snapkv", 0.3), ("tova", 0.95))
+    ]
     attend = QueryNotes.attend
 
     def noted(notes, look):
@@ -249,16 +288,22 @@ def test_of_the_queries_of_a_pass_only_those_that_policies_look_at_are_kept(monk
 
 def test_a_cell_that_never_prunes_is_the_dense_cell():
     _, results = evaluate(
-        MODELS["neox"], repetitive_tokens(1, 30), [PruneSettings("knorm", 0.5, 30), PruneSettings("dense")], [0]
+        MODELS["neox"],
+        repetitive_tokens(1, 30),
+        [PruneSettings("knorm", 0.5, 30), PruneSettings("dense")],
+        [0],
     )
     assert results == [None, None]
 
 
 def test_positions_from_the_pruned_length_are_another_number():
-    """The classic bug, reproducible on purpose, and the same whether or not layer 0 is skipped by others' code."""
+    """The classic bug, reproducible on purpose, and the same whether or not layer 0 is skipped by others'
+    code."""
     tokens = repetitive_tokens(1, 80)
     for skip in ((), (0,)):
-        true, bug = (PruneSettings("knorm", 0.5, 16, skip, position_mode=mode) for mode in ("absolute", "cache_length"))
+        true, bug = (
+            PruneSettings("knorm", 0.5, 16, skip, position_mode=mode) for mode in ("absolute", "cache_length")
+        )
         _, (right, wrong) = evaluate(MODELS["llama"], tokens, [true, bug], [0])
         assert (right.nll - wrong.nll).abs().max() > 0.01
 
@@ -275,7 +320,9 @@ def test_figures_of_a_cell_are_what_its_cache_held():
     dense, (result,) = evaluate(MODELS["llama"], tokens, [cell], [0, 100])
     assert result.entries_final() == [result.schedule.final, 99, result.schedule.final]
     assert dense.entries_mean() == 50.0
-    assert result.kv_bytes_per_entry == 2 * 2 * 8 * 4  # keys and values, 2 KV heads (not 4 query heads), head_dim 8, float32
+    assert (
+        result.kv_bytes_per_entry == 2 * 2 * 8 * 4
+    )  # keys and values, 2 KV heads (not 4 query heads), head_dim 8, float32
     assert dense.kv_bytes_peak() == 99 * 3 * result.kv_bytes_per_entry
     assert result.kv_bytes_peak() < dense.kv_bytes_peak()
 
@@ -289,7 +336,11 @@ def test_a_failing_cell_takes_no_other_down(monkeypatch):
         return view.positions.float()
 
     monkeypatch.setitem(eviction._OWN, "recent", Policy(score, entrywise=True))
-    many = [PruneSettings("recent", 0.5, 8), PruneSettings("knorm", 0.5, 8), PruneSettings("streaming", 0.5, 8)]
+    many = [
+        PruneSettings("recent", 0.5, 8),
+        PruneSettings("knorm", 0.5, 8),
+        PruneSettings("streaming", 0.5, 8),
+    ]
     tokens = repetitive_tokens(1, 40)
     _, (bad, *good) = evaluate(MODELS["neox"], tokens, many, [0])
     assert isinstance(bad, FloatingPointError)

@@ -1,4 +1,5 @@
-"""Cells of the default sweep on the reference models at full length: the masked full cache, and the reference with our cuts."""
+"""Cells of the default sweep on the reference models at full length: the masked full cache, and the reference
+with our cuts."""
 
 import pytest
 import torch
@@ -33,12 +34,16 @@ def model_and_tokens(request):
 
 
 def masked_full_cache(model, tokens, cell, cuts):
-    """NLL [length - 1] of one dense pass in which a mask per layer and head hides what ``cuts`` say was dropped by then.
+    """NLL [length - 1] of one dense pass in which a mask per layer and head hides what ``cuts`` say was
+    dropped by then.
 
     It holds every key and value, and shares no cache and no attention code with the product.
     """
     steps = tokens.shape[1] - 1
-    count, heads = model.config.num_hidden_layers, getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    count, heads = (
+        model.config.num_hidden_layers,
+        getattr(model.config, "num_key_value_heads", model.config.num_attention_heads),
+    )
     gone_at = torch.full((count, heads, steps), steps)  # tokens seen when an entry was dropped
     for (_, layer, head, seen), kept in sorted(cuts.kept.items(), key=lambda item: item[0][3]):
         alive = torch.zeros(steps, dtype=torch.bool)
@@ -59,7 +64,11 @@ def masked_full_cache(model, tokens, cell, cuts):
     model.set_attn_implementation("masked_full_cache")
     try:
         with torch.inference_mode():
-            logits = model(tokens[:, :steps], position_ids=positions(cell, steps), use_cache=False).logits[0].float()
+            logits = (
+                model(tokens[:, :steps], position_ids=positions(cell, steps), use_cache=False)
+                .logits[0]
+                .float()
+            )
     finally:
         model.set_attn_implementation("kvsweep")
     return functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
@@ -81,7 +90,8 @@ def positions(cell, steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_real_cell_is_right_by_both_judges(model_and_tokens, cell, monkeypatch):
-    """Same cuts, same figures; and the reference's own cuts are the same, but for scores within one step of rounding."""
+    """Same cuts, same figures; and the reference's own cuts are the same, but for scores within one step of
+    rounding."""
     model, tokens = model_and_tokens
     policy, cuts = POLICIES[cell.policy], Cuts()
     monkeypatch.setitem(eviction._OWN, cell.policy, cuts.recording(policy))

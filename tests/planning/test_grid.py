@@ -21,14 +21,38 @@ from workers.policies.budget import event_schedule
 
 TARGET = Target("m", "r", 3, "d", "f", "cpu", "float32")
 CELL = Cell(
-    "perplexity", "m", "r", "d", "f", "cpu", "float32", "knorm", 0.9, 32, (0,), 0, 0, "every_step", "absolute", 0, None,
-    "literal", json.dumps({"stride": 64, "window": 64, "windows": 3}),
-)  # fmt: skip
+    "perplexity",
+    "m",
+    "r",
+    "d",
+    "f",
+    "cpu",
+    "float32",
+    "knorm",
+    0.9,
+    32,
+    (0,),
+    0,
+    0,
+    "every_step",
+    "absolute",
+    0,
+    None,
+    "literal",
+    json.dumps({"stride": 64, "window": 64, "windows": 3}),
+)
 
 
 def spec_of(**keys) -> SweepSpec:
     small = {"window": 64, "stride": 64, "windows": 3}
-    basis = {"name": "x", "models": ["m"], "datasets": ["d"], "keep_ratios": [0.9, 0.5], "prune_after": [8], "perplexity": small}
+    basis = {
+        "name": "x",
+        "models": ["m"],
+        "datasets": ["d"],
+        "keep_ratios": [0.9, 0.5],
+        "prune_after": [8],
+        "perplexity": small,
+    }
     return SweepSpec.model_validate_json(json.dumps({**basis, **keys}))
 
 
@@ -41,7 +65,8 @@ def pruning(made: grid.Grid) -> list[Cell]:
 
 
 def test_cell_ids_are_the_ones_of_stored_results():
-    """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these by accident."""
+    """A change here makes every stored result unknown: raise PROTOCOL_VERSION on purpose, never change these
+    by accident."""
     assert CELL.cell_id == "ee6885ef03c46410"
     assert CELL.dense.cell_id == "98787108799e4eee"
 
@@ -52,10 +77,19 @@ def test_ids_of_each_task_are_the_ones_of_stored_results():
     Retrieval's changed once, with schema 4: what it says of the answer's positions became another thing.
     All changed with schema 5, where how a text is read became part of a cell, and with protocols 2, 3 and 4.
     """
-    keys = {"keep_ratios": [0.9], "generation": {"prompt_tokens": [32], "new_tokens": 8}, "retrieval": {"context_tokens": [64]}}
+    keys = {
+        "keep_ratios": [0.9],
+        "generation": {"prompt_tokens": [32], "new_tokens": 8},
+        "retrieval": {"context_tokens": [64]},
+    }
     assert [cell.cell_id for cell in grid_of(**keys).cells] == [
-        "98787108799e4eee", "b522d6ec7f4e0e86", "658ada2db1c09d4d", "81cc719a4d3c0196", "62b1cc149e12c621", "e551ebf38f425d45",
-    ]  # fmt: skip
+        "98787108799e4eee",
+        "b522d6ec7f4e0e86",
+        "658ada2db1c09d4d",
+        "81cc719a4d3c0196",
+        "62b1cc149e12c621",
+        "e551ebf38f425d45",
+    ]
     keys["generation"]["protocol"] = "report_2025"
     timed = [cell.cell_id for cell in grid_of(**keys).cells if cell.task == "generation"]
     assert timed == ["2daf431bd82e9a52", "6b9dad07f8702d73"]
@@ -81,7 +115,15 @@ def test_the_cell_id_changes_with_the_protocol(monkeypatch):
 
 
 def test_cells_that_differ_in_pruning_only_share_their_dense_twin():
-    for name in ("policy", "keep_ratio", "prune_after", "skip_layers", "protect_sink", "protect_recent", "schedule"):
+    for name in (
+        "policy",
+        "keep_ratio",
+        "prune_after",
+        "skip_layers",
+        "protect_sink",
+        "protect_recent",
+        "schedule",
+    ):
         assert replace(CELL, **{name: CHANGED[name]}).dense == CELL.dense
     for name in ("model", "dataset", "device", "dtype", "seed", "settings", "task"):
         assert replace(CELL, **{name: CHANGED[name]}).dense != CELL.dense
@@ -101,7 +143,9 @@ def test_the_dense_twin_is_added_once_to_each_group_before_its_cells():
 
 
 def test_the_dense_cell_under_any_threshold_is_one_cell_and_the_rest_is_counted():
-    made = grid_of(keep_ratios=[1.0, 0.5], prune_after=[8, 16, 32], skip_layers=[[], [0]], policies=["knorm", "dense"])
+    made = grid_of(
+        keep_ratios=[1.0, 0.5], prune_after=[8, 16, 32], skip_layers=[[], [0]], policies=["knorm", "dense"]
+    )
     assert [(c.policy, c.keep_ratio) for c in made.cells].count(("dense", 1.0)) == 1
     assert {(c.policy, c.keep_ratio) for c in pruning(made)} == {("knorm", 0.5)} and len(pruning(made)) == 6
     assert made.dropped == {"keep_ratio 1.0 or policy dense: is the dense cell": 18}  # 24 combinations
@@ -127,18 +171,30 @@ def test_protection_above_the_budget_is_dropped_and_below_it_kept():
 
 
 def test_prefill_once_is_dropped_for_perplexity_and_kept_for_generation():
-    keys = {"schedules": ["prefill_once"], "keep_ratios": [0.5], "generation": {"prompt_tokens": [32], "new_tokens": 8}}
+    keys = {
+        "schedules": ["prefill_once"],
+        "keep_ratios": [0.5],
+        "generation": {"prompt_tokens": [32], "new_tokens": 8},
+    }
     made = grid_of(**keys)
     assert [c.task for c in pruning(made)] == ["generation"]
     assert made.dropped == {"prefill_once prunes after a prompt, and perplexity has none": 1}
 
 
 def test_generation_filters_leave_cells_out_without_counting_them():
-    task = {"prompt_tokens": [32, 48], "new_tokens": 8, "keep_ratios": [0.5], "policies": ["knorm"], "skip_layers": [[1, 0]]}
+    task = {
+        "prompt_tokens": [32, 48],
+        "new_tokens": 8,
+        "keep_ratios": [0.5],
+        "policies": ["knorm"],
+        "skip_layers": [[1, 0]],
+    }
     made = grid_of(generation=task, policies=["knorm", "random"], skip_layers=[[], [0, 1]])
     timed = [c for c in made.cells if c.task == "generation"]
     prompts = [(json.loads(c.settings)["prompt_tokens"], c.policy, c.skip_layers) for c in timed]
-    assert prompts == [(n, policy, skipped) for n in (32, 48) for policy, skipped in (("dense", ()), ("knorm", (0, 1)))]
+    assert prompts == [
+        (n, policy, skipped) for n in (32, 48) for policy, skipped in (("dense", ()), ("knorm", (0, 1)))
+    ]
     assert not made.dropped
 
 
@@ -158,11 +214,15 @@ TASKS = {
 
 
 @pytest.mark.parametrize(
-    ("task", "axis"), [pair for pair in itertools.product(TASKS, FILTERS) if pair != ("perplexity", "schedules")]
+    ("task", "axis"),
+    [pair for pair in itertools.product(TASKS, FILTERS) if pair != ("perplexity", "schedules")],
 )
 def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, axis):
     many = BROAD if axis == "schedules" else MANY
-    whole, some = grid_of(**many, **TASKS), grid_of(**many, **TASKS | {task: TASKS[task] | {axis: FILTERS[axis]}})
+    whole, some = (
+        grid_of(**many, **TASKS),
+        grid_of(**many, **TASKS | {task: TASKS[task] | {axis: FILTERS[axis]}}),
+    )
     assert some.dropped == whole.dropped
 
     def of(made: grid.Grid, mine: bool) -> list[Cell]:
@@ -170,7 +230,9 @@ def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, a
 
     assert of(some, False) == of(whole, False)
     value = (0, 1) if axis == "skip_layers" else FILTERS[axis][0]
-    wanted = [cell for cell in of(whole, True) if cell.policy == "dense" or getattr(cell, FIELDS[axis]) == value]
+    wanted = [
+        cell for cell in of(whole, True) if cell.policy == "dense" or getattr(cell, FIELDS[axis]) == value
+    ]
     assert 1 < len(of(some, True)) == len(wanted) < len(of(whole, True))
     if task != "generation":  # the id of a timed cell has its partners in it
         assert of(some, True) == wanted
@@ -179,9 +241,10 @@ def test_a_filter_restricts_the_cells_of_its_task_alone_and_enters_no_id(task, a
 def test_filters_of_several_axes_leave_only_cells_that_match_all():
     made = grid_of(**BROAD, retrieval={"context_tokens": [64], **FILTERS})
     asked = [cell for cell in pruning(made) if cell.task == "retrieval"]
-    assert {(c.policy, c.keep_ratio, c.prune_after, c.skip_layers, c.protect_recent, c.position_mode) for c in asked} == {
-        ("knorm", 0.5, 16, (0, 1), 2, "cache_length")
-    }
+    assert {
+        (c.policy, c.keep_ratio, c.prune_after, c.skip_layers, c.protect_recent, c.position_mode)
+        for c in asked
+    } == {("knorm", 0.5, 16, (0, 1), 2, "cache_length")}
     assert [(c.protect_sink, c.schedule) for c in asked] == [(1, "prefill_once")]
 
 
@@ -189,30 +252,42 @@ EXCLUDED = "excluded by the sweep file"
 
 
 def test_combinations_that_match_every_axis_of_a_block_are_no_cells_and_are_counted():
-    blocks = [{"policies": ["random"], "protect_recent": [2]}, {"prune_after": [16], "skip_layers": [[1, 0, 0]]}]
+    blocks = [
+        {"policies": ["random"], "protect_recent": [2]},
+        {"prune_after": [16], "skip_layers": [[1, 0, 0]]},
+    ]
     whole, some = grid_of(**MANY), grid_of(**MANY, exclude=blocks)
 
     def matches(cell: Cell) -> bool:
-        return (cell.policy == "random" and cell.protect_recent == 2) or (cell.prune_after == 16 and cell.skip_layers == (0, 1))
+        return (cell.policy == "random" and cell.protect_recent == 2) or (
+            cell.prune_after == 16 and cell.skip_layers == (0, 1)
+        )
 
     assert some.cells == [cell for cell in whole.cells if not matches(cell)]
     assert some.cells[0] == whole.cells[0].dense
-    assert not whole.dropped and some.dropped == {EXCLUDED: len(whole.cells) - len(some.cells)} == {EXCLUDED: 32 + 32 - 8}
+    assert not whole.dropped and some.dropped == {EXCLUDED: len(whole.cells) - len(some.cells)} == {
+        EXCLUDED: 32 + 32 - 8
+    }
 
 
 @pytest.mark.parametrize("axis", FIELDS)
 def test_every_axis_can_be_excluded(axis):
     many = BROAD
     whole, some = (
-        grid_of(**many, retrieval={"context_tokens": [64]}, exclude=blocks) for blocks in ([], [{axis: many[axis][1:]}])
+        grid_of(**many, retrieval={"context_tokens": [64]}, exclude=blocks)
+        for blocks in ([], [{axis: many[axis][1:]}])
     )
-    gone = {getattr(cell, FIELDS[axis]) for cell in pruning(whole)} - {getattr(cell, FIELDS[axis]) for cell in pruning(some)}
+    gone = {getattr(cell, FIELDS[axis]) for cell in pruning(whole)} - {
+        getattr(cell, FIELDS[axis]) for cell in pruning(some)
+    }
     assert gone == {(0, 1) if axis == "skip_layers" else many[axis][1]}
     assert some.dropped[EXCLUDED] == 2 * 2**8 // 2  # half of the combinations of two tasks
 
 
 def test_dense_cells_stay_whatever_is_excluded_and_a_task_filter_is_not_counted():
-    made = grid_of(policies=["knorm", "dense"], exclude=[{"policies": ["knorm", "dense"]}], keep_ratios=[1.0, 0.5])
+    made = grid_of(
+        policies=["knorm", "dense"], exclude=[{"policies": ["knorm", "dense"]}], keep_ratios=[1.0, 0.5]
+    )
     assert made.cells == [made.cells[0].dense]
     assert made.dropped == {EXCLUDED: 4}
     made = grid_of(exclude=[{"keep_ratios": [0.9]}], retrieval={"context_tokens": [64], "keep_ratios": [0.5]})
@@ -222,11 +297,17 @@ def test_dense_cells_stay_whatever_is_excluded_and_a_task_filter_is_not_counted(
 
 def test_each_protocol_has_cells_of_its_own_that_never_take_turns_with_anothers():
     def timed(protocol) -> list[Cell]:
-        return [c for c in grid_of(generation=TASKS["generation"] | {"protocol": protocol}).cells if c.task == "generation"]
+        return [
+            c
+            for c in grid_of(generation=TASKS["generation"] | {"protocol": protocol}).cells
+            if c.task == "generation"
+        ]
 
     both = timed(["interleaved", "report_2025"])
     assert both == timed("interleaved") + timed("report_2025")
-    assert [json.loads(cell.settings)["protocol"] for cell in both] == ["interleaved"] * 3 + ["report_2025"] * 3
+    assert [json.loads(cell.settings)["protocol"] for cell in both] == ["interleaved"] * 3 + [
+        "report_2025"
+    ] * 3
     assert [cell.policy for cell in both] == ["dense", "knorm", "knorm"] * 2
 
 
@@ -268,8 +349,16 @@ def test_a_perplexity_cell_never_prunes_exactly_where_no_token_is_scored_pruned(
     assert event_schedule(ratio, threshold, window - 1).scored_pruned(1) == scored_pruned
 
 
-@given(RATIOS, st.integers(1, 60), st.integers(1, 40), st.integers(2, 20), st.sampled_from(["every_step", "prefill_once"]))
-def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_pruned_cache(ratio, threshold, prompt, new, schedule):
+@given(
+    RATIOS,
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(2, 20),
+    st.sampled_from(["every_step", "prefill_once"]),
+)
+def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_pruned_cache(
+    ratio, threshold, prompt, new, schedule
+):
     cell = replace(CELL, task="generation", keep_ratio=ratio, prune_after=threshold, schedule=schedule)
     held, pruned, from_pruned = prompt, False, False
     for step in range(new):  # pass `step` gives new token `step`; the prompt's pass is the first
@@ -281,12 +370,25 @@ def test_a_generation_cell_never_prunes_exactly_where_no_token_comes_from_a_prun
     assert never_prunes(cell, {"prompt_tokens": prompt, "new_tokens": new}) == (not from_pruned)
 
 
-@given(RATIOS, st.integers(1, 60), st.integers(1, 40), st.integers(1, 20), st.sampled_from(["every_step", "prefill_once"]))
-def test_a_timed_cell_is_silent_exactly_where_it_prunes_its_prompt_and_nothing_after_it(ratio, threshold, prompt, new, schedule):
+@given(
+    RATIOS,
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.sampled_from(["every_step", "prefill_once"]),
+)
+def test_a_timed_cell_is_silent_exactly_where_it_prunes_its_prompt_and_nothing_after_it(
+    ratio, threshold, prompt, new, schedule
+):
     """Cells that never prune, and those that are checked once, are spoken of elsewhere."""
     settings = {"prompt_tokens": prompt, "new_tokens": new}
     cell = replace(
-        CELL, task="generation", keep_ratio=ratio, prune_after=threshold, schedule=schedule, settings=json.dumps(settings)
+        CELL,
+        task="generation",
+        keep_ratio=ratio,
+        prune_after=threshold,
+        schedule=schedule,
+        settings=json.dumps(settings),
     )
     held, while_decoding = prompt, 0
     for step in range(new):
@@ -301,7 +403,8 @@ def test_a_timed_cell_is_silent_exactly_where_it_prunes_its_prompt_and_nothing_a
 
 @pytest.mark.parametrize("sweep", ["default", "seed_reports", "seed_reports_short", "gpu", "pythia"])
 def test_the_timed_cells_of_embedded_sweeps_prune_while_decoding(sweep):
-    """At 0.9 a prompt of 512 keeps 461, and no 48 new tokens reach 512 again: such a time per token says nothing of pruning."""
+    """At 0.9 a prompt of 512 keeps 461, and no 48 new tokens reach 512 again: such a time per token says
+    nothing of pruning."""
     cells = [cell for cell in make_grid(load_spec(sweep), [TARGET]).cells if cell.task == "generation"]
     assert all(prunes_while_decoding(cell) for cell in cells)
     never = [settings_of(cell)["prompt_tokens"] for cell in cells if never_prunes(cell, settings_of(cell))]
@@ -312,7 +415,9 @@ def test_the_timed_cells_of_embedded_sweeps_prune_while_decoding(sweep):
 def test_a_retrieval_cell_whose_prompt_reaches_the_threshold_is_not_flagged():
     cell = replace(CELL, task="retrieval", prune_after=64)
     assert not never_prunes(cell, {"context_tokens": [32, 64], "digits": [5]})
-    assert not never_prunes(cell, {"context_tokens": [63], "digits": [5]}), "it is reached while the answer is decoded"
+    assert not never_prunes(cell, {"context_tokens": [63], "digits": [5]}), (
+        "it is reached while the answer is decoded"
+    )
     assert never_prunes(replace(cell, schedule="prefill_once"), {"context_tokens": [63], "digits": [5]})
     assert never_prunes(cell, {"context_tokens": [32], "digits": [5]})
 

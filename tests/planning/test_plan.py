@@ -39,7 +39,9 @@ MANY = {
 
 def test_units_cover_each_window_of_each_cell_exactly_once(plan_of):
     plan = plan_of(**MANY)
-    covered = Counter((cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.part.windows)
+    covered = Counter(
+        (cell.cell_id, w.index) for unit in plan.units for cell in unit.cells for w in unit.part.windows
+    )
     assert len(plan.grid.cells) == 61
     numbers = [window.index for window in windows_of(plan.grid.cells[0], plan.resolved)]
     assert len(numbers) == 20 and numbers[0] > 0, "the text has more windows"
@@ -74,7 +76,10 @@ def test_timed_cells_of_a_comparison_are_one_unit(plan_of):
 
 
 def test_timed_cells_of_each_protocol_are_a_unit_of_their_own(plan_of):
-    plan = plan_of(perplexity=None, generation="{prompt_tokens: [32], new_tokens: 8, protocol: [interleaved, report_2025]}")
+    plan = plan_of(
+        perplexity=None,
+        generation="{prompt_tokens: [32], new_tokens: 8, protocol: [interleaved, report_2025]}",
+    )
     protocols = [{json.loads(cell.settings)["protocol"] for cell in unit.cells} for unit in plan.units]
     assert sorted(protocols, key=str) == [{"interleaved"}, {"report_2025"}]
     assert {work_unit(plan, unit).work.protocol for unit in plan.units} == {"interleaved", "report_2025"}
@@ -85,7 +90,10 @@ def test_the_printed_plan_counts_what_the_sweep_file_excludes(plan_of, capsys):
     print_plan(plan_of(prune_after="[16, 24]", exclude="[{prune_after: [24], keep_ratios: [0.5]}]"), CLOCK)
     printed = capsys.readouterr().out
     assert "4 cells in 1 units" in printed
-    assert "estimate: 0:01:30 with 2 workers on this machine; rough, as tiny was not measured on this machine" in printed
+    assert (
+        "estimate: 0:01:30 with 2 workers on this machine; rough, as tiny was not measured on this machine"
+        in printed
+    )
     assert "1 combinations dropped: excluded by the sweep file" in printed
 
 
@@ -102,15 +110,21 @@ def test_rows_expected_are_those_of_each_task(plan_of):
     retrieval = "{kinds: [passkey, needle], context_tokens: [240], depths: [0.1, 0.5], questions: 3}"
     plan = plan_of(generation="{prompt_tokens: [32], new_tokens: 8, repeats: 5}", retrieval=retrieval)
     assert {cell.task: plan.rows_expected(cell) for cell in plan.grid.cells} == {
-        "perplexity": 3, "generation": 5, "retrieval": 2 * 1 * 2 * 3,
-    }  # fmt: skip
+        "perplexity": 3,
+        "generation": 5,
+        "retrieval": 2 * 1 * 2 * 3,
+    }
 
 
 def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of):
-    block = "{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0, 1], questions: 2, digits: [3, 5]}"
+    block = (
+        "{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0, 1], questions: 2, digits: [3, 5]}"
+    )
     plan = plan_of(perplexity=None, retrieval=block)
     cells = plan.grid.cells
-    assert {unit.part for unit in plan.units} == {Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)}
+    assert {unit.part for unit in plan.units} == {
+        Documents(kind, n, 0, 4) for kind in ("passkey", "needle") for n in (236, 240)
+    }
     assert all(unit.cells == tuple(cells) for unit in plan.units)
     for unit in plan.units:
         questions = questions_of(plan.resolved, unit)
@@ -120,17 +134,23 @@ def test_questions_have_the_asked_length_and_are_the_same_for_every_cell(plan_of
 
 
 def test_a_question_kept_out_of_pruning_makes_cells_of_its_own(plan_of):
-    plan = plan_of(perplexity=None, retrieval="{context_tokens: [240], questions: 1, question_pruned: [true, false]}")
+    plan = plan_of(
+        perplexity=None, retrieval="{context_tokens: [240], questions: 1, question_pruned: [true, false]}"
+    )
     assert len(plan.grid.cells) == 2 * 3 and len({cell.dense.cell_id for cell in plan.grid.cells}) == 2
 
 
 def test_lengths_that_cannot_hold_the_facts_are_refused_with_the_least_that_can(plan_of):
-    with pytest.raises(SweepError, match=r"240 is too short for a passkey of 5 digits and 3 distractors .* at least \d+"):
+    with pytest.raises(
+        SweepError, match=r"240 is too short for a passkey of 5 digits and 3 distractors .* at least \d+"
+    ):
         plan_of(perplexity=None, retrieval="{context_tokens: [240], distractors: [0, 3]}")
 
 
 def test_estimates_are_positive_and_the_longest_units_come_first_after_scouts(plan_of):
-    plan = plan_of(**MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}")
+    plan = plan_of(
+        **MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}"
+    )
     assert all(unit.cost_seconds > 0 for unit in plan.units)
     scouts = [unit for unit in plan.units if unit.scout]
     later = [unit for unit in plan.units if not unit.scout]
@@ -146,24 +166,34 @@ def test_one_timed_unit_of_several_goes_ahead_of_all_and_a_lone_one_last(plan_of
     plan = plan_of(**MANY, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
     first, last = plan.units[0], plan.units[-1]
     assert (first.task, first.scout, last.task, last.scout) == ("generation", True, "generation", False)
-    assert first.cost_seconds <= last.cost_seconds and sum(unit.task == "generation" for unit in plan.units) == 2
+    assert (
+        first.cost_seconds <= last.cost_seconds and sum(unit.task == "generation" for unit in plan.units) == 2
+    )
     alone = plan_of(perplexity=None, generation="{prompt_tokens: [32, 48], new_tokens: 8}")
     assert not any(unit.scout for unit in alone.units), "nothing waits for what it would tell"
 
 
 def test_a_scout_goes_ahead_of_each_kind_that_has_many_units_and_never_of_a_lone_timed_one(plan_of):
-    plan = plan_of(**MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}")
+    plan = plan_of(
+        **MANY, retrieval="{context_tokens: [240]}", generation="{prompt_tokens: [32], new_tokens: 8}"
+    )
     counts = Counter(unit.task for unit in plan.units)
-    assert {unit.task for unit in plan.units if unit.scout} == {task for task in ("perplexity", "retrieval") if counts[task] >= 5}
+    assert {unit.task for unit in plan.units if unit.scout} == {
+        task for task in ("perplexity", "retrieval") if counts[task] >= 5
+    }
     assert not any(unit.scout for unit in plan_of(**MANY).units), "one kind alone needs none"
 
 
 def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
     plan = plan_of(prune_after="[16, 63, 64]", perplexity="{window: 64, stride: 64, windows: 1000}")
-    assert {(c.prune_after, c.keep_ratio) for c in plan.never_prune} == {(n, r) for n in (63, 64) for r in (0.9, 0.5)}
+    assert {(c.prune_after, c.keep_ratio) for c in plan.never_prune} == {
+        (n, r) for n in (63, 64) for r in (0.9, 0.5)
+    }
     assert any(note.startswith("4 cells can never prune") for note in plan.notes)
     assert any("1000 were asked for" in note for note in plan.notes)
-    timed = plan_of(perplexity=None, prune_after="[40]", generation="{prompt_tokens: [40], new_tokens: 16, repeats: 5}").notes
+    timed = plan_of(
+        perplexity=None, prune_after="[40]", generation="{prompt_tokens: [40], new_tokens: 16, repeats: 5}"
+    ).notes
     assert [note.split(":")[0] for note in timed] == ["1 generation cells never prune while decoding"]
     assert "keep_ratio 0.5, prune_after 40, prompt of 40, 16 new tokens" in timed[0]
     (note,) = plan_of(perplexity="{window: 64, stride: 64, windows: 1}").notes
@@ -174,12 +204,18 @@ def test_cells_that_never_prune_and_a_short_text_are_noted(plan_of):
     ("keys", "parts"),
     [
         ({"skip_layers": "[[0], [99]]"}, ["skip_layers: layer 99 does not exist", "layers 0..1"]),
-        ({"perplexity": "{window: 257, stride: 64}"}, ["perplexity.window: 257 is longer than the context", "256 tokens"]),
+        (
+            {"perplexity": "{window: 257, stride: 64}"},
+            ["perplexity.window: 257 is longer than the context", "256 tokens"],
+        ),
         (
             {"perplexity": None, "generation": "{prompt_tokens: [250], new_tokens: 8}"},
             ["generation.prompt_tokens + new_tokens: 258 is longer than the context"],
         ),
-        ({"perplexity": None, "retrieval": "{context_tokens: [256]}"}, ["retrieval.context_tokens", "264 is longer"]),
+        (
+            {"perplexity": None, "retrieval": "{context_tokens: [256]}"},
+            ["retrieval.context_tokens", "264 is longer"],
+        ),
         ({"datasets": "[pydoc]"}, ["dataset 'pydoc' is unknown; allowed: pydocs, wikitext-2"]),
         ({"datasets": '["text:/no/such/file"]'}, ["there is no file /no/such/file"]),
         ({"models": "[/no/such/model]"}, ["model '/no/such/model': there is no such directory"]),
@@ -221,12 +257,19 @@ def test_a_task_that_its_own_filter_leaves_without_a_pruned_cell_is_noted(plan_o
     ) in plan.notes
     plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once, every_step')}}}")
     assert len(plan.grid.cells) > 1 and not any("dense cells alone" in note for note in plan.notes)
-    assert "retrieval.schedules names prefill_once, which the sweep's own schedules lack: no cell has them" in plan.notes
-    plan = plan_of(perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 2, policies: [dense]}")
+    assert (
+        "retrieval.schedules names prefill_once, which the sweep's own schedules lack: no cell has them"
+        in plan.notes
+    )
+    plan = plan_of(
+        perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 2, policies: [dense]}"
+    )
     assert not any("policies" in note for note in plan.notes), "the dense cell alone is what was asked for"
     plan = plan_of(perplexity="{window: 128, stride: 128, windows: 2, keep_ratios: []}")
     assert [cell.policy for cell in plan.grid.cells] == ["dense"]
-    assert any("perplexity has dense cells alone: its keep_ratios are an empty list" in note for note in plan.notes)
+    assert any(
+        "perplexity has dense cells alone: its keep_ratios are an empty list" in note for note in plan.notes
+    )
 
 
 def test_the_wrong_protocol_is_called_wrong_before_it_runs(plan_of):
@@ -244,7 +287,9 @@ def test_a_window_longer_than_a_sliding_attention_window_is_refused(plan_of, tin
         match=r"window: 64 is longer than the 48 tokens up to which .* can be measured: some of its layers attend to the last 48",
     ):
         plan_of(models=f"[{folder}]")
-    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 48, "use_sliding_window": False}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"sliding_window": 48, "use_sliding_window": False})
+    )
     plan_of(models=f"[{folder}]")
 
 
@@ -261,14 +306,22 @@ def test_a_users_own_policy_is_named_with_the_hash_of_its_code(plan_of, tmp_path
     made = plan_of(policies='[knorm, "planned_policy:oldest"]', retrieval=chosen, exclude=blocks)
     own = {(c.task, c.keep_ratio) for c in made.grid.cells if c.policy.startswith("planned_policy:oldest@")}
     assert own == {("perplexity", 0.9), ("retrieval", 0.9)}
-    for missing, part in (("planned_policy:newest", "defines no 'newest'"), ("no_such:f", "no module 'no_such'")):
+    for missing, part in (
+        ("planned_policy:newest", "defines no 'newest'"),
+        ("no_such:f", "no module 'no_such'"),
+    ):
         with pytest.raises(SweepError, match=part):
             plan_of(policies=f'["{missing}"]')
 
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(b"", "holds no text"), (b" \n\t\n", "holds no text"), (b"abc", "3 tokens"), (b"\xff", "not UTF-8 text (byte 0)")],
+    [
+        (b"", "holds no text"),
+        (b" \n\t\n", "holds no text"),
+        (b"abc", "3 tokens"),
+        (b"\xff", "not UTF-8 text (byte 0)"),
+    ],
 )
 def test_a_text_without_enough_text_is_refused(plan_of, tmp_path, content, part):
     file = tmp_path / "short.txt"

@@ -31,9 +31,12 @@ RETRIEVAL = "{kinds: [needle], context_tokens: [200], digits: [5], question_prun
 def cells(sweep_file):
     """(task, schedule, ratio, threshold) -> the planned cell."""
     sweep = sweep_file(
-        generation=GENERATION, retrieval=RETRIEVAL, keep_ratios="[0.9, 0.5]", prune_after="[16, 44]",
+        generation=GENERATION,
+        retrieval=RETRIEVAL,
+        keep_ratios="[0.9, 0.5]",
+        prune_after="[16, 44]",
         schedules="[every_step, prefill_once, constant]",
-    )  # fmt: skip
+    )
     plan = make_plan(load_spec(str(sweep)))
     found = make_grid(plan.spec, plan.resolved.targets).cells
     return {(cell.task, cell.schedule, cell.keep_ratio, cell.prune_after): cell for cell in found}
@@ -45,23 +48,38 @@ def cells(sweep_file):
 def test_of_a_prompt_that_goes_through_in_one_pass(cells, ratio, after, schedule):
     model, dense = tiny_model("neox"), PruneSettings("dense")
     cell = cells["generation", schedule, ratio, after]
-    runs = [generate(model, repetitive_tokens(1, 40), each, 16, Clock(CPU)) for each in (prune_settings(cell), dense)]
+    runs = [
+        generate(model, repetitive_tokens(1, 40), each, 16, Clock(CPU))
+        for each in (prune_settings(cell), dense)
+    ]
     found = planned_budget(cell)
     assert found.events == runs[0].prune_events
-    silent = schedule == "every_step" and not runs[0].prune_steps and not never_prunes(cell, settings_of(cell))
+    silent = (
+        schedule == "every_step" and not runs[0].prune_steps and not never_prunes(cell, settings_of(cell))
+    )
     assert prunes_while_decoding(cell) == (not silent)
     assert found.share == pytest.approx(runs[0].kv_bytes_step_mean / runs[1].kv_bytes_step_mean)
 
     cell = cells["retrieval", schedule, ratio, after]
     prompt = repetitive_tokens(1, 200)[0].tolist()
-    question = Question("needle", 200, 5, 0, 0.5, 0, prompt[:-20], prompt[-20:], [1, 2, 3, 4, 5], "12345", ((4, 9),))
-    rows, full = (rows[0] for rows in answers(model, CPU, [prune_settings(cell), dense], RetrievalWork((question,), True), 4))
+    question = Question(
+        "needle", 200, 5, 0, 0.5, 0, prompt[:-20], prompt[-20:], [1, 2, 3, 4, 5], "12345", ((4, 9),)
+    )
+    rows, full = (
+        rows[0]
+        for rows in answers(model, CPU, [prune_settings(cell), dense], RetrievalWork((question,), True), 4)
+    )
     assert planned_budget(cell).events == rows["prune_events"]
     assert planned_budget(cell).share == pytest.approx(rows["cache_tokens_mean"] / full["cache_tokens_mean"])
 
-    rows, full = (rows[0] for rows in answers(model, CPU, [prune_settings(cell), dense], RetrievalWork((question,), False), 4))
+    rows, full = (
+        rows[0]
+        for rows in answers(model, CPU, [prune_settings(cell), dense], RetrievalWork((question,), False), 4)
+    )
     share = rows["cache_tokens_mean"] / full["cache_tokens_mean"]
-    assert planned_budget(cell).share == pytest.approx(share, abs=20 / 200), "the question's own tokens are kept out"
+    assert planned_budget(cell).share == pytest.approx(share, abs=20 / 200), (
+        "the question's own tokens are kept out"
+    )
 
 
 @pytest.mark.parametrize("schedule", ["every_step", "constant"])

@@ -1,4 +1,5 @@
-"""What planning makes of fixed facts is what it made before it was fast, byte for byte: ids, order, units, costs, notes."""
+"""What planning makes of fixed facts is what it made before it was fast, byte for byte: ids, order, units,
+costs, notes."""
 
 import hashlib
 import json
@@ -45,9 +46,21 @@ EVERYTHING = {
 
 def facts(name: str) -> ModelFacts:
     return ModelFacts(
-        name=name, revision=f"r-{name}", source=name, commit=None, architecture="llama", layers=4, context=500,
-        positions=Positions("rotary", 1.0), limits=(), refusals=(), kv_heads=2, head_dim=8, parameters=10**6, tokenizer_file="",
-    )  # fmt: skip
+        name=name,
+        revision=f"r-{name}",
+        source=name,
+        commit=None,
+        architecture="llama",
+        layers=4,
+        context=500,
+        positions=Positions("rotary", 1.0),
+        limits=(),
+        refusals=(),
+        kv_heads=2,
+        head_dim=8,
+        parameters=10**6,
+        tokenizer_file="",
+    )
 
 
 def resolved(spec: SweepSpec) -> Resolved:
@@ -57,7 +70,10 @@ def resolved(spec: SweepSpec) -> Resolved:
     names = [ref.entry.label for ref in spec.datasets]
     tokens = {(m, d): TokenizedCorpus(np.zeros(5000, np.int32)) for m in models for d in names}
     targets = [
-        Target(m, models[m].revision, 4, d, f"f-{d}", "cpu", t, bos[m]) for m in models for d in names for t in spec.dtypes
+        Target(m, models[m].revision, 4, d, f"f-{d}", "cpu", t, bos[m])
+        for m in models
+        for d in names
+        for t in spec.dtypes
     ]
     return Resolved(models, {}, tokens, targets, [], bos, dict.fromkeys(models, False))
 
@@ -92,8 +108,9 @@ GOLDEN = {
     "retrieval": (318, 40, "40780eb02fdc", "f0435eade8b5", "93e7a3a4fc74", "a8291868123b", "4f53cda18c2b", "5f91419a3ebb"),
     "seed_reports": (302, 19, "4daf37db8b60", "b18bcbbd9821", "5043e0f796b2", "26c628327631", "dcae002926a6", "b78952482aa0"),
 }  # fmt: skip
-"""Written by the code of commit 4499762, but for the units, which have been cut by seconds since: cells, units, digests of ids in
-order, of units, of what was dropped, of the notes, of cells that never prune, of budgets."""
+"""Written by the code of commit 4499762, but for the units, which have been cut by seconds since: cells,
+units, digests of ids in order, of units, of what was dropped, of the notes, of cells that never prune, of
+budgets."""
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -111,10 +128,18 @@ def test_a_plan_is_what_it_was(monkeypatch, name):
         (u.unit_id, u.task, u.cost_seconds, need, documents(u.part), u.scout, windows(u.part))
         for u, need in zip(plan.units, needs, strict=True)
     ]
-    budgets = [(budget.events, budget.share) if (budget := planned_budget(cell)) else None for cell in plan.grid.cells]
+    budgets = [
+        (budget.events, budget.share) if (budget := planned_budget(cell)) else None
+        for cell in plan.grid.cells
+    ]
     found = (
-        len(plan.grid.cells), len(plan.units), digest([cell.cell_id for cell in plan.grid.cells]), digest(units),
-        digest(sorted(plan.grid.dropped.items())), digest(plan.notes), digest([cell.cell_id for cell in plan.never_prune]),
+        len(plan.grid.cells),
+        len(plan.units),
+        digest([cell.cell_id for cell in plan.grid.cells]),
+        digest(units),
+        digest(sorted(plan.grid.dropped.items())),
+        digest(plan.notes),
+        digest([cell.cell_id for cell in plan.never_prune]),
         digest(budgets),
-    )  # fmt: skip
+    )
     assert found == GOLDEN[name]

@@ -30,7 +30,9 @@ from workers.policies.budget import Schedule
 
 def spec_of(**keys) -> SweepSpec:
     basis = {"name": "x", "models": ["a"], "datasets": ["d"], "keep_ratios": [0.9, 0.5], "prune_after": [8]}
-    return SweepSpec.model_validate_json(json.dumps({**basis, "perplexity": {"window": 64, "windows": 3}, **keys}))
+    return SweepSpec.model_validate_json(
+        json.dumps({**basis, "perplexity": {"window": 64, "windows": 3}, **keys})
+    )
 
 
 @pytest.fixture
@@ -66,14 +68,23 @@ def test_the_passes_of_cells_are_estimated_once_and_not_for_each_stretch_of_wind
 def test_a_filter_leaves_out_values_and_does_not_sift_the_whole_product(plan_of, monkeypatch):
     calls = counted(monkeypatch, grid, "_reason_to_drop")
     many = [n / 1000 for n in range(1, 1000)]
-    made = plan_of(keep_ratios=many, perplexity={"window": 64, "keep_ratios": [0.25, 0.5], "policies": ["knorm"]})
+    made = plan_of(
+        keep_ratios=many, perplexity={"window": 64, "keep_ratios": [0.25, 0.5], "policies": ["knorm"]}
+    )
     assert len(made.grid.cells) == 3 and len(calls) == 2
 
 
-VALUES = {"policies": ["knorm", "random"], "keep_ratios": [0.25, 0.5], "prune_after": [8, 16], "protect_sink": [0, 1]}
+VALUES = {
+    "policies": ["knorm", "random"],
+    "keep_ratios": [0.25, 0.5],
+    "prune_after": [8, 16],
+    "protect_sink": [0, 1],
+}
 BLOCKS = st.lists(
     st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 2), min_size=1).map(
-        lambda named: {axis: VALUES[axis] if pick == 2 else [VALUES[axis][pick]] for axis, pick in named.items()}
+        lambda named: {
+            axis: VALUES[axis] if pick == 2 else [VALUES[axis][pick]] for axis, pick in named.items()
+        }
     ),
     max_size=6,
 )
@@ -85,7 +96,9 @@ def test_what_blocks_exclude_is_what_any_of_them_matches_on_every_axis_that_it_n
     cells = make_grid(spec_of(**VALUES), resolved(spec_of()).targets).cells
     excluded = Exclusions([Exclusion.model_validate(block) for block in blocks])
     for cell in cells:
-        by_hand = any(all(getattr(cell, FIELDS[axis]) in values for axis, values in block.items()) for block in blocks)
+        by_hand = any(
+            all(getattr(cell, FIELDS[axis]) in values for axis, values in block.items()) for block in blocks
+        )
         assert (cell in excluded) == by_hand
 
 
@@ -100,7 +113,9 @@ def test_a_cell_is_looked_at_once_for_each_axis_however_many_blocks_exclude():
     blocks = [Exclusion(policies=["knorm"], keep_ratios=[n / 1000]) for n in range(1, 500)]
     assert Watched() not in Exclusions(blocks)  # pyright: ignore[reportOperatorIssue]
     assert len(looked) <= len(FIELDS)
-    assert replace(make_grid(spec_of(), resolved(spec_of()).targets).cells[1], keep_ratio=0.25) in Exclusions(blocks)
+    assert replace(make_grid(spec_of(), resolved(spec_of()).targets).cells[1], keep_ratio=0.25) in Exclusions(
+        blocks
+    )
 
 
 def test_values_listed_twice_are_found_without_comparing_each_with_each(monkeypatch):
@@ -121,21 +136,30 @@ def test_values_listed_twice_are_found_without_comparing_each_with_each(monkeypa
         spec_of(keep_ratios=[0.5, 0.25, 0.5])
 
 
-def test_models_of_one_tokenizer_share_the_tokens_of_a_text(sweep_file, tiny_model_dir, tmp_path, monkeypatch):
+def test_models_of_one_tokenizer_share_the_tokens_of_a_text(
+    sweep_file, tiny_model_dir, tmp_path, monkeypatch
+):
     (tmp_path / "twin").symlink_to(tiny_model_dir)
     calls = counted(monkeypatch, resolve, "tokens_of")
-    found = resolve.resolve(load_spec(str(sweep_file(models=f"[{tiny_model_dir}, {tmp_path / 'twin'}]"))), "cpu")
+    found = resolve.resolve(
+        load_spec(str(sweep_file(models=f"[{tiny_model_dir}, {tmp_path / 'twin'}]"))), "cpu"
+    )
     assert len(found.models) == 2 and len(found.tokens) == 2 and len(calls) == 1
 
 
 def test_a_grid_that_nobody_can_run_is_refused_before_it_is_made(plan_of, monkeypatch):
     monkeypatch.setattr(grid, "MAX_COMBINATIONS", 100)
     made = counted(monkeypatch, grid, "_reason_to_drop")
-    with pytest.raises(SweepError, match=r"more than 100 combinations \(120 in perplexity alone: 60 keep_ratios, 2 prune_after"):
+    with pytest.raises(
+        SweepError,
+        match=r"more than 100 combinations \(120 in perplexity alone: 60 keep_ratios, 2 prune_after",
+    ):
         plan_of(keep_ratios=[n / 100 for n in range(1, 61)], prune_after=[8, 16])
     assert made == []
     monkeypatch.setattr(unit_sizes, "MAX_UNITS", 3)
-    with pytest.raises(SweepError, match=r"7 units of work \(100 windows of a text among them\), and 3 is the most"):
+    with pytest.raises(
+        SweepError, match=r"7 units of work \(100 windows of a text among them\), and 3 is the most"
+    ):
         plan_of(perplexity={"window": 8, "windows": 100})
 
 

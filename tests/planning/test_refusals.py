@@ -15,9 +15,15 @@ from tests.support.command import kvsweep, run_inline
     [
         ({"keep_ratio": "[0.5]"}, "sweep.yaml:8:1: keep_ratio: unknown key; did you mean keep_ratios?"),
         ({"keep_ratios": "[0]"}, "sweep.yaml:5:15: keep_ratios.0: should be greater than 0 (got 0)"),
-        ({"keep_ratios": "[1.2]"}, "sweep.yaml:5:15: keep_ratios.0: should be less than or equal to 1 (got 1.2)"),
+        (
+            {"keep_ratios": "[1.2]"},
+            "sweep.yaml:5:15: keep_ratios.0: should be less than or equal to 1 (got 1.2)",
+        ),
         ({"keep_ratios": '["abc"]'}, 'sweep.yaml:5:15: keep_ratios.0: should be a valid number (got "abc")'),
-        ({"prune_after": "[-1]"}, "sweep.yaml:6:15: prune_after.0: should be greater than or equal to 1 (got -1)"),
+        (
+            {"prune_after": "[-1]"},
+            "sweep.yaml:6:15: prune_after.0: should be greater than or equal to 1 (got -1)",
+        ),
         ({"skip_layers": "[[99]]"}, "skip_layers: layer 99 does not exist"),
         ({"perplexity": "{window: 512, stride: 64}"}, "perplexity.window: 512 is longer than the context"),
         ({"models": "[no-such/model]"}, "model 'no-such/model': not one of reference-neox"),
@@ -28,13 +34,18 @@ from tests.support.command import kvsweep, run_inline
         ({"models": '["~nosuchuser/x"]'}, "model '~nosuchuser/x': there is no such directory"),
         ({"models": f'["{"m" * 300}"]'}, "mmm...: cannot be looked at as a directory: File name too long"),
         ({"models": f'["./{"m" * 300}"]'}, "mmm...: cannot be looked at as a directory: File name too long"),
-        ({"lm_eval": "{tasks: [kv], include_path: ~nosuchuser/x}"}, "include_path '~nosuchuser/x': there is no such directory"),
+        (
+            {"lm_eval": "{tasks: [kv], include_path: ~nosuchuser/x}"},
+            "include_path '~nosuchuser/x': there is no such directory",
+        ),
         ({"lm_eval": f"{{tasks: [kv], include_path: {'m' * 300}}}"}, "there is no such directory"),
         ({"models": "[broken]"}, "its tokenizer.json cannot be used"),
         ({"name": "[x"}, "not valid YAML"),
     ],
-    ids=lambda value: ("-".join(value) + "=" + "".join(value.values()))[:60] if isinstance(value, dict) else "",
-)  # fmt: skip
+    ids=lambda value: (
+        ("-".join(value) + "=" + "".join(value.values()))[:60] if isinstance(value, dict) else ""
+    ),
+)
 def test_a_wrong_sweep_is_refused_with_one_message_and_leaves_nothing_behind(
     command, changes, part, sweep_file, tiny_model_dir, tmp_path, monkeypatch, capsys
 ):
@@ -86,7 +97,9 @@ def test_a_folder_of_other_files_is_never_written_to(sweep_file, out, capsys):
 
 
 def test_an_unreachable_object_store_is_refused_without_a_traceback(sweep_file, capsys):
-    assert run_sweep(str(sweep_file()), [], RunOptions(out="nosuchstore://bucket/run", inline=True)) == BAD_INPUT
+    assert (
+        run_sweep(str(sweep_file()), [], RunOptions(out="nosuchstore://bucket/run", inline=True)) == BAD_INPUT
+    )
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith("error: --out nosuchstore://bucket/run: ")
 

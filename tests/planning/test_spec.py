@@ -39,8 +39,20 @@ def faults(path: str | None, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("written", "instead", "line", "column", "parts"),
     [
-        ("name: x", "name: x\npolicys: [knorm]", 2, 1, ["policys: unknown key; did you mean policies?", "known: name, models"]),
-        ("stride:", "strid:", 5, 26, ["perplexity.strid: unknown key; did you mean stride?", "known: window, stride, windows"]),
+        (
+            "name: x",
+            "name: x\npolicys: [knorm]",
+            2,
+            1,
+            ["policys: unknown key; did you mean policies?", "known: name, models"],
+        ),
+        (
+            "stride:",
+            "strid:",
+            5,
+            26,
+            ["perplexity.strid: unknown key; did you mean stride?", "known: window, stride, windows"],
+        ),
         ("name: x", "name: x\nzzz: 1", 2, 1, ["zzz: unknown key (known: name, models,"]),
         ("[0.9, 0.5]", "[0.9, 0]", 4, 20, ["keep_ratios.1", "greater than 0", "(got 0)"]),
         ("[0.9, 0.5]", "[0.9, 1.2]", 4, 20, ["keep_ratios.1", "less than or equal to 1", "(got 1.2)"]),
@@ -52,19 +64,49 @@ def faults(path: str | None, *overrides: str) -> list[str]:
         ("[0.9, 0.5]", "[]", 4, 1, ["keep_ratios", "at least 1 item", "(got [])"]),
         ("[0.9, 0.5]", "[0.5, 0.50]", 4, 1, ["keep_ratios", "listed twice: 0.5"]),
         ("[0.9, 0.5]", "[1, 1.0]", 4, 1, ["keep_ratios", "listed twice: 1.0"]),
-        ("name: x", "name: x\nprune_after: [-1]", 2, 15, ["prune_after.0", "greater than or equal to 1", "(got -1)"]),
-        ("name: x", "name: x\nprune_after: [0]", 2, 15, ["prune_after.0", "greater than or equal to 1", "(got 0)"]),
+        (
+            "name: x",
+            "name: x\nprune_after: [-1]",
+            2,
+            15,
+            ["prune_after.0", "greater than or equal to 1", "(got -1)"],
+        ),
+        (
+            "name: x",
+            "name: x\nprune_after: [0]",
+            2,
+            15,
+            ["prune_after.0", "greater than or equal to 1", "(got 0)"],
+        ),
         ("name: x", "name: x\nprune_after: [1.5]", 2, 15, ["prune_after.0", "a valid integer", "(got 1.5)"]),
-        ("name: x", "name: x\nskip_layers: [[-1]]", 2, 16, ["skip_layers.0.0", "greater than or equal to 0", "(got -1)"]),
+        (
+            "name: x",
+            "name: x\nskip_layers: [[-1]]",
+            2,
+            16,
+            ["skip_layers.0.0", "greater than or equal to 0", "(got -1)"],
+        ),
         ("name: x", "name: x\nskip_layers: [0]", 2, 15, ["skip_layers.0", "a valid array", "(got 0)"]),
-        ("name: x", "name: x\npolicies: [l2]", 2, 12, ["policies.0", "knorm", "tova", "module:function", '(got "l2")']),
+        (
+            "name: x",
+            "name: x\npolicies: [l2]",
+            2,
+            12,
+            ["policies.0", "knorm", "tova", "module:function", '(got "l2")'],
+        ),
         ("name: x", "name: x\ndevices: [tpu]", 2, 11, ["devices.0", "'cuda'", '(got "tpu")']),
         ("name: x", "name: x\nseed: true", 2, 1, ["seed", "a valid integer", "(got true)"]),
         ("name: x", "name: ../x", 1, 1, ["name", "letters, digits", '(got "../x")']),
         ("name: x", "name: 3", 1, 1, ["name", "a valid string", "(got 3)"]),
         ("[pydocs]", '[""]', 3, 12, ["datasets.0", "at least 1 character"]),
         ("[reference-neox]", "[{revision: main}]", 2, 10, ["models.0.name", "is required"]),
-        ("[reference-neox]", "[{name: a, revison: b}]", 2, 20, ["models.0.revison", "did you mean revision?"]),
+        (
+            "[reference-neox]",
+            "[{name: a, revison: b}]",
+            2,
+            20,
+            ["models.0.revison", "did you mean revision?"],
+        ),
         ("window: 64", "window: 1", 5, 14, ["perplexity.window", "greater than or equal to 2", "(got 1)"]),
         ("stride: 64", "stride: 65", 5, 26, ["perplexity.stride", "<= perplexity.window 64", "(got 65)"]),
         (
@@ -75,8 +117,20 @@ def faults(path: str | None, *overrides: str) -> list[str]:
             ["exclude.0", "would exclude everything", "policies, keep_ratios", "(got {})"],
         ),
         ("name: x", "name: x\nexclude: [{policies: null}]", 2, 11, ["exclude.0", "would exclude everything"]),
-        ("name: x", "name: x\nexclude: [{policies: []}]", 2, 11, ["exclude.0: policies is empty", "exclude nothing"]),
-        ("name: x", "name: x\nexclude: [{policy: [knorm]}]", 2, 12, ["exclude.0.policy: unknown key; did you mean policies?"]),
+        (
+            "name: x",
+            "name: x\nexclude: [{policies: []}]",
+            2,
+            11,
+            ["exclude.0: policies is empty", "exclude nothing"],
+        ),
+        (
+            "name: x",
+            "name: x\nexclude: [{policy: [knorm]}]",
+            2,
+            12,
+            ["exclude.0.policy: unknown key; did you mean policies?"],
+        ),
         (
             "name: x",
             "name: x\nexclude: [{datasets: [a]}]",
@@ -114,7 +168,13 @@ def faults(path: str | None, *overrides: str) -> list[str]:
             13,
             ["retrieval.policy: unknown key; did you mean policies?"],
         ),
-        ("stride: 64}", "stride: 64}\nretrieval: {keep_ratios: [2]}", 6, 27, ["retrieval.keep_ratios.0", "(got 2)"]),
+        (
+            "stride: 64}",
+            "stride: 64}\nretrieval: {keep_ratios: [2]}",
+            6,
+            27,
+            ["retrieval.keep_ratios.0", "(got 2)"],
+        ),
         (
             "stride: 64}",
             "stride: 64}\ngeneration: {protocol: fair}",
@@ -122,13 +182,27 @@ def faults(path: str | None, *overrides: str) -> list[str]:
             14,
             ["generation.protocol", "'report_2025'", '(got "fair")'],
         ),
-        ("stride: 64}", "stride: 64}\ngeneration: {protocol: []}", 6, 14, ["generation.protocol", "at least 1 item"]),
-        ("stride: 64}", "stride: 64}\ngeneration: {protocol: [report_2025, report_2025]}", 6, 14, ["listed twice"]),
+        (
+            "stride: 64}",
+            "stride: 64}\ngeneration: {protocol: []}",
+            6,
+            14,
+            ["generation.protocol", "at least 1 item"],
+        ),
+        (
+            "stride: 64}",
+            "stride: 64}\ngeneration: {protocol: [report_2025, report_2025]}",
+            6,
+            14,
+            ["listed twice"],
+        ),
         ("name: x", "name: x\n? [a, b]\n: c", 2, 3, ["a list as a key; a key is a name"]),
         ("name: x", "name: x\n1: c", 2, 1, ["1: unknown key"]),
     ],
 )
-def test_a_fault_names_its_place_its_key_its_value_and_what_is_allowed(sweep, written, instead, line, column, parts):
+def test_a_fault_names_its_place_its_key_its_value_and_what_is_allowed(
+    sweep, written, instead, line, column, parts
+):
     assert VALID.count(written) == 1
     path = sweep(VALID.replace(written, instead))
     (message,) = faults(path)
@@ -152,11 +226,28 @@ def test_a_fault_names_its_place_its_key_its_value_and_what_is_allowed(sweep, wr
         (VALID.encode() + b"\xff\xfe", ": ", f"not UTF-8 text (byte {len(VALID)})"),
         ("", ": ", "a sweep file is a mapping"),
         ("- name\n", ": ", "a sweep file is a mapping"),
-        (VALID.partition("perplexity")[0], ": ", "nothing to measure; add at least one block of perplexity, generation"),
+        (
+            VALID.partition("perplexity")[0],
+            ": ",
+            "nothing to measure; add at least one block of perplexity, generation",
+        ),
     ],
-    ids=["duplicate key", "duplicate nested key", "open bracket", "tab", "two documents", "alias", "NUL", "deep", "digits",
-         "not UTF-8", "empty", "a list", "no task"],
-)  # fmt: skip
+    ids=[
+        "duplicate key",
+        "duplicate nested key",
+        "open bracket",
+        "tab",
+        "two documents",
+        "alias",
+        "NUL",
+        "deep",
+        "digits",
+        "not UTF-8",
+        "empty",
+        "a list",
+        "no task",
+    ],
+)
 def test_what_is_no_sweep_file_is_one_fault_with_its_place(sweep, text, place, part):
     path = sweep(text)
     (message,) = faults(path)
@@ -165,7 +256,11 @@ def test_what_is_no_sweep_file_is_one_fault_with_its_place(sweep, text, place, p
 
 
 def test_values_are_those_of_yaml_1_2(sweep):
-    spec = load_spec(sweep(VALID.replace("name: x", "name: no").replace("[pydocs]", "[on, yes, 2024-01-01]") + "seed: 010\n"))
+    spec = load_spec(
+        sweep(
+            VALID.replace("name: x", "name: no").replace("[pydocs]", "[on, yes, 2024-01-01]") + "seed: 010\n"
+        )
+    )
     assert spec.name == "no"
     assert [each.name for each in spec.datasets] == ["on", "yes", "2024-01-01"]
     assert spec.seed == 10  # octal in YAML 1.1
@@ -178,7 +273,9 @@ def test_merged_and_aliased_keys_are_read_and_their_faults_placed(sweep):
     messages = faults(sweep(text))
     assert [m.split(": ", 2)[1] for m in messages] == ["generation.window", "generation.stride"]
     assert all(":6:1: " in message for message in messages)
-    assert load_spec(sweep(VALID.replace("[0.9, 0.5]", "&r [0.9]") + "generation: {keep_ratios: *r}\n")).generation
+    assert load_spec(
+        sweep(VALID.replace("[0.9, 0.5]", "&r [0.9]") + "generation: {keep_ratios: *r}\n")
+    ).generation
 
 
 def test_all_faults_of_a_file_are_reported_at_once(sweep):
@@ -204,7 +301,12 @@ def test_a_missing_file_is_refused_and_the_embedded_sweeps_are_named(tmp_path):
 
 def test_set_replaces_and_adds_values_also_in_blocks(sweep):
     path = sweep(VALID)
-    overrides = ["perplexity.windows=4", "keep_ratios=[1]", "generation.new_tokens=8", "models=[{name: a, revision: no}]"]
+    overrides = [
+        "perplexity.windows=4",
+        "keep_ratios=[1]",
+        "generation.new_tokens=8",
+        "models=[{name: a, revision: no}]",
+    ]
     spec = load_spec(path, overrides)
     assert spec.perplexity and (spec.perplexity.window, spec.perplexity.windows) == (64, 4)
     assert spec.generation and spec.generation.new_tokens == 8
@@ -252,8 +354,9 @@ def test_excluded_values_may_be_written_in_another_way_and_faults_of_an_override
 def test_a_protocol_is_one_name_or_several(sweep):
     path = sweep(VALID + "generation: {}\n")
     for written, protocols in (
-        ("report_2025", ["report_2025"]), ("[interleaved, report_2025]", ["interleaved", "report_2025"]),
-    ):  # fmt: skip
+        ("report_2025", ["report_2025"]),
+        ("[interleaved, report_2025]", ["interleaved", "report_2025"]),
+    ):
         task = load_spec(path, [f"generation.protocol={written}"]).generation
         assert task and task.protocol == protocols
     task = load_spec(path).generation

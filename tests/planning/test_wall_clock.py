@@ -48,8 +48,11 @@ def plan_of(sweep_file, **keys):
 
 
 def test_a_measured_pace_gives_the_seconds_of_the_units_over_the_workers(sweep_file, no_cache, four_workers):
-    """Plain arithmetic: 6 windows of 64 tokens, dense and one cell from token 16 on, 1 pass and one for each of its prunes."""
-    plan = plan_of(sweep_file, perplexity="{window: 64, stride: 64, windows: 6}", keep_ratios="[0.5]", prune_after="[16]")
+    """Plain arithmetic: 6 windows of 64 tokens, dense and one cell from token 16 on, 1 pass and one for each
+    of its prunes."""
+    plan = plan_of(
+        sweep_file, perplexity="{window: 64, stride: 64, windows: 6}", keep_ratios="[0.5]", prune_after="[16]"
+    )
     (unit,) = plan.units
     facts = plan.resolved.models[unit.cells[0].model]
     rough = wall_clock(plan, measure=False)
@@ -84,7 +87,9 @@ def test_short_plans_load_no_model_and_long_ones_do_once(sweep_file, no_cache, m
     ((_, isolated, _, program, *_),) = started
     assert isolated == "-P" and "from workers.loaded.measure_pace import main" in program
     assert "failed or took too long (--no-measure leaves it out)" in str(wall_clock(long))
-    monkeypatch.setattr(clocks.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(subprocess.TimeoutExpired("x", 1)))
+    monkeypatch.setattr(
+        clocks.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(subprocess.TimeoutExpired("x", 1))
+    )
     assert wall_clock(long).unmeasured
 
 
@@ -103,11 +108,15 @@ def test_time_that_other_programs_had_is_not_in_a_pace(monkeypatch):
 
 
 def test_answers_are_estimated_by_what_their_caches_hold(sweep_file):
-    """Of a model with four times the keys, and of cells that keep more, they take longer though nothing is computed more."""
+    """Of a model with four times the keys, and of cells that keep more, they take longer though nothing is
+    computed more."""
     plan = plan_of(
-        sweep_file, keep_ratios="[0.9, 0.3]", prune_after="[8]", perplexity=None,
+        sweep_file,
+        keep_ratios="[0.9, 0.3]",
+        prune_after="[8]",
+        perplexity=None,
         retrieval="{context_tokens: [240], depths: [0.5], questions: 4}",
-    )  # fmt: skip
+    )
     (facts,) = plan.resolved.models.values()
     dense, most, least = plan.grid.cells
     no_computing = Pace(1e-9, 0.0)
@@ -150,16 +159,23 @@ def test_the_plan_of_a_long_sweep_measures_its_model_and_the_next_one_remembers(
     assert 1e-6 < pace["token_seconds"] < 1 and 0 <= pace["pass_seconds"] < 1
 
 
-def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_cells_share(sweep_file, monkeypatch):
+def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_cells_share(
+    sweep_file, monkeypatch
+):
     """By nominal rates, from a model that is done in no time to one of which a pass alone takes a minute."""
     plan = plan_of(
-        sweep_file, keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]", prune_after="[8, 16]", policies="[knorm, h2o, snapkv]",
+        sweep_file,
+        keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]",
+        prune_after="[8, 16]",
+        policies="[knorm, h2o, snapkv]",
         perplexity="{window: 64, stride: 64, windows: 24}",
         retrieval="{context_tokens: [240], depths: [0.1, 0.5], questions: 12, schedules: [every_step]}",
-    )  # fmt: skip
+    )
     for parameters in (10**5, 10**8, 10**9, 10**10):
         models = {name: replace(facts, parameters=parameters) for name, facts in plan.resolved.models.items()}
-        monkeypatch.setattr("pipeline.planning.plan.resolve", lambda *_, m=models: replace(plan.resolved, models=m))
+        monkeypatch.setattr(
+            "pipeline.planning.plan.resolve", lambda *_, m=models: replace(plan.resolved, models=m)
+        )
         made = make_plan(plan.spec)
         for unit in made.units:
             facts = made.resolved.models[unit.cells[0].model]
@@ -170,7 +186,9 @@ def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_ce
             single = len(unit.cells) == 1
             assert taken <= max(UNIT_SECONDS, 3 * shared) * 1.001 or single, (parameters, unit.task)
         tasks = {unit.task for unit in made.units if unit.cost_seconds > UNIT_SECONDS / 4}
-        assert tasks == (set() if parameters == 10**5 else {"perplexity", "retrieval"}), "and not much shorter"
+        assert tasks == (set() if parameters == 10**5 else {"perplexity", "retrieval"}), (
+            "and not much shorter"
+        )
 
 
 def test_what_this_machine_cannot_hold_is_said_and_never_loaded(sweep_file, no_cache, monkeypatch):
@@ -208,14 +226,22 @@ def test_without_a_home_nothing_is_remembered_and_nothing_is_lost(monkeypatch):
 
 def test_too_many_retrieval_units_are_refused_before_they_are_made(sweep_file, monkeypatch):
     monkeypatch.setattr("pipeline.cells.unit_sizes.MAX_UNITS", 0)
-    with pytest.raises(SweepError, match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions"):
-        plan_of(sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}")
+    with pytest.raises(
+        SweepError,
+        match=r"units of work \(12 documents to ask about among them\), .* lower retrieval.questions",
+    ):
+        plan_of(
+            sweep_file, perplexity=None, retrieval="{context_tokens: [240], depths: [0.5], questions: 12}"
+        )
 
 
 @pytest.mark.slow
 def test_what_other_programs_take_of_the_processor_is_no_pace_of_the_model(tiny_model_dir):
     """A wait stands for them: before each pass the thread does nothing for a while."""
-    model, threads = load(find_model(str(tiny_model_dir)), "float32", torch.device("cpu")), torch.get_num_threads()
+    model, threads = (
+        load(find_model(str(tiny_model_dir)), "float32", torch.device("cpu")),
+        torch.get_num_threads(),
+    )
     model.base_model.register_forward_pre_hook(lambda *_: time.sleep(0.5))  # pyright: ignore[reportCallIssue]
     try:
         torch.set_num_threads(1)

@@ -18,10 +18,12 @@ from pipeline.sweepfile.yaml_values import MAX_VALUES, YamlError, read_yaml
 from tests.planning.test_spec import VALID
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 MERGE_BOMB = "a: &a {x0: 1}\n" + "".join(
-    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 20)}]}}\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 20)}]}}\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
 DEEP_BY_ALIAS = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
 
@@ -115,11 +117,36 @@ e: |
 null: none
 """
     assert read_yaml(text).plain() == {
-        "a": [31, 15, 3, 1000, -3, 4, 10, "1:30", 9000.0, 0.5, float("-inf"), 1.0, "2026-01-01", "yes", "No", True, None, None,
-              "5", "6", "7"],
-        "b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}, "d": {"x": 7, "y": 2, "z": "a\u00e9\n"}, "e": "two\nlines\n", "1": "one",
+        "a": [
+            31,
+            15,
+            3,
+            1000,
+            -3,
+            4,
+            10,
+            "1:30",
+            9000.0,
+            0.5,
+            float("-inf"),
+            1.0,
+            "2026-01-01",
+            "yes",
+            "No",
+            True,
+            None,
+            None,
+            "5",
+            "6",
+            "7",
+        ],
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 1, "y": 3},
+        "d": {"x": 7, "y": 2, "z": "a\u00e9\n"},
+        "e": "two\nlines\n",
+        "1": "one",
         "null": "none",
-    }  # fmt: skip
+    }
 
 
 def test_as_many_values_as_are_allowed_are_read(monkeypatch):
@@ -130,9 +157,12 @@ def test_as_many_values_as_are_allowed_are_read(monkeypatch):
     assert MAX_VALUES >= 100_000
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.dates()
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.dates()
+)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
 )
 
 
@@ -170,12 +200,18 @@ def test_files_that_are_no_sweep_files_are_refused_without_being_read(tmp_path, 
     with (tmp_path / "large").open("wb") as file:
         file.truncate(2**30)
     for path, part in (
-        ("/dev/zero", "is a pipe or a device"), (str(tmp_path / "fifo"), "is a pipe or a device"),
-        (str(tmp_path), "it is a directory"), (str(tmp_path / "loop"), "there is no such sweep file"), ("a\0b", "a\\x00b"),
-        (str(tmp_path / "large"), "longer than 8 MiB"), ("~nobody-of-that-name/x", "there is no such sweep file"),
-        ("../sweeps/default", "there is no such sweep file"), ("x" * 5000, "there is no such sweep file"),
-        ("half\ud800", "half\\ud800"), ("two\nlines", "two\\nlines"),
-    ):  # fmt: skip
+        ("/dev/zero", "is a pipe or a device"),
+        (str(tmp_path / "fifo"), "is a pipe or a device"),
+        (str(tmp_path), "it is a directory"),
+        (str(tmp_path / "loop"), "there is no such sweep file"),
+        ("a\0b", "a\\x00b"),
+        (str(tmp_path / "large"), "longer than 8 MiB"),
+        ("~nobody-of-that-name/x", "there is no such sweep file"),
+        ("../sweeps/default", "there is no such sweep file"),
+        ("x" * 5000, "there is no such sweep file"),
+        ("half\ud800", "half\\ud800"),
+        ("two\nlines", "two\\nlines"),
+    ):
         with pytest.raises(SweepError) as caught:
             load_spec(path)
         (told,) = caught.value.faults
@@ -202,7 +238,10 @@ def test_a_mistake_in_ten_thousand_places_is_told_in_some_and_counted(tmp_path):
     with pytest.raises(SweepError) as caught:
         load_spec(str(file))
     assert len(caught.value.faults) == specs.FAULTS_SHOWN + 1
-    file.write_text(VALID.replace("[0.9, 0.5]", str([n / 1000 for n in range(1, 900)])) + "exclude: [{keep_ratios: [0.95]}]\n")
+    file.write_text(
+        VALID.replace("[0.9, 0.5]", str([n / 1000 for n in range(1, 900)]))
+        + "exclude: [{keep_ratios: [0.95]}]\n"
+    )
     with pytest.raises(SweepError) as caught:
         load_spec(str(file))
     (told,) = caught.value.faults
@@ -214,9 +253,10 @@ def test_an_option_within_an_options_value_has_the_option_as_its_place():
         load_spec("ucurve", ["perplexity={window: x}", "generation.nonsense=1"])
     told = caught.value.faults
     assert [line.partition(" should ")[0].partition(" unknown ")[0] for line in told] == [
-        "--set perplexity={window: x}: perplexity.window:", "--set perplexity={window: x}: perplexity.stride:",
+        "--set perplexity={window: x}: perplexity.window:",
+        "--set perplexity={window: x}: perplexity.stride:",
         "--set generation.nonsense=1: generation.nonsense:",
-    ]  # fmt: skip
+    ]
     with pytest.raises(SweepError) as caught:
         load_spec("ucurve", ["name=a\nb\ud800"])
     (told,) = caught.value.faults

@@ -28,7 +28,9 @@ MODELS = ("reference-neox", "reference-llama")
 
 
 def stock_of(name: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(find_model(name).source, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        find_model(name).source, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def prompt_of(name: str, length: int) -> torch.Tensor:
@@ -39,11 +41,18 @@ def prompt_of(name: str, length: int) -> torch.Tensor:
 def snapkv_choice(stock: Any, ids: torch.Tensor, capacity: int) -> list[list[list[int]]]:
     """Per layer and KV head, what the authors' configuration "w32, k7, maxpool" keeps, in plain Python.
 
-    Attention of the last 32 queries, summed; over the prefix alone the maximum of seven neighbours; capacity - 32 of the
-    prefix and the window itself.
+    Attention of the last 32 queries, summed; over the prefix alone the maximum of seven neighbours; capacity
+    - 32 of the prefix and the window itself.
     """
-    out, n, found = stock(input_ids=ids, past_key_values=DynamicCache(), output_attentions=True), ids.shape[1], []
-    heads = stock.config.get_text_config().to_dict().get("num_key_value_heads") or stock.config.num_attention_heads
+    out, n, found = (
+        stock(input_ids=ids, past_key_values=DynamicCache(), output_attentions=True),
+        ids.shape[1],
+        [],
+    )
+    heads = (
+        stock.config.get_text_config().to_dict().get("num_key_value_heads")
+        or stock.config.num_attention_heads
+    )
     for weights in out.attentions:
         group, own = weights.shape[1] // heads, []
         for head in range(heads):
@@ -71,9 +80,11 @@ def test_snapkv_max7_after_a_prompt_keeps_what_the_authors_configuration_keeps(n
 
 @torch.inference_mode()
 def constant_loop(stock: Any, ids: torch.Tensor, policy: str, most: int) -> tuple[torch.Tensor, list[int]]:
-    """NLL of each token and entries held at the end: the policies of the papers in a loop over the stock model and its cache.
+    """NLL of each token and entries held at the end: the policies of the papers in a loop over the stock
+    model and its cache.
 
-    One token per pass at its absolute position; after it each layer that holds more than ``most`` entries drops one.
+    One token per pass at its absolute position; after it each layer that holds more than ``most`` entries
+    drops one.
     """
     cache: Any = DynamicCache()
     text = stock.config.get_text_config().to_dict()
@@ -84,7 +95,11 @@ def constant_loop(stock: Any, ids: torch.Tensor, policy: str, most: int) -> tupl
     for step in range(ids.shape[1] - 1):
         at = torch.tensor([[step]])
         out = stock(
-            input_ids=ids[:, step : step + 1], position_ids=at, past_key_values=cache, use_cache=True, output_attentions=True
+            input_ids=ids[:, step : step + 1],
+            position_ids=at,
+            past_key_values=cache,
+            use_cache=True,
+            output_attentions=True,
         )
         losses.append(torch.nn.functional.cross_entropy(out.logits[0, -1:], ids[0, step + 1 : step + 2]))
         for number, (layer, weights) in enumerate(zip(cache.layers, out.attentions, strict=True)):
@@ -140,9 +155,12 @@ def test_a_constant_budget_cuts_a_prompt_and_stays_while_decoding():
 
 def test_planning_knows_a_constant_budget(sweep_file):
     blocks = {
-        "generation": "{prompt_tokens: [32], new_tokens: 9}", "policies": "[streaming]", "keep_ratios": "[0.5]",
-        "schedules": "[constant]", "prune_after": "[16]",
-    }  # fmt: skip
+        "generation": "{prompt_tokens: [32], new_tokens: 9}",
+        "policies": "[streaming]",
+        "keep_ratios": "[0.5]",
+        "schedules": "[constant]",
+        "prune_after": "[16]",
+    }
     plan = make_plan(load_spec(str(sweep_file(**blocks))))
     made = {cell.task: planned_budget(cell) for cell in plan.grid.cells if cell.policy == "streaming"}
     assert made["perplexity"] and made["perplexity"].events == 63 - 8
@@ -153,8 +171,9 @@ def test_planning_knows_a_constant_budget(sweep_file):
 
 @torch.inference_mode()
 def streaming_llm(stock: Any, ids: torch.Tensor, most: int) -> torch.Tensor:
-    """NLL of each token as StreamingLLM computes it: keys are stored as they are before rotation, and at every step keys and
-    query are turned to their positions within the cache; then the first 4 and the newest entries stay, ``most`` in all.
+    """NLL of each token as StreamingLLM computes it: keys are stored as they are before rotation, and at
+    every step keys and query are turned to their positions within the cache; then the first 4 and the newest
+    entries stay, ``most`` in all.
 
     Every token goes in at position 0, where the model's own rotation is none.
     """
@@ -184,7 +203,9 @@ def streaming_llm(stock: Any, ids: torch.Tensor, most: int) -> torch.Tensor:
     layers: Any = cache.layers
     for step in range(ids.shape[1] - 1):
         zero = torch.zeros(1, 1, dtype=torch.long)
-        out = stock(input_ids=ids[:, step : step + 1], position_ids=zero, past_key_values=cache, use_cache=True)
+        out = stock(
+            input_ids=ids[:, step : step + 1], position_ids=zero, past_key_values=cache, use_cache=True
+        )
         losses.append(torch.nn.functional.cross_entropy(out.logits[0, -1:], ids[0, step + 1 : step + 2]))
         for layer in layers:
             for name in ("keys", "values"):
@@ -197,7 +218,9 @@ def streaming_llm(stock: Any, ids: torch.Tensor, most: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", thinned(MODELS, 1))
 def test_streaming_rolled_under_a_constant_budget_is_streaming_llm(name):
     ids = prompt_of(name, 72)
-    cells = [PruneSettings(policy, 0.5, 40, schedule="constant") for policy in ("streaming_rolled", "streaming")]
+    cells = [
+        PruneSettings(policy, 0.5, 40, schedule="constant") for policy in ("streaming_rolled", "streaming")
+    ]
     expected = streaming_llm(stock_of(name), ids, 20)
     model = load(find_model(name), "float32", CPU)
     _, (rolled, absolute) = evaluate(model, ids, cells, [0])
@@ -219,5 +242,7 @@ def test_streaming_rolled_refuses_what_it_cannot_turn(sweep_file, tmp_path):
         Rotary.of(tiny_model("neox").config).turn(torch.zeros(1, 1, 2, 8).half(), torch.ones(1, 1, 2))
     with pytest.raises(SweepError, match="takes float32 alone"):
         make_plan(load_spec(str(sweep_file(policies="[streaming_rolled]", dtypes="[bfloat16]"))))
-    plan = make_plan(load_spec(str(sweep_file(policies="[streaming_rolled]", position_modes="[cache_length]"))))
+    plan = make_plan(
+        load_spec(str(sweep_file(policies="[streaming_rolled]", position_modes="[cache_length]")))
+    )
     assert any("streaming_rolled" in reason for reason in plan.grid.dropped)

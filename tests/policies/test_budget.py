@@ -77,13 +77,16 @@ def test_schedule_is_what_one_step_at_a_time_does(ratio, threshold, steps, first
     assert schedule.final == held
     assert schedule.peak == max(before)
     predicting = after[first_scored - 1 :]
-    assert schedule.mean(first_scored) == pytest.approx(sum(predicting) / len(predicting) if predicting else 0.0)
+    assert schedule.mean(first_scored) == pytest.approx(
+        sum(predicting) / len(predicting) if predicting else 0.0
+    )
     assert schedule.scored_pruned(first_scored) == sum(pruned_tokens)
 
 
 @given(RATIOS, st.integers(1, 80), st.integers(1, 200), st.integers(0, 120))
 def test_a_constant_budget_is_kept_after_every_step(ratio, threshold, steps, prompt):
-    """From the moment more is held than ceil(ratio * threshold), that is what every check leaves, of a prompt too."""
+    """From the moment more is held than ceil(ratio * threshold), that is what every check leaves, of a prompt
+    too."""
     most, budget = int(-(-(Fraction(repr(ratio)) * threshold) // 1)), Budget(ratio, threshold, "constant")
     events, held = [], 0
     for step in range(steps):
@@ -95,7 +98,9 @@ def test_a_constant_budget_is_kept_after_every_step(ratio, threshold, steps, pro
     schedule = budget.event_schedule(steps)
     assert schedule.events == tuple(events) and schedule.count == len(events)
     assert schedule.final == held
-    assert schedule.mean() * steps == pytest.approx(sum(min(step, most if ratio < 1 else step) for step in range(1, steps + 1)))
+    assert schedule.mean() * steps == pytest.approx(
+        sum(min(step, most if ratio < 1 else step) for step in range(1, steps + 1))
+    )
     assert budget.kept(prompt) == (min(prompt, most) if ratio < 1 else prompt)
     assert budget.next_event(prompt) == (None if ratio == 1 else max(most, prompt) + 1)
 

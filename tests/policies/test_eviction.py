@@ -24,12 +24,22 @@ def view(keys=None, n=20, batch=2, heads=3, seen=None, rows=None, seed=0, layer=
     keys = torch.randn(batch, heads, n, 8) if keys is None else keys
     positions = torch.arange(keys.shape[2], dtype=torch.int32).expand(*keys.shape[:2], -1)
     row_ids = torch.tensor(rows if rows is not None else list(range(keys.shape[0])))
-    queries = torch.ones(keys.shape[0], 2 * keys.shape[1], min(32, keys.shape[2]), keys.shape[3], dtype=keys.dtype)
+    queries = torch.ones(
+        keys.shape[0], 2 * keys.shape[1], min(32, keys.shape[2]), keys.shape[3], dtype=keys.dtype
+    )
     mass = torch.rand(keys.shape[:3]) if mass is None else mass
     return view_of(
-        keys=keys, values=lambda: keys, positions=positions, seen=seen or keys.shape[2], keep=keep, layer=layer, seed=seed,
-        row_ids=row_ids, scale=Scale(1.0, None), observed=Observed(queries=queries, mass=mass),
-    )  # fmt: skip
+        keys=keys,
+        values=lambda: keys,
+        positions=positions,
+        seen=seen or keys.shape[2],
+        keep=keep,
+        layer=layer,
+        seed=seed,
+        row_ids=row_ids,
+        scale=Scale(1.0, None),
+        observed=Observed(queries=queries, mass=mass),
+    )
 
 
 def kept(policy, v, keep):
@@ -91,7 +101,9 @@ def test_an_observation_that_is_none_is_refused():
     for count in (0, 129):
         with pytest.raises(ValueError, match=rf"count must be 1 to 128 \(got {count}\)"):
             LastQueries(count)
-    with pytest.raises(ValueError, match=r"must be Nothing\(\), LastQueries\(count\) or Mass\(\) \(got 'queries'\)"):
+    with pytest.raises(
+        ValueError, match=r"must be Nothing\(\), LastQueries\(count\) or Mass\(\) \(got 'queries'\)"
+    ):
         Policy(lambda view: view.positions.float(), observes="queries")
     with pytest.raises(ValueError, match="entrywise looks at each entry alone"):
         Policy(lambda view: view.positions.float(), observes=Mass(), entrywise=True)
@@ -106,12 +118,17 @@ def test_observed_queries_do_not_see_what_came_after_them():
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_attention_of_queries_is_that_of_each_query_head_by_itself(softcap):
-    """Entry by entry in plain Python, the heads that share a KV head one after the other, also of entries in another order."""
+    """Entry by entry in plain Python, the heads that share a KV head one after the other, also of entries in
+    another order."""
     order = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(3)).argsort(-1)
     whole = view(n=40)
     queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(4))
     mixed = replace(
-        whole, keys=take_entries(whole.keys, order), positions=order.int(), queries=queries, scale=Scale(0.4, softcap)
+        whole,
+        keys=take_entries(whole.keys, order),
+        positions=order.int(),
+        queries=queries,
+        scale=Scale(0.4, softcap),
     )
     chance = mixed.attention(4)
     for head, query, last in ((0, 0, 3), (1, 2, 0), (2, 5, 1)):
@@ -162,14 +179,20 @@ def test_selection_among_entries_in_any_order_keeps_the_same_and_lays_them_best_
     protected = torch.tensor([p in safe for p in positions]).view(1, 1, -1)
     index, tied = select(torch.tensor(scores).view(1, 1, -1), keep, protected, lying)
     assert index.flatten().tolist() == order[:keep]
-    straight = torch.empty(len(scores)).scatter(0, lying.flatten().long(), torch.tensor(scores)).view(1, 1, -1)
+    straight = (
+        torch.empty(len(scores)).scatter(0, lying.flatten().long(), torch.tensor(scores)).view(1, 1, -1)
+    )
     shielded = torch.tensor([p in safe for p in range(len(scores))]).view(1, 1, -1)
     temporal, temporal_tied = select(straight, keep, shielded)
     assert sorted(positions[i] for i in index.flatten().tolist()) == temporal.flatten().tolist()
     assert bool(tied) == bool(temporal_tied)
 
 
-@given(st.integers(0, 1000), st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4), st.booleans())
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(st.integers(2, 24), st.integers(1, 24)), min_size=1, max_size=4),
+    st.booleans(),
+)
 @example(5, [(24, 14), (20, 20), (22, 21), (15, 14)], True)
 def test_ragged_selection_is_selection_row_by_row(seed, rows, temporal):
     generator = torch.Generator().manual_seed(seed)
@@ -181,7 +204,9 @@ def test_ragged_selection_is_selection_row_by_row(seed, rows, temporal):
     positions = None if temporal else shuffled
     index, tied = select_ragged(scores, keep, lengths, int(keep.max()), protected, positions)
     assert int(index.min()) >= 0 and int(index.max()) < scores.shape[-1]
-    quick, quick_tied = select_ragged(scores, keep, lengths, int(keep.max()), protected, positions, int(keep.min()))
+    quick, quick_tied = select_ragged(
+        scores, keep, lengths, int(keep.max()), protected, positions, int(keep.min())
+    )
     assert int(quick.min()) >= 0 and int(quick.max()) < scores.shape[-1] and torch.equal(tied, quick_tied)
     for row, k in enumerate(keep.tolist()):
         assert torch.equal(index[row, :, :k], quick[row, :, :k])
@@ -204,7 +229,8 @@ def test_protected_entries_outlive_better_ones_within_the_budget():
 
 
 def test_rounding_noise_does_not_choose_between_repetitions():
-    """Two keys of mathematically equal norm differ in the last bits; with raw floats the later one could win."""
+    """Two keys of mathematically equal norm differ in the last bits; with raw floats the later one could
+    win."""
     norm = torch.tensor([3.3000004, 3.3, 3.2999997])
     assert len(set(norm.tolist())) == 3
     assert len(set(round_significant(norm).tolist())) == 1
@@ -219,7 +245,8 @@ def test_rounding_keeps_twelve_bits():
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 12), (torch.float16, 11), (torch.bfloat16, 10)])
 @pytest.mark.parametrize("policy", ["knorm", "knorm_high", "knorm_sorted", "h2o", "snapkv", "tova"])
 def test_scores_have_the_significant_bits_of_their_keys_dtype(policy, dtype, bits):
-    """By arithmetic: a mantissa in [0.5, 1) times two to the power of the bits is whole, and with one bit less it is not."""
+    """By arithmetic: a mantissa in [0.5, 1) times two to the power of the bits is whole, and with one bit
+    less it is not."""
     keys = torch.randn(2, 3, 60, 8, generator=torch.Generator().manual_seed(3)).to(dtype)
     scores = POLICIES[policy].score(view(keys)).abs()
     mantissa = torch.frexp(scores[(scores < 2) | (policy.startswith("knorm"))].double()).mantissa
@@ -236,7 +263,8 @@ def test_scores_are_float32_whatever_the_cache():
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_entries_kept_in_16_bits_are_those_kept_of_the_same_keys_in_float32(policy, dtype, monkeypatch):
-    """A 16-bit run differs from a float32 run by its keys and by how far scores are rounded, never by how they are computed."""
+    """A 16-bit run differs from a float32 run by its keys and by how far scores are rounded, never by how
+    they are computed."""
     monkeypatch.setitem(SIGNIFICANT_BITS, "float32", SIGNIFICANT_BITS[str(dtype).removeprefix("torch.")])
     narrow = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
     queries = torch.randn(2, 6, 32, 8, generator=torch.Generator().manual_seed(8)).to(dtype)
@@ -260,7 +288,9 @@ def test_random_is_uniform_over_positions():
     for seed in range(200):
         counts += torch.bincount(kept("random", view(n=40, seed=seed), 10).flatten(), minlength=40)
     expected = 200 * 6 * 10 / 40
-    assert ((counts - expected) ** 2 / expected).sum() < 75  # chi-square, 39 degrees of freedom: p < 0.001 beyond
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 75  # chi-square, 39 degrees of freedom: p < 0.001 beyond
 
 
 def test_a_users_own_policy_is_found_by_module_and_name(tmp_path, monkeypatch):
@@ -285,7 +315,12 @@ def test_other_code_under_the_same_name_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("no_such_module:f", "no module"), ("workers.policies.eviction:nothing", "nothing"), (":score", "knorm"), ("best", "knorm")],
+    [
+        ("no_such_module:f", "no module"),
+        ("workers.policies.eviction:nothing", "nothing"),
+        (":score", "knorm"),
+        ("best", "knorm"),
+    ],
 )
 def test_a_policy_that_does_not_exist_is_refused(name, word):
     with pytest.raises(ValueError, match=word):

@@ -1,4 +1,5 @@
-"""Other people's score functions run in our process: they change nothing but their own cell, and what they return is checked."""
+"""Other people's score functions run in our process: they change nothing but their own cell, and what they
+return is checked."""
 
 import asyncio
 import random
@@ -53,8 +54,14 @@ WRONG = {
     "inf": (lambda view: torch.where(view.positions < 4, torch.inf, newest(view)), "ALWAYS is the score"),
     "meta": (lambda view: newest(view).to("meta"), "on meta"),
     "exit": (lambda view: (_ for _ in ()).throw(SystemExit(3)), r"ended the process \(SystemExit 3\)"),
-    "cancelled": (lambda view: (_ for _ in ()).throw(asyncio.CancelledError("x")), r"ended the process \(CancelledError x\)"),
-    "base": (lambda view: (_ for _ in ()).throw(BaseException("y")), r"ended the process \(BaseException y\)"),
+    "cancelled": (
+        lambda view: (_ for _ in ()).throw(asyncio.CancelledError("x")),
+        r"ended the process \(CancelledError x\)",
+    ),
+    "base": (
+        lambda view: (_ for _ in ()).throw(BaseException("y")),
+        r"ended the process \(BaseException y\)",
+    ),
 }
 
 
@@ -115,11 +122,17 @@ def zeroes_values(view):
 @pytest.mark.parametrize(
     ("score", "observes", "entrywise"),
     [
-        (zeroes_keys, NOTHING, True), (zeroes_values, NOTHING, True), (zeroes_keys, NOTHING, False),
-        (zeroes_values, NOTHING, False), (zeroes_queries, LastQueries(), False), (zeroes_mass, Mass(), False),
+        (zeroes_keys, NOTHING, True),
+        (zeroes_values, NOTHING, True),
+        (zeroes_keys, NOTHING, False),
+        (zeroes_values, NOTHING, False),
+        (zeroes_queries, LastQueries(), False),
+        (zeroes_mass, Mass(), False),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize(("ratio", "prune_after"), [(0.9, 20), (0.5, 60)], ids=["short passes", "long passes"])
+)
+@pytest.mark.parametrize(
+    ("ratio", "prune_after"), [(0.9, 20), (0.5, 60)], ids=["short passes", "long passes"]
+)
 def test_a_policy_that_writes_into_its_view_changes_nothing(
     architecture, score, observes, entrywise, ratio, prune_after, monkeypatch
 ):
@@ -137,7 +150,9 @@ SETTINGS = [[(0.9, 20), (0.8, 30), (0.5, 24)], [(0.9, 20)], [(0.5, 60), (0.3, 50
 """(keep_ratio, prune_after) of cells that go through together."""
 
 
-@pytest.mark.parametrize(("observes", "entrywise"), [(NOTHING, False), (NOTHING, True), (LastQueries(), False), (Mass(), False)])
+@pytest.mark.parametrize(
+    ("observes", "entrywise"), [(NOTHING, False), (NOTHING, True), (LastQueries(), False), (Mass(), False)]
+)
 @pytest.mark.parametrize("cells", thinned(SETTINGS, 1))
 def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells, monkeypatch):
     """In slots, in long passes of one cell and of several, at forks, in prefill and while decoding."""
@@ -155,16 +170,25 @@ def test_every_view_keeps_what_the_contract_promises(observes, entrywise, cells,
 
     asked, judged = spy.views, spy.judged
     cache = Prefill(model, TOKENS, [settings[0].policy]).cache(settings[0], [0, 1])
-    assert cache.events and spy.views > asked and spy.judged > judged, "a prompt's cache that was forked from a dense pass"
+    assert cache.events and spy.views > asked and spy.judged > judged, (
+        "a prompt's cache that was forked from a dense pass"
+    )
 
     asked, judged = spy.views, spy.judged
     cache = PrunedCache(model.config, settings[0])
-    model.generate(TOKENS, past_key_values=cache, max_new_tokens=40, do_sample=False, attention_mask=torch.ones_like(TOKENS))
+    model.generate(
+        TOKENS,
+        past_key_values=cache,
+        max_new_tokens=40,
+        do_sample=False,
+        attention_mask=torch.ones_like(TOKENS),
+    )
     assert cache.events and spy.views > asked and spy.judged > judged, "transformers' own loop"
 
 
 def test_each_policy_sees_as_many_queries_as_it_asks_for_whatever_others_ask_for(monkeypatch):
-    """Two own ones in the same passes, at the first event and at later ones, and each beside its reference."""
+    """Two own ones in the same passes, at the first event and at later ones, and each beside its
+    reference."""
     seen = {4: set(), 60: set()}
 
     def looks(count):
@@ -231,11 +255,19 @@ def disturbs(view):
 
 def state():
     return (
-        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
-        torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),
-        torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"), torch.backends.cuda.math_sdp_enabled(),
-        torch.get_default_device(), dict(torch.nn.modules.module._global_forward_hooks),
-    )  # fmt: skip
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_float32_matmul_precision(),
+        torch.is_autocast_enabled("cpu"),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.get_default_device(),
+        dict(torch.nn.modules.module._global_forward_hooks),
+    )
 
 
 def test_what_is_global_is_put_back_also_where_the_policy_fails(monkeypatch):
@@ -257,13 +289,18 @@ def test_what_is_global_is_put_back_also_where_the_policy_fails(monkeypatch):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("import torch\ntorch.set_default_dtype(torch.float64)\ndef score(view): return view.positions.float()", None),
+        (
+            "import torch\ntorch.set_default_dtype(torch.float64)\ndef score(view): return view.positions.float()",
+            None,
+        ),
         ("raise SystemExit(4)\ndef score(view): ...", "SystemExit: 4"),
         ("1 / 0\ndef score(view): ...", "ZeroDivisionError"),
         ("score = 3", "is a int; it must be a function"),
     ],
 )
-def test_a_module_that_misbehaves_as_it_is_imported_is_refused_or_leaves_no_trace(body, words, tmp_path, monkeypatch):
+def test_a_module_that_misbehaves_as_it_is_imported_is_refused_or_leaves_no_trace(
+    body, words, tmp_path, monkeypatch
+):
     name = f"odd_policy_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(body)
     monkeypatch.syspath_prepend(tmp_path)

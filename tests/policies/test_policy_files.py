@@ -12,7 +12,9 @@ from workers.policies.policy_files import OwnModules, PolicyError, digest, resol
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "policy_of_mine.py").write_text("import torch\nfrom beside_it import sign\n\n\ndef p(view):\n    return sign\n")
+    (tmp_path / "policy_of_mine.py").write_text(
+        "import torch\nfrom beside_it import sign\n\n\ndef p(view):\n    return sign\n"
+    )
     (tmp_path / "beside_it.py").write_text("import json\nfrom parts_of_it import deeper\n\nsign = 1\n")
     (tmp_path / "parts_of_it").mkdir()
     (tmp_path / "parts_of_it" / "__init__.py").write_text("")
@@ -21,7 +23,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["policy_of_mine.py", "beside_it.py", "parts_of_it/__init__.py", "parts_of_it/deeper.py"])
+@pytest.mark.parametrize(
+    "name", ["policy_of_mine.py", "beside_it.py", "parts_of_it/__init__.py", "parts_of_it/deeper.py"]
+)
 def test_a_change_in_any_of_them_is_another_policy(folder, name):
     before = digest("policy_of_mine")
     with (folder / name).open("a") as file:
@@ -58,7 +62,9 @@ def test_a_file_that_is_no_python_is_refused(folder):
 
 
 def test_a_module_of_many_policies_is_hashed_and_parsed_once(folder, monkeypatch):
-    (folder / "many_policies.py").write_text("import beside_it\n" + "".join(f"def f{i}(view): ...\n" for i in range(300)))
+    (folder / "many_policies.py").write_text(
+        "import beside_it\n" + "".join(f"def f{i}(view): ...\n" for i in range(300))
+    )
     read: Counter[str] = Counter()
     whole = Path.read_bytes
 
@@ -73,7 +79,9 @@ def test_a_module_of_many_policies_is_hashed_and_parsed_once(folder, monkeypatch
     modules = OwnModules()
     names = [modules.resolved(f"many_policies:f{i}") for i in range(300)]
     assert len(set(names)) == 300 and {name.partition("@")[2] for name in names} == {digest("many_policies")}
-    assert read["many_policies.py"] <= 5  # twice for a digest, once for its functions, and here for another digest
+    assert (
+        read["many_policies.py"] <= 5
+    )  # twice for a digest, once for its functions, and here for another digest
     assert len(parsed) <= 4, "one for each module that is reached"
 
 

@@ -31,7 +31,9 @@ from workers.policies.settings import PruneSettings
 from workers.policies.skip_rule import checked_rule, skipped_count
 
 
-@pytest.mark.parametrize("wrong", ["auto", "auto:", "auto:0", "auto:-1", "auto:x", "auto:1.5", "auto:²", "Auto:1", "all"])
+@pytest.mark.parametrize(
+    "wrong", ["auto", "auto:", "auto:0", "auto:-1", "auto:x", "auto:1.5", "auto:²", "Auto:1", "all"]
+)
 def test_other_rules_are_refused(wrong):
     with pytest.raises(ValueError, match="auto:k with k from 1 on"):
         checked_rule(wrong)
@@ -149,7 +151,9 @@ def test_a_run_skips_the_layers_that_the_diagnosis_names(rules_run):
             facts = find_model(name)
             found = fixed_diagnosis(load(facts, "float32", torch.device("cpu")), facts)
             own = rows.filter(pl.col("model") == name)
-            assert own.height and set(own["policy"]) == ({"knorm"} if task == "perplexity" else {"knorm", "random"})
+            assert own.height and set(own["policy"]) == (
+                {"knorm"} if task == "perplexity" else {"knorm", "random"}
+            )
             assert {tuple(layers) for layers in own["skip_layers"].to_list()} == {found.worst(1)}
             by_norm = own.filter(pl.col("policy") == "knorm")
             assert {tuple(values) for values in by_norm["norm_attention"].to_list()} == {tuple(found.rounded)}
@@ -157,7 +161,11 @@ def test_a_run_skips_the_layers_that_the_diagnosis_names(rules_run):
     held = store.scan("perplexity").filter(pl.col("skip_layers_rule") == "auto:1").collect()
     for layers_held, skipped in held.select("cache_tokens_final", "skip_layers").iter_rows():
         assert [i for i, entries in enumerate(layers_held) if entries == 63] == skipped
-    plain = store.scan("perplexity").filter(pl.col("skip_layers_rule").is_null(), pl.col("policy") == "knorm").collect()
+    plain = (
+        store.scan("perplexity")
+        .filter(pl.col("skip_layers_rule").is_null(), pl.col("policy") == "knorm")
+        .collect()
+    )
     assert plain["skip_layers"].to_list() == [[]] * plain.height
     assert plain["norm_attention"].is_not_null().all()
 
@@ -184,9 +192,16 @@ def test_words_for_rules_and_for_models():
     assert labels.skipped([3, 4], "auto:2") == "skip auto:2 (3,4)"
     assert labels.skipped(None, "auto:2") == "skip auto:2"
     assert labels.skipped([3, 4]) == "layers 3, 4 skipped"
-    row = perplexity_row(policy="knorm", keep_ratio=0.9, skip_layers=[3, 4], skip_layers_rule="auto:2", protect_sink=1)
+    row = perplexity_row(
+        policy="knorm", keep_ratio=0.9, skip_layers=[3, 4], skip_layers_rule="auto:2", protect_sink=1
+    )
     assert labels.cell(row) == "knorm, keep_ratio 0.9, skip auto:2 (3,4), first 1 protected"
-    about = {"model": ["a", "b", "c"], "model_revision": ["r"] * 3, "device": ["cpu"] * 3, "dtype": ["float32"] * 3}
+    about = {
+        "model": ["a", "b", "c"],
+        "model_revision": ["r"] * 3,
+        "device": ["cpu"] * 3,
+        "dtype": ["float32"] * 3,
+    }
     said = in_words(pl.DataFrame({**about, "norm_attention": [[-0.1, -0.2], [-0.5, 0.25], None]}))
     assert "go together in 0, and in 2 low norms get more attention, as knorm presupposes." in said[0]
     assert "go together in 1, and in 1 low norms get more attention" in said[1] and "-0.50, +0.25" in said[1]
@@ -194,9 +209,20 @@ def test_words_for_rules_and_for_models():
 
 
 def test_a_correlation_near_0_or_none_at_all_says_nothing_either_way():
-    about = {"model": ["a", "b", "c"], "model_revision": ["r"] * 3, "device": ["cpu"] * 3, "dtype": ["float32"] * 3}
-    near, tiny, none = in_words(pl.DataFrame({**about, "norm_attention": [[-0.01, -0.02], [0.001, 0.3], [math.nan, math.nan]]}))
-    assert "together in 0, and in 0 low norms" in near and "in 2 neither is clear" in near and "turned round" not in near
+    about = {
+        "model": ["a", "b", "c"],
+        "model_revision": ["r"] * 3,
+        "device": ["cpu"] * 3,
+        "dtype": ["float32"] * 3,
+    }
+    near, tiny, none = in_words(
+        pl.DataFrame({**about, "norm_attention": [[-0.01, -0.02], [0.001, 0.3], [math.nan, math.nan]]})
+    )
+    assert (
+        "together in 0, and in 0 low norms" in near
+        and "in 2 neither is clear" in near
+        and "turned round" not in near
+    )
     assert "together in 1, and in 0 low norms" in tiny and "by construction" not in tiny
     assert "not recorded" in none
 
@@ -209,7 +235,9 @@ def test_a_file_without_the_columns_is_read(tmp_path):
 
 
 def test_cells_without_a_rule_go_on_where_a_model_cannot_be_diagnosed(sweep_file, out, monkeypatch, capsys):
-    monkeypatch.setattr("workers.loaded.layer_choice.fixed_diagnosis", lambda *_: of(0.1, float("nan")).layers[9])
+    monkeypatch.setattr(
+        "workers.loaded.layer_choice.fixed_diagnosis", lambda *_: of(0.1, float("nan")).layers[9]
+    )
     assert run_inline(sweep_file(skip_layers="[[], auto:1]", keep_ratios="[0.5]"), out) == SOME_FAILED
     said = capsys.readouterr()
     assert "how key norm and attention go together cannot be told (IndexError" in said.out + said.err

@@ -1,4 +1,5 @@
-"""Batched answers with a shared prefill = each question alone through a cache of its own; what is dropped, what is kept out."""
+"""Batched answers with a shared prefill = each question alone through a cache of its own; what is dropped,
+what is kept out."""
 
 import dataclasses
 from weakref import WeakSet
@@ -31,11 +32,19 @@ def questions(lengths=((30, 10), (34, 6), (30, 10)), answer=(3, 2, 4)):
     """Documents of their own, but for the last question, which asks about the first one's."""
     made = []
     for i, (size, asked) in enumerate(lengths):
-        context, question = repetitive_tokens(1, size, seed=i)[0].tolist(), repetitive_tokens(1, asked, seed=50 + i)[0].tolist()
+        context, question = (
+            repetitive_tokens(1, size, seed=i)[0].tolist(),
+            repetitive_tokens(1, asked, seed=50 + i)[0].tolist(),
+        )
         ids = list(range(1 + i, 1 + i + answer[i]))
         made.append(Question("needle", 40, 3, 1, 0.5, i, context, question, ids, "123", ((4 + i, 9 + i),)))
     first = made[0]
-    return (*made, dataclasses.replace(first, depth=0.9, question_ids=first.question_ids[::-1], answer_spans=((20, 24),)))
+    return (
+        *made,
+        dataclasses.replace(
+            first, depth=0.9, question_ids=first.question_ids[::-1], answer_spans=((20, 24),)
+        ),
+    )
 
 
 @torch.inference_mode()
@@ -92,14 +101,22 @@ def test_in_company_as_alone(architecture, size, question_pruned):
     differ = set()
     for settings, rows in zip(CELLS, found, strict=True):
         assert not isinstance(rows, Exception), rows
-        assert [(row["question_index"], row["depth"]) for row in rows] == [(0, 0.5), (1, 0.5), (2, 0.5), (0, 0.9)]
+        assert [(row["question_index"], row["depth"]) for row in rows] == [
+            (0, 0.5),
+            (1, 0.5),
+            (2, 0.5),
+            (0, 0.9),
+        ]
         for question, row in zip(asked, rows, strict=True):
             answer, nll, events = alone(model, settings, question, question_pruned)
             assert (row["own_tokens"], row["prune_events"]) == (answer, events)
             answer = answer[: len(question.answer_ids)]
             assert row["answer"] == answer
             assert row["answer_nll"] == pytest.approx(nll, abs=2e-4)
-            assert row["correct"] == (answer == question.answer_ids) and row["question_pruned"] == question_pruned
+            assert (
+                row["correct"] == (answer == question.answer_ids)
+                and row["question_pruned"] == question_pruned
+            )
             differ.add(round(row["answer_nll"], 2))
     assert len(differ) > 12, "cells and questions differ, so agreement says something"
 
@@ -114,7 +131,11 @@ def test_an_answer_that_greedy_decoding_gives_is_correct():
 
 def test_what_is_left_of_the_fact_and_of_the_cache_is_told():
     question = questions()[0]
-    cells = [PruneSettings("dense"), PruneSettings("recent", 0.5, 8), PruneSettings("streaming", 0.5, 8, (0,))]
+    cells = [
+        PruneSettings("dense"),
+        PruneSettings("recent", 0.5, 8),
+        PruneSettings("streaming", 0.5, 8, (0,)),
+    ]
     cells.append(PruneSettings("recent", 0.5, 8, schedule="prefill_once"))
     rows = [rows[0] for rows in answers(tiny_model("llama"), CPU, cells, RetrievalWork((question,), True), 4)]
     retained = [row["answer_position_retained"] for row in rows]
@@ -124,25 +145,32 @@ def test_what_is_left_of_the_fact_and_of_the_cache_is_told():
     assert row["answer_position_retained"] == 1.0, "the copy that is held counts"
     held = [row["cache_tokens_mean"] for row in rows]
     assert held[0] == pytest.approx((40 + 41 + 42) / 3)
-    assert held[1] == pytest.approx((20 + 11 + 6) / 3) and rows[1]["prune_events"] == 3  # 20, then half of 21, half of 12
+    assert (
+        held[1] == pytest.approx((20 + 11 + 6) / 3) and rows[1]["prune_events"] == 3
+    )  # 20, then half of 21, half of 12
     assert held[3] == pytest.approx((20 + 21 + 22) / 3) and rows[3]["prune_events"] == 1
 
 
 def test_what_is_held_is_read_off_where_the_answer_goes_wrong_or_else_at_its_end():
-    """The newest half of 40, of 21, of 12 entries: positions 20 on, 30 on, 36 on; the answer stands at 35 to 37."""
+    """The newest half of 40, of 21, of 12 entries: positions 20 on, 30 on, 36 on; the answer stands at 35 to
+    37."""
     model, cell = tiny_model("llama"), PruneSettings("recent", 0.5, 8)
     question = dataclasses.replace(questions()[0], answer_spans=((35, 38),))
     ((wrong,),) = answers(model, CPU, [cell], RetrievalWork((question,), True), 4)
     assert wrong["answer"][0] != question.answer_ids[0] and wrong["answer_position_retained"] == 1.0
     right = dataclasses.replace(question, answer_ids=wrong["answer"])
-    later = dataclasses.replace(right, answer_ids=[*right.answer_ids[:1], 1 + right.answer_ids[1], right.answer_ids[2]])
+    later = dataclasses.replace(
+        right, answer_ids=[*right.answer_ids[:1], 1 + right.answer_ids[1], right.answer_ids[2]]
+    )
     ((end, middle),) = answers(model, CPU, [cell], RetrievalWork((right, later), True), 4)
     assert end["correct"] and end["answer_position_retained"] == pytest.approx(2 / 3)
     assert not middle["correct"] and middle["answer_position_retained"] == 1.0
 
 
 def test_a_question_kept_out_is_neither_counted_nor_dropped():
-    question = dataclasses.replace(questions()[0], expected="12")  # whose text needs no further token than the answer
+    question = dataclasses.replace(
+        questions()[0], expected="12"
+    )  # whose text needs no further token than the answer
     kept = []
 
     class Watched(PrunedCache):
@@ -154,7 +182,7 @@ def test_a_question_kept_out_is_neither_counted_nor_dropped():
         patch.setattr("workers.cache.prefill.PrunedCache", Watched)
         (rows,) = answers(
             tiny_model("llama"), CPU, [PruneSettings("knorm", 0.5, 8)], RetrievalWork((question,), False), 4
-        )  # fmt: skip
+        )
     positions = kept[-1].pruned_layers[0].stored_positions()
     span = (positions >= 30) & (positions < 40)
     assert span.sum(-1).eq(10).all(), "every token of the question, in every head"
@@ -190,13 +218,16 @@ def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
 
 def test_logits_that_are_no_numbers_fail_the_cell(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr(module, "forward", lambda model, tokens, cache: torch.full((len(tokens), 64), torch.nan))
+    monkeypatch.setattr(
+        module, "forward", lambda model, tokens, cache: torch.full((len(tokens), 64), torch.nan)
+    )
     (error,) = answers(model, CPU, CELLS[1:2], RetrievalWork(questions(), True), 16)
     assert isinstance(error, FloatingPointError)
 
 
 def stock_attention(model, question):
-    """[layers, kv_heads] by transformers' own eager attention over context, question and right answer, in plain Python."""
+    """[layers, kv_heads] by transformers' own eager attention over context, question and right answer, in
+    plain Python."""
     ids = question.prompt_ids + question.answer_ids[:-1]
     model.set_attn_implementation("eager")
     try:
@@ -204,7 +235,9 @@ def stock_attention(model, question):
             layers = model(torch.tensor([ids]), output_attentions=True).attentions
     finally:
         model.set_attn_implementation("kvsweep")
-    group = model.config.num_attention_heads // getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    group = model.config.num_attention_heads // getattr(
+        model.config, "num_key_value_heads", model.config.num_attention_heads
+    )
     places = [i for start, end in question.answer_spans for i in range(start, end)]
     asking = range(len(question.prompt_ids) - 1, len(ids))
     table = []
@@ -229,7 +262,8 @@ def test_attention_to_an_answer_is_the_stock_models(architecture, question_prune
 
 @pytest.mark.parametrize("question_pruned", [True, False])
 def test_an_answer_is_held_as_far_as_the_heads_that_read_it_hold_it(question_pruned):
-    """From the stock model's attention and the positions that a cache of its own holds when the first token goes wrong."""
+    """From the stock model's attention and the positions that a cache of its own holds when the first token
+    goes wrong."""
     model, cell = tiny_model("llama"), PruneSettings("knorm", 0.6, 8, (1,))
     asked = dataclasses.replace(questions()[0], answer_ids=[96, 95, 94])  # never what the model says first
     ((row,),) = answers(model, CPU, [cell], RetrievalWork((asked,), question_pruned), 4)
@@ -239,11 +273,15 @@ def test_an_answer_is_held_as_far_as_the_heads_that_read_it_hold_it(question_pru
     assert row["answer"][0] != 96
 
     weights, (start, end) = stock_attention(model, asked), asked.answer_spans[0]
-    held = [[sum(start <= p < end for p in head) / (end - start) for head in layer.stored_positions()[0].tolist()]
-            for layer in cache.pruned_layers]  # fmt: skip
+    held = [
+        [sum(start <= p < end for p in head) / (end - start) for head in layer.stored_positions()[0].tolist()]
+        for layer in cache.pruned_layers
+    ]
     pairs = [(w, h) for layer in range(3) for w, h in zip(weights[layer], held[layer], strict=True)]
     mean = sum(w for w, _ in pairs) / len(pairs)
-    assert row["answer_retained_weighted"] == pytest.approx(sum(w * h for w, h in pairs) / sum(w for w, _ in pairs), abs=1e-5)
+    assert row["answer_retained_weighted"] == pytest.approx(
+        sum(w * h for w, h in pairs) / sum(w for w, _ in pairs), abs=1e-5
+    )
     assert row["answer_retained_least"] == pytest.approx(min(h for w, h in pairs if w >= mean))
     assert row["answer_position_retained"] == pytest.approx(sum(h for _, h in pairs) / len(pairs))
     assert len({round(row[name], 3) for name in RETAINED}) == 3
@@ -254,4 +292,6 @@ def test_the_dense_cells_attention_is_looked_at_once_for_all_cells(monkeypatch):
     monkeypatch.setattr(module, "answer_attention", lambda *a: (calls.append(1), real(*a))[1])
     found = answers(tiny_model("llama"), CPU, CELLS, RetrievalWork(questions()[:1], False), 16)
     assert len(calls) == 1
-    assert (found[0][0]["answer_retained_weighted"], found[0][0]["answer_retained_least"]) == (1.0, 1.0), "dense holds all"
+    assert (found[0][0]["answer_retained_weighted"], found[0][0]["answer_retained_least"]) == (1.0, 1.0), (
+        "dense holds all"
+    )

@@ -1,4 +1,5 @@
-"""Passkey and needle documents: exact lengths, the fact where it was asked for, the same again from the same seed."""
+"""Passkey and needle documents: exact lengths, the fact where it was asked for, the same again from the same
+seed."""
 
 import re
 from collections import Counter
@@ -44,13 +45,18 @@ def test_a_question_has_exactly_the_asked_tokens_and_holds_its_answer(kind, leng
 
 
 def test_depth_moves_the_fact_from_the_start_to_the_end():
-    spans = [build_question(encode, "needle", 600, depth, 0, 0, FILLER).answer_spans[0][0] for depth in (0.0, 0.5, 1.0)]
+    spans = [
+        build_question(encode, "needle", 600, depth, 0, 0, FILLER).answer_spans[0][0]
+        for depth in (0.0, 0.5, 1.0)
+    ]
     assert spans[0] < 50 < spans[1] < spans[2]
 
 
 def test_questions_differ_by_index_and_seed():
     values = {
-        build_question(encode, "passkey", 500, 0.5, index, seed, FILLER).expected for index in range(5) for seed in range(2)
+        build_question(encode, "passkey", 500, 0.5, index, seed, FILLER).expected
+        for index in range(5)
+        for seed in range(2)
     }
     assert len(values) == 10
 
@@ -76,7 +82,9 @@ SECRETS = re.compile(r"The secret number of (\w+) is (\d+)\.")
 
 @settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(0, 60), st.integers(2, 12), st.floats(0, 1), st.integers(0, 3))
-def test_distractors_are_facts_of_the_same_form_with_names_and_values_of_their_own(kind, distractors, digits, depth, index):
+def test_distractors_are_facts_of_the_same_form_with_names_and_values_of_their_own(
+    kind, distractors, digits, depth, index
+):
     length = least_context(encode, kind, digits, distractors)
     question = build_question(encode, kind, length, depth, index, 0, FILLER, digits, distractors)
     assert len(question.prompt_ids) == length
@@ -107,10 +115,15 @@ def test_questions_about_every_depth_ask_about_one_document_where_distractors_al
     assert len(SECRETS.findall(text)) == 5
     for question in found:
         ((start, end),) = question.answer_spans
-        assert len(question.prompt_ids) == 900 and question.expected == bytes(question.context_ids[start:end]).decode()
+        assert (
+            len(question.prompt_ids) == 900
+            and question.expected == bytes(question.context_ids[start:end]).decode()
+        )
         (name,) = re.findall(r"number of (\w+)\?", bytes(question.question_ids).decode())
         assert (name, question.expected) in SECRETS.findall(text)
-    assert sorted(question.answer_spans for question in found) == [question.answer_spans for question in found]
+    assert sorted(question.answer_spans for question in found) == [
+        question.answer_spans for question in found
+    ]
 
 
 def test_too_few_distractors_or_a_passkey_make_a_document_for_each_depth():
@@ -119,7 +132,9 @@ def test_too_few_distractors_or_a_passkey_make_a_document_for_each_depth():
     for kind, others, documents in (("needle", 2, 2), ("needle", 1, 6), ("passkey", 2, 6)):
         asked = list(build_questions(encode, kind, 900, (0.1, 0.5, 0.9), (5,), (others,), 2, 0, FILLER))
         assert len(asked) == 6 and len({tuple(question.context_ids) for question in asked}) == documents
-        assert asked == list(build_questions(encode, kind, 900, (0.1, 0.5, 0.9), (5,), (others,), 2, 0, FILLER))
+        assert asked == list(
+            build_questions(encode, kind, 900, (0.1, 0.5, 0.9), (5,), (others,), 2, 0, FILLER)
+        )
 
 
 def test_a_question_fits_the_room_that_planning_leaves_it():
@@ -146,16 +161,26 @@ def test_what_stands_before_a_document_is_counted_and_moves_the_answer(kind):
     plain = build_question(encode, kind, least, 0.0, 0, 0, FILLER, 5, 1)
     begun = build_question(encode, kind, least + 2, 0.0, 0, 0, FILLER, 5, 1, [7, 7])
     assert begun.context_ids[:2] == [7, 7] and len(begun.prompt_ids) == least + 2
-    assert [bytes(begun.context_ids[a:b]).decode() for a, b in begun.answer_spans] == [begun.expected] * len(plain.answer_spans)
+    assert [bytes(begun.context_ids[a:b]).decode() for a, b in begun.answer_spans] == [begun.expected] * len(
+        plain.answer_spans
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        (" 48213", True), (" 48,213.", True), ("4 8 2 1 3", True), (" 482-13. Remember it. 48213", True), ("**48213**", True),
-        (" 4821", False), (" 48231", False), (" 148213", False), ("", False), ("４８２１３", False),
+        (" 48213", True),
+        (" 48,213.", True),
+        ("4 8 2 1 3", True),
+        (" 482-13. Remember it. 48213", True),
+        ("**48213**", True),
+        (" 4821", False),
+        (" 48231", False),
+        (" 148213", False),
+        ("", False),
+        ("４８２１３", False),
     ],
-)  # fmt: skip
+)
 def test_an_answer_is_right_as_text_where_its_digits_come_in_order(text, right):
     assert says(text, "48213") is right
 
@@ -164,4 +189,7 @@ def test_so_many_tokens_are_read_as_hold_all_digits_in_any_pieces():
     """The byte tokenizer says a space and every digit by themselves, which is the most that one can need."""
     question = build_question(encode, "needle", 300, 0.5, 0, 0, FILLER, 7)
     assert question.text_tokens == len(question.answer_ids) == 8
-    assert replace(question, answer_ids=[1, 2]).text_tokens == 8 and replace(question, answer_ids=[1] * 9).text_tokens == 9
+    assert (
+        replace(question, answer_ids=[1, 2]).text_tokens == 8
+        and replace(question, answer_ids=[1] * 9).text_tokens == 9
+    )

@@ -1,4 +1,5 @@
-"""Answers that are kept until their rows are there: what is put is read again, what is broken is left aside, nothing stays."""
+"""Answers that are kept until their rows are there: what is put is read again, what is broken is left aside,
+nothing stays."""
 
 from __future__ import annotations
 
@@ -71,12 +72,16 @@ def test_nothing_is_left_of_the_folder(store):
 
 def broken(content: bytes) -> dict[str, bytes]:
     return {
-        "cut off": content[:-9], "empty": b"", "bytes": b"\xff\x00",
-        "no answers": json.dumps({"cell_id": "a"}).encode(), "a list": b"[1]", "brackets": b"[" * 100_000,
+        "cut off": content[:-9],
+        "empty": b"",
+        "bytes": b"\xff\x00",
+        "no answers": json.dumps({"cell_id": "a"}).encode(),
+        "a list": b"[1]",
+        "brackets": b"[" * 100_000,
         "other types": json.dumps(vars(FIRST) | {"asked": 1}).encode(),
         "no list": json.dumps(vars(FIRST) | {"answers": 3}).encode(),
         "one key more": json.dumps(vars(FIRST) | {"more": 3}).encode(),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("what", broken(b"{}"))

@@ -11,7 +11,10 @@ from pipeline.store.run_store import RunStore
 from pipeline.sweepfile.sweep_error import SweepError
 from tests.support.azure_server import azure_server, missing
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing(), reason="azurite is not installed (npm install --global azurite)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing(), reason="azurite is not installed (npm install --global azurite)"),
+]
 
 
 @pytest.fixture(autouse=True)

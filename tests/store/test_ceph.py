@@ -10,7 +10,8 @@ __all__ = ["finished"]  # a fixture
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(missing()), reason=f"not installed: {', '.join(missing())} (apt-get install ceph-mon ceph-osd radosgw)"
+        bool(missing()),
+        reason=f"not installed: {', '.join(missing())} (apt-get install ceph-mon ceph-osd radosgw)",
     ),
 ]
 

@@ -1,4 +1,5 @@
-"""Many parts become few: no row is lost, doubled or changed, whenever it stops and whoever reads in between."""
+"""Many parts become few: no row is lost, doubled or changed, whenever it stops and whoever reads in
+between."""
 
 from __future__ import annotations
 
@@ -96,7 +97,11 @@ def test_the_command_compacts_a_run_and_refuses_one_that_is_driven(tmp_path):
     store = filled(Path(directory), 4)
     with Lease(store):
         refused = kvsweep("compact", directory, folder=tmp_path)
-    assert refused.returncode == 2 and "another driver is running" in refused.stderr and len(store.parts("perplexity")) == 4
+    assert (
+        refused.returncode == 2
+        and "another driver is running" in refused.stderr
+        and len(store.parts("perplexity")) == 4
+    )
     done = kvsweep("compact", directory, folder=tmp_path)
     assert done.returncode == 0 and done.stdout == "4 files put together\n"
     nothing = kvsweep("compact", tmp_path, folder=tmp_path)

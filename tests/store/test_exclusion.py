@@ -1,4 +1,5 @@
-"""A store that keeps no second writer out is found before anything runs: real requests to a server that forgets the condition."""
+"""A store that keeps no second writer out is found before anything runs: real requests to a server that
+forgets the condition."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ class Forgetful(Proxied):
         for name in [name for name in self.headers if name.lower() == "if-none-match"]:
             if self.status is not None:
                 code = HTTPStatus(self.status).phrase.replace(" ", "")
-                return self.status, [], f"<Error><Code>{code}</Code><Message>unknown header</Message></Error>".encode()
+                return (
+                    self.status,
+                    [],
+                    f"<Error><Code>{code}</Code><Message>unknown header</Message></Error>".encode(),
+                )
             del self.headers[name]
         return super().forward(body)
 
@@ -73,7 +78,9 @@ def test_an_existing_run_is_neither_taken_up_nor_compacted_but_read(forgetful, s
 
 
 @pytest.mark.parametrize("fault", [reset, store_and_reset], ids=["lost", "answer lost"])
-def test_a_request_that_is_lost_on_the_way_is_no_sign_of_it(fault: Callable[[Proxied, bytes], None], monkeypatch, sweep_file):
+def test_a_request_that_is_lost_on_the_way_is_no_sign_of_it(
+    fault: Callable[[Proxied, bytes], None], monkeypatch, sweep_file
+):
     with s3_server() as address, FaultyProxy(address, "PUT", 2, fault) as proxy:
         for name, value in settings(proxy.address).items():
             monkeypatch.setenv(name, value)
@@ -91,7 +98,9 @@ def test_whatever_the_store_does_no_part_replaces_another(monkeypatch):
 
         tables = [to_arrow("perplexity", [perplexity_row(number)]) for number in range(3)]
         threads = [
-            threading.Thread(target=lambda rows=rows: RunStore("s3://bucket/run").add_part("perplexity", "unit", rows))
+            threading.Thread(
+                target=lambda rows=rows: RunStore("s3://bucket/run").add_part("perplexity", "unit", rows)
+            )
             for rows in tables
         ]
         for thread in threads:

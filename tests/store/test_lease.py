@@ -61,7 +61,12 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -97,16 +102,29 @@ def leave_lease(store: RunStore, **changes: object) -> None:
 
 
 def ago(seconds: float) -> str:
-    return (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    return (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)).isoformat(
+        timespec="seconds"
+    )
 
 
 def test_a_second_driver_ends_with_2_one_line_and_nothing_written(store, sweep_file):
     with other_driver(store) as process:
-        before = {name: content for name, content in files(store.directory).items() if not name.endswith(NAME)}
-        done = kvsweep("run", sweep_file(), "--inline", "--out", store.directory, folder=Path(store.directory).parent)
+        before = {
+            name: content for name, content in files(store.directory).items() if not name.endswith(NAME)
+        }
+        done = kvsweep(
+            "run", sweep_file(), "--inline", "--out", store.directory, folder=Path(store.directory).parent
+        )
         assert done.returncode == BAD_INPUT and done.stdout == ""
         (line,) = done.stderr.splitlines()
-        for part in ("error: ", store.directory, f"pid {process.pid}", os.uname().nodename, "last heard of", "wait for it"):
+        for part in (
+            "error: ",
+            store.directory,
+            f"pid {process.pid}",
+            os.uname().nodename,
+            "last heard of",
+            "wait for it",
+        ):
             assert part in line
         assert before == {} == {n: c for n, c in files(store.directory).items() if not n.endswith(NAME)}
 
@@ -119,7 +137,9 @@ def test_status_tells_that_a_driver_runs_and_that_it_died(store, sweep_file, tmp
             in kvsweep("status", store.directory, folder=tmp_path).stdout
         )
     lines = kvsweep("status", store.directory, folder=tmp_path).stdout.splitlines()
-    assert lines[1].startswith("not running; its driver left no end") and "the same command goes on" in lines[1]
+    assert (
+        lines[1].startswith("not running; its driver left no end") and "the same command goes on" in lines[1]
+    )
 
 
 def test_a_driver_that_ends_leaves_no_lease(store):
@@ -176,7 +196,10 @@ def test_a_driver_elsewhere_that_beats_is_never_replaced_whatever_its_clock_says
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(SweepError, match="another driver is running this sweep"), Lease(store, watch_seconds=5):
+        with (
+            pytest.raises(SweepError, match="another driver is running this sweep"),
+            Lease(store, watch_seconds=5),
+        ):
             pass
     finally:
         ended.set()
@@ -204,7 +227,9 @@ def test_an_unreadable_lease_is_watched_and_replaced_with_a_note(store, content,
     assert f"took over from an unreadable {NAME}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{"pid": 10**30}, {"pid": -1}, {"pid": True}, {"host": 3}, {"heartbeat_at": "noon"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"pid": 10**30}, {"pid": -1}, {"pid": True}, {"host": 3}, {"heartbeat_at": "noon"}], ids=str
+)
 def test_a_lease_with_values_that_cannot_be_is_unreadable(change):
     assert Holder.read(json.dumps(json.loads(Holder.here().content()) | change).encode()) is None
 
@@ -249,7 +274,9 @@ def test_a_machine_that_slept_or_whose_clock_was_set_back_looks_before_it_stores
             lease.hold()
 
 
-def test_a_run_that_lost_its_lease_is_interrupted_and_stores_nothing_more(sweep_file, out, monkeypatch, capsys):
+def test_a_run_that_lost_its_lease_is_interrupted_and_stores_nothing_more(
+    sweep_file, out, monkeypatch, capsys
+):
     def lost(self: Lease) -> None:
         raise LeaseLostError("another driver has taken over")
 

@@ -1,4 +1,5 @@
-"""Runs in an object store: a real S3 server over HTTP, from the command to the report, and every way in which it can be lost."""
+"""Runs in an object store: a real S3 server over HTTP, from the command to the report, and every way in which
+it can be lost."""
 
 import pytest
 
@@ -27,15 +28,19 @@ class TestMoto(StoreRuns):
             line = refused(command, sweep_file())
         finally:
             s3_server.ask(address, "/moto-api/reset-auth", "POST", b"inf")
-        assert "the store refuses access (InvalidAccessKeyId The AWS Access Key Id you provided does not exist" in line
+        assert (
+            "the store refuses access (InvalidAccessKeyId The AWS Access Key Id you provided does not exist"
+            in line
+        )
         assert "check the credentials" in line
 
     @pytest.mark.slow
     @pytest.mark.parametrize("command", ["run", "status"])
     def test_an_endpoint_where_nothing_listens_is_refused(self, command, sweep_file, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.closed_port())
-        assert "the store cannot be reached, asked 11 times; check the endpoint (such as AWS_ENDPOINT_URL)" in refused(
-            command, sweep_file()
+        assert (
+            "the store cannot be reached, asked 11 times; check the endpoint (such as AWS_ENDPOINT_URL)"
+            in refused(command, sweep_file())
         )
 
     def test_plain_http_that_was_not_allowed_is_refused(self, sweep_file, monkeypatch):

@@ -1,4 +1,5 @@
-"""Parts as they lie in a directory: broken ones, edited ones, and those of a newer version, before a row of them is believed."""
+"""Parts as they lie in a directory: broken ones, edited ones, and those of a newer version, before a row of
+them is believed."""
 
 from __future__ import annotations
 
@@ -23,9 +24,14 @@ def empty_row(task: str) -> dict:
     return dict.fromkeys(schema(task))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-20], lambda b: b"not parquet at all", lambda b: b[:4] + b[-4:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[:-20], lambda b: b"not parquet at all", lambda b: b[:4] + b[-4:]]
+)
 def test_unreadable_parts_are_set_aside_and_the_others_stay(store, damage):
-    bad, good = (store.add_part("perplexity", name, to_arrow("perplexity", [perplexity_row()])) for name in ("bad", "good"))
+    bad, good = (
+        store.add_part("perplexity", name, to_arrow("perplexity", [perplexity_row()]))
+        for name in ("bad", "good")
+    )
     file = Path(store.directory) / bad
     broken = damage(file.read_bytes())
     file.write_bytes(broken)
@@ -37,7 +43,9 @@ def test_unreadable_parts_are_set_aside_and_the_others_stay(store, damage):
     assert store.scan("perplexity").collect().height == 1
     assert store.set_aside_unreadable("perplexity", thorough=True) == {}
     store.check_parts("perplexity")
-    assert store.add_part("perplexity", "bad", to_arrow("perplexity", [perplexity_row()])) == bad, "its name is free again"
+    assert store.add_part("perplexity", "bad", to_arrow("perplexity", [perplexity_row()])) == bad, (
+        "its name is free again"
+    )
 
 
 def test_a_part_whose_values_are_damaged_under_a_sound_footer_is_found_by_the_thorough_look(store):
@@ -75,7 +83,10 @@ def cast(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
         (cast("policy", pa.large_binary()), "has the column policy as Binary, where String belongs"),
         (lambda table: table.drop_columns("cell_id"), "has no column cell_id"),
         (lambda table: table.drop_columns("window_index"), "has no column window_index"),
-        (lambda table: table.set_column(0, "run_id", pa.nulls(1)), "has the column run_id as Null, where String belongs"),
+        (
+            lambda table: table.set_column(0, "run_id", pa.nulls(1)),
+            "has the column run_id as Null, where String belongs",
+        ),
         (lambda _: pa.table({"x": [1]}), "has no column cell_id"),
     ],
 )
@@ -101,7 +112,9 @@ def test_a_part_of_a_newer_kvsweep_is_refused_and_left_alone(look, store, monkey
     monkeypatch.setattr("pipeline.store.run_store.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     name = store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
     monkeypatch.undo()
-    with pytest.raises(RunUnreadableError, match=rf"{name}: was written by a newer kvsweep \(schema {SCHEMA_VERSION + 1}"):
+    with pytest.raises(
+        RunUnreadableError, match=rf"{name}: was written by a newer kvsweep \(schema {SCHEMA_VERSION + 1}"
+    ):
         getattr(store, look)("perplexity")
     assert store.parts("perplexity") == [name]
 

@@ -1,4 +1,5 @@
-"""Where a run may lie: what is taken, what is refused in one sentence, and that a refused run leaves nothing behind."""
+"""Where a run may lie: what is taken, what is refused in one sentence, and that a refused run leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def test_what_is_no_place_is_refused_in_one_printable_line(given):
     assert str(caught.value).isprintable() and "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["run {sweep} --inline --out", "status", "report", "compact", "export --to mlflow"])
+@pytest.mark.parametrize(
+    "command", ["run {sweep} --inline --out", "status", "report", "compact", "export --to mlflow"]
+)
 @pytest.mark.parametrize("given", ["memory:///x", "a\nb", "a", ""])
 def test_every_command_refuses_it_with_2_and_leaves_nothing(command, given, sweep_file, folder):
     words = command.format(sweep=sweep_file()).split()
@@ -133,7 +136,9 @@ def test_a_start_that_was_cut_off_leaves_a_directory_that_the_next_takes(sweep_f
     assert CliRunner().invoke(app, words).exit_code == 0
 
 
-def test_a_start_that_was_killed_as_it_tried_the_store_leaves_a_directory_that_the_next_takes(sweep_file, folder):
+def test_a_start_that_was_killed_as_it_tried_the_store_leaves_a_directory_that_the_next_takes(
+    sweep_file, folder
+):
     (folder / "new").mkdir()
     (folder / "new" / f"{PROBE}0123").touch()
     done = CliRunner().invoke(app, ["run", str(sweep_file()), "--inline", "--out", "new"])
@@ -145,7 +150,9 @@ def test_a_page_is_written_where_the_name_says(given, folder):
     (folder / "home").mkdir()
     write_run("run", {"perplexity": [perplexity_row()]})
     done = CliRunner().invoke(app, ["report", "run", "-o", given.replace("{folder}", str(folder))])
-    assert done.exit_code == 0 and done.stdout.splitlines()[-1] == str(folder / "home" / "page.html"), done.output
+    assert done.exit_code == 0 and done.stdout.splitlines()[-1] == str(folder / "home" / "page.html"), (
+        done.output
+    )
 
 
 def test_a_page_that_cannot_be_written_there_is_refused_before_the_rows_are_read(folder):

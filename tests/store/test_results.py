@@ -42,7 +42,11 @@ def test_a_table_without_parts_is_empty_with_its_schema(store, task):
 
 
 def test_token_nlls_survive_as_float32_from_arrays_of_unequal_length(store):
-    nlls = [np.array([0.1, 2.5, 3e-30], np.float32), np.array([], np.float32), np.linspace(0, 9, 50, dtype=np.float32)]
+    nlls = [
+        np.array([0.1, 2.5, 3e-30], np.float32),
+        np.array([], np.float32),
+        np.linspace(0, 9, 50, dtype=np.float32),
+    ]
     rows = [perplexity_row(i, nll=nll) for i, nll in enumerate(nlls)]
     store.add_part("perplexity", "u", to_arrow("perplexity", rows))
     read = store.scan("perplexity").collect()
@@ -52,7 +56,10 @@ def test_token_nlls_survive_as_float32_from_arrays_of_unequal_length(store):
 
 
 def test_nulls_stay_nulls_and_empty_lists_empty(store):
-    rows = [generation_row(0, peak_memory_bytes=None, skip_layers=[]), generation_row(1, peak_memory_bytes=5, skip_layers=[0, 1])]
+    rows = [
+        generation_row(0, peak_memory_bytes=None, skip_layers=[]),
+        generation_row(1, peak_memory_bytes=5, skip_layers=[0, 1]),
+    ]
     store.add_part("generation", "u", to_arrow("generation", rows))
     read = store.scan("generation").collect()
     assert read["peak_memory_bytes"].to_list() == [None, 5]
@@ -106,7 +113,9 @@ def test_a_part_names_its_schema_and_unit(store):
 def test_only_whole_files_are_ever_in_the_table_folder(store, monkeypatch):
     """The part is complete in memory before anything is put, and put in one call."""
     puts, put = [], store.put
-    monkeypatch.setattr(store, "put", lambda name, content: puts.append((name, content)) or put(name, content))
+    monkeypatch.setattr(
+        store, "put", lambda name, content: puts.append((name, content)) or put(name, content)
+    )
     whole = store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
     ((name, content),) = puts
     assert name == whole
@@ -115,7 +124,9 @@ def test_only_whole_files_are_ever_in_the_table_folder(store, monkeypatch):
 
 def test_a_put_leaves_no_other_file_behind(store):
     name = store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
-    assert [f"perplexity/{file.name}" for file in Path(store.directory).rglob("*") if file.is_file()] == [name]
+    assert [f"perplexity/{file.name}" for file in Path(store.directory).rglob("*") if file.is_file()] == [
+        name
+    ]
 
 
 def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_left_out(store):
@@ -128,7 +139,10 @@ def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_left_out(sto
 
 
 def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_cells_empty(store):
-    rows = [perplexity_row(0, event_steps=[32, 35], event_kept=[29, 29]), perplexity_row(1, event_steps=[], event_kept=[])]
+    rows = [
+        perplexity_row(0, event_steps=[32, 35], event_kept=[29, 29]),
+        perplexity_row(1, event_steps=[], event_kept=[]),
+    ]
     table = to_arrow("perplexity", rows)
     store.add_part("perplexity", "new", table)
     store.add_part("perplexity", "old", table.slice(0, 1).drop_columns(["event_steps", "event_kept"]))
@@ -139,7 +153,8 @@ def test_prunes_of_files_that_did_not_record_them_are_null_and_those_of_dense_ce
 
 BOTH = ["bos", "special_tokens_in_text", "quantization"]
 LATEST = {"perplexity": BOTH, "generation": BOTH, "retrieval": [*BOTH, "correct_text"]}
-"""What schemas 5, 6 and 8 added; 7 has a wider ``document``. A change here needs another version, and old files must be read."""
+"""What schemas 5, 6 and 8 added; 7 has a wider ``document``. A change here needs another version, and old
+files must be read."""
 
 
 @pytest.mark.parametrize("task", LATEST)
@@ -152,9 +167,13 @@ def test_files_of_the_schema_before_are_read_with_nulls_for_what_came_after(stor
     assert all(read[name].to_list() == [None] for name in LATEST[task])
 
 
-@pytest.mark.parametrize("change", [lambda row: row | {"nll_mean": 1.0}, lambda row: {k: row[k] for k in row if k != "nll_sum"}])
+@pytest.mark.parametrize(
+    "change", [lambda row: row | {"nll_mean": 1.0}, lambda row: {k: row[k] for k in row if k != "nll_sum"}]
+)
 def test_a_row_with_an_unknown_or_without_a_known_column_is_refused(change):
-    with pytest.raises(ValueError, match=r"perplexity row: missing .*, unknown .*nll_mean|missing \['nll_sum'\]"):
+    with pytest.raises(
+        ValueError, match=r"perplexity row: missing .*, unknown .*nll_mean|missing \['nll_sum'\]"
+    ):
         to_arrow("perplexity", [perplexity_row(), change(perplexity_row())])
 
 

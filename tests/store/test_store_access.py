@@ -1,4 +1,5 @@
-"""Profiles of the AWS command line: read by boto3, seen in the signatures of real requests, or refused with the variables."""
+"""Profiles of the AWS command line: read by boto3, seen in the signatures of real requests, or refused with
+the variables."""
 
 from __future__ import annotations
 
@@ -37,7 +38,13 @@ def aws(tmp_path, monkeypatch) -> Iterator[FaultyProxy]:
     home = tmp_path / "home"
     (home / ".aws").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"):
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_REGION",
+    ):
         monkeypatch.delenv(name, raising=False)
     with s3_server() as address, FaultyProxy(address, "NONE", 0, reset) as proxy:
         proxy.RequestHandlerClass = Listening
@@ -84,7 +91,10 @@ def test_an_endpoint_of_a_profile_needs_no_region(aws, monkeypatch, tmp_path):
     told(keys("own", "KEYOFOWN"))
     told(f"[profile own]\nendpoint_url = {address}\n", "config")
     found = access("s3://bucket/run")
-    assert found.settings["endpoint"] == address and found.scanning["storage_options"]["aws_endpoint_url"] == address
+    assert (
+        found.settings["endpoint"] == address
+        and found.scanning["storage_options"]["aws_endpoint_url"] == address
+    )
     assert write_there(tmp_path).scan("perplexity").collect().height == 1
     assert {said for said in aws.asked if said.startswith("KEY")} == {"KEYOFOWN"}
 
@@ -92,7 +102,10 @@ def test_an_endpoint_of_a_profile_needs_no_region(aws, monkeypatch, tmp_path):
 def test_a_role_that_is_refused_is_told_in_one_line(aws, monkeypatch):
     """The server knows no role of that name, and answers so."""
     told(keys("base", "KEYOFBASE"))
-    told("[profile role]\nrole_arn = arn:aws:iam::1:role/none\nsource_profile = base\nregion = us-east-1\n", "config")
+    told(
+        "[profile role]\nrole_arn = arn:aws:iam::1:role/none\nsource_profile = base\nregion = us-east-1\n",
+        "config",
+    )
     monkeypatch.setenv("AWS_PROFILE", "role")
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"{aws.address}/no-such-service")
     with pytest.raises(StoreError, match="AWS_PROFILE is role, and gives no credentials"):
@@ -101,7 +114,11 @@ def test_a_role_that_is_refused_is_told_in_one_line(aws, monkeypatch):
 
 def test_variables_go_before_a_profile(aws, monkeypatch, tmp_path):
     told(keys("default", "KEYOFDEFAULT"))
-    for name, value in {"AWS_ACCESS_KEY_ID": "KEYOFENV", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "KEYOFENV",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert write_there(tmp_path).scan("perplexity").collect().height == 1
     assert {said for said in aws.asked if said.startswith("KEY")} == {"KEYOFENV"}
@@ -115,7 +132,7 @@ def test_variables_go_before_a_profile(aws, monkeypatch, tmp_path):
         ({"credentials": "[default]\n"}, None, "credentials is there, and holds no credentials"),
         ({"credentials": "no file of that kind\n"}, None, "credentials is there, and gives no credentials"),
     ],
-)  # fmt: skip
+)
 def test_a_profile_that_gives_nothing_is_refused_at_once_with_the_variables_that_are_read(
     files, profile, said, aws, monkeypatch, sweep_file
 ):

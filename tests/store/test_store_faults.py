@@ -24,7 +24,8 @@ def address():
 
 @pytest.fixture
 def faulty(address, monkeypatch, request):
-    """``faulty(fault, times)``: a proxy whose first PUTs go wrong, and a run directory of this test behind it."""
+    """``faulty(fault, times)``: a proxy whose first PUTs go wrong, and a run directory of this test behind
+    it."""
     opened = []
 
     def start(fault, times: int, method: str = "PUT") -> tuple[FaultyProxy, RunStore]:
@@ -50,7 +51,9 @@ PART = to_arrow("perplexity", [perplexity_row(1)])
 def test_a_part_survives_a_few_faults_and_is_stored_once(fault, faulty):
     proxy, store = faulty(fault, 3)
     name = store.add_part("perplexity", "u", PART)
-    assert proxy.left == 0 or fault is s3_server.store_and_reset, "which sees after the first that the part is there"
+    assert proxy.left == 0 or fault is s3_server.store_and_reset, (
+        "which sees after the first that the part is there"
+    )
     assert store.parts("perplexity") == [name]
 
 

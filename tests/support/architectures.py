@@ -1,4 +1,5 @@
-"""Small randomly initialised models of many architectures, at a scale of weights at which attention matters."""
+"""Small randomly initialised models of many architectures, at a scale of weights at which attention
+matters."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,13 @@ class Architecture:
 
 
 EXPERTS = {"num_experts_per_tok": 2}
-LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
 ORIGINAL = {"original_max_position_embeddings": 32}
 
 
@@ -41,7 +48,14 @@ def scaled(kind: str, **options: float) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, **options}
 
 
-BLOOM_SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
+BLOOM_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 ARCHITECTURES = (
     Architecture("GPT-NeoX (partial rotary, parallel residual)", "GPTNeoX"),
     Architecture("Llama, all heads their own keys", "Llama"),
@@ -136,7 +150,9 @@ TEXT_CONFIGS = ("Gemma3", "Gemma3n", "Gemma4", "Llama4")
 def configuration(architecture: Architecture) -> Any:
     """The transformers configuration."""
     suffix = "TextConfig" if architecture.family in TEXT_CONFIGS else "Config"
-    return getattr(transformers, architecture.family + suffix)(**{**architecture.shape, **architecture.options})
+    return getattr(transformers, architecture.family + suffix)(
+        **{**architecture.shape, **architecture.options}
+    )
 
 
 def make(architecture: Architecture) -> Any:

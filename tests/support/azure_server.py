@@ -1,4 +1,5 @@
-"""Azurite, the emulator of Azure's blob store, on this machine: another protocol than S3's, with its own conditional puts."""
+"""Azurite, the emulator of Azure's blob store, on this machine: another protocol than S3's, with its own
+conditional puts."""
 
 from __future__ import annotations
 
@@ -37,16 +38,31 @@ def azure_server(folder: Path) -> Iterator[dict[str, str]]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [PROGRAM, "--silent", "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
+    command = [
+        PROGRAM,
+        "--silent",
+        "--blobHost",
+        "127.0.0.1",
+        "--blobPort",
+        str(port),
+        "--location",
+        str(folder),
+    ]
     with subprocess.Popen(
-        [*command, "--skipApiVersionCheck", "--disableTelemetry"], stdout=subprocess.DEVNULL, env=dict(os.environ)
+        [*command, "--skipApiVersionCheck", "--disableTelemetry"],
+        stdout=subprocess.DEVNULL,
+        env=dict(os.environ),
     ) as server:
         try:
             _make_container(address)
             yield {
-                "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY, "AZURE_STORAGE_USE_EMULATOR": "true",
-                "AZURITE_BLOB_STORAGE_URL": address, "AZURE_ALLOW_HTTP": "true", "NO_PROXY": "127.0.0.1",
-            }  # fmt: skip
+                "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+                "AZURE_STORAGE_ACCOUNT_KEY": KEY,
+                "AZURE_STORAGE_USE_EMULATOR": "true",
+                "AZURITE_BLOB_STORAGE_URL": address,
+                "AZURE_ALLOW_HTTP": "true",
+                "NO_PROXY": "127.0.0.1",
+            }
         finally:
             server.terminate()
 
@@ -73,9 +89,11 @@ def _signed(address: str, container: str) -> urllib.request.Request:
     named = f"x-ms-date:{date}\nx-ms-version:{version}\n/{ACCOUNT}/{ACCOUNT}/{container}\nrestype:container"
     signature = hmac.new(base64.b64decode(KEY), ("PUT" + "\n" * 12 + named).encode(), hashlib.sha256).digest()
     headers = {
-        "x-ms-date": date, "x-ms-version": version, "Content-Length": "0",
+        "x-ms-date": date,
+        "x-ms-version": version,
+        "Content-Length": "0",
         "Authorization": f"SharedKey {ACCOUNT}:{base64.b64encode(signature).decode()}",
-    }  # fmt: skip
+    }
     return urllib.request.Request(
         f"{address}/{ACCOUNT}/{container}?restype=container", method="PUT", headers=headers
-    )  # fmt: skip
+    )

@@ -1,4 +1,5 @@
-"""A one-node Ceph with its S3 gateway on this machine, for tests: objects in memory, everything else in a folder of its own."""
+"""A one-node Ceph with its S3 gateway on this machine, for tests: objects in memory, everything else in a
+folder of its own."""
 
 from __future__ import annotations
 
@@ -77,9 +78,12 @@ def ceph_server() -> Iterator[dict[str, str]]:
     try:
         environment = _start(folder, running)
         client = boto3.client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name=environment["AWS_REGION"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"], aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        )  # fmt: skip
+            "s3",
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
+            region_name=environment["AWS_REGION"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        )
         client.create_bucket(Bucket="bucket")
         yield environment
     finally:
@@ -101,14 +105,21 @@ def _start(folder: Path, running: list[subprocess.Popen[bytes]]) -> dict[str, st
         create = [] if number else ["--create-keyring"]
         _run(folder, "ceph-authtool", *create, str(folder / "keyring"), "--gen-key", "-n", name, *allowed)
     map_ = str(folder / "monmap")
-    _run(folder, "monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v2:127.0.0.1:{monitor}]", map_)
+    _run(
+        folder, "monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v2:127.0.0.1:{monitor}]", map_
+    )
     _run(folder, "ceph-mon", "-i", "a", "--mkfs", "--monmap", map_)
     running.append(_daemon(folder, "ceph-mon", "-i", "a"))
     _run(folder, "ceph", "osd", "new", disk, "0")
     _run(folder, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
     running.append(_daemon(folder, "ceph-osd", "-i", "0"))
     environment = s3_server.settings(f"http://127.0.0.1:{gateway}")
-    keys = ["--access-key", environment["AWS_ACCESS_KEY_ID"], "--secret-key", environment["AWS_SECRET_ACCESS_KEY"]]
+    keys = [
+        "--access-key",
+        environment["AWS_ACCESS_KEY_ID"],
+        "--secret-key",
+        environment["AWS_SECRET_ACCESS_KEY"],
+    ]
     _run(folder, "radosgw-admin", "user", "create", "--uid", "tester", "--display-name", "tester", *keys)
     front = f"beast endpoint=127.0.0.1:{gateway}"
     running.append(_daemon(folder, "radosgw", "-n", "client.rgw", "--rgw-frontends", front))
@@ -118,18 +129,25 @@ def _start(folder: Path, running: list[subprocess.Popen[bytes]]) -> dict[str, st
 
 def _own_environment() -> dict[str, str]:
     """Ceph's command is a Python script of the system's, which our paths would confuse."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CEPH_", "VIRTUAL_ENV"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "CEPH_", "VIRTUAL_ENV"))
+    }
 
 
 def _run(folder: Path, program: str, *arguments: str) -> None:
     configuration = [] if program in ("ceph-authtool", "monmaptool") else ["-c", str(folder / "ceph.conf")]
     command = [program, *configuration, *arguments]
-    done = subprocess.run(command, env=_own_environment(), capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    done = subprocess.run(
+        command, env=_own_environment(), capture_output=True, text=True, timeout=START_SECONDS, check=False
+    )
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-2000:]}"
 
 
 def _daemon(folder: Path, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """A server that stays in the foreground and dies with the thread that started it, even where that one is killed."""
+    """A server that stays in the foreground and dies with the thread that started it, even where that one is
+    killed."""
     command = ["setpriv", "--pdeathsig", "KILL", program, "-c", str(folder / "ceph.conf"), "-f", *arguments]
     with (folder / f"{program}.out").open("wb") as output:
         return subprocess.Popen(command, env=_own_environment(), stdout=output, stderr=output)

@@ -1,6 +1,8 @@
-"""Policies of a user's own that end their worker, each in its way, for as long as the file ``faults`` lies beside them.
+"""Policies of a user's own that end their worker, each in its way, for as long as the file ``faults`` lies
+beside them.
 
-A copy of this file stands where the command is started: rows and cells are named by its hash, so it stays as it is throughout.
+A copy of this file stands where the command is started: rows and cells are named by its hash, so it stays as
+it is throughout.
 """
 
 import os

@@ -30,10 +30,19 @@ def save_plain(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
     config = LlamaConfig(
-        vocab_size=258, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT, bos_token_id=257, eos_token_id=257,
-        initializer_range=0.4, rms_norm_eps=1e-5, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=258,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=257,
+        eos_token_id=257,
+        initializer_range=0.4,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
@@ -41,9 +50,15 @@ def save_plain(folder: Path) -> None:
 
 
 def write_gguf(
-    file: Path, plain: Path, kind: str = "F32", leave_out: str = "", more: dict[str, np.ndarray] | None = None, **entries: Any
-) -> Path:  # fmt: skip
-    """The same model in llama.cpp's format, by what its converter does; ``entries`` replace or add (None: leave out)."""
+    file: Path,
+    plain: Path,
+    kind: str = "F32",
+    leave_out: str = "",
+    more: dict[str, np.ndarray] | None = None,
+    **entries: Any,
+) -> Path:
+    """The same model in llama.cpp's format, by what its converter does; ``entries`` replace or add (None:
+    leave out)."""
     import gguf
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
@@ -52,14 +67,26 @@ def write_gguf(
     tokenizer = Tokenizer.from_file(str(plain / "tokenizer.json"))
     tokens = [tokenizer.id_to_token(i) for i in range(258)]
     told: dict[str, Any] = {
-        "llama.block_count": LAYERS, "llama.context_length": CONTEXT, "llama.embedding_length": WIDTH,
-        "llama.feed_forward_length": INNER, "llama.attention.head_count": HEADS, "llama.attention.head_count_kv": KV_HEADS,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0, "llama.rope.dimension_count": 8,
-        "llama.vocab_size": 258, "general.file_type": {"F32": 0, "Q8_0": 7}[kind], "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * 257 + [3],
-        "tokenizer.ggml.merges": ["Ġ t"], "tokenizer.ggml.bos_token_id": 257, "tokenizer.ggml.eos_token_id": 257,
+        "llama.block_count": LAYERS,
+        "llama.context_length": CONTEXT,
+        "llama.embedding_length": WIDTH,
+        "llama.feed_forward_length": INNER,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV_HEADS,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": 8,
+        "llama.vocab_size": 258,
+        "general.file_type": {"F32": 0, "Q8_0": 7}[kind],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 257 + [3],
+        "tokenizer.ggml.merges": ["Ġ t"],
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": False,
-    } | entries  # fmt: skip
+    } | entries
     for name, value in told.items():
         if value is not None:
             _add(writer, name, value)
@@ -122,7 +149,9 @@ def entry(name: str, value: str | int | bytes) -> bytes:
     """A name and a text or a number; bytes as they are, kind and all."""
     if isinstance(value, bytes):
         return text(name) + value
-    return text(name) + (struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value))
+    return text(name) + (
+        struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
+    )
 
 
 def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
@@ -130,7 +159,9 @@ def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) ->
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
-def header(*entries: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, counts: tuple[int, int] | None = None) -> bytes:
+def header(
+    *entries: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, counts: tuple[int, int] | None = None
+) -> bytes:
     """A whole header."""
     number, many = counts or (len(tensors), len(entries))
     return b"GGUF" + struct.pack("<IQQ", version, number, many) + b"".join(entries) + b"".join(tensors)

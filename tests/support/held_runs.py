@@ -33,10 +33,13 @@ KEY = ("cell_id", "window_index", "repeat")
 
 
 def copy_of_project(folder: Path) -> Path:
-    """The project as somebody edits it, with policies of their own beside the packages; ``folder / "hold"`` holds."""
+    """The project as somebody edits it, with policies of their own beside the packages; ``folder / "hold"``
+    holds."""
     project = folder / "project"
     for package in ("pipeline", "workers", "analysis"):
-        shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__", "reference"))
+        shutil.copytree(
+            ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__", "reference")
+        )
     (project / "users_policy.py").write_text(POLICIES.format(hold=str(folder / "hold")))
     return project
 

@@ -1,4 +1,5 @@
-"""A hub of one data set, or one model, on this machine: as much of the Hugging Face hub's protocol as its libraries ask for."""
+"""A hub of one data set, or one model, on this machine: as much of the Hugging Face hub's protocol as its
+libraries ask for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """``files`` by path of the set, or model, ``org/set``; the next ``busy`` answers are 429; ``requests`` are what was asked."""
+    """``files`` by path of the set, or model, ``org/set``; the next ``busy`` answers are 429; ``requests``
+    are what was asked."""
 
     def __init__(self, files: dict[str, bytes], status: int = 200, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -61,11 +63,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         if self.server.status != 200 or self.server.busy > 0:
             self.server.busy -= 1
-            return self._answer(self.server.status if self.server.status != 200 else 429, b"{}", **{"Retry-After": "0"})
+            return self._answer(
+                self.server.status if self.server.status != 200 else 429, b"{}", **{"Retry-After": "0"}
+            )
         kind = self.server.kind
         if path.startswith(f"/api/{kind}/org/set"):
             return self._api(path.removeprefix(f"/api/{kind}/org/set"), body)
-        if match := re.fullmatch(rf"{'' if kind == 'models' else f'/{kind}'}/org/set/resolve/[^/]+/(.*)", path):
+        if match := re.fullmatch(
+            rf"{'' if kind == 'models' else f'/{kind}'}/org/set/resolve/[^/]+/(.*)", path
+        ):
             return self._file(match[1])
         return self._answer(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
 
@@ -79,13 +85,25 @@ class _Handler(BaseHTTPRequestHandler):
         described = [self._described(name) for name in self.server.files]
         if path in ("", "/revision/main", f"/revision/{self.server.commit}"):
             siblings = [{"rfilename": name} for name in self.server.files]
-            info = {"id": "org/set", "sha": self.server.commit, "siblings": siblings, "tags": [], "private": False}
+            info = {
+                "id": "org/set",
+                "sha": self.server.commit,
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+            }
             return self._json({**info, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
         if path.startswith("/paths-info/"):
             asked = (
-                json.loads(body)["paths"] if body.startswith(b"{") else [part.split("=")[1] for part in body.decode().split("&")]
+                json.loads(body)["paths"]
+                if body.startswith(b"{")
+                else [part.split("=")[1] for part in body.decode().split("&")]
             )
-            folders = [{"type": "directory", "path": name, "oid": "0" * 40} for name in asked if self._is_folder(name)]
+            folders = [
+                {"type": "directory", "path": name, "oid": "0" * 40}
+                for name in asked
+                if self._is_folder(name)
+            ]
             return self._json([*(each for each in described if each["path"] in asked), *folders])
         if match := re.fullmatch(r"/tree/[^/]+(/.*)?", path):
             return self._json(self._tree((match[1] or "").strip("/"), described))
@@ -96,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         start = f"{folder}/" if folder else ""
         inside = [each for each in described if each["path"].startswith(start)]
         below = {
-            start + each["path"].removeprefix(start).split("/")[0] for each in inside if "/" in each["path"].removeprefix(start)
+            start + each["path"].removeprefix(start).split("/")[0]
+            for each in inside
+            if "/" in each["path"].removeprefix(start)
         }
         if "recursive=true" not in self.path.lower():
             inside = [each for each in inside if "/" not in each["path"].removeprefix(start)]
@@ -114,9 +134,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(429, b"{}", **{"Retry-After": "0"})
         data = self.server.files.get(name)
         if data is None:
-            return self._answer(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.server.commit})
+            return self._answer(
+                404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.server.commit}
+            )
         start, end, status = 0, len(data), 200
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": self.server.commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+            "X-Repo-Commit": self.server.commit,
+            "Accept-Ranges": "bytes",
+        }
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             start, end, status = int(match[1]), min(len(data), int(match[2] or len(data) - 1) + 1), 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"

@@ -8,7 +8,8 @@ import torch
 
 @contextlib.contextmanager
 def nothing_stays(monkeypatch):
-    """No tensor is there behind the block that was not there before it, though no collector runs, nor when it is called."""
+    """No tensor is there behind the block that was not there before it, though no collector runs, nor when it
+    is called."""
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,5 @@
-"""Scarce things for the processes of a test: a disk of few bytes, a control group of little memory. Both need root."""
+"""Scarce things for the processes of a test: a disk of few bytes, a control group of little memory. Both need
+root."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class SmallDisk:
-    """A disk of ``size`` bytes at ``folder`` that only commands started through it see; gone when it is closed."""
+    """A disk of ``size`` bytes at ``folder`` that only commands started through it see; gone when it is
+    closed."""
 
     def __init__(self, folder: Path, size: int) -> None:
         if os.geteuid() != 0 or any(shutil.which(name) is None for name in ("unshare", "nsenter", "mount")):
@@ -25,7 +27,9 @@ class SmallDisk:
         folder.mkdir()
         script = f"mount -t tmpfs -o size={size} tmpfs {folder} && echo up && read -r _"
         command = ["unshare", "--mount", "sh", "-c", script]
-        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._holder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         assert self._holder.stdout
         if self._holder.stdout.readline() != "up\n":
             pytest.skip(f"cannot mount a disk of its own: {self._holder.communicate()[1]}")

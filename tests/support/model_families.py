@@ -1,7 +1,9 @@
-"""What planning says of every family of causal language models in transformers, with its default configuration.
+"""What planning says of every family of causal language models in transformers, with its default
+configuration.
 
-A literal table: each family's code was read, and tried on a small random instance where one could be made. A new version
-of transformers with families that are not here fails ``test_architecture_files``, which is how they are noticed.
+A literal table: each family's code was read, and tried on a small random instance where one could be made. A
+new version of transformers with families that are not here fails ``test_architecture_files``, which is how
+they are noticed.
 """
 
 FAMILIES = """

@@ -1,7 +1,8 @@
 """A machine of its own on this one: own processes, network, home directory and /tmp/ray.
 
-``ray stop`` and ``ray down`` end every Ray process that they see, and Ray's usual ports may be taken: inside the namespaces they
-see and take only their own, so the commands that users are told can be tested as they stand. Closing the machine ends all on it.
+``ray stop`` and ``ray down`` end every Ray process that they see, and Ray's usual ports may be taken: inside
+the namespaces they see and take only their own, so the commands that users are told can be tested as they
+stand. Closing the machine ends all on it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,25 @@ NAMESPACES = ("--mount", "--net", "--pid", "--uts")
 
 def needs(*commands: str) -> None:
     """Skip where a private machine or one of ``commands`` cannot be had."""
-    missing = [name for name in ("unshare", "nsenter", "ip", *commands) if shutil.which(name, path=_path()) is None]
+    missing = [
+        name for name in ("unshare", "nsenter", "ip", *commands) if shutil.which(name, path=_path()) is None
+    ]
     if missing:
         pytest.skip(f"needs the commands {', '.join(missing)}")
-    trial = ["unshare", *NAMESPACES, "--fork", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "cable"]
+    trial = [
+        "unshare",
+        *NAMESPACES,
+        "--fork",
+        "ip",
+        "link",
+        "add",
+        "eth0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "cable",
+    ]
     if os.geteuid() != 0 or subprocess.run(trial, capture_output=True, check=False).returncode:
         pytest.skip("needs root that may make namespaces")
 
@@ -83,11 +99,27 @@ class PrivateMachine:
 
     def here(self, command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """A shell command on the machine, in its home directory."""
-        entered = ["nsenter", "--target", str(self.init), *NAMESPACES, f"--wd={self.home}", "bash", "-c", command]
+        entered = [
+            "nsenter",
+            "--target",
+            str(self.init),
+            *NAMESPACES,
+            f"--wd={self.home}",
+            "bash",
+            "-c",
+            command,
+        ]
         return subprocess.run(
-            entered, cwd=self.home, env=environment(self.home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+            entered,
+            cwd=self.home,
+            env=environment(self.home),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def processes(self, words: str) -> list[str]:
         """Command lines on the machine that hold ``words``."""
@@ -100,18 +132,37 @@ class PrivateMachine:
     def client(
         self, *command: str | Path, home: Path, folder: Path, stdin: int = subprocess.DEVNULL, **more: str
     ) -> subprocess.Popen[str]:
-        """A process of somebody else, with a home of their own, who reaches the machine and its loopback, as by a tunnel."""
-        entered = ["nsenter", "--target", str(self.init), "--mount", "--net", f"--wd={folder}", *map(str, command)]
+        """A process of somebody else, with a home of their own, who reaches the machine and its loopback, as
+        by a tunnel."""
+        entered = [
+            "nsenter",
+            "--target",
+            str(self.init),
+            "--mount",
+            "--net",
+            f"--wd={folder}",
+            *map(str, command),
+        ]
         return subprocess.Popen(
-            entered, cwd=folder, env=environment(home) | more, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+            entered,
+            cwd=folder,
+            env=environment(home) | more,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 @contextlib.contextmanager
 def two_machines(folder: Path) -> Iterator[tuple[PrivateMachine, PrivateMachine]]:
-    """A head and a worker with a cable between them; their folders are ``folder``'s ``head`` and ``worker``."""
-    with PrivateMachine(folder / "head") as head, PrivateMachine(folder / "worker", "worker", "10.77.0.2") as worker:
+    """A head and a worker with a cable between them; their folders are ``folder``'s ``head`` and
+    ``worker``."""
+    with (
+        PrivateMachine(folder / "head") as head,
+        PrivateMachine(folder / "worker", "worker", "10.77.0.2") as worker,
+    ):
         worker.plug_into(head)
         yield head, worker
 
@@ -119,7 +170,12 @@ def two_machines(folder: Path) -> Iterator[tuple[PrivateMachine, PrivateMachine]
 def environment(home: Path) -> dict[str, str]:
     """The tests' environment as somebody else has it: another home, this Python first, nothing of Ray's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    own = {"HOME": str(home), "PATH": _path(), "RAY_USAGE_STATS_ENABLED": "0", "NO_PROXY": "127.0.0.1,localhost,10.77.0.1"}
+    own = {
+        "HOME": str(home),
+        "PATH": _path(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_PROXY": "127.0.0.1,localhost,10.77.0.1",
+    }
     return kept | own
 
 

@@ -39,7 +39,11 @@ class RayHead:
         self.machine, self.home = machine, folder / "elsewhere"
         self.home.mkdir()
         commands = documented("docs/cluster.md", "Own machines")
-        wanted = [line for line in commands if line.startswith(("(umask", "export RAY_AUTH_MODE", "ray start --head"))]
+        wanted = [
+            line
+            for line in commands
+            if line.startswith(("(umask", "export RAY_AUTH_MODE", "ray start --head"))
+        ]
         assert len(wanted) == 3, wanted
         small = " --num-cpus=2 --object-store-memory=200000000"
         done = machine.here("\n".join(wanted) + small)
@@ -53,13 +57,17 @@ class RayHead:
         known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         return self.machine.client(*command, home=self.home, folder=folder, **known | variables)
 
-    def submit(self, name: str, *arguments: str | Path, folder: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+    def submit(
+        self, name: str, *arguments: str | Path, folder: Path = ROOT, **variables: str
+    ) -> subprocess.Popen[str]:
         """``ray job submit`` of the driver, with ``folder`` as the job's working directory."""
         options = ("--address", DASHBOARD, "--submission-id", name, "--working-dir", ".")
         driver = ("python", "-m", "pipeline.sweep", *arguments)
         return self.client("ray", "job", "submit", *options, "--", *driver, folder=folder, **variables)
 
-    def ask(self, path: str, method: str = "GET", token: str | None = None, body: str = "") -> tuple[int, str]:
+    def ask(
+        self, path: str, method: str = "GET", token: str | None = None, body: str = ""
+    ) -> tuple[int, str]:
         """One request to the dashboard with the token, or another one, or none: status and content."""
         sent = self.token if token is None else token
         asked = self.client(sys.executable, "-c", ASK, DASHBOARD + path, method, sent, body)

@@ -84,16 +84,22 @@ def synthetic_run(directory: str, models: tuple[str, ...] = ("toy",), windows: i
     and needles, tasks, a failure.
     """
     tables: dict[str, list[dict[str, Any]]] = {
-        "perplexity": [], "generation": [], "retrieval": [], "tasks": [], "failures": []
-    }  # fmt: skip
+        "perplexity": [],
+        "generation": [],
+        "retrieval": [],
+        "tasks": [],
+        "failures": [],
+    }
     cells = 0
     for model in models:
         settings = [{"policy": "dense"}]
         for policy in ("knorm", "knorm_high", "random", "streaming"):
             settings += [
                 {"policy": policy, "keep_ratio": r, "prune_after": after, "skip_layers": skip}
-                for r in RATIOS for after in (32, 512) for skip in ([], [0])
-            ]  # fmt: skip
+                for r in RATIOS
+                for after in (32, 512)
+                for skip in ([], [0])
+            ]
         settings += [{"policy": "knorm", "keep_ratio": r, "prune_after": 2048} for r in RATIOS]
         moved = {"policy": "knorm", "prune_after": 512, "position_mode": "cache_length"}
         settings += [{**moved, "keep_ratio": r} for r in RATIOS]
@@ -132,10 +138,19 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     base = 1023 * (4.1 + 0.3 * _wobble(window_index))
     if setting["policy"] == "dense":
         return perplexity_row(
-            window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base, cache_tokens_mean=512.5,
-            kv_bytes_mean=4096 * 512.5, nll=[base / 1023] * 1023, event_steps=[], event_kept=[],
-            tokens_agreed=1023, **setting,
-        )  # fmt: skip
+            window_index,
+            window=1024,
+            stride=1024,
+            tokens_scored=1023,
+            nll_sum=base,
+            cache_tokens_mean=512.5,
+            kv_bytes_mean=4096 * 512.5,
+            nll=[base / 1023] * 1023,
+            event_steps=[],
+            event_kept=[],
+            tokens_agreed=1023,
+            **setting,
+        )
     ratio, after = setting["keep_ratio"], setting["prune_after"]
     harm = HARM[setting["policy"]]
     all_layers = 1.0 if setting.get("skip_layers") else 1.25
@@ -149,16 +164,27 @@ def _measured(window_index: int, **setting: Any) -> dict[str, Any]:
     held = 512.5 if vacuous else after * after / 2048 + (1024 - after) / 1024 * after * (1 + ratio) / 2
     pruned = 0 if vacuous else 1023 - after + 1
     return perplexity_row(
-        window_index, window=1024, stride=1024, tokens_scored=1023, nll_sum=base + 1023 * harm,
-        cache_tokens_mean=held, kv_bytes_mean=4096 * held,
-        kv_bytes_peak=int(4096 * (1023 if vacuous else after)), tokens_scored_pruned=pruned,
+        window_index,
+        window=1024,
+        stride=1024,
+        tokens_scored=1023,
+        nll_sum=base + 1023 * harm,
+        cache_tokens_mean=held,
+        kv_bytes_mean=4096 * held,
+        kv_bytes_peak=int(4096 * (1023 if vacuous else after)),
+        tokens_scored_pruned=pruned,
         prune_events=0 if vacuous else int(1023 / (after * (1 - ratio) + 1)),
-        tokens_correct=40 - int(10 * harm), kl_sum=1023 * harm * (1.2 + 0.2 * ratio),
-        tokens_agreed=int(1023 * math.exp(-harm)), recent_retained=None if vacuous else 1 - 0.5 * ratio,
-        sink_retained=None if vacuous else 0.8, score_ties=None if vacuous else 0.02,
-        nll=[base / 1023 + extra for extra in curve], event_steps=steps, event_kept=[kept] * len(steps),
+        tokens_correct=40 - int(10 * harm),
+        kl_sum=1023 * harm * (1.2 + 0.2 * ratio),
+        tokens_agreed=int(1023 * math.exp(-harm)),
+        recent_retained=None if vacuous else 1 - 0.5 * ratio,
+        sink_retained=None if vacuous else 0.8,
+        score_ties=None if vacuous else 0.02,
+        nll=[base / 1023 + extra for extra in curve],
+        event_steps=steps,
+        event_kept=[kept] * len(steps),
         **setting,
-    )  # fmt: skip
+    )
 
 
 def _harm(setting: dict[str, Any]) -> float:
@@ -180,14 +206,25 @@ def _answered(model: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
             correct = dense or (_wobble(i, depth, length) + 1) / 2 >= lost
             held = [0.02, 0.3, 0.98][i % 3] if not correct else 1 - lost
             budget = 1.0 if dense or never else setting["keep_ratio"] * 64 / length
-            rows.append(retrieval_row(
-                i, model=model, kind=kind, context_tokens=length, depth=depth, question_pruned=before,
-                correct=correct, answer_nll=0.5 + 6 * lost,
-                answer_position_retained=1.0 if dense or never else held,
-                answer_retained_weighted=1.0 if dense or never else held,
-                answer_retained_least=1.0 if dense or never else held, cache_tokens_mean=budget * length,
-                prune_events=0 if dense or never else 9, **extra, **setting,
-            ))  # fmt: skip
+            rows.append(
+                retrieval_row(
+                    i,
+                    model=model,
+                    kind=kind,
+                    context_tokens=length,
+                    depth=depth,
+                    question_pruned=before,
+                    correct=correct,
+                    answer_nll=0.5 + 6 * lost,
+                    answer_position_retained=1.0 if dense or never else held,
+                    answer_retained_weighted=1.0 if dense or never else held,
+                    answer_retained_least=1.0 if dense or never else held,
+                    cache_tokens_mean=budget * length,
+                    prune_events=0 if dense or never else 9,
+                    **extra,
+                    **setting,
+                )
+            )
     return rows
 
 
@@ -196,8 +233,12 @@ def _timed(repeat: int, **setting: Any) -> dict[str, Any]:
     noise = 1 + 0.02 * _wobble(repeat, ratio, setting["control"], len(str(setting)))
     tpot = 0.002 * (0.6 + 0.4 * ratio) * noise
     return generation_row(
-        repeat, ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)), tpot_seconds=tpot,
+        repeat,
+        ttft_seconds=0.01 * (1 + 0.05 * _wobble(repeat, ratio)),
+        tpot_seconds=tpot,
         tokens_per_second=1 / tpot,
-        kv_bytes_final=int(4096 * ratio), kv_bytes_allocated_final=int(4400 * ratio),
-        token_seconds=[tpot * (1 + 0.1 * _wobble(i, repeat)) for i in range(15)], **setting,
-    )  # fmt: skip
+        kv_bytes_final=int(4096 * ratio),
+        kv_bytes_allocated_final=int(4400 * ratio),
+        token_seconds=[tpot * (1 + 0.1 * _wobble(i, repeat)) for i in range(15)],
+        **setting,
+    )

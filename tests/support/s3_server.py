@@ -1,4 +1,5 @@
-"""An S3 server on this machine, and a proxy before it that loses or refuses requests: real sockets, nothing of ours replaced."""
+"""An S3 server on this machine, and a proxy before it that loses or refuses requests: real sockets, nothing
+of ours replaced."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def s3_server() -> Iterator[str]:
 
 def ask(address: str, path: str, method: str, body: bytes = b"") -> bytes:
     """One request beside the code under test."""
-    request = urllib.request.Request(address + path, data=body, method=method, headers={"Content-Type": "text/plain"})
+    request = urllib.request.Request(
+        address + path, data=body, method=method, headers={"Content-Type": "text/plain"}
+    )
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.read()
 
@@ -39,9 +42,13 @@ def ask(address: str, path: str, method: str, body: bytes = b"") -> bytes:
 def settings(address: str) -> dict[str, str]:
     """The usual environment of somebody whose store is there."""
     return {
-        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "NO_PROXY": "127.0.0.1",
-    }  # fmt: skip
+        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ALLOW_HTTP": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
 
 
 def closed_port() -> str:

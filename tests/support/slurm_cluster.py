@@ -38,13 +38,21 @@ class SlurmCluster:
     def __init__(self, folder: Path, *machines: PrivateMachine) -> None:
         self.machines, self.head, self.conf = machines, machines[0], folder / "slurm.conf"
         nodes = (f"NodeName={m.name} NodeAddr={m.address} CPUs={os.cpu_count()}" for m in machines)
-        values = {"head": self.head.name, "address": self.head.address, "folder": folder, "nodes": "\n".join(nodes)}
+        values = {
+            "head": self.head.name,
+            "address": self.head.address,
+            "folder": folder,
+            "nodes": "\n".join(nodes),
+        }
         self.conf.write_text(CONF.format(**values))
         (folder / "state").mkdir()
         self.here("slurmctld", self.head)
         for machine in machines:
             self.here(f"slurmd -N {machine.name}", machine)
-        self._until(lambda: self.here("sinfo --noheader --states=idle --format=%D").split() == [str(len(machines))], 30)
+        self._until(
+            lambda: self.here("sinfo --noheader --states=idle --format=%D").split() == [str(len(machines))],
+            30,
+        )
 
     def here(self, command: str, machine: PrivateMachine | None = None) -> str:
         """A command that works, on the first machine where none is named; what it printed."""
@@ -58,7 +66,9 @@ class SlurmCluster:
 
     def end_of(self, job: str, seconds: float = 90) -> tuple[str, str]:
         """State and exit status of a job, once it has ended and none of it is left."""
-        self._until(lambda: not re.search(r"JobState=(PENDING|RUNNING|COMPLETING)", self._described(job)), seconds)
+        self._until(
+            lambda: not re.search(r"JobState=(PENDING|RUNNING|COMPLETING)", self._described(job)), seconds
+        )
         self._until(lambda: not any(machine.processes("ray") for machine in self.machines), 20)
         found = re.search(r"JobState=(\w+).* ExitCode=(\d+)", self._described(job), re.DOTALL)
         assert found

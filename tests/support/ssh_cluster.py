@@ -1,4 +1,5 @@
-"""ray_cluster.yaml brought up by ``ray up`` over ssh: its own commands, mounts and rsync rules on private machines, no cloud."""
+"""ray_cluster.yaml brought up by ``ray up`` over ssh: its own commands, mounts and rsync rules on private
+machines, no cloud."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ SMALL = "--object-store-memory=200000000"
 
 
 def on_own_machines(shipped: dict[str, Any], head: str, workers: list[str], key: Path) -> dict[str, Any]:
-    """The shipped file for machines that are there: other provider, no node types, nothing downloaded; all else as it stands.
+    """The shipped file for machines that are there: other provider, no node types, nothing downloaded; all
+    else as it stands.
 
     The head keeps the head type's resources, workers get the GPU type's, with no more cores than there are.
     """
@@ -43,12 +45,16 @@ def on_own_machines(shipped: dict[str, Any], head: str, workers: list[str], key:
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
     config["max_workers"] = len(workers)
     kept = [command for command in config["setup_commands"] if "pip install" not in command]
-    config["setup_commands"] = [*kept, "echo 'export PYTHONPATH=$HOME/kvsweep' >> ~/.bashrc"]  # as pip install -e would
+    config["setup_commands"] = [
+        *kept,
+        "echo 'export PYTHONPATH=$HOME/kvsweep' >> ~/.bashrc",
+    ]  # as pip install -e would
     config["head_setup_commands"] = []
     worker_type = next(kind for kind in types.values() if "GPU" in kind["resources"])
     config["head_start_ray_commands"][-1] += _flags(types[head_type]["resources"])
     config["worker_start_ray_commands"][-1] += _flags(worker_type["resources"])
-    # Ray's second autoscaler never starts a worker of this provider; the first looks every second here, for quick tests
+    # Ray's second autoscaler never starts a worker of this provider; the first looks every second here, for
+    # quick tests
     autoscaler = "export RAY_enable_autoscaler_v2=0 AUTOSCALER_UPDATE_INTERVAL_S=1; "
     config["head_start_ray_commands"][-1] = autoscaler + config["head_start_ray_commands"][-1]
     return config
@@ -57,11 +63,14 @@ def on_own_machines(shipped: dict[str, Any], head: str, workers: list[str], key:
 def _flags(resources: dict[str, float]) -> str:
     cores = min(resources["CPU"], os.cpu_count() or 1)
     others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
-    return f" --num-cpus={cores} --num-gpus={resources.get('GPU', 0)} --resources='{json.dumps(others)}' {SMALL}"
+    return (
+        f" --num-cpus={cores} --num-gpus={resources.get('GPU', 0)} --resources='{json.dumps(others)}' {SMALL}"
+    )
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of the project with what a checkout also holds and no node needs, marked by files ``left_out``."""
+    """A copy of the project with what a checkout also holds and no node needs, marked by files
+    ``left_out``."""
     copied, without = folder / "checkout", (".git", ".venv*", "results", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(*without))
     for name in (".git", ".venv", "results", "pipeline/__pycache__"):
@@ -91,7 +100,9 @@ class SshCluster:
         with self.file.open("w") as file:
             YAML(typ="safe").dump(config, file)
 
-    def start(self, command: str, *arguments: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    def start(
+        self, command: str, *arguments: str | Path, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         """``ray COMMAND cluster.yaml ARGUMENTS`` in the checkout."""
         short = {"RAY_TMPDIR": str(self.home), "TMPDIR": str(self.home)}  # where the launcher keeps its state
         command_line = ("ray", command, self.file, *arguments)

@@ -1,4 +1,5 @@
-"""What a run in an object store has to do, whatever the server: classes of tests for the servers that we have."""
+"""What a run in an object store has to do, whatever the server: classes of tests for the servers that we
+have."""
 
 import io
 import json
@@ -36,13 +37,17 @@ def stored() -> dict[str, bytes]:
 
 
 def table(number: int) -> pa.Table:
-    return to_arrow("perplexity", [perplexity_row(number, nll=np.random.default_rng(number).random(20_000, np.float32))])
+    return to_arrow(
+        "perplexity", [perplexity_row(number, nll=np.random.default_rng(number).random(20_000, np.float32))]
+    )
 
 
 def measured(directory: str, task: str) -> pl.DataFrame:
     """The rows of a run but for what differs from one run to the next."""
     rows = RunStore(directory).scan(task).drop("run_id", "seconds", strict=False).collect()
-    return rows.sort([name for name in ("cell_id", "window_index", "depth", "question_index") if name in rows.columns])
+    return rows.sort(
+        [name for name in ("cell_id", "window_index", "depth", "question_index") if name in rows.columns]
+    )
 
 
 COMMANDS = {"run": "run {sweep} --inline --out {run}", "status": "status {run}", "report": "report {run}"}
@@ -78,7 +83,8 @@ def finished(server, tmp_path_factory, tiny_model_dir, text_file):
 
 
 class StoreRuns:
-    """A subclass's module has ``finished`` and the fixture ``server``: the environment of a server with the bucket ``bucket``."""
+    """A subclass's module has ``finished`` and the fixture ``server``: the environment of a server with the
+    bucket ``bucket``."""
 
     @pytest.fixture(autouse=True)
     def environment(self, server, monkeypatch):
@@ -135,7 +141,9 @@ class StoreRuns:
         before = measured("s3://bucket/compacted", "perplexity")
         done = ask("compact", "s3://bucket/compacted")
         assert done.exit_code == 0 and "files put together" in done.output, done.output
-        assert len(store.parts("perplexity")) == 1 and measured("s3://bucket/compacted", "perplexity").equals(before)
+        assert len(store.parts("perplexity")) == 1 and measured("s3://bucket/compacted", "perplexity").equals(
+            before
+        )
         done = ask("run", sweep, "--inline", "--out", "s3://bucket/compacted")
         assert done.exit_code == 0 and "0 to do" in done.stderr, done.output
 
@@ -150,7 +158,10 @@ class StoreRuns:
 
     def test_the_same_command_again_does_nothing(self, finished):
         sweep, _ = finished
-        before, times = stored(), len(json.loads(RunStore("s3://bucket/run").get("run.json") or b"").get("resumed_at", []))
+        before, times = (
+            stored(),
+            len(json.loads(RunStore("s3://bucket/run").get("run.json") or b"").get("resumed_at", [])),
+        )
         done = ask("run", sweep, "--inline", "--out", "s3://bucket/run/")
         assert done.exit_code == 0, done.output
         assert "0 to do" in done.stderr and done.stdout.splitlines()[-1] == "s3://bucket/run/report.html"
@@ -160,7 +171,9 @@ class StoreRuns:
     def test_status_reads_the_bucket(self, finished):
         done = ask("status", "s3://bucket/run")
         assert done.exit_code == 0, done.output
-        assert re.search(r"^perplexity: 3 cells planned, 3 .*, 0 failed, 0 missing$", done.stdout, re.MULTILINE)
+        assert re.search(
+            r"^perplexity: 3 cells planned, 3 .*, 0 failed, 0 missing$", done.stdout, re.MULTILINE
+        )
 
     def test_what_is_lost_is_measured_again_and_nothing_else(self, finished):
         sweep, _ = finished
@@ -201,7 +214,9 @@ class StoreRuns:
             won: list[int] = []
             gate = threading.Barrier(len(contents))
 
-            def write(number: int, unit: int = unit, gate: threading.Barrier = gate, won: list[int] = won) -> None:
+            def write(
+                number: int, unit: int = unit, gate: threading.Barrier = gate, won: list[int] = won
+            ) -> None:
                 store = RunStore("s3://bucket/race")
                 gate.wait()
                 if store.put(f"u{unit}", contents[number]):
@@ -218,15 +233,21 @@ class StoreRuns:
     def test_many_writers_of_one_unit_lose_no_row(self):
         tables = [table(number) for number in range(4)]
         with ThreadPoolExecutor(4) as pool:
-            names = list(pool.map(lambda rows: RunStore("s3://bucket/many").add_part("perplexity", "u", rows), tables))
+            names = list(
+                pool.map(lambda rows: RunStore("s3://bucket/many").add_part("perplexity", "u", rows), tables)
+            )
         store = RunStore("s3://bucket/many")
         assert store.parts("perplexity") == sorted(names)
         assert sorted(store.scan("perplexity").collect()["window_index"]) == [0, 1, 2, 3]
 
     def test_a_reader_beside_a_writer_never_sees_half_a_part(self):
         store, reader = RunStore("s3://bucket/half"), RunStore("s3://bucket/half")
-        content = to_arrow("perplexity", [perplexity_row(nll=np.random.default_rng(0).random(2_000_000, np.float32))])
-        writer = threading.Thread(target=lambda: [store.add_part("perplexity", f"u{n}", content) for n in range(4)])
+        content = to_arrow(
+            "perplexity", [perplexity_row(nll=np.random.default_rng(0).random(2_000_000, np.float32))]
+        )
+        writer = threading.Thread(
+            target=lambda: [store.add_part("perplexity", f"u{n}", content) for n in range(4)]
+        )
         writer.start()
         seen = looks = 0
         while writer.is_alive() or not looks:

@@ -14,4 +14,6 @@ def thinned(values: Iterable[Any], fast: int) -> list[Any]:
     """The values for ``parametrize``; all but ``fast`` of them, spread evenly, are marked slow."""
     given = list(values)
     kept = set(spread(len(given), fast))
-    return [value if i in kept else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(given)]
+    return [
+        value if i in kept else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(given)
+    ]

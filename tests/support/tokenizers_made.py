@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 TRAINING = (
     "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. The secret number of "
@@ -16,7 +25,8 @@ TRAINING = (
 
 
 def llama2_style() -> Tokenizer:
-    """Byte-pair merges with bytes for unknown characters, spaces as "▁", one put before each text, nothing that splits it."""
+    """Byte-pair merges with bytes for unknown characters, spaces as "▁", one put before each text, nothing
+    that splits it."""
     special = ["<unk>", "<s>", "</s>"]
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -25,7 +35,9 @@ def llama2_style() -> Tokenizer:
     trained.train_from_iterator([TRAINING], trainer)
 
     written = json.loads(trained.to_str())
-    written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] in special]  # bytes are none
+    written["added_tokens"] = [
+        token for token in written["added_tokens"] if token["content"] in special
+    ]  # bytes are none
     tokenizer = Tokenizer.from_str(json.dumps(written | {"pre_tokenizer": None}))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -39,13 +51,16 @@ def gemma_style() -> Tokenizer:
     tokenizer = llama2_style()
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_tokens([AddedToken(content, normalized=False) for content in ("\n", "\n\n", "<table>")])
     return tokenizer
 
 
 def metaspace_style() -> Tokenizer:
-    """The newer form of the Llama 2 tokenizer: the pre-tokenizer puts "▁" before a text, and splits nothing."""
+    """The newer form of the Llama 2 tokenizer: the pre-tokenizer puts "▁" before a text, and splits
+    nothing."""
     tokenizer = llama2_style()
     tokenizer.normalizer = None
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -64,7 +79,12 @@ def byte_style() -> Tokenizer:
 
 def unigram_style() -> Tokenizer:
     """A unigram model whose vocabulary holds the special tokens too, as SentencePiece writes it."""
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in sorted(set(TRAINING + "</>")))]
+    pieces = [
+        ("<unk>", 0.0),
+        ("</s>", 0.0),
+        ("▁", -2.0),
+        *((letter, -3.0) for letter in sorted(set(TRAINING + "</>"))),
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -75,7 +95,9 @@ def unigram_style() -> Tokenizer:
 def begins_with(token: str, tokenizer: Tokenizer) -> processors.TemplateProcessing:
     """A post-processor that puts one token before every text."""
     special = [(token, tokenizer.token_to_id(token))]
-    return processors.TemplateProcessing(single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=special)
+    return processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=special
+    )
 
 
 def saved(tokenizer: Tokenizer, folder: Path) -> str:

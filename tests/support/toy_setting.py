@@ -1,4 +1,5 @@
-"""What a code to which ``rescale`` was added knows of it, for tests/test_one_more_setting.py; run with that code in the path."""
+"""What a code to which ``rescale`` was added knows of it, for tests/test_one_more_setting.py; run with that
+code in the path."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def rescaled(cells: list[Cell]) -> list[int]:
 
 
 def planned() -> None:
-    """Ids, dense twin, exclusions, filters of a task, words of the plan, columns of a row, what a worker is told."""
+    """Ids, dense twin, exclusions, filters of a task, words of the plan, columns of a row, what a worker is
+    told."""
     dense, *cells = cells_of()
     assert rescaled([dense, *cells]) == [0, 0, 1, 2] and len({cell.cell_id for cell in cells}) == 3
     assert all(cell.dense == dense for cell in cells)
@@ -60,12 +62,17 @@ def rows(make: Any, name: str, count: int = 8, **own: Any) -> list[dict[str, Any
 
 def reported(directory: str) -> None:
     """The tables of a report, findings' words, claims about plain knorm, an experiment tracker's records."""
-    scored, asked = rows(perplexity_row, "", policy="dense", rescale=0), rows(retrieval_row, "", 40, policy="dense", rescale=0)
+    scored, asked = (
+        rows(perplexity_row, "", policy="dense", rescale=0),
+        rows(retrieval_row, "", 40, policy="dense", rescale=0),
+    )
     for rescale, more in MORE.items():
         for ratio in RATIOS:
             own: dict[str, Any] = {"keep_ratio": ratio, "rescale": rescale}
             scored += rows(perplexity_row, f"scored {rescale} {ratio}", nll_sum=200.0 + 100 * more, **own)
-        asked += rows(retrieval_row, f"asked {rescale}", 40, keep_ratio=0.5, rescale=rescale, correct=rescale == 0)
+        asked += rows(
+            retrieval_row, f"asked {rescale}", 40, keep_ratio=0.5, rescale=rescale, correct=rescale == 0
+        )
     results = load([write_run(directory, {"perplexity": scored, "retrieval": asked})])
     shown = contents(results, 0.5)
 
@@ -73,12 +80,17 @@ def reported(directory: str) -> None:
     assert "rescale" in [column.key for column in columns if column.setting]
     found = cells.filter(pl.col("policy") == "knorm", pl.col("keep_ratio") == 0.5)
     assert dict(found.select("rescale", pl.col("ratio").log().round(6)).iter_rows()) == MORE
-    assert [labels.variant(row) for row in found.iter_rows(named=True)] == ["no layer skipped", "no layer skipped, rescale 1"]
+    assert [labels.variant(row) for row in found.iter_rows(named=True)] == [
+        "no layer skipped",
+        "no layer skipped, rescale 1",
+    ]
     assert dict(shown.tables["shapes"][0].select("rescale", "cells").iter_rows()) == {0: 3, 1: 3}
     assert plain(cells)["rescale"].unique().to_list() == [0]
 
     advised = one(shown.tables["recommended"][0])
-    assert advised["rescale"] == 0 and "retrieval is kept" in advised["advice"], "the other one's retrieval is lost"
+    assert advised["rescale"] == 0 and "retrieval is kept" in advised["advice"], (
+        "the other one's retrieval is lost"
+    )
     answers = shown.tables["retrieval"][0].filter(pl.col("policy") == "knorm")
     assert dict(answers.select("rescale", "accuracy").iter_rows()) == {0: 1.0, 1: 0.0}
     told = [record.params["rescale"] for record in records(results) if record.params["policy"] == "knorm"]

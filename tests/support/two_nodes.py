@@ -1,4 +1,5 @@
-"""Ray on two private machines, ``head`` and ``worker``, with one CPU each; the worker comes and goes as a test wants."""
+"""Ray on two private machines, ``head`` and ``worker``, with one CPU each; the worker comes and goes as a
+test wants."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def waits(view):
         time.sleep(0.1)
     return -view.positions.float()
 """
-"""A module of a user's own: units wait on a machine while it has a file of this name, and tell their raylet's number."""
+"""A module of a user's own: units wait on a machine while it has a file of this name, and tell their raylet's
+number."""
 SETTINGS = (
     "export RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=3000 "
     "RAY_health_check_failure_threshold=3; unset OMP_NUM_THREADS;"
@@ -52,7 +54,10 @@ class TwoNodes:
 
     def join(self, gpus: int = 0) -> None:
         """The worker's node joins, in place of an earlier one."""
-        self._do(self.worker, f"ray stop --force; ray start --address={self.head.address}:6379 --num-gpus={gpus} {NODE}")
+        self._do(
+            self.worker,
+            f"ray stop --force; ray start --address={self.head.address}:6379 --num-gpus={gpus} {NODE}",
+        )
 
     def leave(self) -> None:
         """The worker's node ends, also one that hangs."""
@@ -74,7 +79,8 @@ class TwoNodes:
         reached = self.folder / f"reached-{machine.name}"
 
         def tells_a_raylet() -> bool:
-            """A worker that has just lost its raylet lives on for a moment and tells the number of who took it over."""
+            """A worker that has just lost its raylet lives on for a moment and tells the number of who took
+            it over."""
             number = reached.read_text() if reached.exists() else ""
             return number != "" and machine.here(f"cat /proc/{number}/comm").stdout.strip() == "raylet"
 
@@ -95,9 +101,13 @@ class Run:
         command = [str(Path(sys.executable).parent / "kvsweep"), "run", str(sweep), "--out", str(self.out)]
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [*enter, *command, "--address", f"{nodes.head.address}:6379", *options], cwd=nodes.folder,
-                env=environment(nodes.head.home), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-            )  # fmt: skip
+                [*enter, *command, "--address", f"{nodes.head.address}:6379", *options],
+                cwd=nodes.folder,
+                env=environment(nodes.head.home),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
 
     def __enter__(self) -> Run:
         return self

@@ -39,17 +39,22 @@ def test_text_file_is_read_whole_with_its_newlines(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pydoc", ["unknown", "pydocs", "text:PATH"]), ("text:nowhere.txt", ["no file", "nowhere.txt"]),
-        ("hf:", ["names nothing", "hf:NAME"]), ("hf:a/b/c/d", ["hf:NAME"]), ("", ["unknown"]),
+        ("pydoc", ["unknown", "pydocs", "text:PATH"]),
+        ("text:nowhere.txt", ["no file", "nowhere.txt"]),
+        ("hf:", ["names nothing", "hf:NAME"]),
+        ("hf:a/b/c/d", ["hf:NAME"]),
+        ("", ["unknown"]),
     ],
-)  # fmt: skip
+)
 def test_a_dataset_that_cannot_be_had_is_refused_with_what_is_allowed(name, words):
     with pytest.raises(CorpusError) as caught:
         read_corpus(name)
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize(("content", "word"), [(b"", "no text"), (b" \n\t", "no text"), (b"ab\xff\xfe", "UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "no text"), (b" \n\t", "no text"), (b"ab\xff\xfe", "UTF-8")]
+)
 def test_empty_and_undecodable_files_are_refused(tmp_path, content, word):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(CorpusError, match=word):
@@ -81,7 +86,9 @@ def test_windows_of_one_text_are_those_of_a_plain_slice(tokenizer_file, sample, 
     tokens = tokenize(Corpus("x", text, sample), tokenizer_file)
     windows = tokens.windows(4, 4, 2, bos=False)
     assert [w.start for w in windows] == starts
-    assert ["".join(map(chr, _bytes(tokens.held(w, 4)))) for w in windows] == [text[w.start : w.start + 4] for w in windows]
+    assert ["".join(map(chr, _bytes(tokens.held(w, 4)))) for w in windows] == [
+        text[w.start : w.start + 4] for w in windows
+    ]
     assert [w.document for w in windows] == [tokens.document_of(w) for w in windows] == [None, None]
 
 

@@ -20,7 +20,16 @@ from pipeline.planning.resolve import resolve
 from pipeline.planning.spec import load_spec
 from pipeline.sweepfile.sweep_error import SweepError
 from tests.support.datasets_made import FORMS, as_csv, as_json, as_json_lines, as_parquet, words, write
-from workers.corpora import Collection, Corpus, CorpusError, DatasetEntry, line_rows, parquet_rows, read_corpus, rows
+from workers.corpora import (
+    Collection,
+    Corpus,
+    CorpusError,
+    DatasetEntry,
+    line_rows,
+    parquet_rows,
+    read_corpus,
+    rows,
+)
 from workers.corpora import compressed as compressed_files
 from workers.corpora.line_rows import LineBlock
 from workers.corpora.prose import FileBytes
@@ -44,10 +53,17 @@ def test_every_form_holds_the_same_documents(tmp_path, name, scheme):
 
 def test_a_folder_of_shards_is_one_dataset_in_the_order_of_names(tmp_path):
     for shard in (2, 0, 1):
-        write(tmp_path, f"data/train-{shard:05d}-of-00003.parquet", as_parquet(TEXTS[shard * 4 : shard * 4 + 4]))
+        write(
+            tmp_path, f"data/train-{shard:05d}-of-00003.parquet", as_parquet(TEXTS[shard * 4 : shard * 4 + 4])
+        )
     for name in ("README.md", ".gitattributes", "dataset_infos.json", "data/picture.png"):
         write(tmp_path, name, "{}")
-    for name in (f"text:{tmp_path}", f"text:{tmp_path}/data/*.parquet", f"text:{tmp_path}/**/train-*", f"hf:{tmp_path}:train"):
+    for name in (
+        f"text:{tmp_path}",
+        f"text:{tmp_path}/data/*.parquet",
+        f"text:{tmp_path}/**/train-*",
+        f"hf:{tmp_path}:train",
+    ):
         assert texts_of(read_corpus(name)) == dict(enumerate(TEXTS)), name
 
 
@@ -69,7 +85,9 @@ def test_a_row_group_of_long_texts_is_read_in_parts(tmp_path, monkeypatch):
     texts = [words(i, 200) for i in range(40)]
     corpus = read_corpus(f"text:{write(tmp_path, 'x.parquet', as_parquet(texts, rows_per_group=20))}")
     assert len(corpus.blocks) > 10 and texts_of(corpus) == dict(enumerate(texts))
-    assert texts_of(Collection("x", "", corpus.blocks[7:8], "rows")).keys() == set(texts_of_block(corpus.blocks[7]))
+    assert texts_of(Collection("x", "", corpus.blocks[7:8], "rows")).keys() == set(
+        texts_of_block(corpus.blocks[7])
+    )
 
 
 def texts_of_block(block) -> range:
@@ -89,11 +107,15 @@ def test_rows_of_a_set_too_large_to_be_counted_are_known_by_file_and_byte(tmp_pa
 @pytest.mark.parametrize(
     ("columns", "asked", "chosen"),
     [
-        (["id", "text", "content"], None, "text"), (["content", "document"], None, "content"),
-        (["id", "article"], None, "article"), (["text", "article"], "article", "article"),
+        (["id", "text", "content"], None, "text"),
+        (["content", "document"], None, "content"),
+        (["id", "article"], None, "article"),
+        (["text", "article"], "article", "article"),
     ],
-)  # fmt: skip
-def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(tmp_path, columns, asked, chosen):
+)
+def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(
+    tmp_path, columns, asked, chosen
+):
     row = {name: 7 if name == "id" else f"the {name}" for name in columns}
     file = write(tmp_path, "x.jsonl", json.dumps(row) + "\n")
     corpus = read_corpus(DatasetEntry(f"text:{file}", column=asked))
@@ -104,17 +126,39 @@ def test_the_column_is_the_one_asked_for_else_text_else_the_only_one_of_texts(tm
 @pytest.mark.parametrize(
     ("row", "asked", "said"),
     [
-        ({"a": "x", "b": "y"}, None, r"several columns of text .*: a \(text\), b \(text\); name one: \{name: .*, column: NAME\}"),
-        ({"id": 1}, None, r"x.\w+': no column holds text; it has id \(numbers\); write the text as strings .*own$"),
-        ({"id": 1, "n": [1]}, "n", r"its column 'n' holds lists, and no column holds text; it has id \(numbers\), n \(lists\)"),
-        ({"text": "x"}, "body", r"no column 'body' in the first rows of x\.(jsonl|parquet); it has text \(text\)"),
-        ({"text": ["x"], "a": "x"}, None, r"column 'text' holds lists, no text; it has text \(lists\), a \(text\); name one"),
+        (
+            {"a": "x", "b": "y"},
+            None,
+            r"several columns of text .*: a \(text\), b \(text\); name one: \{name: .*, column: NAME\}",
+        ),
+        (
+            {"id": 1},
+            None,
+            r"x.\w+': no column holds text; it has id \(numbers\); write the text as strings .*own$",
+        ),
+        (
+            {"id": 1, "n": [1]},
+            "n",
+            r"its column 'n' holds lists, and no column holds text; it has id \(numbers\), n \(lists\)",
+        ),
+        (
+            {"text": "x"},
+            "body",
+            r"no column 'body' in the first rows of x\.(jsonl|parquet); it has text \(text\)",
+        ),
+        (
+            {"text": ["x"], "a": "x"},
+            None,
+            r"column 'text' holds lists, no text; it has text \(lists\), a \(text\); name one",
+        ),
         ({"text": {"t": "x"}}, None, "column 'text' holds objects, and no column holds text"),
         ({"text": 1}, None, "column 'text' holds numbers, and no column holds text"),
     ],
 )
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_a_column_that_cannot_be_told_or_holds_no_text_is_refused_with_those_there_are(tmp_path, form, row, asked, said):
+def test_a_column_that_cannot_be_told_or_holds_no_text_is_refused_with_those_there_are(
+    tmp_path, form, row, asked, said
+):
     import polars as pl
 
     file = tmp_path / f"x.{form}"
@@ -128,16 +172,23 @@ def test_rows_without_text_are_skipped_and_counted_by_kind(tmp_path):
     rows = [None, TEXTS[0], "", " \n", ["x"], {"a": 1}, 3, True, TEXTS[1]]
     corpus = read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(rows))}")
     assert texts_of(corpus) == {1: TEXTS[0], 8: TEXTS[1]}
-    assert corpus.facts()["skipped"] == {"null": 1, "empty": 2, "list": 1, "object": 1, "number": 1, "boolean": 1}
-    said = (
-        "7 of 9 rows looked at hold no text and are skipped (1 null, 2 empty, 1 a list, 1 an object, 1 a number, 1 true or false)"
-    )
+    assert corpus.facts()["skipped"] == {
+        "null": 1,
+        "empty": 2,
+        "list": 1,
+        "object": 1,
+        "number": 1,
+        "boolean": 1,
+    }
+    said = "7 of 9 rows looked at hold no text and are skipped (1 null, 2 empty, 1 a list, 1 an object, 1 a number, 1 true or false)"
     assert any(note.endswith(said) for note in corpus.notes())
 
 
 @pytest.mark.parametrize("rows", [[None, None], ["", None], [None, " "]])
 def test_a_column_of_nothing_is_refused(tmp_path, rows):
-    with pytest.raises(CorpusError, match=r"holds no text: its column 'text' is .* in the 2 rows that were looked at"):
+    with pytest.raises(
+        CorpusError, match=r"holds no text: its column 'text' is .* in the 2 rows that were looked at"
+    ):
         read_corpus(f"text:{write(tmp_path, 'x.jsonl', as_json_lines(rows))}")
 
 
@@ -150,7 +201,11 @@ def test_line_breaks_and_a_byte_order_mark_make_no_difference(tmp_path, break_, 
     text = RULE.replace("\n", break_)
     corpus = read_corpus(f"text:{write(tmp_path, 'x.txt', mark + text.encode())}")
     assert isinstance(corpus, Corpus) and corpus.text == RULE
-    for name, content in (("x.jsonl", as_json_lines([text])), ("x.csv", as_csv([text])), ("x.parquet", as_parquet([text]))):
+    for name, content in (
+        ("x.jsonl", as_json_lines([text])),
+        ("x.csv", as_csv([text])),
+        ("x.parquet", as_parquet([text])),
+    ):
         content = content if name == "x.parquet" else mark + content
         assert texts_of(read_corpus(f"text:{write(tmp_path, name, content)}")) == {0: RULE}
 
@@ -244,11 +299,15 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
     write(tmp_path, "mixed/a.jsonl", "{}")
     write(tmp_path, "mixed/b.csv", "text\n")
     wanted = {
-        "fifo.txt": "no regular file but a device, pipe or socket", "zero.txt": "no regular file",
+        "fifo.txt": "no regular file but a device, pipe or socket",
+        "zero.txt": "no regular file",
         "loop": "links lead in a circle",
-        "empty": "holds no file of .txt, .md", "*.nothing": "no file matches", "nowhere": "there is no file", "a\0b": "null",
+        "empty": "holds no file of .txt, .md",
+        "*.nothing": "no file matches",
+        "nowhere": "there is no file",
+        "a\0b": "null",
         "mixed": r"several kinds \(1 of json lines, 1 of csv\); name those of one",
-    }  # fmt: skip
+    }
     for name, said in wanted.items():
         with pytest.raises(CorpusError, match=said) as caught:
             read_corpus(f"text:{tmp_path}/{name}")
@@ -257,7 +316,12 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
 
 def test_a_huge_file_of_nothing_is_refused_at_once(tmp_path):
     """Ten gigabytes that take no place."""
-    wanted = {"txt": "holds a NUL", "jsonl": "a line is longer than", "csv": "holds more than 64 MB", "parquet": "as Parquet"}
+    wanted = {
+        "txt": "holds a NUL",
+        "jsonl": "a line is longer than",
+        "csv": "holds more than 64 MB",
+        "parquet": "as Parquet",
+    }
     for ending, said in wanted.items():
         with (tmp_path / f"x.{ending}").open("wb") as file:
             file.truncate(10**10)
@@ -285,10 +349,18 @@ def test_what_may_not_be_read_is_refused():
     names = [str(folder / name) for name in ("closed", "b.txt")]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     shutil.rmtree(folder)
-    assert [line.endswith("Permission denied") for line in done.stdout.splitlines()] == [True, True], done.stdout
+    assert [line.endswith("Permission denied") for line in done.stdout.splitlines()] == [True, True], (
+        done.stdout
+    )
 
 
-SPLITS = ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "val.jsonl", "test/a.jsonl", "shard_extra.jsonl"]
+SPLITS = [
+    "train-00000-of-00002.jsonl",
+    "train-00001-of-00002.jsonl",
+    "val.jsonl",
+    "test/a.jsonl",
+    "shard_extra.jsonl",
+]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +378,11 @@ def test_a_split_is_found_by_names_of_files_and_folders(tmp_path, split, wanted)
     [
         (["train.jsonl"], ":test", "no split 'test': its files say train"),
         (["a.jsonl"], ":test", "no split 'test': no file or folder says a split, so that all are 'train'"),
-        (["train.jsonl"], ":train[:1%]", r"'train\[:1%\]' is no split's name; .* only as much is read as windows need"),
+        (
+            ["train.jsonl"],
+            ":train[:1%]",
+            r"'train\[:1%\]' is no split's name; .* only as much is read as windows need",
+        ),
     ],
 )
 def test_a_split_that_is_not_there_is_refused(tmp_path, files, split, said):
@@ -362,7 +438,9 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path, name,
     assert bool(said) != bool(corpus and texts_of(corpus)) and "\n" not in said
 
 
-@pytest.mark.parametrize("text", ["text\n" + "a" * 200_000 + "\n", "text,b\nc\n"], ids=["long field", "refused"])
+@pytest.mark.parametrize(
+    "text", ["text\n" + "a" * 200_000 + "\n", "text,b\nc\n"], ids=["long field", "refused"]
+)
 def test_reading_a_table_leaves_the_process_s_limit_of_fields_as_it_was(tmp_path, text):
     usual = csv.field_size_limit()
     (tmp_path / "x.csv").write_text(text)
@@ -401,7 +479,10 @@ def test_rows_that_lack_the_column_are_no_nulls(tmp_path):
     write(tmp_path, "b.jsonl", as_json_lines(TEXTS[1:4], column="body"))
     corpus = read_corpus(f"text:{tmp_path}")
     assert corpus.facts()["skipped"] == {"missing": 3, "null": 1}
-    assert any("4 of 5 rows looked at hold no text and are skipped (3 without the column, 1 null)" in n for n in corpus.notes())
+    assert any(
+        "4 of 5 rows looked at hold no text and are skipped (3 without the column, 1 null)" in n
+        for n in corpus.notes()
+    )
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "parquet"])
@@ -415,17 +496,23 @@ def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path
     else:
         assert list(texts_of(read_corpus(DatasetEntry(f"text:{tmp_path}", column="body"))).values()) == TEXTS
 
-    with pytest.raises(CorpusError, match=rf"no column 'no' in the first rows of a.{form} and of 2 other files; it has id"):
+    with pytest.raises(
+        CorpusError, match=rf"no column 'no' in the first rows of a.{form} and of 2 other files; it has id"
+    ):
         read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
     monkeypatch.setattr(rows, "LOOKED_FILES", 2)
     with pytest.raises(CorpusError, match=r"and of 1 of 2 other files; it has id"):
         read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
 
 
-@pytest.mark.parametrize("address", ["s3://b/x.jsonl", "https://h/x.txt", "gs://b/*.jsonl", "file://host/x.txt", "S3://b"])
+@pytest.mark.parametrize(
+    "address", ["s3://b/x.jsonl", "https://h/x.txt", "gs://b/*.jsonl", "file://host/x.txt", "S3://b"]
+)
 @pytest.mark.parametrize("scheme", ["text", "hf"])
 def test_files_elsewhere_are_not_read(scheme, address):
-    with pytest.raises(CorpusError, match="only local files are read; fetch it, and name its path: text:PATH"):
+    with pytest.raises(
+        CorpusError, match="only local files are read; fetch it, and name its path: text:PATH"
+    ):
         read_corpus(f"{scheme}:{address}")
 
 
@@ -502,7 +589,9 @@ def test_an_object_that_lacks_the_column_among_others_is_skipped_as_missing(tmp_
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_a_disk_that_fails_in_a_later_block_is_a_fault_of_the_dataset(tmp_path, sweep_file, monkeypatch, long):
+def test_a_disk_that_fails_in_a_later_block_is_a_fault_of_the_dataset(
+    tmp_path, sweep_file, monkeypatch, long
+):
     """It was told as one of the model's tokenizer."""
     content = b"".join(b'{"text": "some words of row %d"}\n' % i for i in range(50_000))
     name = write(tmp_path, "text.txt" if long else "rows.jsonl", content * (4 if long else 8))

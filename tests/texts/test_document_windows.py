@@ -1,4 +1,5 @@
-"""Rows are documents: which tokens each window holds, that none crosses a document, and that no more is read than is needed.
+"""Rows are documents: which tokens each window holds, that none crosses a document, and that no more is read
+than is needed.
 
 The judge is the tokenizers library on each document for itself, and plain Python over its ids.
 """
@@ -26,7 +27,16 @@ from tests.support.command import run_inline
 from tests.support.datasets_made import as_json_lines, as_parquet, words, write
 from tests.support.rows import one, ratio_interval
 from tests.support.tokenizers_made import TRAINING, byte_style, llama2_style, metaspace_style, saved
-from workers.corpora import Corpus, CorpusError, DatasetEntry, parquet_rows, read, read_corpus, read_text, tokens_of
+from workers.corpora import (
+    Corpus,
+    CorpusError,
+    DatasetEntry,
+    parquet_rows,
+    read,
+    read_corpus,
+    read_text,
+    tokens_of,
+)
 from workers.corpora.passages import passages, slot_bytes
 from workers.corpora.prose import FileBytes, HeldBytes, LongText
 from workers.models.model_files import find_model
@@ -62,9 +72,13 @@ def test_windows_that_overlap_share_the_tokens_of_their_document(rows, tokenizer
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("sample", ["spread", "first", "random"])
-@pytest.mark.parametrize(("window", "stride", "limit"), [(64, 64, 3), (64, 64, 50), (48, 16, 9), (128, 128, 4)])
+@pytest.mark.parametrize(
+    ("window", "stride", "limit"), [(64, 64, 3), (64, 64, 50), (48, 16, 9), (128, 128, 4)]
+)
 @pytest.mark.parametrize("bos", [False, True])
-def test_every_window_is_a_stretch_of_one_document_tokenized_by_itself(tmp_path, rows, style, sample, window, stride, limit, bos):
+def test_every_window_is_a_stretch_of_one_document_tokenized_by_itself(
+    tmp_path, rows, style, sample, window, stride, limit, bos
+):
     made = STYLES[style]()
     tokens = tokens_of(read_corpus(DatasetEntry(rows, sample=sample), seed=3), saved(made, tmp_path))
     windows = tokens.windows(window, stride, limit, bos=bos)
@@ -83,11 +97,14 @@ def test_every_window_is_a_stretch_of_one_document_tokenized_by_itself(tmp_path,
     shares = Counter(w.document for w in windows)
     for document in (i for i, n in room.items() if n):
         least = min(room[document], max(shares.values()) - 1)
-        assert shares[document] >= least or len(shares) == limit, "as many documents as can be, as many windows of each as can be"
+        assert shares[document] >= least or len(shares) == limit, (
+            "as many documents as can be, as many windows of each as can be"
+        )
 
 
 def test_which_documents_a_sample_takes(rows, tokenizer):
-    """Those of 128 bytes and more are 0, 3, 5, 7 and 9. Spread: the middle of the second half; that of the first is too short."""
+    """Those of 128 bytes and more are 0, 3, 5, 7 and 9. Spread: the middle of the second half; that of the
+    first is too short."""
 
     def documents(sample: str, seed: int = 0) -> list[int]:
         tokens = tokens_of(read_corpus(DatasetEntry(rows, sample=sample), seed), tokenizer)
@@ -98,26 +115,43 @@ def test_which_documents_a_sample_takes(rows, tokenizer):
     assert len({tuple(documents("random", seed)) for seed in range(8)}) > 2
 
 
-def test_documents_that_are_too_short_are_counted_and_refused_with_their_lengths(sweep_file, rows, tiny_model_dir):
-    plan = make_plan(load_spec(str(sweep_file(datasets=f'["{rows}"]', perplexity="{window: 128, windows: 50}"))))
+def test_documents_that_are_too_short_are_counted_and_refused_with_their_lengths(
+    sweep_file, rows, tiny_model_dir
+):
+    plan = make_plan(
+        load_spec(str(sweep_file(datasets=f'["{rows}"]', perplexity="{window: 128, windows: 50}")))
+    )
     enough = sum(len(text.encode()) >= 128 for text in TEXTS if text)
-    said = f"{rows}: {enough} of 9 documents looked at hold 128 tokens under the tokenizer of {tiny_model_dir}"
+    said = (
+        f"{rows}: {enough} of 9 documents looked at hold 128 tokens under the tokenizer of {tiny_model_dir}"
+    )
     assert said in plan.notes
     assert f"{rows}: 1 of 10 rows looked at hold no text and are skipped (1 null)" in plan.notes
 
     write(sweep_file().parent, "rows.jsonl", as_json_lines([text[:200] if text else text for text in TEXTS]))
     spec = load_spec(str(sweep_file(datasets=f'["{rows}"]', perplexity="{window: 256, windows: 2}")))
-    with pytest.raises(SweepError, match=r"no document of 256 tokens .*longest of the 9 documents looked at has 200") as caught:
+    with pytest.raises(
+        SweepError, match=r"no document of 256 tokens .*longest of the 9 documents looked at has 200"
+    ) as caught:
         make_plan(spec)
     assert "ask for shorter texts, or join them: documents: joined" in str(caught.value)
 
 
 def test_prompts_and_haystacks(sweep_file, rows):
-    """A prompt lies in one document, of as many as can be; text around needles is documents one after the other."""
-    plan = make_plan(load_spec(str(sweep_file(
-        datasets=f'["{rows}"]', perplexity=None, generation="{prompt_tokens: [100], batch_sizes: [4], new_tokens: 4}",
-        retrieval="{kinds: [needle], context_tokens: [200], questions: 2}",
-    ))))  # fmt: skip
+    """A prompt lies in one document, of as many as can be; text around needles is documents one after the
+    other."""
+    plan = make_plan(
+        load_spec(
+            str(
+                sweep_file(
+                    datasets=f'["{rows}"]',
+                    perplexity=None,
+                    generation="{prompt_tokens: [100], batch_sizes: [4], new_tokens: 4}",
+                    retrieval="{kinds: [needle], context_tokens: [200], questions: 2}",
+                )
+            )
+        )
+    )
     works = {unit.task: work_unit(plan, unit).work for unit in plan.units}
     made = Tokenizer.from_file(plan.resolved.models[plan.grid.cells[0].model].tokenizer_file)
     prompts = [made.decode(list(prompt)) for prompt in works["generation"].prompts]
@@ -128,7 +162,9 @@ def test_prompts_and_haystacks(sweep_file, rows):
     (tokens,) = plan.resolved.tokens.values()
     assert made.decode(tokens.filler(3200).tolist()) == "".join(f"{text}\n\n" for text in TEXTS if text)
     around = "".join(f"{text}\n\n" for text in TEXTS if text) * 2
-    assert all(made.decode(list(question.prompt_ids))[:8] in around for question in works["retrieval"].questions)
+    assert all(
+        made.decode(list(question.prompt_ids))[:8] in around for question in works["retrieval"].questions
+    )
 
 
 def test_more_prompts_than_documents_can_give_are_refused(sweep_file, rows):
@@ -138,10 +174,19 @@ def test_more_prompts_than_documents_can_give_are_refused(sweep_file, rows):
 
 
 def test_run_json_says_how_a_dataset_was_read(sweep_file, rows):
-    plan = make_plan(load_spec(str(sweep_file(datasets=f'[{{name: "{rows}", column: text, sample: first}}]'))))
+    plan = make_plan(
+        load_spec(str(sweep_file(datasets=f'[{{name: "{rows}", column: text, sample: first}}]')))
+    )
     (described,) = describe_run(plan, None)["datasets"]
     assert described["name"] == f"{rows}[column=text,sample=first]" == plan.grid.cells[0].dataset
-    wanted = {"documents": "separate", "column": "text", "sample": "first", "rows": 10, "looked_at": 10, "skipped": {"null": 1}}
+    wanted = {
+        "documents": "separate",
+        "column": "text",
+        "sample": "first",
+        "rows": 10,
+        "looked_at": 10,
+        "skipped": {"null": 1},
+    }
     assert described.items() >= wanted.items() and described["tokens"] > 64
 
 
@@ -149,7 +194,11 @@ def test_a_cell_is_another_where_other_text_is_scored(sweep_file, rows):
     """More windows are another cell too, as of any text."""
     ways = ["", ", column: id2", ", sample: first", ", sample: random", ", documents: joined"]
     write(sweep_file().parent, "rows.jsonl", as_json_lines(TEXTS).replace(b'"id": ', b'"id2": "x", "id": '))
-    plans = [make_plan(load_spec(str(sweep_file(datasets=f'[{{name: "{rows}"{way}}}]')))) for way in ways if "id2" not in way]
+    plans = [
+        make_plan(load_spec(str(sweep_file(datasets=f'[{{name: "{rows}"{way}}}]'))))
+        for way in ways
+        if "id2" not in way
+    ]
     ids = [{cell.cell_id for cell in plan.grid.cells} for plan in plans]
     assert len(set.union(*ids)) == sum(map(len, ids))
     fingerprints = {corpus.fingerprint for plan in plans[:3] for corpus in plan.resolved.corpora.values()}
@@ -159,12 +208,16 @@ def test_a_cell_is_another_where_other_text_is_scored(sweep_file, rows):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{name: pydocs, sample: last}", r"sweep.yaml:3:27: datasets.0.sample: should be 'spread', 'first' or 'random' \(got"),
+        (
+            "{name: pydocs, sample: last}",
+            r"sweep.yaml:3:27: datasets.0.sample: should be 'spread', 'first' or 'random' \(got",
+        ),
         ("{name: pydocs, colum: a}", "datasets.0.colum: unknown key; did you mean column"),
         ("{column: a}", "datasets.0.name: is required"),
-        ("{name: pydocs, documents: 3}", "datasets.0.documents: should be 'separate' or 'joined'"), ("[]", "datasets.0: "),
+        ("{name: pydocs, documents: 3}", "datasets.0.documents: should be 'separate' or 'joined'"),
+        ("[]", "datasets.0: "),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_entry_is_refused_with_its_place(sweep_file, entry, said):
     with pytest.raises(SweepError, match=said):
         load_spec(str(sweep_file(datasets=f"[{entry}]")))
@@ -196,19 +249,30 @@ def test_intervals_of_a_run_over_rows_are_those_of_documents(sweep_file, tmp_pat
 def test_the_random_policy_draws_anew_in_each_document(sweep_file, tmp_path, out):
     """Two documents of one text, so that only the draw can differ."""
     name = f"text:{write(tmp_path, 'same.jsonl', as_json_lines([words(1, 40)] * 2))}"
-    sweep = sweep_file(datasets=f'["{name}"]', perplexity="{window: 64, windows: 2}", policies="[random]", keep_ratios="[0.5]")
+    sweep = sweep_file(
+        datasets=f'["{name}"]',
+        perplexity="{window: 64, windows: 2}",
+        policies="[random]",
+        keep_ratios="[0.5]",
+    )
     assert run_inline(sweep, out) == 0
-    by_policy = RunStore(str(out)).scan("perplexity").collect().group_by("policy").agg(pl.col("nll_sum").n_unique())
+    by_policy = (
+        RunStore(str(out)).scan("perplexity").collect().group_by("policy").agg(pl.col("nll_sum").n_unique())
+    )
     assert dict(by_policy.iter_rows()) == {"dense": 1, "random": 2}
 
 
 def test_only_the_shards_that_are_needed_are_read(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(read, "SMALL", 1000)
     for shard in range(40):
-        write(tmp_path, f"shards/{shard:03}.parquet", as_parquet([words(shard * 10 + i, 40) for i in range(10)]))
+        write(
+            tmp_path, f"shards/{shard:03}.parquet", as_parquet([words(shard * 10 + i, 40) for i in range(10)])
+        )
     opened: list[str] = []
     plain = parquet_rows.ParquetBlock.rows
-    monkeypatch.setattr(parquet_rows.ParquetBlock, "rows", lambda block: opened.append(block.path.name) or plain(block))
+    monkeypatch.setattr(
+        parquet_rows.ParquetBlock, "rows", lambda block: opened.append(block.path.name) or plain(block)
+    )
 
     for sample in ("spread", "first", "random"):
         opened.clear()
@@ -227,7 +291,10 @@ def test_no_more_is_looked_at_where_many_documents_are_too_short(tmp_path, monke
     file = write(tmp_path, "x.jsonl", as_json_lines(["the rain fell " * 22] * 1000))
     tokens = tokens_of(read_corpus(f"text:{file}"), saved(llama2_style(), tmp_path))
     lack = tokens.lacking(290, 4, apart=False)
-    assert lack is not None and "no document of 290 tokens (the longest of the 17 of 1,000 documents looked at" in lack.has
+    assert (
+        lack is not None
+        and "no document of 290 tokens (the longest of the 17 of 1,000 documents looked at" in lack.has
+    )
     assert lack.has.endswith("; no more were looked at after 5,000 characters)")
     assert "; no more were looked at" in tokens.notes("x", "y")[0]
 
@@ -244,7 +311,9 @@ def test_a_document_of_a_set_that_is_not_counted_fits_its_column():
     from pipeline.store.schema import to_arrow
     from tests.support.rows import perplexity_row
 
-    assert to_arrow("perplexity", [perplexity_row(0, document=(3 << 40) + 7)])["document"].to_pylist() == [(3 << 40) + 7]
+    assert to_arrow("perplexity", [perplexity_row(0, document=(3 << 40) + 7)])["document"].to_pylist() == [
+        (3 << 40) + 7
+    ]
 
 
 LONG = "".join(f"Line {i} says {' '.join(f'w{i * j % 977}' for j in range(1, 9))}.\n" for i in range(4000))
@@ -288,7 +357,9 @@ def test_passages_of_real_documentation_have_the_ids_of_the_whole(model):
     whole = Tokenizer.from_file(file).encode(text, add_special_tokens=False)
     first_byte = np.cumsum([0, *(len(character.encode()) for character in text)])
     first_token = {int(first_byte[start]): i for i, (start, _) in reversed(list(enumerate(whole.offsets)))}
-    found = list(passages(LongText(HeldBytes(text.encode()), "x"), open_tokenizer(file), 256, 40, "spread", 0))
+    found = list(
+        passages(LongText(HeldBytes(text.encode()), "x"), open_tokenizer(file), 256, 40, "spread", 0)
+    )
     assert len(found) == 40
     for passage, _ in found:
         at = first_token[passage.first_byte]
@@ -297,7 +368,8 @@ def test_passages_of_real_documentation_have_the_ids_of_the_whole(model):
 
 @pytest.mark.parametrize("style", ["llama 2", "metaspace"])
 def test_the_end_of_a_passage_that_is_cut_off_is_not_used(tmp_path, monkeypatch, style):
-    """Slots of hardly more bytes than their tokens take, so that many a window would reach to where its slot cuts a word."""
+    """Slots of hardly more bytes than their tokens take, so that many a window would reach to where its slot
+    cuts a word."""
     monkeypatch.setattr("workers.corpora.passages.MARGIN", 90)
     monkeypatch.setattr("workers.corpora.passages.LEAST_BYTES", 1)
     monkeypatch.setattr("workers.corpora.passages.MOST_BYTES", 1)
@@ -310,7 +382,9 @@ def test_the_end_of_a_passage_that_is_cut_off_is_not_used(tmp_path, monkeypatch,
     tokenizer = open_tokenizer(saved(made, tmp_path))
     held = 0
     for length in range(10, 40):
-        for passage, _ in passages(LongText(HeldBytes(text.encode()), "x"), tokenizer, length, 40, "spread", 0):
+        for passage, _ in passages(
+            LongText(HeldBytes(text.encode()), "x"), tokenizer, length, 40, "spread", 0
+        ):
             at = first_token[passage.first_byte]
             assert passage.ids.tolist() == whole.ids[at : at + length]
             held += 1
@@ -361,7 +435,9 @@ def test_a_folder_of_prose_is_a_document_per_file(tmp_path, tokenizer, monkeypat
         assert made.decode(tokens.held(w, 64).tolist()) == texts[w.document or 0][w.start : w.start + 64]
 
 
-def test_joined_files_are_one_text_and_long_ones_of_a_large_set_are_not_lost(tmp_path, tokenizer, monkeypatch):
+def test_joined_files_are_one_text_and_long_ones_of_a_large_set_are_not_lost(
+    tmp_path, tokenizer, monkeypatch
+):
     for i in range(2):
         write(tmp_path, f"books/{i}.txt", LONG)
     monkeypatch.setattr("workers.corpora.read.WHOLE_DOCUMENT", 50_000)
@@ -373,7 +449,9 @@ def test_joined_files_are_one_text_and_long_ones_of_a_large_set_are_not_lost(tmp
     monkeypatch.setattr(read, "WHOLE_TEXT", 50_000)
     tokens = tokens_of(read_corpus(entry), tokenizer)
     windows = tokens.windows(64, 64, 4, bos=False)
-    assert [w.document for w in windows] == [0, 0, 1, 1] and {tokens.document_of(w) for w in windows} == {None}
+    assert [w.document for w in windows] == [0, 0, 1, 1] and {tokens.document_of(w) for w in windows} == {
+        None
+    }
     assert all(byte_style().decode(tokens.held(w, 64).tolist()) in LONG for w in windows)
 
 
@@ -410,5 +488,7 @@ def test_slots_are_as_long_as_the_documentation_says_and_first_takes_the_first(t
     assert slot_bytes(10**4, 64, 8) == 6 * 64 + 1024, "no room"
 
     text = LongText(HeldBytes(b"the rain fell\n" * 10**5), "x")
-    starts = [passage.first_byte for passage, _ in passages(text, open_tokenizer(tokenizer), 64, 4, "first", 0)]
+    starts = [
+        passage.first_byte for passage, _ in passages(text, open_tokenizer(tokenizer), 64, 4, "first", 0)
+    ]
     assert [start // 2048 for start in starts] == [0, 1, 2, 3]

@@ -1,4 +1,5 @@
-"""A few hundred of the fuzz tool's inputs for each of the five readers; the whole of it is `python -m tools.fuzz_readers`."""
+"""A few hundred of the fuzz tool's inputs for each of the five readers; the whole of it is `python -m
+tools.fuzz_readers`."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def test_what_is_no_refusal_is_found_kept_and_counted(tmp_path, monkeypatch):
     def read(content: bytes, folder: object) -> None:
         raise KeyError(content) if content[0] % 2 else ValueError("understood")
 
-    monkeypatch.setitem(READERS, "run.json", Reader(lambda maker: maker.rng.randbytes(3), read, (ValueError,)))
+    monkeypatch.setitem(
+        READERS, "run.json", Reader(lambda maker: maker.rng.randbytes(3), read, (ValueError,))
+    )
     tally = fuzz("run.json", seed=0, seconds=5, slowest=30, keep=tmp_path, most=50)
     assert tally.tried == 50 == tally.refused + tally.findings.total()
     assert all(finding.startswith("KeyError at ") for finding in tally.findings) and tally.findings

@@ -16,7 +16,9 @@ from workers.corpora.hub import unreachable
 pytestmark = pytest.mark.slow
 
 FILES = {
-    f"data/train-{shard:05d}-of-00004.parquet": as_parquet([words(shard * 1000 + i, 100) for i in range(300)], rows_per_group=50)
+    f"data/train-{shard:05d}-of-00004.parquet": as_parquet(
+        [words(shard * 1000 + i, 100) for i in range(300)], rows_per_group=50
+    )
     for shard in range(4)
 } | {"data/test-00000-of-00001.parquet": as_parquet([None, *(words(9000 + i, 100) for i in range(30))])}
 
@@ -48,9 +50,14 @@ def ask(tmp_path, tiny_model_dir):
             "PYTHONPATH": str(ROOT),
         }
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tiny_model_dir / "tokenizer.json"), sample, *names], cwd=tmp_path, check=True,
-            capture_output=True, text=True, env={**os.environ, **own}, timeout=120,
-        )  # fmt: skip
+            [sys.executable, "-c", code, str(tiny_model_dir / "tokenizer.json"), sample, *names],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **own},
+            timeout=120,
+        )
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout.splitlines()
 
@@ -67,7 +74,9 @@ def test_rows_of_a_streamed_set_are_documents_of_every_file(ask):
         assert test[2] == "1 null"
 
         server.commit = "f" * 40
-        assert ask(server, "spread", "hf:org/set")[0].split("|")[0] != test[0], "another commit is another text"
+        assert ask(server, "spread", "hf:org/set")[0].split("|")[0] != test[0], (
+            "another commit is another text"
+        )
 
 
 def test_offline_the_cache_is_read_whatever_the_split(ask):
@@ -76,7 +85,9 @@ def test_offline_the_cache_is_read_whatever_the_split(ask):
         assert "cannot be loaded" in missing and "Local files work as text:PATH" in missing
         ask(server, "spread", code="import datasets; datasets.load_dataset('org/set', split='test')")
         asked = len(server.requests)
-        test, train, none = ask(server, "spread", "hf:org/set:test", "hf:org/set:train", "hf:org/set:nosuch", offline=True)
+        test, train, none = ask(
+            server, "spread", "hf:org/set:test", "hf:org/set:train", "hf:org/set:nosuch", offline=True
+        )
         assert len(server.requests) == asked
     assert len(set(test.split("|")[1].split(", "))) == len(set(train.split("|")[1].split(", "))) == 4
     assert "cannot be loaded" in none and "test" in none
@@ -89,7 +100,12 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(ask):
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(429, "429: too many requests: wait, or log in"), (503, "503: it is out of order"), (401, "401: log in")]
+    ("status", "said"),
+    [
+        (429, "429: too many requests: wait, or log in"),
+        (503, "503: it is out of order"),
+        (401, "401: log in"),
+    ],
 )
 def test_a_hub_that_answers_otherwise_is_named_with_its_answer(ask, status, said):
     with hub(FILES, status) as server:

@@ -33,7 +33,9 @@ def spelling(tmp_path, text_file):
     return f"text:{file}"
 
 
-def test_spelled_special_tokens_are_counted_and_the_plan_says_how_they_are_read(plan_of, spelling, tiny_model_dir):
+def test_spelled_special_tokens_are_counted_and_the_plan_says_how_they_are_read(
+    plan_of, spelling, tiny_model_dir
+):
     literal = plan_of(datasets=f'["{spelling}"]')
     parsed = plan_of(datasets=f'["{spelling}"]', special_tokens_in_text="parse")
     counted = f"{spelling} spells 2 special tokens of {tiny_model_dir}"
@@ -54,13 +56,19 @@ def test_rows_say_how_special_tokens_were_read(sweep_file, spelling, out):
     for how in ("literal", "parse"):
         assert run_inline(sweep_file(datasets=f'["{spelling}"]', special_tokens_in_text=how), out) == 0
     rows = RunStore(str(out)).scan("perplexity").collect()
-    dense = rows.filter(pl.col("policy") == "dense").group_by("special_tokens_in_text").agg(pl.col("nll_sum").sum())
+    dense = (
+        rows.filter(pl.col("policy") == "dense")
+        .group_by("special_tokens_in_text")
+        .agg(pl.col("nll_sum").sum())
+    )
     dense = dense.sort("special_tokens_in_text")
     assert dense["special_tokens_in_text"].to_list() == ["literal", "parse"]
     assert dense["nll_sum"].n_unique() == 2
 
 
-def test_a_text_whose_special_tokens_cannot_be_letters_is_refused(sweep_file, spelling, tmp_path, tiny_model_dir):
+def test_a_text_whose_special_tokens_cannot_be_letters_is_refused(
+    sweep_file, spelling, tmp_path, tiny_model_dir
+):
     folder = tmp_path / "pieces"
     shutil.copytree(tiny_model_dir, folder)
     saved(unigram_style(), folder)
@@ -69,9 +77,14 @@ def test_a_text_whose_special_tokens_cannot_be_letters_is_refused(sweep_file, sp
     sweep = sweep_file(models=f"[{folder}]", datasets=f'["text:{file}"]')
     done = kvsweep("run", sweep, "--inline", "--out", "out", folder=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
-    assert "spells </s>, which this tokenizer reads as control tokens" in done.stderr and str(folder) in done.stderr
+    assert (
+        "spells </s>, which this tokenizer reads as control tokens" in done.stderr
+        and str(folder) in done.stderr
+    )
 
 
 def test_another_way_to_read_them_is_refused_with_what_is_allowed(sweep_file):
-    with pytest.raises(SweepError, match=r"special_tokens_in_text: should be 'literal' or 'parse' \(got \"skip\"\)"):
+    with pytest.raises(
+        SweepError, match=r"special_tokens_in_text: should be 'literal' or 'parse' \(got \"skip\"\)"
+    ):
         load_spec(str(sweep_file(special_tokens_in_text="skip")))

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from workers.texts.sampling import even_shares, in_order, spread
 
 
-@given(st.integers(0, 300), st.integers(1, 40), st.sampled_from(["spread", "first", "random"]), st.integers(0, 5))
+@given(
+    st.integers(0, 300), st.integers(1, 40), st.sampled_from(["spread", "first", "random"]), st.integers(0, 5)
+)
 def test_an_order_is_of_all_numbers_each_once(count, wanted, sample, seed):
     assert sorted(in_order(count, wanted, sample, seed)) == list(range(count))
     assert list(in_order(count, wanted, sample, seed)) == list(in_order(count, wanted, sample, seed))
@@ -17,13 +19,26 @@ def test_an_order_is_of_all_numbers_each_once(count, wanted, sample, seed):
 
 def test_orders_literal():
     assert list(in_order(10, 3, "first", 0)) == list(range(10))
-    assert list(in_order(10, 2, "spread", 0)) == [2, 7, 0, 8, 4, 6, 1, 9, 5, 3]  # the middles of halves; then 0, 8, 4, ...
+    assert list(in_order(10, 2, "spread", 0)) == [
+        2,
+        7,
+        0,
+        8,
+        4,
+        6,
+        1,
+        9,
+        5,
+        3,
+    ]  # the middles of halves; then 0, 8, 4, ...
     assert list(in_order(10, 3, "random", 1)) != list(in_order(10, 3, "random", 2))
 
 
 def test_chance_is_even():
     first = [next(in_order(5, 1, "random", seed)) for seed in range(2000)]
-    assert all(330 < first.count(number) < 470 for number in range(5)), "400 each, within 4 standard deviations"
+    assert all(330 < first.count(number) < 470 for number in range(5)), (
+        "400 each, within 4 standard deviations"
+    )
 
 
 @given(st.integers(50, 5000), st.integers(1, 30), st.integers(0, 20))
@@ -58,7 +73,13 @@ def test_shares_of_a_few_long_ones_among_many_are_no_walk_over_all_for_each_wind
 
 @pytest.mark.parametrize(
     ("room", "count", "shares"),
-    [([5, 5, 5], 3, [1, 1, 1]), ([5, 1, 5], 8, [4, 1, 3]), ([2, 2], 9, [2, 2]), ([], 4, []), ([0, 3], 2, [0, 2])],
+    [
+        ([5, 5, 5], 3, [1, 1, 1]),
+        ([5, 1, 5], 8, [4, 1, 3]),
+        ([2, 2], 9, [2, 2]),
+        ([], 4, []),
+        ([0, 3], 2, [0, 2]),
+    ],
 )
 def test_shares_are_as_equal_as_can_be(room, count, shares):
     assert even_shares(room, count) == shares

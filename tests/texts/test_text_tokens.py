@@ -1,4 +1,5 @@
-"""Text to ids: whatever was saved with a tokenizer, the ids are those of the whole text, also where a long one is cut."""
+"""Text to ids: whatever was saved with a tokenizer, the ids are those of the whole text, also where a long
+one is cut."""
 
 import itertools
 import os
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from tests.support.tokenizers_made import TRAINING, byte_style, gemma_style, llama2_style, metaspace_style, saved, unigram_style
+from tests.support.tokenizers_made import (
+    TRAINING,
+    byte_style,
+    gemma_style,
+    llama2_style,
+    metaspace_style,
+    saved,
+    unigram_style,
+)
 from workers.corpora import Corpus, CorpusError, read_corpus, tokenize
 from workers.texts.text_cuts import TextCuts
 from workers.texts.text_tokens import TextTokens, open_tokenizer
@@ -63,10 +72,14 @@ def test_special_tokens_in_a_text_are_letters_unless_they_are_to_be_parsed(tmp_p
 
 def test_a_vocabulary_that_lists_its_special_tokens_is_found_to_misread_a_text(tmp_path):
     file = saved(unigram_style(), tmp_path)
-    with pytest.raises(CorpusError, match=r"'x' spells </s>, which this tokenizer reads as control tokens .* parse"):
+    with pytest.raises(
+        CorpusError, match=r"'x' spells </s>, which this tokenizer reads as control tokens .* parse"
+    ):
         tokenize(Corpus("x", "The tag </s> ends a text."), file)
     assert tokenize(Corpus("x", "The tag </s> ends a text."), file, "parse").special_spelled == 1
-    assert tokenize(Corpus("x", "é is <unk> here"), file).special_spelled == 1, "the token for unknown letters may come from them"
+    assert tokenize(Corpus("x", "é is <unk> here"), file).special_spelled == 1, (
+        "the token for unknown letters may come from them"
+    )
 
 
 def test_a_tokenizer_that_changes_is_opened_again(tmp_path):
@@ -74,7 +87,11 @@ def test_a_tokenizer_that_changes_is_opened_again(tmp_path):
     assert open_tokenizer(file) is open_tokenizer(file)
     before = open_tokenizer(file).ids("dark")
     saved(llama2_style(), tmp_path)
-    assert open_tokenizer(file).ids("dark") == llama2_style().encode("dark", add_special_tokens=False).ids != before
+    assert (
+        open_tokenizer(file).ids("dark")
+        == llama2_style().encode("dark", add_special_tokens=False).ids
+        != before
+    )
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -93,7 +110,8 @@ def test_a_text_in_parts_has_the_ids_and_offsets_of_the_whole(tmp_path, style, e
 
 @st.composite
 def merging(draw):
-    """A tokenizer of a few letters with merges drawn at random, and a text of them and of letters that it does not know."""
+    """A tokenizer of a few letters with merges drawn at random, and a text of them and of letters that it
+    does not know."""
     vocab: dict[str, int] = {"?": 0, "▁": 1, "a": 2, "b": 3, "c": 4}
     merges: list[tuple[str, str]] = []
     for _ in range(draw(st.integers(0, 6))):
@@ -103,10 +121,18 @@ def merging(draw):
             merges.append((left, right))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="?", fuse_unk=draw(st.booleans())))
     replace = normalizers.Replace(" ", "▁")
-    steps = draw(st.sampled_from([[replace], [normalizers.Prepend("▁"), replace], [normalizers.Replace("z", " "), replace]]))
+    steps = draw(
+        st.sampled_from(
+            [[replace], [normalizers.Prepend("▁"), replace], [normalizers.Replace("z", " "), replace]]
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence(steps)
-    for content in draw(st.lists(st.sampled_from(["b ", "cc", "▁a", "▁▁", "d", "<a>"]), unique=True, max_size=3)):
-        tokenizer.add_tokens([AddedToken(content, normalized=draw(st.booleans()), special=draw(st.booleans()))])
+    for content in draw(
+        st.lists(st.sampled_from(["b ", "cc", "▁a", "▁▁", "d", "<a>"]), unique=True, max_size=3)
+    ):
+        tokenizer.add_tokens(
+            [AddedToken(content, normalized=draw(st.booleans()), special=draw(st.booleans()))]
+        )
     return tokenizer, draw(st.text("abcd <>z▁", min_size=1, max_size=60))
 
 
@@ -118,8 +144,9 @@ def test_no_cut_changes_an_id_whatever_the_merges_and_added_tokens(tmp_path_fact
     whole = tokens.encode(text, with_offsets=True)
     parts = tokens.encode(text, with_offsets=True, cut_every=every)
     assert (parts.ids.tolist(), np.ravel(parts.first_characters).tolist()) == (
-        whole.ids.tolist(), np.ravel(whole.first_characters).tolist(),
-    )  # fmt: skip
+        whole.ids.tolist(),
+        np.ravel(whole.first_characters).tolist(),
+    )
 
 
 def test_tokenizers_that_split_texts_and_those_of_unknown_kinds_are_never_cut():

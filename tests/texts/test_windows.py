@@ -23,7 +23,9 @@ from workers.texts.windows import plan_windows
     ],
 )
 def test_windows_literal(tokens, window, stride, limit, expected):
-    assert [(w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, limit)] == expected
+    assert [
+        (w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, limit)
+    ] == expected
 
 
 @given(st.integers(2, 200), st.integers(2, 40), st.data())
@@ -65,7 +67,9 @@ def test_impossible_windows_are_refused(window, stride):
     ],
 )
 def test_windows_behind_bos_literal(tokens, window, stride, expected):
-    assert [(w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, bos=True)] == expected
+    assert [
+        (w.index, w.start, w.first_scored) for w in plan_windows(tokens, window, stride, bos=True)
+    ] == expected
 
 
 @given(st.integers(2, 200), st.integers(2, 40), st.data())

@@ -4,5 +4,6 @@
     python -m tools.golden compare FOLDER                 # by the code as it is now, with what was kept
     python -m tools.golden compare FOLDER --with OTHER    # two kept ones, nothing is run
 
-Everything is had by the command line, as a user has it: moved files and renamed functions break no comparison.
+Everything is had by the command line, as a user has it: moved files and renamed functions break no
+comparison.
 """

@@ -27,8 +27,8 @@ SHOWN = 40
 def make(place: Path, kept: Path | None = None) -> None:
     """A golden run by the code as it is, into an empty folder.
 
-    Reports are made of the rows of ``kept`` where it is given: their times, hosts and dates are then equal. Raises
-    CommandError where a command does not end as it should.
+    Reports are made of the rows of ``kept`` where it is given: their times, hosts and dates are then equal.
+    Raises CommandError where a command does not end as it should.
     """
     with tempfile.TemporaryDirectory(prefix="golden") as name:
         scratch = Path(name).resolve()
@@ -79,7 +79,8 @@ def _outcome(part: Part) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 where nothing differs, 1 where something does, 2 where a folder is wrong or a command fails."""
+    """Returns 0 where nothing differs, 1 where something does, 2 where a folder is wrong or a command
+    fails."""
     words = "Keep what kvsweep does, and compare changed code with it."
     parser = argparse.ArgumentParser(prog="python -m tools.golden", description=words)
     parser.add_argument("what", choices=("keep", "compare"))

@@ -1,4 +1,5 @@
-"""``kvsweep`` as a user starts it, in a process of its own: one thread, no network, no cache of the user's."""
+"""``kvsweep`` as a user starts it, in a process of its own: one thread, no network, no cache of the
+user's."""
 
 from __future__ import annotations
 
@@ -54,9 +55,15 @@ def kvsweep(*arguments: str | Path, folder: Path, cache: Path) -> Said:
     places["HF_DATASETS_CACHE"] = str(cache / "datasets")
     command = [sys.executable, "-P", "-c", START, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=folder, env={**own, **FIXED, **places}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=MOST_SECONDS, check=False,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        env={**own, **FIXED, **places},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=MOST_SECONDS,
+        check=False,
+    )
     return Said(done.returncode, masked(done.stdout, folder), masked(done.stderr, folder))
 
 

@@ -73,7 +73,9 @@ def _run(kept: Path, now: Path, name: str, *, exact: bool) -> Iterator[Part]:
     for file, what in ((PLAN, "plan"), (SAID, "messages")):
         yield _lines(kept / file, now / file, f"{name}: {what}")
     old, new = (_of_run(run) for run in (one, other))
-    yield Part(f"{name}: run.json", f"{len(OF_A_RUN)} entries", _json(old, new, f"{name} run.json", exact=exact))
+    yield Part(
+        f"{name}: run.json", f"{len(OF_A_RUN)} entries", _json(old, new, f"{name} run.json", exact=exact)
+    )
 
 
 def _of_run(run: Path) -> dict[str, Any]:
@@ -109,7 +111,9 @@ def _frame(file: Path, *, exact: bool) -> list[dict[str, Any]]:
     return [{name: figures(text) for name, text in row.items()} for row in rows_of_text]
 
 
-def _frames(kept: list[dict[str, Any]], now: list[dict[str, Any]], where: str, *, exact: bool) -> Iterator[str]:
+def _frames(
+    kept: list[dict[str, Any]], now: list[dict[str, Any]], where: str, *, exact: bool
+) -> Iterator[str]:
     if len(kept) != len(now):
         yield f"{where}: kept {len(kept)} rows, now {len(now)}"
     for place, (old, new) in enumerate(zip(kept, now, strict=False)):

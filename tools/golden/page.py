@@ -20,7 +20,8 @@ SILENT = ("script", "style")
 
 
 def keep_report(run: Path, place: Path, scratch: Path, cache: Path, *, audit: bool) -> None:
-    """Write the data of a run directory's report into ``place``. Raises CommandError where there is no report."""
+    """Write the data of a run directory's report into ``place``. Raises CommandError where there is no
+    report."""
     place.mkdir(parents=True)
     page = scratch / "page.html"
     asked = ["--audit"] if audit else []

@@ -68,7 +68,9 @@ def count_rows(run: Path) -> int:
     return sum(rows.height for table in KEYS if (rows := rows_of(run, table)) is not None)
 
 
-def _table(kept: pl.DataFrame, now: pl.DataFrame, where: str, table: str, *, exact: bool) -> Iterator[Difference]:
+def _table(
+    kept: pl.DataFrame, now: pl.DataFrame, where: str, table: str, *, exact: bool
+) -> Iterator[Difference]:
     for name in dict.fromkeys([*kept.columns, *now.columns]):
         one, other = kept.schema.get(name), now.schema.get(name)
         if one != other:
@@ -90,7 +92,8 @@ def _table(kept: pl.DataFrame, now: pl.DataFrame, where: str, table: str, *, exa
 
 
 def _by_key(rows: pl.DataFrame, table: str) -> dict[Key, dict[str, Any]]:
-    """Rows by cell and what tells a cell's rows apart; a row that is there twice has a number behind its key."""
+    """Rows by cell and what tells a cell's rows apart; a row that is there twice has a number behind its
+    key."""
     found: dict[Key, dict[str, Any]] = {}
     seen: Counter[Key] = Counter()
     for row in rows.to_dicts():

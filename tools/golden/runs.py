@@ -1,4 +1,5 @@
-"""A sweep's plan and run as a user has them, and how they are kept: small, in order, without this machine's paths."""
+"""A sweep's plan and run as a user has them, and how they are kept: small, in order, without this machine's
+paths."""
 
 from __future__ import annotations
 
@@ -30,14 +31,16 @@ MASKED = {"traceback": "(masked)", "node": "(masked)"}
 """Text of a failure that names places of the machine."""
 
 TOLD = ("note:", "failed:", "failed before:", "error:")
-"""How the lines begin that a run says of its plan and its cells; the others tell of progress, pace and memory."""
+"""How the lines begin that a run says of its plan and its cells; the others tell of progress, pace and
+memory."""
 
 ESTIMATE = re.compile(r"estimate: .*?, (?=[\d,]+ MiB)", re.DOTALL)
 RUN_ID = re.compile(r"\([0-9a-f]{12}\), started \S+")
 
 
 def measure(sweep: Sweep, inputs: Path, cache: Path, place: Path) -> None:
-    """Plan and run it, and keep both below ``place``. Raises CommandError where a command does not end as it should."""
+    """Plan and run it, and keep both below ``place``. Raises CommandError where a command does not end as it
+    should."""
     place.mkdir(parents=True)
     planned = demanded("plan", *sweep.arguments, "--no-measure", folder=inputs, cache=cache)
     (place / PLAN).write_text(_without_machine(planned.out), encoding="utf-8")
@@ -94,5 +97,10 @@ def _write_part(rows: pl.DataFrame, mark: dict[bytes, bytes], folder: Path) -> N
     texts = {name: pl.lit(text) for name, text in MASKED.items() if name in rows.columns}
     table: pa.Table = rows.with_columns(**texts).to_arrow().replace_schema_metadata(mark)
     pq.write_table(
-        table, folder / "golden.parquet", compression="zstd", compression_level=19, write_statistics=False, store_schema=False
+        table,
+        folder / "golden.parquet",
+        compression="zstd",
+        compression_level=19,
+        write_statistics=False,
+        store_schema=False,
     )

@@ -1,4 +1,5 @@
-"""The four sweeps of a golden run: three embedded ones cut down by ``--set``, so they follow their files, and tasks."""
+"""The four sweeps of a golden run: three embedded ones cut down by ``--set``, so they follow their files, and
+tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from pathlib import Path
 from tools.golden.command import ROOT
 
 TEXT = "text.txt"
-"""The dataset: the licence, which nobody edits. That of the embedded sweeps differs between versions of Python."""
+"""The dataset: the licence, which nobody edits. That of the embedded sweeps differs between versions of
+Python."""
 
 HERE = (f"datasets=[text:{TEXT}]",)
 SHORT_TIMING = ("generation.new_tokens=8", "generation.repeats=6", "generation.max_repeats=6")
@@ -159,10 +161,17 @@ def write_inputs(folder: Path) -> None:
 
     tasks = folder / "tasks"
     tasks.mkdir()
-    (tasks / "data.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
+    (tasks / "data.jsonl").write_text(
+        "".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8"
+    )
     for name, own in TASKS.items():
         whole = {
-            "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "tasks/data.jsonl"}},
-            "test_split": "test", "doc_to_text": "{{text}}", "metadata": {"version": 1.0}, **own,
-        }  # fmt: skip
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": "tasks/data.jsonl"}},
+            "test_split": "test",
+            "doc_to_text": "{{text}}",
+            "metadata": {"version": 1.0},
+            **own,
+        }
         (tasks / f"{name}.yaml").write_text(json.dumps(whole), encoding="utf-8")  # which YAML understands

@@ -12,8 +12,8 @@ RELATIVE = 1e-4
 """How far floats of another processor or another torch may be apart, as a share of the larger."""
 
 ABSOLUTE = 1e-5
-"""Or by this much: figures that are rounding themselves, as the KL divergence of equal distributions is, have no
-digit that another machine must share."""
+"""Or by this much: figures that are rounding themselves, as the KL divergence of equal distributions is, have
+no digit that another machine must share."""
 
 FIGURE = re.compile(r"-?\d+\.\d+(e-?\d+)?")
 

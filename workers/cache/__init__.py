@@ -1,1 +1,2 @@
-"""Where a prune happens: the cache of one text that prunes itself, its layers, and attention over what they hold."""
+"""Where a prune happens: the cache of one text that prunes itself, its layers, and attention over what they
+hold."""

@@ -1,8 +1,9 @@
 """A cache layer that attends itself: what ``update`` takes waits for exactly one ``attend``.
 
-A model calls ``update`` with its new keys, and our attention function with what ``update`` returned. Between the two lies the
-model's own code, which may copy the keys, keep them for another layer, or call some other attention: then nothing would ever be
-pruned, or a layer would attend to what another has already pruned. So the returned keys carry their layer, and the layer waits.
+A model calls ``update`` with its new keys, and our attention function with what ``update`` returned. Between
+the two lies the model's own code, which may copy the keys, keep them for another layer, or call some other
+attention: then nothing would ever be pruned, or a layer would attend to what another has already pruned. So
+the returned keys carry their layer, and the layer waits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class AttendingLayer(CacheLayerMixin):
     """Tokens seen, those of this pass included."""
 
     def marked(self, keys: Tensor) -> Tensor:
-        """The keys as ``update`` returns them. A view, because a stored tensor that names its layer would keep both alive."""
+        """The keys as ``update`` returns them. A view, because a stored tensor that names its layer would
+        keep both alive."""
         view = keys.view_as(keys)
         setattr(view, LAYER, self)
         self.waits = True
@@ -56,7 +58,8 @@ class AttendingLayer(CacheLayerMixin):
         return view
 
     def check_attended(self) -> None:
-        """Raises WrongUseError where the entries of the last pass were never attended to through our attention."""
+        """Raises WrongUseError where the entries of the last pass were never attended to through our
+        attention."""
         if self.waits:
             raise WrongUseError(
                 f"layer {self.index} took keys to which no attention of kvsweep's was applied, so nothing was pruned: the model "
@@ -80,7 +83,8 @@ class AttendingLayer(CacheLayerMixin):
 
     @abstractmethod
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """query [batch, heads, q, head_dim] -> [batch, q, heads, head_dim]; clears the mark, drops entries where due."""
+        """query [batch, heads, q, head_dim] -> [batch, q, heads, head_dim]; clears the mark, drops entries
+        where due."""
         ...
 
 

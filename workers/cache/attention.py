@@ -1,8 +1,9 @@
-"""Attention over layers of unequal length, for any Hugging Face model that takes its attention function by name.
+"""Attention over layers of unequal length, for any Hugging Face model that takes its attention function by
+name.
 
-``model.set_attn_implementation("kvsweep")`` makes a model call ``attend``. Keys that come from one of our caches carry their
-layer (``LAYER``), which attends over what *it* holds and prunes afterwards. A mask made once from layer 0 would be wrong
-for the others.
+``model.set_attn_implementation("kvsweep")`` makes a model call ``attend``. Keys that come from one of our
+caches carry their layer (``LAYER``), which attends over what *it* holds and prunes afterwards. A mask made
+once from layer 0 would be wrong for the others.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ MASK_CHANGES_NOTHING = frozenset({
 """Keywords of a mask that say how it would be stored, or what is known here otherwise."""
 
 PACKED_OFFSET = -1
-"""``get_query_offset`` of a cache whose rows are at different points of their texts: the index of a token is no position."""
+"""``get_query_offset`` of a cache whose rows are at different points of their texts: the index of a token is
+no position."""
 
 MASK_PLACES = 2**22
-"""A mask of queries x entries has so many places at most: of longer passes as many queries attend at a time as it takes."""
+"""A mask of queries x entries has so many places at most: of longer passes as many queries attend at a time
+as it takes."""
 
 
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
-    """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last query's own."""
+    """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last
+    query's own."""
     is_small = queries * entries <= MASK_PLACES
     return _remembered_mask(queries, entries, device) if is_small else _new_mask(queries, entries, device)
 
@@ -60,15 +64,21 @@ def forget_masks() -> None:
     _remembered_mask.cache_clear()
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None) -> Tensor:
-    """query [batch, heads, q, head_dim], keys and values [batch, kv_heads, n, head_dim] -> [batch, heads, q, head_dim].
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None
+) -> Tensor:
+    """query [batch, heads, q, head_dim], keys and values [batch, kv_heads, n, head_dim] -> [batch, heads, q,
+    head_dim].
 
-    mask: [batch, 1 or kv_heads, q, n] float, added to the logits; without it stored entries are open and the last q causal.
+    mask: [batch, 1 or kv_heads, q, n] float, added to the logits; without it stored entries are open and the
+    last q causal.
     """
     if scale.softcap is not None:
         return probe(query, keys, values, scale, mask)[0]
     if mask is not None:
-        mask = mask.to(query.dtype)  # kernels on a GPU read the mask as what the queries are, or refuse another type
+        mask = mask.to(
+            query.dtype
+        )  # kernels on a GPU read the mask as what the queries are, or refuse another type
     queries, entries = query.shape[2], keys.shape[2]
     causal = mask is None and queries > 1 and queries == entries
     if mask is None and not causal and queries > 1:
@@ -76,7 +86,9 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
             return _in_parts(query, keys, values, scale)
         mask = _open_then_causal(queries, entries, query.device)
     grouped = query.shape[1] != keys.shape[1]
-    if grouped and mask is not None and mask.ndim == 4:  # the heads of a group as more queries of one head: no key is copied
+    if (
+        grouped and mask is not None and mask.ndim == 4
+    ):  # the heads of a group as more queries of one head: no key is copied
         batch, kv_heads, group = query.shape[0], keys.shape[1], query.shape[1] // keys.shape[1]
         rows = query.reshape(batch, kv_heads, group * queries, -1)
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
@@ -88,7 +100,8 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: T
 
 
 def _in_parts(query: Tensor, keys: Tensor, values: Tensor, scale: Scale) -> Tensor:
-    """Open then causal attention of so many queries at a time as a mask has places for, over the entries that they see."""
+    """Open then causal attention of so many queries at a time as a mask has places for, over the entries that
+    they see."""
     queries, entries = query.shape[2], keys.shape[2]
     step = max(1, MASK_PLACES // entries)
     parts = []
@@ -100,9 +113,15 @@ def _in_parts(query: Tensor, keys: Tensor, values: Tensor, scale: Scale) -> Tens
 
 
 def probe(
-    query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None, counted: Tensor | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: Scale,
+    mask: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``attention`` with the probabilities made, and their sum over queries and the head's group: [batch, kv_heads, n].
+    """``attention`` with the probabilities made, and their sum over queries and the head's group: [batch,
+    kv_heads, n].
 
     counted: [batch, q] bool, queries that are not padding; all without it.
     """
@@ -116,8 +135,11 @@ def probe(
     return torch.cat(outputs, 2), mass
 
 
-def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-    """(index of its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by slice."""
+def probabilities(
+    query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by
+    slice."""
     batch, heads, queries = query.shape[:3]
     entries = keys.shape[2]
     step = max(1, PROBABILITY_BYTES // (4 * batch * heads * entries))
@@ -126,7 +148,9 @@ def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
         if mask is not None:
             logits += mask[:, :, None, first : first + step]
         elif queries > 1:
-            own = entries - queries + first  # the entry of the slice's first query: what lies before it all of them see
+            own = (
+                entries - queries + first
+            )  # the entry of the slice's first query: what lies before it all of them see
             newer = torch.arange(own, entries, device=query.device)
             later = newer > newer[: logits.shape[3], None]
             logits[..., own:].masked_fill_(later, -torch.inf)
@@ -134,11 +158,20 @@ def probabilities(query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, softcap: float | None = None, sliding_window: int | None = None, is_causal: bool | None = None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads, head_dim], contiguous.
+) -> tuple[Tensor, None]:
+    """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads,
+    head_dim], contiguous.
 
     Raises ValueError for what it does not implement, by name, rather than computing something else.
     """
@@ -157,8 +190,9 @@ def attend(
 
 def _refuse_unknown(
     module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, others: dict[str, Any]
-) -> None:  # fmt: skip
-    """Whatever a model gives its attention has a meaning there: what is not known here would be left out silently."""
+) -> None:
+    """Whatever a model gives its attention has a meaning there: what is not known here would be left out
+    silently."""
     kind = type(module).__name__
     if attention_mask is not None:
         raise ValueError(
@@ -166,9 +200,13 @@ def _refuse_unknown(
             "everything stored and no future; use a model or a call without one"
         )
     if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
-        raise ValueError(f"{kind} lets its tokens see later ones (is_causal is false): such a model has no cache to prune")
+        raise ValueError(
+            f"{kind} lets its tokens see later ones (is_causal is false): such a model has no cache to prune"
+        )
     unknown = sorted(
-        name for name, given in others.items() if name not in CHANGES_NOTHING and given is not None and given is not False
+        name
+        for name, given in others.items()
+        if name not in CHANGES_NOTHING and given is not None and given is not False
     )
     if unknown:
         raise ValueError(
@@ -187,19 +225,31 @@ def _check_sliding(window: int | None, seen: int) -> None:
 
 
 def check_mask(
-    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], batch_size: int = 1, q_offset: int = 0,
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    batch_size: int = 1,
+    q_offset: int = 0,
     use_vmap: bool = False,
-    attention_mask: Tensor | None = None, local_size: int | None = None, device: torch.device | None = None,
-    config: Any = None, **others: Any,
-) -> None:  # fmt: skip
-    """Called once per pass for the mask that a model would have. None is made here, so it may hide nothing but the future.
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device | None = None,
+    config: Any = None,
+    **others: Any,
+) -> None:
+    """Called once per pass for the mask that a model would have. None is made here, so it may hide nothing
+    but the future.
 
-    Raises ValueError for padding, for a mask of another length than what the cache has seen, and for a mask that differs.
+    Raises ValueError for padding, for a mask of another length than what the cache has seen, and for a mask
+    that differs.
     """
     forget_waiting()
     unknown = sorted(others.keys() - MASK_CHANGES_NOTHING)
     if unknown:
-        raise ValueError(f"kvsweep attention does not know {', '.join(unknown)} of a mask and would leave it out")
+        raise ValueError(
+            f"kvsweep attention does not know {', '.join(unknown)} of a mask and would leave it out"
+        )
     if attention_mask is not None:
         _check_padding(attention_mask, q_length, kv_length)
     if mask_function is causal_mask_function or (local_size is not None and not _has_local_layers(config)):
@@ -216,15 +266,21 @@ def check_mask(
 
 
 def _has_local_layers(config: Any) -> bool:
-    """Whether any layer uses the mask of a window: some models make it though all of their layers are full attention."""
+    """Whether any layer uses the mask of a window: some models make it though all of their layers are full
+    attention."""
     kinds = getattr(config, "layer_types", None)
     return kinds is None or any(kind not in ("full_attention", "attention") for kind in kinds)
 
 
 def _is_causal(
-    mask_function: Callable[..., Tensor], q_length: int, kv_length: int, rows: int, device: torch.device | None
-) -> bool:  # fmt: skip
-    """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future, in every row."""
+    mask_function: Callable[..., Tensor],
+    q_length: int,
+    kv_length: int,
+    rows: int,
+    device: torch.device | None,
+) -> bool:
+    """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future, in every
+    row."""
     queries = torch.arange(kv_length - q_length, kv_length, device=device)[:, None]
     entries = torch.arange(kv_length, device=device)[None]
     head = torch.tensor(0, device=device)

@@ -1,7 +1,7 @@
 """What a call of transformers' ``generate`` is about to do with the cache that it was given.
 
-``generate`` tells a cache neither how the prompt comes nor whether it is padded. Both would go wrong silently, or end in an error
-about shapes, so they are read where the call stands when it takes the cache up.
+``generate`` tells a cache neither how the prompt comes nor whether it is padded. Both would go wrong
+silently, or end in an error about shapes, so they are read where the call stands when it takes the cache up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """Of one call; where transformers keeps these things otherwise one day, nothing is known and nothing refused."""
+    """Of one call; where transformers keeps these things otherwise one day, nothing is known and nothing
+    refused."""
 
     chunk_size: int | None
     """Tokens of a pass over the prompt, where it comes in several."""

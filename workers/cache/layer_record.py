@@ -11,10 +11,11 @@ RECENT = 8
 
 
 def retained(positions: Tensor, seen: int | Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is still there.
+    """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is
+    still there.
 
-    positions: [..., batch, kv_heads, places], in any order -> [..., batch, kv_heads] float each. ``seen``: of all rows, or
-    [batch, 1, 1]; ``held``: bool like positions, which places hold an entry; all without it.
+    positions: [..., batch, kv_heads, places], in any order -> [..., batch, kv_heads] float each. ``seen``: of
+    all rows, or [batch, 1, 1]; ``held``: bool like positions, which places hold an entry; all without it.
     """
     is_recent, is_sink = positions >= seen - RECENT, positions == 0
     if held is not None:
@@ -25,7 +26,8 @@ def retained(positions: Tensor, seen: int | Tensor, held: Tensor | None = None) 
 
 @dataclass
 class LayerRecord:
-    """Sums over a layer's prune events, [batch, kv_heads] each, so that nothing is synchronised while running."""
+    """Sums over a layer's prune events, [batch, kv_heads] each, so that nothing is synchronised while
+    running."""
 
     events: int = 0
     recent: Tensor | None = None

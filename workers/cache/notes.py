@@ -1,8 +1,9 @@
-"""What one layer keeps of the queries that go through, for the policy that will ask: a class for each kind of observation.
+"""What one layer keeps of the queries that go through, for the policy that will ask: a class for each kind of
+observation.
 
-Four things happen to a layer's entries, and to what is noted of them: queries see them (``attend``), some stay (``keep``),
-rows of the batch go (``take_rows``), and a cell goes on from a dense pass at a point of the text (``noted``, ``take_up``,
-``fork``).
+Four things happen to a layer's entries, and to what is noted of them: queries see them (``attend``), some
+stay (``keep``), rows of the batch go (``take_rows``), and a cell goes on from a dense pass at a point of the
+text (``noted``, ``take_up``, ``fork``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Look:
     counts: Tensor | None = None
     """[rows], queries that are no padding; None where no row has any."""
     asked: int = 0
-    """Behind this pass policies ask what so many of the last queries attend to, in every row, and its own are among them."""
+    """Behind this pass policies ask what so many of the last queries attend to, in every row, and its own are
+    among them."""
     positions: Tensor | None = None
     """[rows, kv_heads, n] of the entries, where ``asked``."""
     seen: Tensor | None = None
@@ -58,7 +60,8 @@ class Notes:
     """Of a policy that observes nothing: the pass attends, and nothing is kept."""
 
     def noted(self, query: Tensor, keys: Tensor, scale: Scale, points: Sequence[int]) -> dict[int, Tensor]:
-        """Of a dense pass over whole texts: what is noted by the time that so many tokens were seen, for each point.
+        """Of a dense pass over whole texts: what is noted by the time that so many tokens were seen, for each
+        point.
 
         query: [rows, heads, tokens, head_dim]; keys: [rows, kv_heads, tokens, head_dim]; points ascend.
         """
@@ -68,7 +71,8 @@ class Notes:
         """Go on from what a dense pass noted."""
 
     def reserve(self, rows: int, room: int, keys: Tensor, heads: int) -> None:
-        """Make room for rows that are forked from a dense pass one after the other; ``keys`` says type, device and widths."""
+        """Make room for rows that are forked from a dense pass one after the other; ``keys`` says type,
+        device and widths."""
 
     def fork(self, rows: slice, noted: Tensor, kept: Tensor) -> None:
         """Lay what a dense pass noted into some rows, whose entries ``kept`` [rows, kv_heads, k] stayed."""
@@ -78,13 +82,17 @@ class Notes:
         return attention(look.query, look.keys, look.values, look.scale, look.mask)
 
     def keep(self, index: Tensor, stays: Tensor | None = None) -> None:
-        """The entries ``index`` [rows, kv_heads, k] are held from now on; ``stays`` [rows, 1, k]: those that are no padding."""
+        """The entries ``index`` [rows, kv_heads, k] are held from now on; ``stays`` [rows, 1, k]: those that
+        are no padding."""
 
     def take_rows(self, rows: Rows) -> None:
         """Go on with these rows alone."""
 
-    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
-        """What a policy that observes so is shown of some rows, which hold so many entries and have seen so many tokens."""
+    def observed(
+        self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None
+    ) -> Observed:
+        """What a policy that observes so is shown of some rows, which hold so many entries and have seen so
+        many tokens."""
         return Observed()
 
     def tensors(self) -> Iterator[Tensor]:
@@ -93,7 +101,8 @@ class Notes:
 
 
 class QueryNotes(Notes):
-    """The last ``count`` queries; their attention is made when a policy asks for it, over what is held then."""
+    """The last ``count`` queries; their attention is made when a policy asks for it, over what is held
+    then."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -152,8 +161,11 @@ class QueryNotes(Notes):
         """The queries of these."""
         self._queries = None if self._queries is None else self._queries[rows]
 
-    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
-        """As many queries as are asked for, whatever others ask for, and their attention where it was made."""
+    def observed(
+        self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None
+    ) -> Observed:
+        """As many queries as are asked for, whatever others ask for, and their attention where it was
+        made."""
         assert self._queries is not None
         count = by.amount if seen is None else min(by.amount, seen)
         made = None if self._weights is None else self._weights[rows]
@@ -166,7 +178,8 @@ class QueryNotes(Notes):
 
 
 class MassNotes(Notes):
-    """The attention that each entry got, summed over queries and the head's group: [rows, kv_heads, n] float32."""
+    """The attention that each entry got, summed over queries and the head's group: [rows, kv_heads, n]
+    float32."""
 
     def __init__(self) -> None:
         self._mass: Tensor | None = None
@@ -218,7 +231,9 @@ class MassNotes(Notes):
         """The sums of these."""
         self._mass = None if self._mass is None else self._mass[rows]
 
-    def observed(self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None) -> Observed:
+    def observed(
+        self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None
+    ) -> Observed:
         """The sums of the entries held."""
         assert self._mass is not None
         return Observed(mass=self._mass[rows, :, :entries])

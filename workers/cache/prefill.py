@@ -1,7 +1,8 @@
-"""One dense pass over prompts, from which caches of any settings go on as if each had taken the prompts itself.
+"""One dense pass over prompts, from which caches of any settings go on as if each had taken the prompts
+itself.
 
-Nothing is dropped before the check at a prompt's end, so its keys and values, and what policies observe until then, are the same
-for every cell: computed once, pruned per cell.
+Nothing is dropped before the check at a prompt's end, so its keys and values, and what policies observe until
+then, are the same for every cell: computed once, pruned per cell.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from workers.policies.settings import PruneSettings
 
 
 class Prefill:
-    """``Prefill(model, prompts, policies)``: prompts [batch, n] ids; ``policies``: those of the caches that will be asked for."""
+    """``Prefill(model, prompts, policies)``: prompts [batch, n] ids; ``policies``: those of the caches that
+    will be asked for."""
 
     @torch.inference_mode()
     def __init__(self, model: nn.Module, prompts: Tensor, policies: Iterable[str]) -> None:
@@ -29,9 +31,11 @@ class Prefill:
         observations = [find_policy(policy).observes for policy in policies]
         self.prefix = SharedPrefix(model.config, [length], observations)  # pyright: ignore[reportArgumentType]
         hidden = body_of(model)(
-            input_ids=prompts, position_ids=torch.arange(length, device=prompts.device)[None], past_key_values=self.prefix,
+            input_ids=prompts,
+            position_ids=torch.arange(length, device=prompts.device)[None],
+            past_key_values=self.prefix,
             use_cache=True,
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
         self.prefix.check_complete(length)
         self.logits = next_logits(model, hidden[:, -1])
         """[batch, vocabulary], of the token after each prompt."""

@@ -1,4 +1,5 @@
-"""What every layer does at a prune, however it stores its entries: protect, choose by score, take what stays."""
+"""What every layer does at a prune, however it stores its entries: protect, choose by score, take what
+stays."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ Number = int | Tensor
 
 def protected_entries(
     positions: Tensor, seen: Number, sink: Number, recent: Number, outside: tuple[int, int] = (0, 0)
-) -> Tensor:  # fmt: skip
-    """positions [rows, kv_heads, n] -> bool, what is never dropped: the first ``sink`` and last ``recent`` of ``seen`` tokens,
-    and positions [start, end) that are kept out of pruning."""
+) -> Tensor:
+    """positions [rows, kv_heads, n] -> bool, what is never dropped: the first ``sink`` and last ``recent`` of
+    ``seen`` tokens, and positions [start, end) that are kept out of pruning."""
     start, end = outside
     own = (positions < sink) | (positions >= seen - recent)
     return own if start == end else own | (positions >= start) & (positions < end)
@@ -24,18 +25,20 @@ def protected_entries(
 
 def chosen(
     policy: Policy, scores: Tensor, positions: Tensor, keep: int, protected: Tensor | None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Indices [rows, kv_heads, keep] of what stays of rows of one length, and whether each cut fell on a tie.
 
-    scores: those that ``policy`` gave the entries at ``positions``, [rows, kv_heads, n] both; else as ``select``.
+    scores: those that ``policy`` gave the entries at ``positions``, [rows, kv_heads, n] both; else as
+    ``select``.
     """
     return select(scores, keep, protected, None if policy.temporal else positions)
 
 
 def taken(
     keys: Tensor, values: Tensor, index: Tensor, rotary: Rotary | None, before: Number, after: Number
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The entries ``index`` of ``before``, of which ``after`` stay; with ``rotary`` keys are turned to places without gaps.
+) -> tuple[Tensor, Tensor]:
+    """The entries ``index`` of ``before``, of which ``after`` stay; with ``rotary`` keys are turned to places
+    without gaps.
 
     keys, values: [rows, kv_heads, n, head_dim] -> [rows, kv_heads, k, head_dim].
     """

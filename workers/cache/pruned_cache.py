@@ -2,9 +2,10 @@
 
 Drop-in: ``model.generate(..., past_key_values=PrunedCache(model.config, keep_ratio=0.9, prune_after=512))``.
 
-One text at a time: the first pass is the prompt, then comes one token per pass. A prompt that comes in several passes, or another
-one behind what is held (a second turn), is announced (``prompt_tokens``, ``begin_prompt``); each prompt is followed by a check,
-under ``prefill_once`` too. ``reset()`` begins a new text.
+One text at a time: the first pass is the prompt, then comes one token per pass. A prompt that comes in
+several passes, or another one behind what is held (a second turn), is announced (``prompt_tokens``,
+``begin_prompt``); each prompt is followed by a check, under ``prefill_once`` too. ``reset()`` begins a new
+text.
 """
 
 from __future__ import annotations
@@ -33,31 +34,42 @@ from workers.policies.settings import PruneSettings
 class PrunedCache(Cache):
     """KV cache that prunes by ``PruneSettings``; see the module's and the layer's docstring.
 
-    ``prompt_tokens``: how many tokens the prompt has, where it comes in several passes. ``row_ids`` names the texts of the batch
-    for the ``random`` policy. ``stopwatch``, where given, is entered around every prune; without it nothing is measured.
+    ``prompt_tokens``: how many tokens the prompt has, where it comes in several passes. ``row_ids`` names the
+    texts of the batch for the ``random`` policy. ``stopwatch``, where given, is entered around every prune;
+    without it nothing is measured.
     """
 
     def __init__(
-        self, config: PretrainedConfig, settings: PruneSettings | None = None, *, prompt_tokens: int | None = None,
-        row_ids: Sequence[int] | None = None, stopwatch: AbstractContextManager[Any] | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        config: PretrainedConfig,
+        settings: PruneSettings | None = None,
+        *,
+        prompt_tokens: int | None = None,
+        row_ids: Sequence[int] | None = None,
+        stopwatch: AbstractContextManager[Any] | None = None,
+        **options: Any,
+    ) -> None:
         """``options`` are the fields of PruneSettings, for use without one.
 
-        Raises ValueError for a layer out of range, for a rule (``auto:k``) that no model has resolved, and for a model that
-        cannot be measured, with the reason.
+        Raises ValueError for a layer out of range, for a rule (``auto:k``) that no model has resolved, and
+        for a model that cannot be measured, with the reason.
         """
         skip = options.get("skip_layers", ())
         options["skip_layers"] = skip if isinstance(skip, str) else tuple(skip)
         self.settings = settings or PruneSettings(**options)
         count = config.get_text_config().num_hidden_layers
         if any(layer >= count for layer in self.settings.skipped):
-            raise ValueError(f"skip_layers {list(self.settings.skipped)}: the model has layers 0..{count - 1}")
+            raise ValueError(
+                f"skip_layers {list(self.settings.skipped)}: the model has layers 0..{count - 1}"
+            )
         architecture = usable(config)
 
         policy = find_policy(self.settings.policy)
         rotary = Rotary.of(config) if policy.rolls else None
         self._rows = row_ids
-        self.state = SharedState(config, self.settings, policy, architecture, row_ids, stopwatch or nullcontext(), rotary)
+        self.state = SharedState(
+            config, self.settings, policy, architecture, row_ids, stopwatch or nullcontext(), rotary
+        )
         super().__init__(layers=[PrunedLayer(i, self.state) for i in range(count)])
         if prompt_tokens is not None:
             self.begin_prompt(prompt_tokens)
@@ -69,7 +81,8 @@ class PrunedCache(Cache):
 
     @property
     def seen(self) -> int:
-        """Tokens seen by every layer. Raises WrongUseError where layers have seen different numbers, or one still waits."""
+        """Tokens seen by every layer. Raises WrongUseError where layers have seen different numbers, or one
+        still waits."""
         numbers = [layer.seen for layer in self.pruned_layers]
         for layer in self.pruned_layers:
             layer.check_attended()
@@ -82,15 +95,18 @@ class PrunedCache(Cache):
         return numbers[0]
 
     def begin_prompt(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are a prompt, in one pass or in several; one check follows the last of them."""
+        """The next ``tokens`` tokens are a prompt, in one pass or in several; one check follows the last of
+        them."""
         self._announce(tokens, is_checked=True)
 
     def begin_steps(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are steps of which none but the last can drop anything (``Budget.next_event``)."""
+        """The next ``tokens`` tokens are steps of which none but the last can drop anything
+        (``Budget.next_event``)."""
         self._announce(tokens, is_checked=self.settings.budget.checks_steps)
 
     def begin_outside(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are kept out of pruning: neither dropped nor counted, and no check follows them.
+        """The next ``tokens`` tokens are kept out of pruning: neither dropped nor counted, and no check
+        follows them.
 
         For the question to a context that is pruned before it is known; there is one such stretch to a text.
         """
@@ -130,7 +146,8 @@ class PrunedCache(Cache):
         self.take_rows(torch.arange(self.batch_size)[indices.cpu()].tolist())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search goes on with other rows. What is dropped in a row follows from that row's own text alone."""
+        """Beam search goes on with other rows. What is dropped in a row follows from that row's own text
+        alone."""
         self.take_rows(beam_idx.tolist())
 
     def crop(self, *_: Any, **__: Any) -> NoReturn:
@@ -155,10 +172,11 @@ class PrunedCache(Cache):
 
     @_is_user_defined.setter
     def _is_user_defined(self, _: bool) -> None:
-        """Raises ValueError for a further call on a cache that holds a text, unless what comes behind it was announced.
+        """Raises ValueError for a further call on a cache that holds a text, unless what comes behind it was
+        announced.
 
-        And for what this call would do wrong: a padded batch, chunks, and a long prompt for which the model would not use the
-        cache, unless the prompt's length was given, and was checked.
+        And for what this call would do wrong: a padded batch, chunks, and a long prompt for which the model
+        would not use the cache, unless the prompt's length was given, and was checked.
         """
         frame = inspect.currentframe()
         call = GenerateCall.at(frame.f_back if frame is not None else None)
@@ -201,9 +219,12 @@ class PrunedCache(Cache):
         return self.state.rows(batch, device)
 
     def next_position(self) -> int:
-        """Position id of the next token: tokens seen; entries held by a pruning layer under ``cache_length``."""
+        """Position id of the next token: tokens seen; entries held by a pruning layer under
+        ``cache_length``."""
         if self.settings.position_mode == "cache_length":
-            return next((layer.held for layer in self.pruned_layers if layer.prunes), self.pruned_layers[0].seen)
+            return next(
+                (layer.held for layer in self.pruned_layers if layer.prunes), self.pruned_layers[0].seen
+            )
         return self.pruned_layers[0].seen
 
     def inputs(self, tokens: Tensor) -> dict[str, Any]:
@@ -213,7 +234,8 @@ class PrunedCache(Cache):
         return {"input_ids": tokens, "position_ids": positions, "past_key_values": self, "use_cache": True}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """``next_position`` as one layer has it: some models ask for it in each layer, while a pass goes through."""
+        """``next_position`` as one layer has it: some models ask for it in each layer, while a pass goes
+        through."""
         layer = self.pruned_layers[layer_idx]
         if layer_idx == 0:
             return self.next_position()
@@ -239,7 +261,8 @@ class PrunedCache(Cache):
 
     @property
     def events(self) -> int:
-        """Prunes so far, of all layers. Raises WrongUseError where no model has used the cache, or not as it must be used."""
+        """Prunes so far, of all layers. Raises WrongUseError where no model has used the cache, or not as it
+        must be used."""
         if self.seen == 0:
             raise WrongUseError(
                 "the cache was given no token yet: either nothing was run, or the model did not use this cache but one of its own"
@@ -247,16 +270,24 @@ class PrunedCache(Cache):
         return sum(layer.record.events for layer in self.pruned_layers)
 
     def kv_bytes(self) -> int:
-        """Bytes of the keys and values held now, by tensor sizes (per KV head, never expanded to query heads)."""
-        held = [tensor for layer in self.pruned_layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        """Bytes of the keys and values held now, by tensor sizes (per KV head, never expanded to query
+        heads)."""
+        held = [
+            tensor
+            for layer in self.pruned_layers
+            for tensor in (layer.keys, layer.values)
+            if tensor is not None
+        ]
         return sum(tensor.nbytes for tensor in held)
 
     def kv_bytes_met(self) -> int:
-        """Bytes of the keys and values that the last pass attended to: what was stored just before its prune, in all layers."""
+        """Bytes of the keys and values that the last pass attended to: what was stored just before its prune,
+        in all layers."""
         return sum(layer.met * layer.entry_bytes() for layer in self.pruned_layers)
 
     def bytes_allocated(self) -> int:
-        """Bytes of memory that the layers keep: buffers with the room behind their entries, positions, what policies observe.
+        """Bytes of memory that the layers keep: buffers with the room behind their entries, positions, what
+        policies observe.
 
         Memory that several layers or tensors lie in counts once, and whole.
         """
@@ -269,7 +300,8 @@ class PrunedCache(Cache):
         return self.kv_bytes()
 
     def validity(self) -> Validity:
-        """What was dropped so far, averaged over events, layers and heads for each batch row (synchronises)."""
+        """What was dropped so far, averaged over events, layers and heads for each batch row
+        (synchronises)."""
         records = [layer.record for layer in self.pruned_layers if layer.record.events]
         if not self.events:
             return Validity(0)

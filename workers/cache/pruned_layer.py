@@ -25,16 +25,18 @@ from workers.policies.policy_calls import scores_of
 class PrunedLayer(AttendingLayer):
     """Keys and values of one layer in buffers with room to grow; prunes where a check follows the pass.
 
-    ``update`` returns what the queries of this pass attend to: everything stored and the new entries. Our own attention then
-    calls ``attend``, which prunes after attending, within its buffers where they have the room that is needed. Under
-    stock attention ``update`` itself prunes: the kept entries are copied into new buffers, so the returned tensors stay whole.
+    ``update`` returns what the queries of this pass attend to: everything stored and the new entries. Our own
+    attention then calls ``attend``, which prunes after attending, within its buffers where they have the room
+    that is needed. Under stock attention ``update`` itself prunes: the kept entries are copied into new
+    buffers, so the returned tensors stay whole.
     """
 
     is_initialized = False
     held: int
     """Entries stored now."""
     met: int
-    """Entries that the last pass attended to: those held before it and its own, before anything was dropped."""
+    """Entries that the last pass attended to: those held before it and its own, before anything was
+    dropped."""
 
     def __init__(self, index: int, state: SharedState) -> None:
         self.index, self.state = index, state
@@ -78,7 +80,8 @@ class PrunedLayer(AttendingLayer):
     def go_on_from(self, prefix: PrefixLayer) -> None:
         """Take what a dense pass stored and observed as this layer's own first pass, and prune where due.
 
-        The prefix stays whole: its tensors have no room behind them, so the next entries make this layer copy what it holds.
+        The prefix stays whole: its tensors have no room behind them, so the next entries make this layer copy
+        what it holds.
         """
         assert prefix.keys is not None and prefix.values is not None
         self._keys, self._values = prefix.keys, prefix.values
@@ -87,7 +90,9 @@ class PrunedLayer(AttendingLayer):
         self._is_shared = True
         if self.prunes:
             batch, heads = prefix.keys.shape[:2]
-            self._positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(batch, heads, -1)
+            self._positions = torch.arange(self.seen, dtype=torch.int32, device=self.device).expand(
+                batch, heads, -1
+            )
             self._scale = prefix.scale
             noted = prefix.noted(self.state.policy.observes, self.seen)
             if noted is not None:
@@ -101,7 +106,10 @@ class PrunedLayer(AttendingLayer):
         self._notes.take_rows(order)
         self.record.take_rows(order)
 
-        (keys, values), positions = self.stored(), None if self._positions is None else self.stored_positions()
+        (keys, values), positions = (
+            self.stored(),
+            None if self._positions is None else self.stored_positions(),
+        )
         self._reserve(keys[:1].expand(len(order), -1, -1, -1), values, self._room(self.held))
         for old, new in ((keys, self._keys), (values, self._values), (positions, self._positions)):
             if old is not None and new is not None:
@@ -118,7 +126,8 @@ class PrunedLayer(AttendingLayer):
         self._is_shared = False
 
     def _room(self, held: int) -> int:
-        """Entries to have room for where ``held`` are: a step further, and never further than to the next prune."""
+        """Entries to have room for where ``held`` are: a step further, and never further than to the next
+        prune."""
         grown = with_room(held)
         start, end = self.state.outside
         if not self.prunes or not self.budget.checks_steps:
@@ -128,9 +137,11 @@ class PrunedLayer(AttendingLayer):
         return grown if event is None else min(grown, event + outside)
 
     def _fits(self, held: int) -> bool:
-        """Whether the buffers can go on with ``held`` entries: they are nobody else's, and have the room for them and no more.
+        """Whether the buffers can go on with ``held`` entries: they are nobody else's, and have the room for
+        them and no more.
 
-        Under stock attention they never can, because the queries of the pass are still to attend to what they hold.
+        Under stock attention they never can, because the queries of the pass are still to attend to what they
+        hold.
         """
         if self._keys is None or self._is_shared or not self.state.own_attention:
             return False
@@ -145,7 +156,8 @@ class PrunedLayer(AttendingLayer):
             self._positions[:, :, :held] = positions
 
     def storages(self) -> Iterator[torch.UntypedStorage]:
-        """The memory that the layer keeps: its buffers with their room, positions, and what its policy observes."""
+        """The memory that the layer keeps: its buffers with their room, positions, and what its policy
+        observes."""
         for tensor in (self._keys, self._values, self._positions, *self._notes.tensors()):
             if tensor is not None:
                 yield tensor.untyped_storage()
@@ -162,18 +174,24 @@ class PrunedLayer(AttendingLayer):
         return keys, values
 
     def stored_positions(self) -> Tensor:
-        """Absolute positions of the entries held now, [batch, kv_heads, held], ascending where the policy is temporal."""
+        """Absolute positions of the entries held now, [batch, kv_heads, held], ascending where the policy is
+        temporal."""
         if self._positions is None:
             assert self._keys is not None
-            return torch.arange(self.held, device=self._keys.device, dtype=torch.int32).expand(*self._keys.shape[:2], -1)
+            return torch.arange(self.held, device=self._keys.device, dtype=torch.int32).expand(
+                *self._keys.shape[:2], -1
+            )
         return self._positions[:, :, : self.held]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new entries and return all for this pass's attention; under stock attention also prune what is stored.
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the new entries and return all for this pass's attention; under stock attention also prune
+        what is stored.
 
-        key_states, value_states: [batch, kv_heads, q, head_dim] -> [batch, kv_heads, held + q, head_dim] each. Raises
-        ValueError for a batch of another size and for tokens that nobody announced, WrongUseError where the entries of the last
-        pass were never attended to.
+        key_states, value_states: [batch, kv_heads, q, head_dim] -> [batch, kv_heads, held + q, head_dim]
+        each. Raises ValueError for a batch of another size and for tokens that nobody announced,
+        WrongUseError where the entries of the last pass were never attended to.
         """
         self.check_attended()
         new = key_states.shape[2]
@@ -208,23 +226,34 @@ class PrunedLayer(AttendingLayer):
         end = self.held + new
         self._keys[:, :, self.held : end], self._values[:, :, self.held : end] = key_states, value_states
         if self._positions is not None:
-            self._positions[:, :, self.held : end] = torch.arange(self.seen, self.seen + new, device=self.device)
+            self._positions[:, :, self.held : end] = torch.arange(
+                self.seen, self.seen + new, device=self.device
+            )
         self.held = self.met = end
         self.seen += new
 
     def _check_stock_attention(self, new: int) -> None:
-        """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises ValueError."""
+        """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises
+        ValueError."""
         if self.state.own_attention:
             return
-        name, remedy = self.state.config._attn_implementation, f"call model.set_attn_implementation({OWN_ATTENTION!r}) first"
+        name, remedy = (
+            self.state.config._attn_implementation,
+            f"call model.set_attn_implementation({OWN_ATTENTION!r}) first",
+        )
         settings = self.state.settings
         if self.state.prunes_anything and self.state.policy.observes != NOTHING:
-            raise ValueError(f"policy {settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}")
+            raise ValueError(
+                f"policy {settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}"
+            )
         if self.seen != self.held and not (name == "sdpa" and new == 1):
-            raise ValueError(f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}")
+            raise ValueError(
+                f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}"
+            )
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """The queries of the entries that ``update`` just took: attends, lets the policy observe, then prunes where due.
+        """The queries of the entries that ``update`` just took: attends, lets the policy observe, then prunes
+        where due.
 
         query: [batch, heads, q, head_dim] -> [batch, q, heads, head_dim].
         """
@@ -266,24 +295,33 @@ class PrunedLayer(AttendingLayer):
     def _view(self, keep: int) -> CacheView:
         keys, values = self.stored()
         return view_of(
-            keys=keys, values=lambda: values, positions=self.stored_positions(), seen=self.seen, keep=keep, layer=self.index,
-            seed=self.state.settings.seed, row_ids=self.state.rows(keys.shape[0], keys.device), scale=self._scale,
+            keys=keys,
+            values=lambda: values,
+            positions=self.stored_positions(),
+            seen=self.seen,
+            keep=keep,
+            layer=self.index,
+            seed=self.state.settings.seed,
+            row_ids=self.state.rows(keys.shape[0], keys.device),
+            scale=self._scale,
             observed=self._notes.observed(self.state.policy.observes),
-        )  # fmt: skip
+        )
 
     def _protected(self, positions: Tensor) -> Tensor | None:
         settings, (start, end) = self.state.settings, self.state.outside
         if not settings.protects and start == end:
             return None
-        return protected_entries(positions, self.seen, settings.protect_sink, settings.protect_recent, (start, end))
+        return protected_entries(
+            positions, self.seen, settings.protect_sink, settings.protect_recent, (start, end)
+        )
 
     def get_seq_length(self) -> int:
         """Tokens seen. The cache itself answers for the position of the next token."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens seen after the next pass, offset): as long as the caller's attention mask, so that one without padding
-        is recognised as such and no mask is made; what a pruned layer holds is never masked.
+        """(tokens seen after the next pass, offset): as long as the caller's attention mask, so that one
+        without padding is recognised as such and no mask is made; what a pruned layer holds is never masked.
         """
         return self.seen + query_length, 0
 

@@ -1,7 +1,8 @@
 """Plain rotary embeddings, undone and redone: a stored key turned to a later position.
 
-A key k at position p is stored as R(p) k, where R(p) turns pairs of coordinates by angles p * frequency. R(d) R(p) = R(p + d), so
-a stored key is moved by turning it again, and queries see nothing but differences of positions.
+A key k at position p is stored as R(p) k, where R(p) turns pairs of coordinates by angles p * frequency. R(d)
+R(p) = R(p + d), so a stored key is moved by turning it again, and queries see nothing but differences of
+positions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from workers.models.model_files import PLAIN_ROTARY
 
 @dataclass(frozen=True)
 class Rotary:
-    """How a model turns its keys: coordinate i of the first ``2 * len(frequencies)`` with coordinate i + len(frequencies)."""
+    """How a model turns its keys: coordinate i of the first ``2 * len(frequencies)`` with coordinate i +
+    len(frequencies)."""
 
     frequencies: Tensor
     """[pairs] float32, radians per position."""
@@ -43,7 +45,8 @@ class Rotary:
         return cls(1.0 / rope["rope_theta"] ** (torch.arange(0, turned, 2, dtype=torch.float32) / turned))
 
     def turn(self, keys: Tensor, by: Tensor) -> Tensor:
-        """Keys [batch, kv_heads, n, head_dim] ``by`` [batch, kv_heads, n] positions further; by 0 they are the same bits.
+        """Keys [batch, kv_heads, n, head_dim] ``by`` [batch, kv_heads, n] positions further; by 0 they are
+        the same bits.
 
         Raises ValueError for 16 bits, in which what each prune rounds adds up.
         """
@@ -59,10 +62,11 @@ class Rotary:
 
 
 def places_closed(index: Tensor, entries: int | Tensor, kept: int | Tensor) -> Tensor:
-    """[batch, kv_heads, k]: how far kept entries move, so that what is held lies contiguously before the next token.
+    """[batch, kv_heads, k]: how far kept entries move, so that what is held lies contiguously before the next
+    token.
 
-    index [batch, kv_heads, k], ascending, into ``entries`` entries that lie contiguously themselves, of which ``kept`` stay: an
-    entry moves by how many are dropped behind it. Numbers are ints or [batch, 1, 1].
+    index [batch, kv_heads, k], ascending, into ``entries`` entries that lie contiguously themselves, of which
+    ``kept`` stay: an entry moves by how many are dropped behind it. Numbers are ints or [batch, 1, 1].
     """
     rank = torch.arange(index.shape[2], device=index.device)
     return ((entries - kept) - (index - rank)).clamp(min=0)

@@ -1,15 +1,17 @@
-"""Hidden states -> what is kept of their logits: NLL, hits, and how far the distribution is from the dense cell's.
+"""Hidden states -> what is kept of their logits: NLL, hits, and how far the distribution is from the dense
+cell's.
 
-No [tokens, vocabulary] tensor is ever held: logits are made tile by tile and summed up at once. The KL divergence to the dense
-cell needs no distribution of it either. With p the dense cell's distribution and W, b the output layer,
+No [tokens, vocabulary] tensor is ever held: logits are made tile by tile and summed up at once. The KL
+divergence to the dense cell needs no distribution of it either. With p the dense cell's distribution and W, b
+the output layer,
 
     KL = sum p log p - sum p (W h + b) + log-sum-exp(W h + b),    sum p (W h + b) = (sum p W) h + sum p b,
 
-and sum p log p is the same of the dense cell's own h less its log-sum-exp, so b falls out and one vector per token, the output
-embedding expected under p, stands for the whole distribution.
+and sum p log p is the same of the dense cell's own h less its log-sum-exp, so b falls out and one vector per
+token, the output embedding expected under p, stands for the whole distribution.
 
-Whatever the model's dtype, hidden states and output weights are float32 at least before they are multiplied: a logit of 20 in
-bfloat16 is known to 0.06, which is more than most differences that are looked for.
+Whatever the model's dtype, hidden states and output weights are float32 at least before they are multiplied:
+a logit of 20 in bfloat16 is known to 0.06, which is more than most differences that are looked for.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Twin:
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each target: NLL in nats (float32), whether it had the highest logit, and both against the dense twin where given."""
+    """Of each target: NLL in nats (float32), whether it had the highest logit, and both against the dense
+    twin where given."""
 
     nll: Tensor
     correct: Tensor
@@ -88,7 +91,9 @@ class OutputLayer:
         """Raises ValueError for an output layer that is not linear or whose logits are scaled."""
         head = model.get_output_embeddings()  # pyright: ignore
         if not isinstance(head, nn.Linear):
-            raise ValueError(f"models whose output layer is a {type(head).__name__}, not a linear one, are not supported")
+            raise ValueError(
+                f"models whose output layer is a {type(head).__name__}, not a linear one, are not supported"
+            )
         return cls(head, softcap_of(model))
 
     def tiles(self, device: torch.device) -> list[slice]:
@@ -128,20 +133,24 @@ def softcap_of(model: nn.Module) -> float | None:
     config = model.config.get_text_config()  # pyright: ignore
     for name in LOGIT_SCALES:
         if getattr(config, name, None) not in (None, 1):
-            raise ValueError(f"models that scale their logits ({name} {getattr(config, name)}) are not supported")
+            raise ValueError(
+                f"models that scale their logits ({name} {getattr(config, name)}) are not supported"
+            )
     return getattr(config, "final_logit_softcapping", None)
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The model without its output layer; Llama 4 names a ``base_model`` that it has not, and keeps it as ``model``."""
+    """The model without its output layer; Llama 4 names a ``base_model`` that it has not, and keeps it as
+    ``model``."""
     return model.model if model.base_model is model else model.base_model  # pyright: ignore
 
 
 def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits of the tokens that follow, float32 at least: hidden [batch, width] -> [batch, vocabulary], capped as the model caps.
+    """Logits of the tokens that follow, float32 at least: hidden [batch, width] -> [batch, vocabulary],
+    capped as the model caps.
 
-    For whatever is scored. Raises ValueError for a model that scales its logits, and in 16 bits for an output layer that is not
-    linear.
+    For whatever is scored. Raises ValueError for a model that scales its logits, and in 16 bits for an output
+    layer that is not linear.
     """
     if hidden.dtype.itemsize >= 4:
         with whole_products():
@@ -151,7 +160,8 @@ def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def own_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """``next_logits`` in the model's own dtype, as its own code computes them: for tokens whose choice is timed.
+    """``next_logits`` in the model's own dtype, as its own code computes them: for tokens whose choice is
+    timed.
 
     Raises ValueError for a model that scales its logits.
     """
@@ -170,7 +180,8 @@ def check_chosen(highest: Tensor) -> None:
 
 
 def score(model: nn.Module, hidden: Tensor, targets: Tensor, twin: Twin | None = None) -> Scored:
-    """``targets`` under the model's distributions: hidden [batch, q, width], targets [batch, q], twin of [batch, q] tokens.
+    """``targets`` under the model's distributions: hidden [batch, q, width], targets [batch, q], twin of
+    [batch, q] tokens.
 
     Of equal logits the first is the top. Raises ValueError for an output layer that is not supported.
     """
@@ -209,13 +220,17 @@ def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin |
 
 
 def score_dense(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Scored, Twin]:
-    """``score`` of the dense cell, and what is kept of its distributions, for one more product with the output layer."""
+    """``score`` of the dense cell, and what is kept of its distributions, for one more product with the
+    output layer."""
     layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     parts = [_dense_rows(layer, flat[i : i + rows], wanted[i : i + rows]) for i in range(0, len(flat), rows)]
     scored, twins = Scored.joined([part for part, _ in parts]), [twin for _, twin in parts]
     names = ("hidden", "expected", "constant", "total", "top")
-    joined = [None if getattr(twins[0], name) is None else torch.cat([getattr(twin, name) for twin in twins]) for name in names]
+    joined = [
+        None if getattr(twins[0], name) is None else torch.cat([getattr(twin, name) for twin in twins])
+        for name in names
+    ]
     shape = targets.shape
     twin = Twin(*(None if x is None else x.unflatten(0, shape) for x in joined))  # pyright: ignore[reportArgumentType]
     return Scored(scored.nll.view(shape), scored.correct.view(shape), None, None), twin

@@ -1,8 +1,9 @@
 """The dense pass over a batch of windows, from which every cell goes on at its first prune event.
 
-Nothing is dropped before a cell's first event, so its cache there is the first entries of the dense one. Policies that observe
-queries need more than keys: the last queries, or the attention given so far, *as of that event*; the dense pass notes them
-at the points asked for. The pass itself is the same whatever cells go on from it.
+Nothing is dropped before a cell's first event, so its cache there is the first entries of the dense one.
+Policies that observe queries need more than keys: the last queries, or the attention given so far, *as of
+that event*; the dense pass notes them at the points asked for. The pass itself is the same whatever cells go
+on from it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from workers.policies.observation import Observation, widest
 
 
 class PrefixLayer(AttendingLayer):
-    """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at some points."""
+    """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at
+    some points."""
 
-    def __init__(self, index: int, points: Sequence[int] = (), observations: Iterable[Observation] = ()) -> None:
+    def __init__(
+        self, index: int, points: Sequence[int] = (), observations: Iterable[Observation] = ()
+    ) -> None:
         """``points``, ascending: tokens seen when something is noted of the ``observations``."""
         super().__init__()
         self.index, self.points, self.seen = index, points, 0
@@ -37,7 +41,9 @@ class PrefixLayer(AttendingLayer):
         """Nothing to prepare: the one pass brings everything."""
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Take the keys and values of the one pass. Raises RuntimeError on a second."""
         if self.is_initialized:
             raise RuntimeError("the shared prefix is computed in one pass")
@@ -50,11 +56,14 @@ class PrefixLayer(AttendingLayer):
         self.clear_mark()
         assert self.keys is not None and self.values is not None
         self.scale, self.heads = scale, query.shape[1]
-        self._noted = {kind: notes.noted(query, self.keys, scale, self.points) for kind, notes in self._notes.items()}
+        self._noted = {
+            kind: notes.noted(query, self.keys, scale, self.points) for kind, notes in self._notes.items()
+        }
         return attention(query, self.keys, self.values, scale).transpose(1, 2)
 
     def noted(self, observation: Observation, point: int) -> Tensor | None:
-        """What was noted for an observation by the time that ``point`` tokens were seen; None where there is nothing."""
+        """What was noted for an observation by the time that ``point`` tokens were seen; None where there is
+        nothing."""
         return self._noted.get(observation.kind, {}).get(point)
 
     def get_seq_length(self) -> int:
@@ -67,11 +76,12 @@ class PrefixLayer(AttendingLayer):
 
 
 class SharedPrefix(Cache):
-    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that have ``observations``."""
+    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that have
+    ``observations``."""
 
     def __init__(
         self, config: PretrainedConfig, points: Sequence[int] = (), observations: Sequence[Observation] = ()
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Raises ValueError for a model that cannot be measured, with the reason."""
         self.architecture = usable(config)
         count, wanted = config.get_text_config().num_hidden_layers, sorted(set(points))
@@ -83,7 +93,8 @@ class SharedPrefix(Cache):
         return self.layers  # pyright: ignore[reportReturnType]
 
     def check_complete(self, tokens: int) -> None:
-        """Raises WrongUseError where the model did not give every layer the ``tokens`` of the pass, or attended elsewhere.
+        """Raises WrongUseError where the model did not give every layer the ``tokens`` of the pass, or
+        attended elsewhere.
 
         ValueError for texts so long that the model treats their tokens in another way.
         """

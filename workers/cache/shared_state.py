@@ -1,6 +1,7 @@
 """What the layers of a PrunedCache share: how they prune, which texts they hold, where a prompt ends.
 
-The layers hold this and not their cache, so that a cache which nobody holds is freed at once, without the cycle collector.
+The layers hold this and not their cache, so that a cache which nobody holds is freed at once, without the
+cycle collector.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from workers.policies.settings import PruneSettings
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens [start, end) that belong together, in one pass or in several: no check comes before their last."""
+    """Tokens [start, end) that belong together, in one pass or in several: no check comes before their
+    last."""
 
     start: int
     end: int
@@ -34,7 +36,8 @@ class Stretch:
 
 @dataclass
 class SharedState:
-    """How the layers of one cache prune, which texts they hold, and what was announced of the tokens to come."""
+    """How the layers of one cache prune, which texts they hold, and what was announced of the tokens to
+    come."""
 
     config: PretrainedConfig
     settings: PruneSettings
@@ -51,7 +54,8 @@ class SharedState:
     _rows: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedState:
-        """A copy for a copied cache. The configuration stays the model's own, which knows by what attention it is called."""
+        """A copy for a copied cache. The configuration stays the model's own, which knows by what attention
+        it is called."""
         new = copy.copy(self)
         new._rows = {}
         memo[id(self)] = new
@@ -68,7 +72,8 @@ class SharedState:
         return self.settings.policy != "dense" and self.settings.keep_ratio < 1
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
-        """[batch] ids of the texts in the batch, on a layer's device. Raises ValueError where they are not as many."""
+        """[batch] ids of the texts in the batch, on a layer's device. Raises ValueError where they are not as
+        many."""
         found = self._rows.get(device)
         if found is None or found.shape[0] != batch:
             names = list(range(batch)) if self.row_ids is None else list(self.row_ids)
@@ -84,8 +89,9 @@ class SharedState:
     def is_checked(self, seen: int, new: int) -> bool:
         """Whether a check follows a pass of ``new`` tokens behind ``seen``.
 
-        The first pass is a prompt and a single token is a step. Anything else has to be announced, because a pass of several
-        tokens may be the rest of a prompt, another turn or several steps. Raises ValueError where it was not.
+        The first pass is a prompt and a single token is a step. Anything else has to be announced, because a
+        pass of several tokens may be the rest of a prompt, another turn or several steps. Raises ValueError
+        where it was not.
         """
         start, end = self.stretch.start, self.stretch.end
         if start <= seen < end:

@@ -37,7 +37,8 @@ class Collection:
     compressed: bool = False
     """Whether files are, of whose content only the first 64 MB are read."""
     in_turn: int | None = None
-    """How many blocks are looked at before any behind them: the beginnings of files that are read from their start."""
+    """How many blocks are looked at before any behind them: the beginnings of files that are read from their
+    start."""
     small: bool = False
     """Whether its rows are held: they are read once, and counted whether they are needed or not."""
     file_notes: Sequence[str] = ()
@@ -86,7 +87,12 @@ class Collection:
             raise unreadable(self.name, error) from None
         parts = [text for _, text in texts if isinstance(text, str)]
         if self.joined and parts:  # a long text is a block of its own
-            texts = [(texts[0][0], BETWEEN.join(parts) if self.small else self._bounded(BETWEEN.join(parts), texts[0][0]))]
+            texts = [
+                (
+                    texts[0][0],
+                    BETWEEN.join(parts) if self.small else self._bounded(BETWEEN.join(parts), texts[0][0]),
+                )
+            ]
         if self.small:
             self._held[block] = texts
         return texts
@@ -122,7 +128,9 @@ class Collection:
 
     def notes(self) -> list[str]:
         """What a plan says of how it is read."""
-        cut = [f"{self.name}: of each compressed file at most the first {EXPANDED:,} bytes of its content are read"]
+        cut = [
+            f"{self.name}: of each compressed file at most the first {EXPANDED:,} bytes of its content are read"
+        ]
         cut = cut if self.compressed else []
         if self.what == "text":
             return [
@@ -131,10 +139,19 @@ class Collection:
                 *cut,
             ]
 
-        there = self.what if self.count is None else f"{self.count:,} {self.what if self.count != 1 else self.what[:-1]}"
+        there = (
+            self.what
+            if self.count is None
+            else f"{self.count:,} {self.what if self.count != 1 else self.what[:-1]}"
+        )
         of = f" of column {self.column!r}" if self.column else ""
         way = "joined by blank lines" if self.joined else "documents that no window crosses"
-        return [f"{self.name}: {there}{of}, {way}", *self.file_notes, *cut, *skipped_notes(self.name, self.what, self.census)]
+        return [
+            f"{self.name}: {there}{of}, {way}",
+            *self.file_notes,
+            *cut,
+            *skipped_notes(self.name, self.what, self.census),
+        ]
 
 
 def skipped_notes(name: str, what: str, census: Census) -> list[str]:

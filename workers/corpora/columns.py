@@ -48,5 +48,7 @@ def text_column(asked: str | None, columns: Sequence[Column], dataset: str, look
 
     kind = columns[names.index(chosen)].kind
     if kind != "text":
-        raise CorpusError(f"dataset {dataset!r}: its column {chosen!r} holds {kind}, no text; it has {listed}; {way}")
+        raise CorpusError(
+            f"dataset {dataset!r}: its column {chosen!r} holds {kind}, no text; it has {listed}; {way}"
+        )
     return chosen

@@ -23,7 +23,12 @@ def _zstandard(path: Path) -> Any:
     return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")
 
 
-OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstandard}
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
 """By a file's last ending."""
 
 
@@ -41,6 +46,8 @@ def expanded(path: Path, limit: int = EXPANDED) -> tuple[bytes, bool]:
                 left -= len(part)
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
-        raise CorpusError(f"{shown(path)} cannot be expanded ({reason}): damaged, or no {path.suffix} file") from None
+        raise CorpusError(
+            f"{shown(path)} cannot be expanded ({reason}): damaged, or no {path.suffix} file"
+        ) from None
     data = b"".join(parts)
     return data[:limit], len(data) <= limit

@@ -64,8 +64,13 @@ class Search:
 
     @property
     def repeated(self) -> int:
-        """How many of those that were found have the tokens of one before them; long ones are not compared."""
-        texts = [hashlib.sha256(document.ids.tobytes()).digest() for document in self.found if document.ids is not None]
+        """How many of those that were found have the tokens of one before them; long ones are not
+        compared."""
+        texts = [
+            hashlib.sha256(document.ids.tobytes()).digest()
+            for document in self.found
+            if document.ids is not None
+        ]
         return len(texts) - len(set(texts))
 
 
@@ -106,7 +111,8 @@ class CollectionTokens:
         return sum(spelled for _, spelled in self._counted.values())
 
     def windows(self, window: int, stride: int, limit: int, *, bos: bool) -> tuple[Window, ...]:
-        """At most ``limit`` windows, none of which crosses a document: of as many documents as can be, as many of each as can be.
+        """At most ``limit`` windows, none of which crosses a document: of as many documents as can be, as
+        many of each as can be.
 
         In the order of the documents, and numbered so. Raises CorpusError where documents cannot be read.
         """
@@ -130,11 +136,13 @@ class CollectionTokens:
         return self._parts[window.document, window.start][:length]
 
     def document_of(self, window: Window) -> int | None:
-        """The number that rows give of a window's document; None where documents are joined, and of one long text."""
+        """The number that rows give of a window's document; None where documents are joined, and of one long
+        text."""
         return window.document if self._corpus.has_documents else None
 
     def prompts(self, length: int, count: int) -> list[np.ndarray]:
-        """At most ``count`` stretches of ``length`` tokens, of as many documents as can be, that cross none."""
+        """At most ``count`` stretches of ``length`` tokens, of as many documents as can be, that cross
+        none."""
         search = self._search(length, count)
         room = [self._room(document, length, length, bos=False) for document in search.found]
         found: list[np.ndarray] = []
@@ -144,7 +152,8 @@ class CollectionTokens:
         return found
 
     def filler(self, length: int) -> np.ndarray:
-        """At least ``length`` tokens, where there are as many, of documents one after the other: text for haystacks."""
+        """At least ``length`` tokens, where there are as many, of documents one after the other: text for
+        haystacks."""
         if length not in self._fillers:
             self._fillers[length] = self._filler(length)
         return self._fillers[length]
@@ -154,7 +163,8 @@ class CollectionTokens:
         return self.filler(length)[:length]
 
     def lacking(self, length: int, count: int, *, apart: bool) -> Lack | None:
-        """Why it cannot give one stretch of ``length`` tokens, or ``count`` of them that lie ``apart``; None where it can."""
+        """Why it cannot give one stretch of ``length`` tokens, or ``count`` of them that lie ``apart``; None
+        where it can."""
         needed = count if apart else 1
         given = len(self.prompts(length, count))
         if given >= needed:
@@ -173,8 +183,13 @@ class CollectionTokens:
             of = f" of {self._corpus.count:,}" if self._corpus.count is not None else ""
             limit = SHORT_CHARACTERS if search.short_characters > SHORT_CHARACTERS else LOOKED_CHARACTERS
             stop = f"; no more were looked at after {limit:,} characters"
-        looked = f"the longest of the {len(search.short):,}{of} documents looked at has {search.longest:,}{stop}"
-        return Lack(f"no document of {length} tokens ({looked})", "; ask for shorter texts, or join them: documents: joined")
+        looked = (
+            f"the longest of the {len(search.short):,}{of} documents looked at has {search.longest:,}{stop}"
+        )
+        return Lack(
+            f"no document of {length} tokens ({looked})",
+            "; ask for shorter texts, or join them: documents: joined",
+        )
 
     def notes(self, name: str, model: str) -> list[str]:
         """How many of the documents that were looked at are long enough."""
@@ -218,7 +233,8 @@ class CollectionTokens:
         return self._searches[length, count]
 
     def _look(self, search: Search, count: int) -> None:
-        """Look at blocks in the sample's order until enough documents are found, all were seen, or too many are too short.
+        """Look at blocks in the sample's order until enough documents are found, all were seen, or too many
+        are too short.
 
         Each block gives an equal share; where some give less, they are gone through again for more.
         """
@@ -235,7 +251,8 @@ class CollectionTokens:
             search.exhausted = seen_whole
 
     def _look_at_block(self, search: Search, block: int, wanted: int) -> bool:
-        """Find at most so many documents more, in the sample's order. Whether all of the block was looked at."""
+        """Find at most so many documents more, in the sample's order. Whether all of the block was looked
+        at."""
         texts = self._corpus.texts(block)
         for i in in_order(len(texts), wanted, self._corpus.sample, self._corpus.seed):
             number, text = texts[i]
@@ -259,7 +276,8 @@ class CollectionTokens:
         return True
 
     def _document(self, number: int, text: str | LongText, search: Search) -> Document | None:
-        """None where it is too short: a token is a byte at least, so few bytes tell that without a tokenizer."""
+        """None where it is too short: a token is a byte at least, so few bytes tell that without a
+        tokenizer."""
         if isinstance(text, LongText):
             return Document(number, None, text)
         if number in self._whole:
@@ -283,7 +301,8 @@ class CollectionTokens:
         return ids
 
     def _count(self, number: int, start: int, text: str, ids: np.ndarray) -> None:
-        """Note what was read. Raises CorpusError where it spells special tokens that cannot be read as letters."""
+        """Note what was read. Raises CorpusError where it spells special tokens that cannot be read as
+        letters."""
         if (number, start) not in self._counted:
             spelled = special_tokens_spelled(self._tokenizer, text, ids, self._corpus.name, self._special)
             self._counted[number, start] = (len(ids), spelled)
@@ -295,7 +314,9 @@ class CollectionTokens:
         assert document.long is not None
         return max(1, document.long.source.size // (MOST_BYTES * window + MARGIN))
 
-    def _windows_of(self, document: Document, share: int, window: int, stride: int, *, bos: bool) -> list[Window]:
+    def _windows_of(
+        self, document: Document, share: int, window: int, stride: int, *, bos: bool
+    ) -> list[Window]:
         """So many windows of one document; passages of a long one are kept."""
         sample, seed, number = self._corpus.sample, self._corpus.seed, document.number
         if document.ids is not None:
@@ -316,7 +337,9 @@ class CollectionTokens:
         if held is None or len(held) < len(ids):
             self._parts[number, start] = ids.copy()
 
-    def _passages(self, number: int, text: LongText, length: int, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _passages(
+        self, number: int, text: LongText, length: int, count: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
         sample, seed = self._corpus.sample, self._corpus.seed + number
         tokenizer = self._tokenizer
         try:

@@ -1,4 +1,5 @@
-"""A path, folder or pattern -> the files that it means. What is no file, or cannot be read, is refused before it is opened."""
+"""A path, folder or pattern -> the files that it means. What is no file, or cannot be read, is refused before
+it is opened."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ KINDS: dict[str, Kind] = {
     ".txt": "prose", ".md": "prose", ".jsonl": "json lines", ".ndjson": "json lines", ".json": "json", ".csv": "csv",
     ".parquet": "parquet",
 }  # fmt: skip
-"""By ending, behind which one of a compression may stand. Files of other endings are prose where they are named."""
+"""By ending, behind which one of a compression may stand. Files of other endings are prose where they are
+named."""
 BESIDE = ("readme", "license", "licence", "dataset_info", "dataset_infos", "dataset_dict", "state")
 """Names of files that lie beside the data in a folder."""
 
@@ -52,17 +54,21 @@ class SourceFile:
 
 
 def without_scheme(path: str, dataset: str) -> str:
-    """A path as it is, and that of a ``file://`` address. Raises CorpusError for addresses of anything else."""
+    """A path as it is, and that of a ``file://`` address. Raises CorpusError for addresses of anything
+    else."""
     address = ADDRESS.match(path)
     if address is None:
         return path
     if address[1].lower() == "file" and address[2] in ("", "localhost"):
         return unquote(path[address.end() :])
-    raise CorpusError(f"dataset {dataset!r}: only local files are read; fetch it, and name its path: text:PATH")
+    raise CorpusError(
+        f"dataset {dataset!r}: only local files are read; fetch it, and name its path: text:PATH"
+    )
 
 
 def find_files(path: str, dataset: str) -> list[SourceFile]:
-    """The files of one kind that a path, a folder or a pattern (``*``, ``?``, ``[``, ``**``) means, in the order of their names.
+    """The files of one kind that a path, a folder or a pattern (``*``, ``?``, ``[``, ``**``) means, in the
+    order of their names.
 
     Raises CorpusError where there are none, where they are of several kinds, and where one cannot be read.
     """
@@ -70,18 +76,28 @@ def find_files(path: str, dataset: str) -> list[SourceFile]:
     try:
         mode = _mode(root)
         if mode is None and glob.has_magic(path):
-            return _of_one_kind(_matching(root), f"dataset {dataset!r}: no file matches {shown(root)}", dataset)
+            return _of_one_kind(
+                _matching(root), f"dataset {dataset!r}: no file matches {shown(root)}", dataset
+            )
         if mode is None:
-            raise CorpusError(f"dataset {dataset!r}: there is no file {shown(root)} (relative paths start at {Path.cwd()})")
+            raise CorpusError(
+                f"dataset {dataset!r}: there is no file {shown(root)} (relative paths start at {Path.cwd()})"
+            )
         if stat.S_ISDIR(mode):
             empty = f"dataset {dataset!r}: the folder {shown(root)} holds no file of {', '.join(KINDS)}"
             return _of_one_kind(_inside(root), empty, dataset)
         return [_file(root, root.name, mode, dataset)]
     except OSError as error:
         reason = "its links lead in a circle" if error.errno == errno.ELOOP else error.strerror
-        raise CorpusError(f"dataset {dataset!r}: cannot read {shown(error.filename or root)}: {reason}") from None
+        raise CorpusError(
+            f"dataset {dataset!r}: cannot read {shown(error.filename or root)}: {reason}"
+        ) from None
     except ValueError as error:  # a NUL in a path
-        raise error if isinstance(error, CorpusError) else CorpusError(f"dataset {dataset!r}: is no path ({error})") from None
+        raise (
+            error
+            if isinstance(error, CorpusError)
+            else CorpusError(f"dataset {dataset!r}: is no path ({error})")
+        ) from None
 
 
 def each_once(files: Sequence[SourceFile]) -> tuple[list[SourceFile], list[str]]:
@@ -163,7 +179,8 @@ def _matching(pattern: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of known endings at any depth, hidden ones and what lies beside data left out; links to folders are not followed."""
+    """Files of known endings at any depth, hidden ones and what lies beside data left out; links to folders
+    are not followed."""
 
     def refuse(error: OSError) -> None:
         raise error

@@ -36,7 +36,8 @@ ROTATED = re.compile(r"(\.(?:jsonl|ndjson|json|csv|parquet))(?:[.-]\d+|\.bak|\.o
 
 
 def foreign_by_name(endings: Sequence[str]) -> str | None:
-    """What a file is whose endings, without that of a compression, are these, and what to do; None where it may be read."""
+    """What a file is whose endings, without that of a compression, are these, and what to do; None where it
+    may be read."""
     if found := ROTATED.search("".join(endings)):
         return f"would be read as prose; let its name end in {found[1].lower()}"
     return BY_ENDING.get(endings[-1]) if endings else None

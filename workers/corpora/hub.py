@@ -1,4 +1,5 @@
-"""Sets of the Hugging Face hub, by the datasets library: streamed, so that no more is fetched than is read; offline cached."""
+"""Sets of the Hugging Face hub, by the datasets library: streamed, so that no more is fetched than is read;
+offline cached."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class FileStream:
 
     def __init__(self, stream: Any, file: int, column: str, dataset: str) -> None:
         self._rows = iter(stream.shard(stream.num_shards, file))
-        weakref.finalize(self, self._rows.close)  # at the interpreter's end it would complain of what is gone already
+        weakref.finalize(
+            self, self._rows.close
+        )  # at the interpreter's end it would complain of what is gone already
         self._column = column
         self._dataset = dataset
         self._values: list[object] = []
@@ -85,7 +88,9 @@ def parse_hub_name(name: str) -> HubName:
     parts = body.split("/")
     if not body or len(parts) > 3 or not all(parts):
         raise CorpusError(f"dataset {name!r}: write hf:NAME[/CONFIG][:SPLIT]")
-    return HubName("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, checked_split(split, name) or "test")
+    return HubName(
+        "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, checked_split(split, name) or "test"
+    )
 
 
 def checked_split(split: str, name: str) -> str:
@@ -101,7 +106,8 @@ def checked_split(split: str, name: str) -> str:
 def read_hub(entry: DatasetEntry, source: HubName, seed: int) -> Collection:
     """A set of the hub as documents, its fingerprint that of the commit, the configuration and the split.
 
-    Raises CorpusError where the hub cannot be reached and the set is not in its cache, or has no such split or no column of text.
+    Raises CorpusError where the hub cannot be reached and the set is not in its cache, or has no such split
+    or no column of text.
     """
     import datasets
     from datasets import config
@@ -120,13 +126,20 @@ def read_hub(entry: DatasetEntry, source: HubName, seed: int) -> Collection:
     columns = [Column(name, _kind(feature)) for name, feature in features.items()]
     column = text_column(entry.column, columns, entry.name)
     identity = " ".join(
-        [str(builder.hash), source.config or "", source.split, "cached" if offline else f"{table.num_shards} files"]
+        [
+            str(builder.hash),
+            source.config or "",
+            source.split,
+            "cached" if offline else f"{table.num_shards} files",
+        ]
     )
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     blocks = _blocks(table, column, entry.name, offline=offline)
     joined = entry.documents == "joined"
     count, in_turn = (len(table), None) if offline else (None, table.num_shards)
-    return Collection(entry.label, fingerprint, blocks, "rows", column, entry.sample, seed, joined, count, in_turn=in_turn)
+    return Collection(
+        entry.label, fingerprint, blocks, "rows", column, entry.sample, seed, joined, count, in_turn=in_turn
+    )
 
 
 def load_rows(name: str, source: HubName) -> list[dict[str, Any]]:
@@ -140,13 +153,16 @@ def load_rows(name: str, source: HubName) -> list[dict[str, Any]]:
 
 
 def unreachable(name: str, error: Exception) -> CorpusError:
-    """What went wrong with the hub, in one sentence: what it answered, where it did, else the library's own words."""
+    """What went wrong with the hub, in one sentence: what it answered, where it did, else the library's own
+    words."""
     answers = [answer for cause in _causes(error) if (answer := _answer(cause))]
     if answers:
         reason = f"the hub answered {answers[-1]}"
     else:
         lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
+        reason = (
+            f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
+        )
     return CorpusError(
         f"dataset {name!r}: cannot be loaded ({reason}); is the name right, and can the hub be reached? Local files work as "
         "text:PATH, or as hf:./FOLDER:SPLIT"
@@ -166,9 +182,11 @@ def _answer(error: BaseException) -> str:
     if not isinstance(status, int):
         return ""
     ways = {
-        401: "log in (hf auth login)", 403: "log in (hf auth login), and accept its terms on the hub", 404: "it is not there",
+        401: "log in (hf auth login)",
+        403: "log in (hf auth login), and accept its terms on the hub",
+        404: "it is not there",
         429: "too many requests: wait, or log in (hf auth login)",
-    }  # fmt: skip
+    }
     words = ways.get(status, "it is out of order: try again later" if status >= 500 else "")
     return f"{status}: {words}" if words else str(status)
 

@@ -1,4 +1,5 @@
-"""Rows of JSON lines: one object per line. A file is read in blocks of bytes, whose lines are found where they begin."""
+"""Rows of JSON lines: one object per line. A file is read in blocks of bytes, whose lines are found where
+they begin."""
 
 from __future__ import annotations
 
@@ -32,14 +33,16 @@ class LineBlock:
     first_number: int
     """Of the file's first row."""
     lines_before: int | None
-    """Lines that begin before the stretch; None where they are not counted, and a row's number is its first byte."""
+    """Lines that begin before the stretch; None where they are not counted, and a row's number is its first
+    byte."""
 
     def rows(self) -> Sequence[Row]:
         """The column of each line that is not blank."""
         return [Row(number, row.get(self.column, MISSING)) for number, row in self.objects()]
 
     def objects(self) -> Iterator[tuple[int, dict[str, object]]]:
-        """Rows' numbers and rows. Raises CorpusError for a line that is no JSON object, with the file and the line."""
+        """Rows' numbers and rows. Raises CorpusError for a line that is no JSON object, with the file and the
+        line."""
         data, at = _lines(self.file, self.start, self.end)
         if at == 0:
             data, whole = without_mark(data, shown(self.file.path)), len(data)
@@ -76,7 +79,8 @@ def line_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
 
 
 def _lines(file: SourceFile, start: int, end: int) -> tuple[bytes, int]:
-    """The lines that begin in ``[start, end)`` of a file, and the byte at which they do. Of a compressed one all."""
+    """The lines that begin in ``[start, end)`` of a file, and the byte at which they do. Of a compressed one
+    all."""
     if file.compressed:
         data, whole = expanded(file.path)
         if not whole and b"\n" not in data:
@@ -101,7 +105,9 @@ def _line(stream: object, file: SourceFile) -> bytes:
 
 
 def _too_long(file: SourceFile) -> CorpusError:
-    return CorpusError(f"{shown(file.path)}: a line is longer than {LINE:,} bytes; it does not look like JSON lines")
+    return CorpusError(
+        f"{shown(file.path)}: a line is longer than {LINE:,} bytes; it does not look like JSON lines"
+    )
 
 
 def _parsed(line: bytes, place: str, at: int) -> dict[str, object]:
@@ -110,9 +116,13 @@ def _parsed(line: bytes, place: str, at: int) -> dict[str, object]:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else str(error).split(":")[0]
-        raise CorpusError(f'{place}: is no JSON ({reason}); each line is one object, like {{"text": "..."}}') from None
+        raise CorpusError(
+            f'{place}: is no JSON ({reason}); each line is one object, like {{"text": "..."}}'
+        ) from None
     if not isinstance(row, dict):
-        raise CorpusError(f'{place}: is no object but {_named(row)}; each line is one object, like {{"text": "..."}}')
+        raise CorpusError(
+            f'{place}: is no object but {_named(row)}; each line is one object, like {{"text": "..."}}'
+        )
     return row
 
 
@@ -122,9 +132,11 @@ def _named(value: object) -> str:
 
 
 def _line_counts(files: Sequence[SourceFile]) -> list[list[int]] | None:
-    """Per file the lines that begin before each block, and last how many there are; None where they are not counted.
+    """Per file the lines that begin before each block, and last how many there are; None where they are not
+    counted.
 
-    Files of which the fingerprint is that of all bytes are counted; of several compressed ones only small ones.
+    Files of which the fingerprint is that of all bytes are counted; of several compressed ones only small
+    ones.
     """
     compressed = any(file.compressed for file in files)
     if sum(file.size for file in files) > (COUNTED if compressed else HASHED):
@@ -168,5 +180,11 @@ def described(kinds: set[str]) -> str:
     own = kinds - {"null", "empty"}
     if "text" in own or not own:
         return "text"
-    plural = {"list": "lists", "object": "objects", "number": "numbers", "boolean": "true and false", "other": "other things"}
+    plural = {
+        "list": "lists",
+        "object": "objects",
+        "number": "numbers",
+        "boolean": "true and false",
+        "other": "other things",
+    }
     return " and ".join(plural[kind] for kind in sorted(own))

@@ -39,10 +39,14 @@ class ParquetBlock:
         last = self.skipped + self.count
         try:
             with pq.ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False) as file:
-                for batch in file.iter_batches(BATCH, row_groups=[self.group], columns=[self.column], use_threads=False):
+                for batch in file.iter_batches(
+                    BATCH, row_groups=[self.group], columns=[self.column], use_threads=False
+                ):
                     if passed >= last:
                         break
-                    inside = batch.slice(max(0, self.skipped - passed), max(0, last - max(passed, self.skipped)))
+                    inside = batch.slice(
+                        max(0, self.skipped - passed), max(0, last - max(passed, self.skipped))
+                    )
                     first = self.first_number + max(passed, self.skipped) - self.skipped
                     found += [Row(first + i, value) for i, value in enumerate(inside.column(0).to_pylist())]
                     passed += batch.num_rows
@@ -52,7 +56,8 @@ class ParquetBlock:
 
 
 def parquet_source(files: Sequence[SourceFile]) -> RowSource:
-    """Rows of files, whose footers alone are read here. Raises CorpusError where one is no Parquet file or lacks the column."""
+    """Rows of files, whose footers alone are read here. Raises CorpusError where one is no Parquet file or
+    lacks the column."""
     footers = [_footer(file) for file in files]
     numbers = first_numbers((footer.num_rows for footer in footers), len(files))
 
@@ -93,7 +98,9 @@ def _blocks(path: Path, footer: Any, column: str, first_number: int) -> list[Blo
     for group in range(footer.num_row_groups):
         described = footer.row_group(group)
         chunks = (described.column(i) for i in range(described.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+        size = sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column
+        )
         step = max(1, described.num_rows * BLOCK // max(size, BLOCK))
 
         for start in range(0, described.num_rows, step):

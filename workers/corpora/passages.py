@@ -1,8 +1,10 @@
-"""Where a long text is read: in so many passages, each of which holds one window or prompt and is tokenized for itself.
+"""Where a long text is read: in so many passages, each of which holds one window or prompt and is tokenized
+for itself.
 
-The text is divided into slots of equal length, about as many as there could be windows, and a sample takes some of them. In a
-slot the passage begins where the first line does that does not begin with white space, else at the first single space between
-words, which it includes, else at the first character: a tokenizer that splits there gives it the tokens of the whole text.
+The text is divided into slots of equal length, about as many as there could be windows, and a sample takes
+some of them. In a slot the passage begins where the first line does that does not begin with white space,
+else at the first single space between words, which it includes, else at the first character: a tokenizer that
+splits there gives it the tokens of the whole text.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from workers.texts.sampling import Sample, in_order
 from workers.texts.text_tokens import TextTokens
 
 MOST_BYTES, LEAST_BYTES = 16, 6
-"""Bytes of a slot per token that it should hold: the first where there is room, else no less than the second."""
+"""Bytes of a slot per token that it should hold: the first where there is room, else no less than the
+second."""
 MARGIN = 1024
 """Bytes of a slot in which its passage may begin and end."""
 SEARCHED = 512
 """Bytes that are looked through for a line break, and for a space."""
 LINE, WORD = re.compile(rb"\n(?=\S)"), re.compile(rb"(?<=\S) (?=\S)")
-"""A line that does not begin with white space, and a single space between words: tokens may join more of it."""
+"""A line that does not begin with white space, and a single space between words: tokens may join more of
+it."""
 UNSURE = 8
 """Last tokens of a passage that are not used: they might go on behind it."""
 SPARE_TRIES = 16
@@ -41,14 +45,16 @@ class Passage:
 
 
 def slot_bytes(size: int, length: int, count: int) -> int:
-    """How long a slot is in a text of ``size`` bytes of which ``count`` stretches of ``length`` tokens are wanted."""
+    """How long a slot is in a text of ``size`` bytes of which ``count`` stretches of ``length`` tokens are
+    wanted."""
     return max(LEAST_BYTES * length, min(MOST_BYTES * length, size // max(1, count) - MARGIN)) + MARGIN
 
 
 def passages(
     text: LongText, tokenizer: TextTokens, length: int, count: int, sample: Sample, seed: int
 ) -> Iterator[tuple[Passage, str]]:
-    """At most ``count`` passages of at least ``length`` tokens with what they say, in the order in which the sample takes them.
+    """At most ``count`` passages of at least ``length`` tokens with what they say, in the order in which the
+    sample takes them.
 
     Raises CorpusError where one is no UTF-8 text.
     """

@@ -24,7 +24,8 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Splits, and the words in names of files and folders by which they are found: those of the datasets library."""
+"""Splits, and the words in names of files and folders by which they are found: those of the datasets
+library."""
 BETWEEN_WORDS = re.compile(r"[-._ 0-9/]+")
 """What parts them, as in the library: digits do, so that ``train1`` is of ``train``."""
 NAMED = 3
@@ -51,7 +52,8 @@ def read_corpus(asked: str | DatasetEntry, seed: int = 0) -> Corpus | Collection
 
 
 def read_text(name: str) -> Corpus:
-    """A dataset that is one text, read whole. Raises CorpusError as ``read_corpus`` does, and for any other dataset."""
+    """A dataset that is one text, read whole. Raises CorpusError as ``read_corpus`` does, and for any other
+    dataset."""
     corpus = read_corpus(name)
     if isinstance(corpus, Collection):
         raise CorpusError(f"dataset {name!r} is not one text that is read whole")
@@ -80,7 +82,8 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
 
 
 def _local_path(name: str) -> tuple[str | None, str]:
-    """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split; None where it is a name of the hub."""
+    """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split; None where it is a name of
+    the hub."""
     folder, slash, last = without_scheme(name.removeprefix("hf:"), name).rpartition("/")
     own, _, split = last.partition(":")
     path = folder + slash + own
@@ -98,7 +101,11 @@ def _of_split(files: Sequence[SourceFile], split: str, name: str) -> Sequence[So
         return files
     found = [file for file, own in zip(files, said, strict=True) if wanted in own]
     if not found:
-        has = f"its files say {', '.join(known)}" if known else "no file or folder says a split, so that all are 'train'"
+        has = (
+            f"its files say {', '.join(known)}"
+            if known
+            else "no file or folder says a split, so that all are 'train'"
+        )
         raise CorpusError(f"dataset {name!r} has no split {wanted or 'test'!r}: {has}")
     return found
 
@@ -123,7 +130,9 @@ def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> 
     ]
 
 
-def _local(entry: DatasetEntry, found: Sequence[SourceFile], seed: int, notes: Sequence[str] = ()) -> Corpus | Collection:
+def _local(
+    entry: DatasetEntry, found: Sequence[SourceFile], seed: int, notes: Sequence[str] = ()
+) -> Corpus | Collection:
     files, again = each_once(found)
     corpus = _prose(entry, files, seed) if files[0].kind == "prose" else _rows(entry, files, seed)
     if again:
@@ -143,8 +152,18 @@ def _rows(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Collec
     joined = entry.documents == "joined"
     compressed = any(file.compressed for file in files)
     return Collection(
-        entry.label, fingerprint(files), blocks, "rows", column, entry.sample, seed, joined, count, compressed, small=small
-    )  # fmt: skip
+        entry.label,
+        fingerprint(files),
+        blocks,
+        "rows",
+        column,
+        entry.sample,
+        seed,
+        joined,
+        count,
+        compressed,
+        small=small,
+    )
 
 
 def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpus | Collection:
@@ -157,9 +176,16 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
             return Corpus(entry.label, text, entry.sample, seed)
         block = ProseFile(files[0], 0, WHOLE_TEXT)
         return Collection(
-            entry.label, fingerprint(files), [block], "text", None, entry.sample, seed, count=1,
+            entry.label,
+            fingerprint(files),
+            [block],
+            "text",
+            None,
+            entry.sample,
+            seed,
+            count=1,
             compressed=files[0].compressed,
-        )  # fmt: skip
+        )
 
     joined = entry.documents == "joined"
     longest = WHOLE_TEXT if joined else WHOLE_DOCUMENT
@@ -167,24 +193,50 @@ def _prose(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Corpu
     small = sum(file.size for file in files) <= SMALL
     compressed = any(file.compressed for file in files)
     return Collection(
-        entry.label, fingerprint(files), blocks, "files", None, entry.sample, seed, joined, len(files), compressed, small=small
-    )  # fmt: skip
+        entry.label,
+        fingerprint(files),
+        blocks,
+        "files",
+        None,
+        entry.sample,
+        seed,
+        joined,
+        len(files),
+        compressed,
+        small=small,
+    )
 
 
 def _is_several(name: str) -> bool:
     """Whether a name means a folder, of which one file is a document too."""
-    path, _ = _local_path(name) if name.startswith("hf:") else (without_scheme(name.removeprefix("text:"), name), "")
+    path, _ = (
+        _local_path(name)
+        if name.startswith("hf:")
+        else (without_scheme(name.removeprefix("text:"), name), "")
+    )
     return path is not None and Path(os.path.expanduser(path)).is_dir()
 
 
 def _joined(collection: Collection) -> Corpus | Collection:
     """Documents that are to be one text, where that is no longer than one is read whole."""
-    if any(isinstance(text, LongText) for i in range(len(collection.blocks)) for _, text in collection.texts(i)):
+    if any(
+        isinstance(text, LongText) for i in range(len(collection.blocks)) for _, text in collection.texts(i)
+    ):
         return collection
-    parts = [text for i in range(len(collection.blocks)) for _, text in collection.texts(i) if isinstance(text, str)]
+    parts = [
+        text
+        for i in range(len(collection.blocks))
+        for _, text in collection.texts(i)
+        if isinstance(text, str)
+    ]
     text = BETWEEN.join(parts)
     if len(text.encode()) > WHOLE_TEXT:
         return collection
     return Corpus(
-        collection.name, text, collection.sample, collection.seed, collection.facts(), tuple(collection.notes())
-    )  # fmt: skip
+        collection.name,
+        text,
+        collection.sample,
+        collection.seed,
+        collection.facts(),
+        tuple(collection.notes()),
+    )

@@ -1,4 +1,5 @@
-"""Files of rows, block by block: each block is read for itself, so that only those that are needed are read."""
+"""Files of rows, block by block: each block is read for itself, so that only those that are needed are
+read."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from workers.corpora.files import SourceFile
 BLOCK = 4_000_000
 """Bytes of rows that are read at once, about."""
 COUNTED = 8_000_000
-"""Bytes of several compressed files, of CSV or JSON, up to which all are read in order to number their rows."""
+"""Bytes of several compressed files, of CSV or JSON, up to which all are read in order to number their
+rows."""
 LOOKED_FILES = 100
 """Files in which a column is looked for that the first one lacks."""
 UNCOUNTED = 40
@@ -50,10 +52,13 @@ class RowSource:
     """The columns of the files but the first, each read when its turn comes."""
 
 
-def row_blocks(files: Sequence[SourceFile], column: str | None, dataset: str) -> tuple[str, Sequence[Block], int | None]:
+def row_blocks(
+    files: Sequence[SourceFile], column: str | None, dataset: str
+) -> tuple[str, Sequence[Block], int | None]:
     """The column of text, its blocks, and how many rows there are where that is known.
 
-    Raises CorpusError where files cannot be read as what they are called, or no column can be told to be the text.
+    Raises CorpusError where files cannot be read as what they are called, or no column can be told to be the
+    text.
     """
     source = _source(files, dataset)
     columns, looked = source.columns, 1
@@ -96,7 +101,8 @@ def _source(files: Sequence[SourceFile], dataset: str) -> RowSource:
 
 
 def _is_array(file: SourceFile) -> bool:
-    """Whether a JSON file is one list; else it is read as one object per line, as files of this ending often are."""
+    """Whether a JSON file is one list; else it is read as one object per line, as files of this ending often
+    are."""
     return beginning(file, 4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
@@ -109,7 +115,8 @@ def beginning(file: SourceFile, size: int) -> bytes:
 
 
 def first_numbers(counts: Iterable[int] | None, files: int) -> list[int]:
-    """The number of each file's first row, from the rows of each; where those are not counted, file number times 2^40."""
+    """The number of each file's first row, from the rows of each; where those are not counted, file number
+    times 2^40."""
     if counts is None:
         return [number << UNCOUNTED for number in range(files)]
     numbers = [0]

@@ -19,18 +19,22 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def without_mark(data: bytes, place: str) -> bytes:
-    """The beginning of a file without its byte order mark. Raises CorpusError where that of UTF-16 stands there."""
+    """The beginning of a file without its byte order mark. Raises CorpusError where that of UTF-16 stands
+    there."""
     if data.startswith(UTF_16):
         raise CorpusError(f"{place} is UTF-16, and only UTF-8 is read; convert it: iconv -f UTF-16 -t UTF-8")
     return data.removeprefix(MARK)
 
 
 def decoded(data: bytes, place: str, first_byte: int = 0) -> str:
-    """UTF-8 as it stands in a file, ``data`` beginning at its byte ``first_byte``. Raises CorpusError with the byte."""
+    """UTF-8 as it stands in a file, ``data`` beginning at its byte ``first_byte``. Raises CorpusError with
+    the byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{place} is not UTF-8 text (byte {first_byte + error.start}); convert it first") from None
+        raise CorpusError(
+            f"{place} is not UTF-8 text (byte {first_byte + error.start}); convert it first"
+        ) from None
 
 
 def prose(data: bytes, place: str, first_byte: int = 0) -> str:
@@ -39,7 +43,9 @@ def prose(data: bytes, place: str, first_byte: int = 0) -> str:
     skipped = first_byte + len(data) - len(body)
     text = decoded(body, place, skipped)
     if (at := body.find(b"\0")) >= 0:
-        raise CorpusError(f"{place} holds a NUL (byte {skipped + at}): it is UTF-16 without a mark, or no text; convert it first")
+        raise CorpusError(
+            f"{place} holds a NUL (byte {skipped + at}): it is UTF-16 without a mark, or no text; convert it first"
+        )
     return plain(text)[0]
 
 

@@ -37,7 +37,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the text's SHA-256: the same name may hold other text elsewhere (pydocs: per Python version)."""
+        """First 16 hex digits of the text's SHA-256: the same name may hold other text elsewhere (pydocs: per
+        Python version)."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
@@ -97,7 +98,8 @@ class TokenizedCorpus:
         return self.ids[:length]
 
     def lacking(self, length: int, count: int, *, apart: bool) -> Lack | None:
-        """Why it cannot give one stretch of ``length`` tokens, or ``count`` of them that lie ``apart``; None where it can."""
+        """Why it cannot give one stretch of ``length`` tokens, or ``count`` of them that lie ``apart``; None
+        where it can."""
         needed = length * count if apart else length
         return None if len(self.ids) >= needed else Lack(f"only {len(self.ids)} tokens")
 
@@ -109,7 +111,8 @@ class TokenizedCorpus:
 def tokenize_text(corpus: Corpus, tokenizer_file: str, special: SpecialTokens = "literal") -> TokenizedCorpus:
     """The whole text's ids without special tokens before or behind it.
 
-    Raises CorpusError where the text spells special tokens, which are to be letters, and the tokenizer cannot read them so.
+    Raises CorpusError where the text spells special tokens, which are to be letters, and the tokenizer cannot
+    read them so.
     """
     tokenizer = open_tokenizer(tokenizer_file, special)
     ids = tokenizer.encode(corpus.text).ids
@@ -117,8 +120,11 @@ def tokenize_text(corpus: Corpus, tokenizer_file: str, special: SpecialTokens = 
     return TokenizedCorpus(ids, spelled, corpus.sample, corpus.seed)
 
 
-def special_tokens_spelled(tokenizer: TextTokens, text: str, ids: np.ndarray, name: str, special: SpecialTokens) -> int:
-    """How many special tokens a text spells, whose ids are these. Raises CorpusError as ``tokenize_text`` does."""
+def special_tokens_spelled(
+    tokenizer: TextTokens, text: str, ids: np.ndarray, name: str, special: SpecialTokens
+) -> int:
+    """How many special tokens a text spells, whose ids are these. Raises CorpusError as ``tokenize_text``
+    does."""
     spelled = tokenizer.spelled_special(text)
     if spelled and special == "literal" and (misread := tokenizer.misread(ids)):
         raise CorpusError(

@@ -1,4 +1,5 @@
-"""Rows of CSV and of JSON lists, files that can only be read from their start: each is read whole, when its turn comes."""
+"""Rows of CSV and of JSON lists, files that can only be read from their start: each is read whole, when its
+turn comes."""
 
 from __future__ import annotations
 
@@ -34,12 +35,15 @@ class WholeFile:
         """
         found = records(self.file)
         if found and not any(self.column in row for row in found):
-            raise CorpusError(f"{shown(self.file.path)} has no column {self.column!r}, which other files have")
+            raise CorpusError(
+                f"{shown(self.file.path)} has no column {self.column!r}, which other files have"
+            )
         return [Row(self.first_number + i, row.get(self.column, MISSING)) for i, row in enumerate(found)]
 
 
 def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
-    """Rows of CSV files or JSON lists. Raises CorpusError where one is too large, damaged, or holds no rows."""
+    """Rows of CSV files or JSON lists. Raises CorpusError where one is too large, damaged, or holds no
+    rows."""
     first = records(files[0])
     if not first:
         raise CorpusError(f"dataset {dataset!r} holds no rows")
@@ -106,10 +110,14 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
 def _check_header(header: Sequence[str], file: SourceFile) -> None:
     place = shown(file.path)
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise CorpusError(f"{place}: its header names {', '.join(map(repr, twice))} more than once; rename one of them")
+        raise CorpusError(
+            f"{place}: its header names {', '.join(map(repr, twice))} more than once; rename one of them"
+        )
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and separator in header[0]:
-            raise CorpusError(f"{place}: its columns are separated by {name}, and only commas are read; write it with commas")
+            raise CorpusError(
+                f"{place}: its columns are separated by {name}, and only commas are read; write it with commas"
+            )
 
 
 def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
@@ -120,5 +128,7 @@ def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
         raise CorpusError(f"{shown(file.path)}: is no JSON ({reason})") from None
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise CorpusError(f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}')
+            raise CorpusError(
+                f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}'
+            )
     return rows

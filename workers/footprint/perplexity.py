@@ -1,4 +1,5 @@
-"""Bytes of windows and of the cells that go on from them: how many go through together, and what a unit takes."""
+"""Bytes of windows and of the cells that go on from them: how many go through together, and what a unit
+takes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from workers.policies.observation import Observation, widest
 from workers.policies.skip_rule import Skip, skipped_count
 
 SHORT_PASS_TOKENS = 512
-"""Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the machine alone."""
+"""Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the
+machine alone."""
 
 
 def _in_slots(policy: str) -> bool:
@@ -30,7 +32,8 @@ def windows_at_once(shape: Shape, length: int) -> int:
 
 
 def dense_pass(shape: Shape, length: int) -> int:
-    """Of a window: the cache, and the pass or, behind it, hidden states with what is kept of their distributions, twice."""
+    """Of a window: the cache, and the pass or, behind it, hidden states with what is kept of their
+    distributions, twice."""
     return length * (shape.cached + max(shape.passing, shape.hidden * (2 * shape.width + 8)))
 
 
@@ -59,8 +62,15 @@ class Group:
 
     @classmethod
     def of(
-        cls, schedules: Sequence[Schedule], windows: int, skipped: int, observes: Observation, *, in_slots: bool, is_even: bool
-    ) -> Group:  # fmt: skip
+        cls,
+        schedules: Sequence[Schedule],
+        windows: int,
+        skipped: int,
+        observes: Observation,
+        *,
+        in_slots: bool,
+        is_even: bool,
+    ) -> Group:
         """Of cells with these schedules."""
         first = schedules[0]
         stride = max(stride_of(schedule) for schedule in schedules)
@@ -71,11 +81,16 @@ class Group:
 def stride_of(schedule: Schedule) -> int:
     """Tokens from one prune to the next, or to the end."""
     first = schedule.first_event or 0
-    return min(schedule.full - schedule.kept, schedule.steps) if schedule.count > 1 and schedule.full else schedule.steps - first
+    return (
+        min(schedule.full - schedule.kept, schedule.steps)
+        if schedule.count > 1 and schedule.full
+        else schedule.steps - first
+    )
 
 
 def cells_at_once(shape: Shape, group: Group) -> int:
-    """Cells of a group that go through together: with the dense pass that they go on from they stay within AT_ONCE_BYTES."""
+    """Cells of a group that go through together: with the dense pass that they go on from they stay within
+    AT_ONCE_BYTES."""
     left = AT_ONCE_BYTES - group.windows * dense_kept(shape, group.steps) - _group_bytes(shape, group, 0)
     each = _group_bytes(shape, group, 1) - _group_bytes(shape, group, 0)
     return max(1, left // each)
@@ -90,9 +105,13 @@ def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
     stored = rows * (entries + pruned * group.observes.of_row(shape))
     passing = rows * group.stride * (shape.passing + shape.hidden * shape.width)
     widest = max(group.room, group.steps if group.skipped else 0)
-    score_of_one = shape.head_dim * (shape.width + narrow) + 64  # copies of its key, and numbers of 64 bits that order it
+    score_of_one = (
+        shape.head_dim * (shape.width + narrow) + 64
+    )  # copies of its key, and numbers of 64 bits that order it
     if group.in_slots:
-        masks = rows * group.stride * group.room * (pruned * kv * (shape.width + 1) + shape.heads * shape.width)
+        masks = (
+            rows * group.stride * group.room * (pruned * kv * (shape.width + 1) + shape.heads * shape.width)
+        )
         choosing = rows * pruned * kv * group.room * score_of_one
     else:
         masks = 0 if group.is_even else rows * group.stride * widest * (5 + sharing * shape.width)
@@ -111,7 +130,8 @@ class _Shared(NamedTuple):
     kind: str
     in_slots: bool
     events: tuple[int | None, int] | None
-    """Of cells whose passes are long: they prune at the same tokens. None for short passes, which all share."""
+    """Of cells whose passes are long: they prune at the same tokens. None for short passes, which all
+    share."""
 
 
 def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Prunes]) -> int:
@@ -126,7 +146,9 @@ def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Pr
             continue
         stride, seen = stride_of(schedule), observation_of(cell.policy)
         is_short, in_slots = stride * windows < SHORT_PASS_TOKENS, _in_slots(cell.policy)
-        shared = _Shared(cell.skip_layers, seen.kind, in_slots, None if is_short else (schedule.full, schedule.kept))
+        shared = _Shared(
+            cell.skip_layers, seen.kind, in_slots, None if is_short else (schedule.full, schedule.kept)
+        )
         going.setdefault(shared, []).append((schedule, seen))
         point = (seen.kind, schedule.first_event or 0)
         points[point] = max(points.get(point, seen), seen, key=lambda observation: observation.amount)
@@ -141,9 +163,13 @@ def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Pr
         (seen,) = widest(seen for _, seen in cells_of_it).values()
         is_short = shared.events is None
         group = Group.of(
-            schedules, windows, skipped_count(shared.skip_layers), seen, in_slots=shared.in_slots and is_short,
+            schedules,
+            windows,
+            skipped_count(shared.skip_layers),
+            seen,
+            in_slots=shared.in_slots and is_short,
             is_even=not is_short,
-        )  # fmt: skip
+        )
         largest = max(largest, _group_bytes(shape, group, min(len(schedules), cells_at_once(shape, group))))
 
     return max(first, windows * dense_kept(shape, length) + largest) + noted + shape.scoring

@@ -13,12 +13,15 @@ QUESTION_TOKENS = 64
 
 
 def fork_bytes(shape: Shape, cell: Prunes, length: int, rows: int) -> int:
-    """A cache of ``rows`` texts behind a prompt of ``length`` tokens: entries with their room, what its policy observes."""
+    """A cache of ``rows`` texts behind a prompt of ``length`` tokens: entries with their room, what its
+    policy observes."""
     skipped = min(shape.layers, skipped_count(cell.skip_layers))
     kept = cell.budget.kept(length)
     positions = 4 * shape.kv_heads
     pruned = (shape.layers - skipped) * with_room(kept) * (shape.entry + positions)
-    return rows * (pruned + skipped * with_room(length) * shape.entry) + shape.observing(observation_of(cell.policy), rows, kept)
+    return rows * (pruned + skipped * with_room(length) * shape.entry) + shape.observing(
+        observation_of(cell.policy), rows, kept
+    )
 
 
 def questions_at_once(shape: Shape, length: int) -> int:
@@ -27,7 +30,8 @@ def questions_at_once(shape: Shape, length: int) -> int:
     The dense one's cache holds each prompt twice, beside the one that all cells go on from.
     """
     each = max(
-        length * (shape.cached + shape.passing), length * shape.cached + 2 * with_room(length + QUESTION_TOKENS) * shape.cached
+        length * (shape.cached + shape.passing),
+        length * shape.cached + 2 * with_room(length + QUESTION_TOKENS) * shape.cached,
     )
     return max(1, min(MAX_AT_ONCE, AT_ONCE_BYTES // each))
 
@@ -37,7 +41,9 @@ def retrieval_bytes(shape: Shape, length: int, questions: int, cells: Sequence[P
     rows = min(questions, questions_at_once(shape, length))
     prompts = rows * length * shape.cached
     forks = max((fork_bytes(shape, cell, length + QUESTION_TOKENS, 2 * rows) for cell in cells), default=0)
-    layer = 4 * rows * length * shape.entry  # of the dense cache, with the entries of the question, once joined and once apart
+    layer = (
+        4 * rows * length * shape.entry
+    )  # of the dense cache, with the entries of the question, once joined and once apart
     asking = 2 * rows * (QUESTION_TOKENS * shape.passing + 12 * shape.vocabulary)
 
     largest = max(prefill_bytes(shape, cells, rows, length), max(forks, layer) + asking)
@@ -55,7 +61,9 @@ def noted_bytes(shape: Shape, cells: Iterable[Prunes], rows: int, length: int) -
     return sum(shape.observing(each, rows, length) for each in observed.values())
 
 
-def generation_bytes(shape: Shape, prompt: int, batch: int, new_tokens: int, cells: Sequence[Prunes], weights: int) -> int:
+def generation_bytes(
+    shape: Shape, prompt: int, batch: int, new_tokens: int, cells: Sequence[Prunes], weights: int
+) -> int:
     """Of a timed unit; ``weights``: the working set in which the memory's bandwidth is measured before it."""
     length = prompt + new_tokens
     held = batch * with_room(length) * shape.cached

@@ -13,18 +13,19 @@ from workers.policies.observation import NOTHING, Anything, Observation
 from workers.policies.skip_rule import Skip
 
 AT_ONCE_BYTES = 2 * 2**30
-"""What goes through a model together takes so much beside the weights, or is one window, cell, question or context.
+"""What goes through a model together takes so much beside the weights, or is one window, cell, question or
+context.
 
-Of SmolLM2 135M that is 16 windows of 1,024 tokens and three cells of half of them: more at a time is no faster on a
-CPU, whose caches are full with less, shows nothing of how far a unit is for longer, and keeps a second worker off a
-machine of 8 GB."""
+Of SmolLM2 135M that is 16 windows of 1,024 tokens and three cells of half of them: more at a time is no
+faster on a CPU, whose caches are full with less, shows nothing of how far a unit is for longer, and keeps a
+second worker off a machine of 8 GB."""
 MAX_AT_ONCE = 16
 """Windows, questions and contexts that go through together at most."""
 PROBABILITY_BYTES = 64 * 2**20
 """Where probabilities are needed themselves they are made for so many queries at a time."""
 ROOM_STEP, ROOM_SHARE = 32, 16
-"""A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is made: appending copies
-what is held once in so many passes, and the room costs a sixteenth at most."""
+"""A buffer has room for so many entries, or for one more of every so many, beyond what it holds when it is
+made: appending copies what is held once in so many passes, and the room costs a sixteenth at most."""
 
 
 class Prunes(Protocol):
@@ -63,18 +64,22 @@ class Shape:
 
     @classmethod
     def of(cls, text: Mapping[str, Any], width: int, device: str) -> Shape:
-        """From the settings of a language model (config.json). Raises ValueError where they are not whole numbers."""
+        """From the settings of a language model (config.json). Raises ValueError where they are not whole
+        numbers."""
         layers = count_of(text, "num_hidden_layers", "n_layer", "n_layers") or 1
         heads = count_of(text, "num_attention_heads", "n_head", "n_heads") or 1
         hidden = hidden_width(text) or heads
         head_dim = count_of(text, "head_dim") or max(1, hidden // heads)
         kv_heads = count_of(text, "num_key_value_heads") or heads
         vocabulary = count_of(text, "vocab_size") or 0
-        return cls(layers, heads, kv_heads, head_dim, hidden, inner_width(text, hidden), vocabulary, width, device)
+        return cls(
+            layers, heads, kv_heads, head_dim, hidden, inner_width(text, hidden), vocabulary, width, device
+        )
 
     @property
     def parameters(self) -> int:
-        """Roughly, from the widths alone: layers of attention and a gated middle, and embeddings that are shared."""
+        """Roughly, from the widths alone: layers of attention and a gated middle, and embeddings that are
+        shared."""
         attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
         return self.layers * (attention + 3 * self.hidden * self.inner) + self.vocabulary * self.hidden
 
@@ -92,8 +97,9 @@ class Shape:
     def passing(self) -> int:
         """What one token takes on its way through a layer at most, its hidden state included.
 
-        In the middle its widest state three times (one factor, the other, their product); in attention queries and keys with what
-        turning them takes; in 16 bits three copies in float32 where it is normalised.
+        In the middle its widest state three times (one factor, the other, their product); in attention
+        queries and keys with what turning them takes; in 16 bits three copies in float32 where it is
+        normalised.
         """
         middle = (2 * self.hidden + 3 * self.inner) * self.width
         normal = 2 * self.hidden * self.width + 3 * 4 * self.hidden
@@ -112,17 +118,20 @@ class Shape:
         return 4 * (4 * rows * columns + columns * self.hidden + 3 * rows * self.hidden)
 
     def probing(self, rows: int, entries: int) -> int:
-        """Probabilities of as many queries of a layer over so many entries, slice by slice, three slices at a time,
-        and keys in float32 where they are not."""
+        """Probabilities of as many queries of a layer over so many entries, slice by slice, three slices at a
+        time, and keys in float32 where they are not."""
         of_a_query = 4 * rows * self.heads * entries
-        return 3 * max(of_a_query, min(PROBABILITY_BYTES, of_a_query * entries)) + self.keys_in_float32(rows, entries)
+        return 3 * max(of_a_query, min(PROBABILITY_BYTES, of_a_query * entries)) + self.keys_in_float32(
+            rows, entries
+        )
 
     def keys_in_float32(self, rows: int, entries: int) -> int:
         """Copies of a layer's keys that probabilities are made of; none where they are in float32 already."""
         return 4 * rows * entries * self.kv_heads * self.head_dim if self.width < 4 else 0
 
     def pass_over(self, rows: int, length: int, *, probed: bool) -> int:
-        """A dense pass over prompts without their cache; ``probed``: one that notes what each entry is attended to."""
+        """A dense pass over prompts without their cache; ``probed``: one that notes what each entry is
+        attended to."""
         tokens = rows * length
         probing = tokens * self.attending + self.probing(rows, length) if probed else 0
         return max(tokens * self.passing, probing)
@@ -133,7 +142,8 @@ class Shape:
 
 
 def tile_of(device: str) -> tuple[int, int]:
-    """Tokens and words whose logits exist at one time on a kind of device: on a CPU as many as its cache holds."""
+    """Tokens and words whose logits exist at one time on a kind of device: on a CPU as many as its cache
+    holds."""
     return (1024, 2048) if device == "cpu" else (8192, 8192)
 
 

@@ -18,8 +18,9 @@ CHECK_RATIOS = (0.5, 0.9, 0.3)
 CHECK_LATE = 128
 """They prune where so many tokens of a long text are still to come, or half of a short one."""
 FRAGMENT_BYTES = 208 * 2**20
-"""What glibc keeps of freed memory at most, beside what is in use: it takes blocks below ``heap.OWN_PAGES_BYTES`` from its heap,
-where those that live on part the free ones (measured: 40 to 130 MiB behind a unit, up to 210 in a worker that has done many)."""
+"""What glibc keeps of freed memory at most, beside what is in use: it takes blocks below
+``heap.OWN_PAGES_BYTES`` from its heap, where those that live on part the free ones (measured: 40 to 130 MiB
+behind a unit, up to 210 in a worker that has done many)."""
 
 
 def check_prune_after(length: int) -> int:
@@ -28,7 +29,8 @@ def check_prune_after(length: int) -> int:
 
 
 def check_bytes(shape: Shape, length: int) -> int:
-    """Of the self-check on a text of ``length`` tokens: the stock model's logits twice, or one window and the cells on it."""
+    """Of the self-check on a text of ``length`` tokens: the stock model's logits twice, or one window and the
+    cells on it."""
     logits = min(4 * length * shape.vocabulary, CHECK_LOGITS_BYTES)
     stock = length * (shape.hidden * shape.width + shape.passing) + 2 * logits
     after = check_prune_after(length)

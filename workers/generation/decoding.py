@@ -1,7 +1,8 @@
 """Prompt, prune, decode: one loop and one clock for the dense cell and for every compressed one.
 
-The prompt goes through in one pass with one check at its end; then one token per pass. Positions come from the cache
-(tokens seen), never from what it holds. What is only bookkeeping happens between the stamps, not under them.
+The prompt goes through in one pass with one check at its end; then one token per pass. Positions come from
+the cache (tokens seen), never from what it holds. What is only bookkeeping happens between the stamps, not
+under them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class GenerationRun:
     """The most keys and values stored at once: just before a prune, all layers counted as they stand then."""
     kv_bytes_final: int
     kv_bytes_allocated_peak: int
-    """The most memory that the cache kept between two passes: buffers with their room, positions, what its policy observes."""
+    """The most memory that the cache kept between two passes: buffers with their room, positions, what its
+    policy observes."""
     kv_bytes_allocated_final: int
     kv_bytes_step_mean: float
     """Bytes of keys and values that a decoding step read, on average."""
@@ -63,16 +65,23 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
 
 
 @torch.inference_mode()
-def generate(model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock) -> GenerationRun:
-    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompts: [batch, q] on the device, q >= 1, new_tokens >= 1.
+def generate(
+    model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock
+) -> GenerationRun:
+    """Greedy decoding of exactly ``new_tokens`` tokens, timed; prompts: [batch, q] on the device, q >= 1,
+    new_tokens >= 1.
 
     Raises FloatingPointError where a token was chosen among NaN or infinite logits.
     """
     watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
     rows, body = list(range(prompts.shape[0])), body_of(model)
     cache = PrunedCache(
-        model.config, settings, prompt_tokens=prompts.shape[1], row_ids=rows, stopwatch=watch  # pyright: ignore
-    )  # fmt: skip
+        model.config,  # pyright: ignore[reportArgumentType]
+        settings,
+        prompt_tokens=prompts.shape[1],
+        row_ids=rows,
+        stopwatch=watch,
+    )
     seconds, steps_that_pruned, prompt_prune = [], [], 0.0
     kv: list[int] = []
     met: list[int] = []

@@ -1,4 +1,5 @@
-"""What a generated text is like: its length, how much it repeats itself, how long it goes the dense cell's way."""
+"""What a generated text is like: its length, how much it repeats itself, how long it goes the dense cell's
+way."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 from torch import nn
 
 REPEATED = 4
-"""Tokens in a row that are a repetition when they come again (seq-rep-4: Welleck et al. 2019, arXiv 1908.04319, section 6)."""
+"""Tokens in a row that are a repetition when they come again (seq-rep-4: Welleck et al. 2019, arXiv
+1908.04319, section 6)."""
 
 Text = Sequence[int]
 
@@ -35,7 +37,9 @@ def repetition(text: Text) -> float | None:
 
 def agreement(text: Text, dense: Text) -> int:
     """Tokens before the first that differs."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, dense, strict=False)))
+    return sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, dense, strict=False))
+    )
 
 
 def described(texts: Sequence[Text], dense: Sequence[Text], ends: Collection[int]) -> dict[str, float | None]:

@@ -1,6 +1,8 @@
-"""Fair turns: every compared cell runs once per round, in seeded random order, until the ratios are known well enough.
+"""Fair turns: every compared cell runs once per round, in seeded random order, until the ratios are known
+well enough.
 
-The dense cell runs twice per round. Its second run is the control: A against A, by the same arithmetic as every comparison.
+The dense cell runs twice per round. Its second run is the control: A against A, by the same arithmetic as
+every comparison.
 """
 
 from __future__ import annotations
@@ -56,15 +58,19 @@ class Rounds:
 
 
 def timed_rounds(
-    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork,
+    model: nn.Module,
+    prompts: Tensor,
+    cells: Sequence[PruneSettings],
+    work: GenerationWork,
     worked: Callable[[float, int], None] = lambda rounds, cell: None,
-) -> Rounds:  # fmt: skip
-    """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the device.
+) -> Rounds:
+    """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the
+    device.
 
-    At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an interval narrower
-    than ``work.interval_width``, at most ``work.max_repeats``. A cell that fails has no further turns and takes no other down;
-    what the dense cell raises is raised, for there is nothing to compare with. ``worked`` is told, between two runs, of the share
-    of a round that is done, and of the cell.
+    At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an
+    interval narrower than ``work.interval_width``, at most ``work.max_repeats``. A cell that fails has no
+    further turns and takes no other down; what the dense cell raises is raised, for there is nothing to
+    compare with. ``worked`` is told, between two runs, of the share of a round that is done, and of the cell.
     """
     clock = Clock(prompts.device)
     dense = next((i for i, cell in enumerate(cells) if cell.policy == "dense"), None)
@@ -79,15 +85,22 @@ def timed_rounds(
             if repeat >= 0 and run is not None:
                 found.runs.append(Timed(cell, repeat, place, control, run))
             worked(1 / len(turns), cell)
-        if repeat + 1 >= work.repeats and (dense is None or widest_interval(found.runs, dense) <= work.interval_width):
+        if repeat + 1 >= work.repeats and (
+            dense is None or widest_interval(found.runs, dense) <= work.interval_width
+        ):
             break
     return found
 
 
 def _turn(
-    model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], cell: int, work: GenerationWork, clock: Clock,
+    model: nn.Module,
+    prompts: Tensor,
+    cells: Sequence[PruneSettings],
+    cell: int,
+    work: GenerationWork,
+    clock: Clock,
     found: Rounds,
-) -> GenerationRun | None:  # fmt: skip
+) -> GenerationRun | None:
     """One run; None for a cell that failed. Raises what the dense cell raises."""
     if cell in found.failed:
         return None
@@ -101,7 +114,8 @@ def _turn(
 
 
 def widest_interval(found: Sequence[Timed], dense: int) -> float:
-    """The widest 95 % interval of a median ratio of TPOT to the dense run of the same round; 0 without a ratio.
+    """The widest 95 % interval of a median ratio of TPOT to the dense run of the same round; 0 without a
+    ratio.
 
     Between two order statistics, as the report forms it; infinite where rounds are too few for one.
     """
@@ -122,9 +136,9 @@ def widest_interval(found: Sequence[Timed], dense: int) -> float:
 
 def rounds_as_reported(
     model: nn.Module, prompts: Tensor, cells: Sequence[PruneSettings], work: GenerationWork
-) -> Rounds:  # fmt: skip
-    """The protocol ``report_2025``, wrong on purpose: no warm-up, baseline first, cells one after the other, and the
-    baseline's TTFT a guess.
+) -> Rounds:
+    """The protocol ``report_2025``, wrong on purpose: no warm-up, baseline first, cells one after the other,
+    and the baseline's TTFT a guess.
     """
     order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
     clock, found = Clock(prompts.device), Rounds()

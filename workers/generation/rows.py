@@ -17,8 +17,11 @@ from workers.messages.work import Failure, GenerationWork, UnitResult, WorkUnit
 from workers.policies.settings import in_words
 
 
-def generation_rows(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
-    """Tell ``telling`` the rows of all rounds at their end; cells that fail and what is suspicious go into ``result``."""
+def generation_rows(
+    unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
+) -> None:
+    """Tell ``telling`` the rows of all rounds at their end; cells that fail and what is suspicious go into
+    ``result``."""
     work = unit.work
     assert isinstance(work, GenerationWork)
     prompts = torch.tensor(work.prompts, device=device)
@@ -35,7 +38,9 @@ def generation_rows(unit: WorkUnit, model: nn.Module, device: torch.device, resu
     else:
         rounds = timed_rounds(model, prompts, settings, work, worked)
     result.failures += [Failure.of(unit.cells[cell].cell_id, error) for cell, error in rounds.failed.items()]
-    dense = next(timed.run.output_tokens for timed in rounds.runs if unit.cells[timed.cell].settings.policy == "dense")
+    dense = next(
+        timed.run.output_tokens for timed in rounds.runs if unit.cells[timed.cell].settings.policy == "dense"
+    )
     rows = []
     for timed in rounds.runs:
         row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
@@ -52,7 +57,9 @@ def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
         own = [row for row in rows if row["cell_id"] == cell.cell_id]
         if not own:
             continue
-        achieved = statistics.median((row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in own)
+        achieved = statistics.median(
+            (row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in own
+        )
         ceiling = own[0]["memory_bandwidth"]
         if achieved > ceiling:
             found.append(

@@ -1,4 +1,5 @@
-"""Arguments of the harness's model ``kvsweep``, checked: what it does not know or what is of another kind is refused."""
+"""Arguments of the harness's model ``kvsweep``, checked: what it does not know or what is of another kind is
+refused."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from workers.policies.skip_rule import AUTO, Skip, checked_rule
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_BATCH = 16
-"""What ``batch_size=auto`` means where no ``max_batch_size`` is given; a batch that is too large for the memory is halved."""
+"""What ``batch_size=auto`` means where no ``max_batch_size`` is given; a batch that is too large for the
+memory is halved."""
 PRUNING = tuple(each.name for each in fields(PruneSettings))
 
 
@@ -45,15 +47,21 @@ KINDS: dict[str, Any] = {
 
 
 def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
-    """Arguments from ``--model_args`` (``given``) and from what the harness passes besides: device, batch_size, max_batch_size.
+    """Arguments from ``--model_args`` (``given``) and from what the harness passes besides: device,
+    batch_size, max_batch_size.
 
     ``given`` goes before. Raises HarnessError with what is wrong and what is allowed.
     """
-    values = {**{k: v for k, v in options.items() if v is not None}, **{k: v for k, v in given.items() if v is not None}}
+    values = {
+        **{k: v for k, v in options.items() if v is not None},
+        **{k: v for k, v in given.items() if v is not None},
+    }
     for name, value in values.items():
         _check(name, value)
     if "pretrained" not in values:
-        raise HarnessError("pretrained is required: an embedded model (reference-neox), a folder or a name on the hub")
+        raise HarnessError(
+            "pretrained is required: an embedded model (reference-neox), a folder or a name on the hub"
+        )
     pruning = {name: values[name] for name in PRUNING if name in values}
     pruning["skip_layers"] = layers(values.get("skip_layers", ()))
     try:
@@ -88,7 +96,9 @@ def layers(value: int | str | list[Any] | tuple[Any, ...]) -> Skip:
             return checked_rule(value)
         except ValueError as error:
             raise HarnessError(f"skip_layers {error}") from error
-    items = value.split("+") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    items = (
+        value.split("+") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    )
     found = [str(item).strip() for item in items]
     if not all(item.isdecimal() for item in found):
         raise HarnessError(
@@ -113,7 +123,9 @@ def _check_protection(settings: PruneSettings) -> None:
     if first is None or kept is None:
         return
     if settings.protect_sink + settings.protect_recent > kept:
-        raise HarnessError(f"protect_sink + protect_recent exceed the {kept} entries that a prune at {first} keeps")
+        raise HarnessError(
+            f"protect_sink + protect_recent exceed the {kept} entries that a prune at {first} keeps"
+        )
 
 
 def _batch_size(given: int | str, largest: int | None) -> int:

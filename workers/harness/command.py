@@ -1,7 +1,8 @@
-"""The harness's own command line with the model ``kvsweep`` registered: ``python -m workers.harness.command ARGUMENTS``.
+"""The harness's own command line with the model ``kvsweep`` registered: ``python -m workers.harness.command
+ARGUMENTS``.
 
-lm_eval 0.4.13 has no way for another package to announce a model (its registry takes entry points but reads none), so
-``lm_eval --model kvsweep`` cannot find it; everything else of its command line is its own.
+lm_eval 0.4.13 has no way for another package to announce a model (its registry takes entry points but reads
+none), so ``lm_eval --model kvsweep`` cannot find it; everything else of its command line is its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def main() -> None:
         from lm_eval.api.registry import model_registry
 
         sys.path.append(os.getcwd())  # where policies of one's own are, module:function
-        model_registry.register("kvsweep", target="workers.harness.model:PrunedModel")  # imported when it is asked for
+        model_registry.register(
+            "kvsweep", target="workers.harness.model:PrunedModel"
+        )  # imported when it is asked for
         cli_evaluate()
     except (HarnessError, ModelError) as error:
         print(f"kvsweep: {error}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """``kvsweep`` as a model of EleutherAI's lm-evaluation-harness: its tasks through a pruned cache.
 
-Tokens (also of special tokens that a text spells), windows, truncation and stop sequences are those of the harness's own
-``hf`` model (lm_eval/models/huggingface.py), so that a dense cell gives its figures; what differs is the cache, and that what
-went through it is counted.
+Tokens (also of special tokens that a text spells), windows, truncation and stop sequences are those of the
+harness's own ``hf`` model (lm_eval/models/huggingface.py), so that a dense cell gives its figures; what
+differs is the cache, and that what went through it is counted.
 """
 
 from __future__ import annotations
@@ -58,13 +58,22 @@ class PrunedModel(TemplateLM):
     backend = "causal"
 
     def __init__(
-        self, model: nn.Module, facts: ModelFacts, settings: PruneSettings, device: torch.device, *,
-        tokenizer: PreTrainedTokenizerBase | None = None, batch_size: int = 1, max_length: int | None = None,
-        bos: Bos = "auto", progress: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        facts: ModelFacts,
+        settings: PruneSettings,
+        device: torch.device,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        bos: Bos = "auto",
+        progress: bool = True,
+    ) -> None:
         """``model``: under our attention, as ``models.load`` gives it.
 
-        Raises HarnessError for what it cannot do, ModelError where ``bos`` asks for a token that the model does not name.
+        Raises HarnessError for what it cannot do, ModelError where ``bos`` asks for a token that the model
+        does not name.
         """
         super().__init__()
         rule = settings.skip_layers if isinstance(settings.skip_layers, str) else None
@@ -73,7 +82,9 @@ class PrunedModel(TemplateLM):
         except ValueError as error:
             raise HarnessError(f"skip_layers {rule}: {error}") from error
         if any(layer >= facts.layers for layer in settings.skipped):
-            raise HarnessError(f"skip_layers {list(settings.skipped)}: {facts.name} has layers 0..{facts.layers - 1}")
+            raise HarnessError(
+                f"skip_layers {list(settings.skipped)}: {facts.name} has layers 0..{facts.layers - 1}"
+            )
         if limit := facts.limit_exceeded(max_length or 0):
             raise HarnessError(f"max_length: {max_length} is longer than {limit}")
         try:
@@ -95,13 +106,19 @@ class PrunedModel(TemplateLM):
         """How far figures in 16 bits are from exact, once something was asked."""
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
-        """From ``a=1,b=2``; lists do not survive the commas, so layers are joined by +. Raises HarnessError, ModelError."""
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
+    ) -> PrunedModel:
+        """From ``a=1,b=2``; lists do not survive the commas, so layers are joined by +. Raises HarnessError,
+        ModelError."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
-    def create_from_arg_obj(cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
-        """From arguments by name; ``additional_config``: the harness's own options. Raises HarnessError, ModelError."""
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> PrunedModel:
+        """From arguments by name; ``additional_config``: the harness's own options. Raises HarnessError,
+        ModelError."""
         arguments = parse(arg_dict, additional_config or {})
         try:
             device = torch.device(arguments.device)
@@ -110,20 +127,32 @@ class PrunedModel(TemplateLM):
         if device.type == "cuda" and not torch.cuda.is_available():
             if "device" in arg_dict:
                 raise HarnessError(f"device {arguments.device!r}: there is no CUDA device here")
-            log.warning("there is no CUDA device here (the harness asks for %s by itself); using the CPU", arguments.device)
+            log.warning(
+                "there is no CUDA device here (the harness asks for %s by itself); using the CPU",
+                arguments.device,
+            )
             device = torch.device("cpu")
-        facts = find_model(arguments.pretrained, arguments.revision, trust_remote_code=arguments.trust_remote_code)
+        facts = find_model(
+            arguments.pretrained, arguments.revision, trust_remote_code=arguments.trust_remote_code
+        )
         model = load(facts, arguments.dtype, device)
         return cls(
-            model, facts, arguments.settings, device, batch_size=arguments.batch_size, max_length=arguments.max_length,
+            model,
+            facts,
+            arguments.settings,
+            device,
+            batch_size=arguments.batch_size,
+            max_length=arguments.max_length,
             bos=arguments.bos,
-        )  # fmt: skip
+        )
 
     @property
     def eot_token_id(self) -> int:
         """The end of text."""
         if not isinstance(self.tokenizer.eos_token_id, int):
-            raise ModelError(f"model {self.facts.name!r}: neither its tokenizer nor its config.json names an end of text")
+            raise ModelError(
+                f"model {self.facts.name!r}: neither its tokenizer nor its config.json names an end of text"
+            )
         return self.tokenizer.eos_token_id
 
     @property
@@ -150,10 +179,13 @@ class PrunedModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids; a text that already begins with the first token gets no second one."""
         begun = has_bos_prefix(string, str(self.tokenizer.decode(self.prefix_token_id)))
-        return ids_of(self.tokenizer, string, add_special_tokens, begun=begun, bos=self._bos, first=self._first)
+        return ids_of(
+            self.tokenizer, string, add_special_tokens, begun=begun, bos=self._bos, first=self._first
+        )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether greedy decoding says it) of each continuation after its context."""
+        """(log-probability in nats, whether greedy decoding says it) of each continuation after its
+        context."""
         pairs = [self._fit(*self._encode(*request.args)) for request in requests]
         scored = self._score(pairs, "loglikelihood", disable_tqdm)
         for request, one in zip(requests, scored, strict=True):
@@ -168,7 +200,9 @@ class PrunedModel(TemplateLM):
             ids = self.tok_encode(request.args[0])
             cut = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             windows.append([make_disjoint_window(window) for window in cut])
-        scored = iter(self._score([pair for own in windows for pair in own], "loglikelihood_rolling", disable_tqdm))
+        scored = iter(
+            self._score([pair for own in windows for pair in own], "loglikelihood_rolling", disable_tqdm)
+        )
         sums = []
         for request, own in zip(requests, windows, strict=True):
             parts = [next(scored) for _ in own]
@@ -189,7 +223,9 @@ class PrunedModel(TemplateLM):
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
                 longest = max(contexts, key=len, default=[])
                 self._check([continued(longest, len(longest) + way.max_tokens).tolist()] if longest else [])
-                for i, one in zip(chosen, writer.write(contexts, way, self.batch_size, done, self.book), strict=True):
+                for i, one in zip(
+                    chosen, writer.write(contexts, way, self.batch_size, done, self.book), strict=True
+                ):
                     self._count(requests[i], [one])
                     text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
                     texts[i] = postprocess_generated_text(text, list(way.until), None)
@@ -197,14 +233,16 @@ class PrunedModel(TemplateLM):
         return texts
 
     def _encode(self, context: str, continuation: str) -> Pair:
-        """Ids of both; without a context the prefix token stands for one, or the continuation's own where it begins with it."""
+        """Ids of both; without a context the prefix token stands for one, or the continuation's own where it
+        begins with it."""
         if context:
             return self._encode_pair(context, continuation)
         ids = self.tok_encode(continuation, add_special_tokens=False)
         return (ids[:1], ids[1:]) if ids and ids[0] == self.prefix_token_id else ([self.prefix_token_id], ids)
 
     def _fit(self, context: list[int], continuation: list[int]) -> Pair:
-        """Cut from the left to what the model takes. Raises HarnessError where nothing of the context would be left."""
+        """Cut from the left to what the model takes. Raises HarnessError where nothing of the context would
+        be left."""
         if not context or not 0 < len(continuation) <= self.max_length:
             raise HarnessError(
                 f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may be empty, and the "
@@ -215,13 +253,18 @@ class PrunedModel(TemplateLM):
     def _shortened(self, context: str, new_tokens: int) -> list[int]:
         room = self.max_length - new_tokens
         if room < 1:
-            raise HarnessError(f"{new_tokens} new tokens leave no context in {self.max_length} tokens; set max_gen_toks")
+            raise HarnessError(
+                f"{new_tokens} new tokens leave no context in {self.max_length} tokens; set max_gen_toks"
+            )
         return self.tok_encode(context)[-room:] or [self.prefix_token_id]
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """For requests that are ids already; counts under no task."""
         pairs = [self._fit(list(context), list(continuation)) for _, context, continuation in requests]
-        return [(one.logprob, one.greedy) for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))]
+        return [
+            (one.logprob, one.greedy)
+            for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))
+        ]
 
     def _check(self, texts: Iterable[list[int]]) -> None:
         """Check the model on the longest text asked for. Raises ModelError."""
@@ -234,7 +277,9 @@ class PrunedModel(TemplateLM):
     def _score(self, pairs: Sequence[Pair], what: str, quiet: bool) -> list[ContinuationScore]:
         self._check(context + continuation for context, continuation in pairs)
         with self._bar(what, len(pairs), quiet) as done:
-            return score_continuations(self.model, self.settings, pairs, self._device, self.batch_size, done, self.book)
+            return score_continuations(
+                self.model, self.settings, pairs, self._device, self.batch_size, done, self.book
+            )
 
     @contextlib.contextmanager
     def _bar(self, what: str, count: int, quiet: bool) -> Iterator[Callable[[int], None]]:
@@ -251,7 +296,9 @@ class PrunedModel(TemplateLM):
         for counts in (Counts(requests=1), *(part.counts for part in parts)):
             self.counts[str(request.task_name)].add(counts)
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The prompt of a conversation; without its system role where the template has none."""
         options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
@@ -265,13 +312,15 @@ class PrunedModel(TemplateLM):
             return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **options))
 
     def warnings(self) -> list[str]:
-        """Tasks that settings ask to prune and of which nothing came from a pruned cache, and what 16 bits lose."""
+        """Tasks that settings ask to prune and of which nothing came from a pruned cache, and what 16 bits
+        lose."""
         found = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
         own = [self.rounding] if self.rounding else []
         return [f"{task}: {warning}" for task, warning in found if warning] + own
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness puts under ``config`` in its results. It asks after the run, so the counts are those of the run."""
+        """What the harness puts under ``config`` in its results. It asks after the run, so the counts are
+        those of the run."""
         counted = total(self.counts.values())
         log.info("%s: %s", self.facts.name, counted.sentence())
         for warning in self.warnings():

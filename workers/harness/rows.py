@@ -1,8 +1,8 @@
 """Continuations of prefilled contexts through a pruned cache, as rows of a batch that leave it one by one.
 
-The protocol is that of generation: a context goes through in one pass with one check at its end; then one token per pass with
-a check after each. Between two prune events nothing is dropped, so the tokens up to the next one go through in one pass with
-the same result.
+The protocol is that of generation: a context goes through in one pass with one check at its end; then one
+token per pass with a check after each. Between two prune events nothing is dropped, so the tokens up to the
+next one go through in one pass with the same result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Result = TypeVar("Result")
 
 
 def text_id(ids: Sequence[int]) -> int:
-    """What names a text for the ``random`` policy: 31 bits of its tokens' hash, so that no draw depends on what else is asked."""
+    """What names a text for the ``random`` policy: 31 bits of its tokens' hash, so that no draw depends on
+    what else is asked."""
     return int.from_bytes(hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()[:4]) >> 1
 
 
@@ -50,7 +51,9 @@ def batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) -> Itera
         yield from (groups[first : first + count] for first in range(0, len(groups), count))
 
 
-def in_halves(run: Callable[[list[list[int]]], dict[int, Result]], batch: list[list[int]]) -> dict[int, Result]:
+def in_halves(
+    run: Callable[[list[list[int]]], dict[int, Result]], batch: list[list[int]]
+) -> dict[int, Result]:
     """``run(batch)``, in halves where the memory does not hold it whole."""
     try:
         return run(batch)
@@ -66,7 +69,9 @@ def in_halves(run: Callable[[list[list[int]]], dict[int, Result]], batch: list[l
 class Contexts:
     """Contexts of one length that go through together, once something is to go on from them."""
 
-    def __init__(self, model: nn.Module, ids: Sequence[Sequence[int]], settings: PruneSettings, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, ids: Sequence[Sequence[int]], settings: PruneSettings, device: torch.device
+    ) -> None:
         self.model, self.ids, self.settings, self.device = model, ids, settings, device
 
     @cached_property
@@ -89,7 +94,9 @@ class Rows:
     def __init__(self, contexts: Contexts, places: Sequence[int]) -> None:
         """places: for each row, the index of its context."""
         self.model, self.settings = contexts.model, contexts.settings
-        self.cache: PrunedCache = contexts.prefill.cache(self.settings, [text_id(ids) for ids in contexts.ids])
+        self.cache: PrunedCache = contexts.prefill.cache(
+            self.settings, [text_id(ids) for ids in contexts.ids]
+        )
         self._pruning = [i for i in range(len(self.cache.pruned_layers)) if self.settings.prunes(i)]
         self.cache.take_rows(list(places))
         events, held = self._state()
@@ -102,7 +109,8 @@ class Rows:
         return max(layer.record.events for layer in layers), sum(layer.held for layer in layers) / len(layers)
 
     def until_event(self) -> int | None:
-        """Tokens that go through in one pass before the next check that drops something; None where there is none."""
+        """Tokens that go through in one pass before the next check that drops something; None where there is
+        none."""
         if not self._pruning or not self.settings.budget.checks_steps:
             return None
         held = self.cache.pruned_layers[self._pruning[0]].held
@@ -118,7 +126,8 @@ class Rows:
     def feed(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """One pass; hidden states [active, q, width] of tokens [active, q].
 
-        A row's first ``lengths`` tokens are its own, the rest is filler that no other row sees; it must leave after that.
+        A row's first ``lengths`` tokens are its own, the rest is filler that no other row sees; it must leave
+        after that.
         """
         before, held_before = self._state()
         count = tokens.shape[1]
@@ -130,6 +139,12 @@ class Rows:
             steps = own - 1 if whole else own
             entries = steps * held_before + steps * (steps + 1) / 2 + (held if whole else 0)
             self.counts[row].add(
-                Counts(0, after - before if whole else 0, own, own if self.counts[row].prune_events else 0, entries)
+                Counts(
+                    0,
+                    after - before if whole else 0,
+                    own,
+                    own if self.counts[row].prune_events else 0,
+                    entries,
+                )
             )
         return hidden

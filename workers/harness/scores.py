@@ -25,7 +25,8 @@ Pair = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """A continuation's log-probability in nats, whether every token of it had the highest logit, and what it went through."""
+    """A continuation's log-probability in nats, whether every token of it had the highest logit, and what it
+    went through."""
 
     logprob: float
     greedy: bool
@@ -48,9 +49,14 @@ class ContinuationScore:
 
 @torch.inference_mode()
 def score_continuations(
-    model: nn.Module, settings: PruneSettings, pairs: Sequence[Pair], device: torch.device, batch_size: int = 1,
-    done: Callable[[int], object] = lambda count: None, book: AnswerBook | None = None,
-) -> list[ContinuationScore]:  # fmt: skip
+    model: nn.Module,
+    settings: PruneSettings,
+    pairs: Sequence[Pair],
+    device: torch.device,
+    batch_size: int = 1,
+    done: Callable[[int], object] = lambda count: None,
+    book: AnswerBook | None = None,
+) -> list[ContinuationScore]:
     """Scores of all pairs, in order. Equal contexts share their pass and its check, which changes no figure.
 
     ``done`` is told of pairs as they are finished; what ``book`` knows is not computed.
@@ -67,9 +73,13 @@ def score_continuations(
 
 
 def _score_batch(
-    model: nn.Module, settings: PruneSettings, pairs: Sequence[Pair], device: torch.device, book: AnswerBook,
+    model: nn.Module,
+    settings: PruneSettings,
+    pairs: Sequence[Pair],
+    device: torch.device,
+    book: AnswerBook,
     batch: list[list[int]],
-) -> dict[int, ContinuationScore]:  # fmt: skip
+) -> dict[int, ContinuationScore]:
     contexts = Contexts(model, [pairs[group[0]][0] for group in batch], settings, device)
     rows = [(place, i) for place, group in enumerate(batch) for i in group]
     found: dict[int, ContinuationScore] = {}
@@ -86,9 +96,11 @@ def _score_batch(
 
 def _score_places(
     contexts: Contexts, places: Sequence[int], continuations: Sequence[list[int]]
-) -> list[ContinuationScore]:  # fmt: skip
+) -> list[ContinuationScore]:
     """Scores of continuations, each of the context at its place."""
-    first = contexts.prefill.logits.float().log_softmax(-1)[list(places)]  # of the token after each row's context
+    first = contexts.prefill.logits.float().log_softmax(-1)[
+        list(places)
+    ]  # of the token after each row's context
     rows = Rows(contexts, places)
     device, lengths = first.device, [len(continuation) for continuation in continuations]
     tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=device)
@@ -110,4 +122,7 @@ def _score_places(
         scored += count
     if not bool(total.isfinite().all()):
         raise FloatingPointError(NOT_FINITE)
-    return [ContinuationScore(*figures) for figures in zip(total.tolist(), greedy.tolist(), rows.counts, strict=True)]
+    return [
+        ContinuationScore(*figures)
+        for figures in zip(total.tolist(), greedy.tolist(), rows.counts, strict=True)
+    ]

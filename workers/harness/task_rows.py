@@ -1,4 +1,5 @@
-"""One task of lm-evaluation-harness on a loaded model and one way of pruning: what a worker of a sweep does."""
+"""One task of lm-evaluation-harness on a loaded model and one way of pruning: what a worker of a sweep
+does."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from workers.harness.model import PrunedModel
 
 SEED = 1234
-"""Of Python, numpy, torch and the choice of examples, the same for every cell: documents must be the same to be compared."""
+"""Of Python, numpy, torch and the choice of examples, the same for every cell: documents must be the same to
+be compared."""
 BOOTSTRAP = 100
 """Resamples of the harness's standard error where a metric has no formula for it."""
 
@@ -43,15 +45,21 @@ class TaskResult:
 
 
 def task_rows(
-    model: nn.Module, facts: ModelFacts, device: torch.device, settings: PruneSettings, work: HarnessWork,
-    batch_size: int = MAX_AT_ONCE, worked: Callable[[float], None] = lambda share: None,
+    model: nn.Module,
+    facts: ModelFacts,
+    device: torch.device,
+    settings: PruneSettings,
+    work: HarnessWork,
+    batch_size: int = MAX_AT_ONCE,
+    worked: Callable[[float], None] = lambda share: None,
     book: AnswerBook | None = None,
-) -> TaskResult:  # fmt: skip
-    """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time at most.
-    ``worked`` is told of the shares of the task's requests that are done; what ``book`` knows is not computed.
+) -> TaskResult:
+    """Run one task through ``model`` (loaded, under our attention); ``batch_size``: contexts at a time at
+    most. ``worked`` is told of the shares of the task's requests that are done; what ``book`` knows is not
+    computed.
 
-    The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness or the task is
-    missing, and what the harness raises.
+    The harness loads the task's dataset from where its definition says. Raises HarnessError where the harness
+    or the task is missing, and what the harness raises.
     """
     file = _definition(work.task, work.include_path)
     from workers.harness.model import PrunedModel
@@ -78,8 +86,9 @@ def task_rows(
 def _evaluated(pruned: PrunedModel, file: str, work: HarnessWork) -> dict[str, Any]:
     """What the harness's ``simple_evaluate`` gives of one task, by the same steps.
 
-    That function then describes the machine: it lists all packages in a process of its own and asks git, seconds for each cell,
-    which nobody reads (``pipeline/driving/provenance.py`` says what a run ran on, once).
+    That function then describes the machine: it lists all packages in a process of its own and asks git,
+    seconds for each cell, which nobody reads (``pipeline/driving/provenance.py`` says what a run ran on,
+    once).
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
@@ -96,7 +105,9 @@ def _evaluated(pruned: PrunedModel, file: str, work: HarnessWork) -> dict[str, A
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=SEED)
 
-    given = evaluate(lm=pruned, task_dict=loaded, limit=work.limit, bootstrap_iters=BOOTSTRAP, fewshot_as_multiturn=True)
+    given = evaluate(
+        lm=pruned, task_dict=loaded, limit=work.limit, bootstrap_iters=BOOTSTRAP, fewshot_as_multiturn=True
+    )
     return {**(given or {})}
 
 
@@ -114,20 +125,26 @@ def _rows(task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if not comma or metric.endswith("_stderr") or (figure := _number(value)) is None:
             continue
         row = {"metric": metric, "filter": chosen, "higher_is_better": better.get(metric)}
-        yield row | {"doc_index": None, "value": figure, "stderr": _number(found.get(f"{metric}_stderr,{chosen}"))}
+        yield row | {
+            "doc_index": None,
+            "value": figure,
+            "stderr": _number(found.get(f"{metric}_stderr,{chosen}")),
+        }
         for sample in results["samples"][task]:
             if sample["filter"] == chosen and (own := _number(sample.get(metric))) is not None:
                 yield row | {"doc_index": int(sample["doc_id"]), "value": own, "stderr": None}
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; None for the parts that metrics of a whole corpus keep of a document, and for "N/A"."""
+    """A finite number; None for the parts that metrics of a whole corpus keep of a document, and for
+    "N/A"."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no output of the harness, which belong to whoever started the sweep, and no processes for its resampling."""
+    """No bars and no output of the harness, which belong to whoever started the sweep, and no processes for
+    its resampling."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:

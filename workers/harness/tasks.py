@@ -1,7 +1,9 @@
-"""Tasks of EleutherAI's lm-evaluation-harness by name, without torch: where one is defined, and the digest of its definition.
+"""Tasks of EleutherAI's lm-evaluation-harness by name, without torch: where one is defined, and the digest of
+its definition.
 
-The harness is an optional dependency, imported where it is needed. Its own index of all tasks takes seconds (14,000 files), so
-a task is looked for first in the folder given, then in the harness's folders whose files mention its name, then everywhere.
+The harness is an optional dependency, imported where it is needed. Its own index of all tasks takes seconds
+(14,000 files), so a task is looked for first in the folder given, then in the harness's folders whose files
+mention its name, then everywhere.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def require_harness() -> Path:
 def find_task(name: str, include_path: str | None = None) -> HarnessTask:
     """The task of that name; those of ``include_path`` (a folder of YAML files) hide the harness's own.
 
-    Raises HarnessError where there is none, with near names, or where the name is that of several tasks, with theirs.
+    Raises HarnessError where there is none, with near names, or where the name is that of several tasks, with
+    theirs.
     """
     own = require_harness()
     if include_path is not None and not _is_folder(_path(include_path)):
@@ -65,12 +68,15 @@ def find_task(name: str, include_path: str | None = None) -> HarnessTask:
 def task_digest(name: str, include_path: str | None = None) -> str:
     """16 hex digits of what defines the task: its settings, its code and local data, the harness's version.
 
-    A dataset on a hub is known by its name only: what the hub gives for it may change unnoticed. Raises HarnessError.
+    A dataset on a hub is known by its name only: what the hub gives for it may change unnoticed. Raises
+    HarnessError.
     """
     task = find_task(name, include_path)
     digest = hashlib.sha256(f"lm_eval {version('lm_eval')} {name}".encode())
     digest.update(json.dumps(_portable(task.config), sort_keys=True, default=str).encode())
-    for content in sorted(hashlib.sha256(file.read_bytes()).digest() for file in set(_files_named(task.config))):
+    for content in sorted(
+        hashlib.sha256(file.read_bytes()).digest() for file in set(_files_named(task.config))
+    ):
         digest.update(content)
     return digest.hexdigest()[:16]
 
@@ -80,7 +86,11 @@ def _places(name: str, own: Path, include_path: str | None) -> Iterator[list[Pat
         yield [_path(include_path)]
     mention = name.encode()
     found = sorted({file.parent for file in own.rglob("*.yaml") if mention in file.read_bytes()})
-    yield [folder for folder in found if not any(folder.is_relative_to(other) for other in found if other != folder)]
+    yield [
+        folder
+        for folder in found
+        if not any(folder.is_relative_to(other) for other in found if other != folder)
+    ]
     yield _everywhere(own, include_path)
 
 
@@ -105,7 +115,9 @@ def _index(folders: list[Path]) -> dict[str, Any]:
     """Name -> the harness's entry, of all tasks, groups and tags defined in the folders."""
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)  # tags found in two folders are nothing to warn of
+    logging.getLogger("lm_eval.tasks._index").setLevel(
+        logging.ERROR
+    )  # tags found in two folders are nothing to warn of
     return TaskManager(include_path=[*folders], include_defaults=False).task_index
 
 
@@ -116,7 +128,9 @@ def _single(name: str, index: dict[str, Any], own: Path, include_path: str | Non
     if kind in ("group", "tag"):
         members = sorted(_members(name, index | _index(_everywhere(own, include_path))))
         more = f", ... ({len(members)} in all)" if len(members) > SHOWN else ""
-        raise HarnessError(f"{name!r} is a {kind} of tasks; name the tasks themselves: {', '.join(members[:SHOWN])}{more}")
+        raise HarnessError(
+            f"{name!r} is a {kind} of tasks; name the tasks themselves: {', '.join(members[:SHOWN])}{more}"
+        )
     return HarnessTask(name, Path(entry.yaml_path), entry.cfg)
 
 
@@ -131,7 +145,8 @@ def _members(name: str, index: dict[str, Any]) -> set[str]:
 
 
 def _portable(value: Any) -> Any:
-    """Settings in which files are named without their folders, so that a digest is the same on every machine."""
+    """Settings in which files are named without their folders, so that a digest is the same on every
+    machine."""
     if isinstance(value, Mapping):
         return {str(key): _portable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""Text generated through a pruned cache until it ends or says a stop sequence, as the harness's own ``hf`` model does it."""
+"""Text generated through a pruned cache until it ends or says a stop sequence, as the harness's own ``hf``
+model does it."""
 
 from __future__ import annotations
 
@@ -53,7 +54,13 @@ class Decoding:
             )
         if sample and temperature <= 0:
             raise HarnessError("generation_kwargs: do_sample needs a temperature above 0")
-        return cls(tuple(stop for stop in until if stop), count, temperature if sample else 0.0, int(top_k), float(top_p))
+        return cls(
+            tuple(stop for stop in until if stop),
+            count,
+            temperature if sample else 0.0,
+            int(top_k),
+            float(top_p),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,11 @@ class Generated:
         if not isinstance(values, list) or len(values) != 2:
             raise ValueError("no generated text")
         tokens, counts = values
-        if not isinstance(tokens, list) or not tokens or not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+        if (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(type(token) is int and 0 <= token < 2**31 for token in tokens)
+        ):
             raise ValueError("no tokens")
         return cls(tokens, Counts.of_plain(counts))
 
@@ -82,7 +93,11 @@ class Writer:
     """Generates with one model, tokenizer and way of pruning."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: PruneSettings, device: torch.device
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: PruneSettings,
+        device: torch.device,
     ) -> None:
         self.model, self.tokenizer, self.settings, self.device = model, tokenizer, settings, device
         ends: Any = model.generation_config.eos_token_id  # pyright: ignore
@@ -90,10 +105,15 @@ class Writer:
 
     @torch.inference_mode()
     def write(
-        self, contexts: Sequence[list[int]], decoding: Decoding, batch_size: int = 1,
-        done: Callable[[int], object] = lambda count: None, book: AnswerBook | None = None,
-    ) -> list[Generated]:  # fmt: skip
-        """One text for each context, in order; a context that comes n times gives n draws where sampling is asked for.
+        self,
+        contexts: Sequence[list[int]],
+        decoding: Decoding,
+        batch_size: int = 1,
+        done: Callable[[int], object] = lambda count: None,
+        book: AnswerBook | None = None,
+    ) -> list[Generated]:
+        """One text for each context, in order; a context that comes n times gives n draws where sampling is
+        asked for.
 
         ``done`` is told of texts as they are finished; what ``book`` knows is not computed.
         """
@@ -106,7 +126,7 @@ class Writer:
 
     def _batch(
         self, texts: Sequence[list[int]], decoding: Decoding, book: AnswerBook, batch: list[list[int]]
-    ) -> dict[int, Generated]:  # fmt: skip
+    ) -> dict[int, Generated]:
         contexts = Contexts(self.model, [texts[group[0]] for group in batch], self.settings, self.device)
         rows = [(place, i, draw) for place, group in enumerate(batch) for draw, i in enumerate(group)]
         found: dict[int, Generated] = {}
@@ -121,19 +141,24 @@ class Writer:
 
     def _write_places(
         self, contexts: Contexts, places: Sequence[int], draws: Sequence[int], decoding: Decoding
-    ) -> list[Generated]:  # fmt: skip
+    ) -> list[Generated]:
         """Texts that go on, each from the context at its place."""
         seeds = [
-            hash((self.settings.seed, text_id(contexts.ids[place]), draw)) for place, draw in zip(places, draws, strict=True)
+            hash((self.settings.seed, text_id(contexts.ids[place]), draw))
+            for place, draw in zip(places, draws, strict=True)
         ]
         going = Rows(contexts, places)
         tokens = self._decode(going, contexts.prefill.logits[list(places)], decoding, seeds)
         return [Generated(*text) for text in zip(tokens, going.counts, strict=True)]
 
-    def _decode(self, rows: Rows, logits: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[list[int]]:
+    def _decode(
+        self, rows: Rows, logits: Tensor, decoding: Decoding, seeds: Sequence[int]
+    ) -> list[list[int]]:
         """New tokens of each row; logits [rows, vocabulary] of the first."""
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
-        windows = [len(self.tokenizer.encode(stop, add_special_tokens=False)) + LOOKBACK for stop in decoding.until]
+        windows = [
+            len(self.tokenizer.encode(stop, add_special_tokens=False)) + LOOKBACK for stop in decoding.until
+        ]
         out: list[list[int]] = [[] for _ in seeds]
         while True:
             chosen = _choose(logits.float(), decoding, [generators[row] for row in rows.active])
@@ -143,7 +168,9 @@ class Writer:
             if not going:
                 return out
             rows.keep(going)
-            hidden = rows.feed(torch.tensor([[out[row][-1]] for row in going], device=self.device), [1] * len(going))
+            hidden = rows.feed(
+                torch.tensor([[out[row][-1]] for row in going], device=self.device), [1] * len(going)
+            )
             logits = next_logits(self.model, hidden[:, -1])
 
     def _is_over(self, tokens: list[int], decoding: Decoding, windows: Sequence[int]) -> bool:
@@ -154,9 +181,11 @@ class Writer:
 
 
 def _choose(logits: Tensor, decoding: Decoding, generators: Sequence[torch.Generator]) -> list[int]:
-    """The next token of each row of logits [rows, vocabulary]: the highest, or a draw with the row's own generator.
+    """The next token of each row of logits [rows, vocabulary]: the highest, or a draw with the row's own
+    generator.
 
-    Order of temperature, top_k and top_p as in transformers' generate. Raises FloatingPointError for NaN or infinite logits.
+    Order of temperature, top_k and top_p as in transformers' generate. Raises FloatingPointError for NaN or
+    infinite logits.
     """
     highest, best = logits.max(-1)
     check_chosen(highest)
@@ -172,4 +201,6 @@ def _choose(logits: Tensor, decoding: Decoding, generators: Sequence[torch.Gener
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         logits = logits.masked_fill((before >= decoding.top_p).gather(1, index.argsort(1)), -torch.inf)
     chances = logits.softmax(-1)
-    return [int(torch.multinomial(row, 1, generator=each)) for row, each in zip(chances, generators, strict=True)]
+    return [
+        int(torch.multinomial(row, 1, generator=each)) for row, each in zip(chances, generators, strict=True)
+    ]

@@ -19,8 +19,11 @@ def _versions() -> str:
     return f"{torch.__version__} {transformers.__version__} {code_digest()}"
 
 
-def harness_rows(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
-    """Tell ``telling`` the rows of each cell at its end; cells that fail and what is suspicious go into ``result``."""
+def harness_rows(
+    unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
+) -> None:
+    """Tell ``telling`` the rows of each cell at its end; cells that fail and what is suspicious go into
+    ``result``."""
     work = unit.work
     assert isinstance(work, HarnessWork)
     for cell in unit.cells:

@@ -1,7 +1,9 @@
-"""Whether key norm and attention go together in a model: what ``knorm`` presupposes of it, in one dense pass over a text.
+"""Whether key norm and attention go together in a model: what ``knorm`` presupposes of it, in one dense pass
+over a text.
 
 Devoto et al. 2024 (arXiv 2406.11430) keep the keys of lowest norm, because in the models that they looked at
-those get most attention, and leave alone the layers in which that does not hold. Here this is a figure of every layer.
+those get most attention, and leave alone the layers in which that does not hold. Here this is a figure of
+every layer.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from workers.policies.attention_weights import Scale
 from workers.policies.cache_view import round_significant
 
 FIXED_TEXT, FIXED_TOKENS, FIXED_CHARACTERS = "pydocs", 1024, 32_768
-"""What a model is diagnosed on for ``auto:k`` and for the column ``norm_attention``, whatever a cell's own data are."""
+"""What a model is diagnosed on for ``auto:k`` and for the column ``norm_attention``, whatever a cell's own
+data are."""
 SHORTEST = 8
 """Tokens of a text of which ranks say anything at all."""
 DECIMALS = 3
@@ -37,11 +40,11 @@ class LayerDiagnosis:
     """One layer: figures per KV head, in the order of the heads."""
 
     correlations: tuple[float, ...]
-    """Spearman's rank correlation of key norm and attention received, in [-1, 1]. Positive: high norms get much attention,
-    against what ``knorm`` presupposes."""
+    """Spearman's rank correlation of key norm and attention received, in [-1, 1]. Positive: high norms get
+    much attention, against what ``knorm`` presupposes."""
     losses: tuple[float, ...]
-    """Attention lost by dropping in the order of the norms, beyond what dropping in the order of attention loses: see
-    ``attention_loss``."""
+    """Attention lost by dropping in the order of the norms, beyond what dropping in the order of attention
+    loses: see ``attention_loss``."""
 
     @property
     def correlation(self) -> float:
@@ -64,7 +67,9 @@ class Diagnosis:
     @property
     def rounded(self) -> list[float]:
         """Each layer's correlation as layers are ranked by it."""
-        return [round(layer.correlation, DECIMALS) + 0.0 for layer in self.layers]  # + 0.0 turns -0.0 into 0.0
+        return [
+            round(layer.correlation, DECIMALS) + 0.0 for layer in self.layers
+        ]  # + 0.0 turns -0.0 into 0.0
 
     def worst(self, count: int) -> tuple[int, ...]:
         """The ``count`` layers where the correlation is greatest, ascending; of equal ones the lower."""
@@ -76,14 +81,15 @@ class Diagnosis:
 def diagnose(model: nn.Module, tokens: Tensor) -> Diagnosis:
     """One dense pass over tokens [length] of a model under our attention.
 
-    Of entry j of n (n - 1 of them, for nobody sees the last but itself) the norm is that of its key as cached, in float32. The
-    attention that it receives is the mean over the queries j+1 .. n-1, which are all that see it but its own token, and over the
-    query heads that share its KV head: a mean and not a sum, so that early entries are not favoured by being seen longer. Both
-    are rounded as scores of policies are (``round_significant``); equal ones share the mean of their ranks. A head whose norms
-    or whose attention are all equal has correlation 0.
+    Of entry j of n (n - 1 of them, for nobody sees the last but itself) the norm is that of its key as
+    cached, in float32. The attention that it receives is the mean over the queries j+1 .. n-1, which are all
+    that see it but its own token, and over the query heads that share its KV head: a mean and not a sum, so
+    that early entries are not favoured by being seen longer. Both are rounded as scores of policies are
+    (``round_significant``); equal ones share the mean of their ranks. A head whose norms or whose attention
+    are all equal has correlation 0.
 
-    Raises ValueError for a text of fewer than 8 tokens and for a model that cannot be measured, WrongUseError for one that
-    does not attend through its cache, FloatingPointError for NaN.
+    Raises ValueError for a text of fewer than 8 tokens and for a model that cannot be measured, WrongUseError
+    for one that does not attend through its cache, FloatingPointError for NaN.
     """
     length = tokens.shape[0]
     if length < SHORTEST:
@@ -97,7 +103,8 @@ def diagnose(model: nn.Module, tokens: Tensor) -> Diagnosis:
 
 
 class _WatchedLayer(PrefixLayer):
-    """Computes its figures while it attends, and holds no entries afterwards: memory is that of one layer's attention."""
+    """Computes its figures while it attends, and holds no entries afterwards: memory is that of one layer's
+    attention."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -133,7 +140,8 @@ class _Watching(SharedPrefix):
 
 
 def attention_received(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
-    """[batch, kv_heads, n] mean attention of each entry from the later queries; 0 for the last, which has none.
+    """[batch, kv_heads, n] mean attention of each entry from the later queries; 0 for the last, which has
+    none.
 
     query [batch, heads, n, head_dim], keys [batch, kv_heads, n, head_dim], of one whole text. In float32.
     """
@@ -142,18 +150,21 @@ def attention_received(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
         heads = chance.mean(2)  # [batch, kv_heads, some queries, n], over the group
         total += heads.sum(2)
         some = heads.shape[2]
-        total[..., first : first + some] -= heads[..., first : first + some].diagonal(dim1=2, dim2=3)  # what is its own
+        total[..., first : first + some] -= heads[..., first : first + some].diagonal(
+            dim1=2, dim2=3
+        )  # what is its own
 
     later = torch.arange(keys.shape[2] - 1, -1, -1, device=keys.device)
     return (total / later.clamp(min=1)).clamp(min=0.0) * (later > 0)
 
 
 def attention_loss(norms: Tensor, received: Tensor) -> Tensor:
-    """[heads] what dropping the highest norms first loses beyond dropping what gets least attention; norms, received [heads, n].
+    """[heads] what dropping the highest norms first loses beyond dropping what gets least attention; norms,
+    received [heads, n].
 
-    The ALR of Devoto et al. 2024 (arXiv 2406.11430), there a sum over how many entries are dropped.
-    Here it is the mean over that number, and attention is a share of the head's whole: 0 where norms order entries as attention
-    does, at most 1. Of equal norms the earlier entry is kept, as by ``knorm``.
+    The ALR of Devoto et al. 2024 (arXiv 2406.11430), there a sum over how many entries are dropped. Here it
+    is the mean over that number, and attention is a share of the head's whole: 0 where norms order entries as
+    attention does, at most 1. Of equal norms the earlier entry is kept, as by ``knorm``.
     """
     shares = (received.double() / received.double().sum(-1, keepdim=True)).nan_to_num()
     newest_first = norms.flip(-1).argsort(dim=-1, stable=True, descending=True)
@@ -194,10 +205,11 @@ def fixed_diagnosis(model: nn.Module, facts: ModelFacts) -> Diagnosis:
 
 
 def fixed_text(facts: ModelFacts) -> np.ndarray:
-    """The first 1,024 tokens of pydocs, or as many as the model takes, int64: BOS first where its own tokenizer puts it there.
+    """The first 1,024 tokens of pydocs, or as many as the model takes, int64: BOS first where its own
+    tokenizer puts it there.
 
-    Pydocs comes with Python and is the same wherever Python's version is. Raises ModelError or CorpusError where the tokenizer
-    cannot be used.
+    Pydocs comes with Python and is the same wherever Python's version is. Raises ModelError or CorpusError
+    where the tokenizer cannot be used.
     """
     start = bos_token(facts, "auto")
     text = Corpus(FIXED_TEXT, read_text(FIXED_TEXT).text[:FIXED_CHARACTERS])
@@ -206,6 +218,9 @@ def fixed_text(facts: ModelFacts) -> np.ndarray:
 
 
 def opening(ids: Sequence[int] | np.ndarray, bos: int | None, length: int) -> np.ndarray:
-    """[length] int64 positions of a text whose tokens are ``ids``, BOS among them where there is one; fewer of a short text."""
+    """[length] int64 positions of a text whose tokens are ``ids``, BOS among them where there is one; fewer
+    of a short text."""
     start: list[Any] = [] if bos is None else [bos]
-    return np.concatenate([np.asarray(start, dtype=np.int64), np.asarray(ids[: length - len(start)], dtype=np.int64)])
+    return np.concatenate(
+        [np.asarray(start, dtype=np.int64), np.asarray(ids[: length - len(start)], dtype=np.int64)]
+    )

@@ -1,4 +1,5 @@
-"""The diagnosis of a loaded model put to use: ``auto:k`` becomes layers, and cells of ``knorm`` carry what they rest on."""
+"""The diagnosis of a loaded model put to use: ``auto:k`` becomes layers, and cells of ``knorm`` carry what
+they rest on."""
 
 from __future__ import annotations
 
@@ -44,11 +45,13 @@ def with_layers(settings: PruneSettings, model: nn.Module, facts: ModelFacts) ->
 def choose_layers(unit: WorkUnit, model: nn.Module) -> Chosen:
     """Resolve the rules of a unit's cells.
 
-    Where the model cannot be diagnosed, cells with a rule fail with the reason, for nothing says what they are; cells without
-    one need only lack the column, which is said.
+    Where the model cannot be diagnosed, cells with a rule fail with the reason, for nothing says what they
+    are; cells without one need only lack the column, which is said.
     """
     chosen = Chosen(unit)
-    if not any(isinstance(cell.settings.skip_layers, str) or cell.settings.policy in BY_NORM for cell in unit.cells):
+    if not any(
+        isinstance(cell.settings.skip_layers, str) or cell.settings.policy in BY_NORM for cell in unit.cells
+    ):
         return chosen
     try:
         correlations = fixed_diagnosis(model, unit.model).rounded
@@ -74,4 +77,6 @@ def _undiagnosed(unit: WorkUnit, error: Exception) -> Chosen:
         f"{unit.model.name}: how key norm and attention go together cannot be told ({type(error).__name__}: {error}); "
         "norm_attention is left empty" + (", and cells with skip_layers auto:k fail" if lost else "")
     )
-    return Chosen(replace(unit, cells=left), {}, [Failure.of(cell.cell_id, error) for cell in lost], [warning])
+    return Chosen(
+        replace(unit, cells=left), {}, [Failure.of(cell.cell_id, error) for cell in lost], [warning]
+    )

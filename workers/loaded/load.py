@@ -20,7 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class HubError(ModelError, FromOutside):
-    """The model hub did not give this machine a model's files: too many requests, no connection, a fault of its own."""
+    """The model hub did not give this machine a model's files: too many requests, no connection, a fault of
+    its own."""
 
 
 def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
@@ -37,15 +38,21 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
     transformers_logging.set_verbosity_error()  # what matters of its report on the weights is checked below
     try:
         model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            facts.source, revision=facts.commit, dtype=DTYPES[dtype], trust_remote_code=facts.trust_remote_code,
+            facts.source,
+            revision=facts.commit,
+            dtype=DTYPES[dtype],
+            trust_remote_code=facts.trust_remote_code,
             use_safetensors=None if facts.allow_pickle else True,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         words = f"model {facts.name!r} cannot be loaded: {str(error).splitlines()[0][:300]}"
         asked = _hub_answer(error) or (facts.commit and _weights_answer(facts.source, facts.commit))
         if asked:
-            raise HubError(f"{words} (the model hub {asked}); download it before, or run again later") from error
+            raise HubError(
+                f"{words} (the model hub {asked}); download it before, or run again later"
+            ) from error
         raise ModelError(words) from error
     _check_complete(facts.name, found)
     model.eval().requires_grad_(False)
@@ -55,12 +62,15 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
 
 
 def _hub_answer(error: BaseException | None) -> str | None:
-    """What the hub did where it is what failed and may work another time; None for whatever else went wrong."""
+    """What the hub did where it is what failed and may work another time; None for whatever else went
+    wrong."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
             return f"answered {status}" if status in (408, 429) or status >= 500 else None
-        transport = type(error).__module__.split(".")[0].startswith("httpx")  # which of its clients the hub's library has differs
+        transport = (
+            type(error).__module__.split(".")[0].startswith("httpx")
+        )  # which of its clients the hub's library has differs
         if transport or isinstance(error, LocalEntryNotFoundError):
             return "cannot be reached"
         error = error.__cause__ or error.__context__
@@ -68,7 +78,8 @@ def _hub_answer(error: BaseException | None) -> str | None:
 
 
 def _weights_answer(repository: str, commit: str) -> str | None:
-    """As ``_hub_answer``, by asking again for the weights: transformers takes a hub that is too busy for one that has none."""
+    """As ``_hub_answer``, by asking again for the weights: transformers takes a hub that is too busy for one
+    that has none."""
     for file in ("model.safetensors", "model.safetensors.index.json"):
         try:
             get_hf_file_metadata(hf_hub_url(repository, file, revision=commit))
@@ -79,8 +90,8 @@ def _weights_answer(repository: str, commit: str) -> str | None:
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
-    """Raises ModelError where weights are not from the files, which transformers fills with random numbers, and where weights of
-    the files are not in the model, which it leaves out: it goes on in both."""
+    """Raises ModelError where weights are not from the files, which transformers fills with random numbers,
+    and where weights of the files are not in the model, which it leaves out: it goes on in both."""
     lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if lacking:
         raise ModelError(

@@ -1,4 +1,5 @@
-"""A few passes of a loaded model, timed: ``python -m workers.loaded.measure_pace`` does it for a plan, which has no torch.
+"""A few passes of a loaded model, timed: ``python -m workers.loaded.measure_pace`` does it for a plan, which
+has no torch.
 
 python -m workers.loaded.measure_pace MODEL REVISION DTYPE DEVICE THREADS
 """
@@ -33,8 +34,9 @@ ENOUGH_SECONDS = 0.3
 def measure(model: nn.Module, device: torch.device) -> Pace:
     """Pace of a model under our attention on its device, with the threads that torch has.
 
-    Several threads that wait for one another are slowed by other programs of the machine many times over, and a pace is
-    remembered for long: so none counts that is slower than that of one thread, whose own processor's seconds are known.
+    Several threads that wait for one another are slowed by other programs of the machine many times over, and
+    a pace is remembered for long: so none counts that is slower than that of one thread, whose own
+    processor's seconds are known.
     """
     pace, threads = _measured(model, device), torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or pace.token_seconds * TOKENS * threads > LONG_SECONDS:
@@ -64,8 +66,13 @@ def _measured(model: nn.Module, device: torch.device) -> Pace:
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the wall; where one thread computes, its own CPU seconds: other programs that go ahead of it do not count."""
-    is_alone = device.type == "cpu" and torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < FINE
+    """Seconds of the wall; where one thread computes, its own CPU seconds: other programs that go ahead of it
+    do not count."""
+    is_alone = (
+        device.type == "cpu"
+        and torch.get_num_threads() == 1
+        and time.get_clock_info("thread_time").resolution < FINE
+    )
     clock = time.thread_time if is_alone else time.perf_counter
     taken: list[float] = []
     while len(taken) < 3 and sum(taken) < ENOUGH_SECONDS:

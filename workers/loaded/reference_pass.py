@@ -15,8 +15,8 @@ from workers.policies.settings import PruneSettings
 SINGLE_PASSES = 256
 """Texts of so many tokens go through one token at a time. In longer ones that takes minutes, or hours."""
 STRETCH = 32
-"""Of a longer text so many tokens go through one by one before every power of two, and all of its start and behind its first
-prune."""
+"""Of a longer text so many tokens go through one by one before every power of two, and all of its start and
+behind its first prune."""
 
 
 def passes(steps: int, first_prune: int) -> Iterator[int]:
@@ -37,7 +37,8 @@ def passes(steps: int, first_prune: int) -> Iterator[int]:
 
 @torch.inference_mode()
 def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
-    """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``, a check behind each pass."""
+    """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``, a check behind
+    each pass."""
     cache = PrunedCache(model.config, cell, row_ids=list(range(len(tokens))))
     steps, seen, parts = tokens.shape[1] - 1, 0, []
     for count in passes(steps, cell.prune_after):
@@ -45,7 +46,10 @@ def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
             cache.begin_steps(count)
         positions = torch.arange(seen, seen + count, device=tokens.device)[None]
         hidden = body_of(model)(
-            input_ids=tokens[:, seen : seen + count], position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tokens[:, seen : seen + count],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
         parts.append(score(model, hidden, tokens[:, seen + 1 : seen + count + 1]).nll)
         seen += count

@@ -1,7 +1,9 @@
-"""How far figures are from exact by rounding alone: one pass per event against one token per pass, alone against in company.
+"""How far figures are from exact by rounding alone: one pass per event against one token per pass, alone
+against in company.
 
-In float32 both are about 1e-6 nats a token. In 16 bits a key is rounded otherwise in a long pass than alone, another entry may
-go at a cut, and differences between cells that are smaller than these distances say nothing.
+In float32 both are about 1e-6 nats a token. In 16 bits a key is rounded otherwise in a long pass than alone,
+another entry may go at a cut, and differences between cells that are smaller than these distances say
+nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +46,13 @@ class Distance:
 
 
 def distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> tuple[Distance, Distance, int]:
-    """(from one token per pass, from the cell alone, texts compared): the largest of the first ``MEASURED`` cells.
+    """(from one token per pass, from the cell alone, texts compared): the largest of the first ``MEASURED``
+    cells.
 
     Over the tokens that saw a pruned cache; the others would dilute them.
 
-    tokens: [texts, length] on the model's device, of which so many are taken as a unit would take together. Raises what makes a
-    cell fail.
+    tokens: [texts, length] on the model's device, of which so many are taken as a unit would take together.
+    Raises what makes a cell fail.
     """
     rows = min(len(tokens), windows_at_once(shape_of(model), tokens.shape[1]))
     found = list(_distances(model, tokens[:rows], cells))
@@ -59,7 +62,9 @@ def distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> tup
     return reference, company, rows
 
 
-def _distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> Iterator[tuple[Distance, Distance]]:
+def _distances(
+    model: Any, tokens: Tensor, cells: Sequence[PruneSettings]
+) -> Iterator[tuple[Distance, Distance]]:
     names = list(range(len(tokens)))
     _, together = evaluate(model, tokens, cells, names)
     for cell, found in zip(cells[:MEASURED], together, strict=False):

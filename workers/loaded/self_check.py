@@ -1,10 +1,11 @@
-"""The check of a model on a text as long as what is measured: our attention and caches against the model itself, a pruned cell
-against one token per pass.
+"""The check of a model on a text as long as what is measured: our attention and caches against the model
+itself, a pruned cell against one token per pass.
 
-A model may treat long texts in another way (windows, frequencies chosen by length), so what passed is remembered with its length,
-per model revision, dtype, kind of device, library versions and the code of this package, in the user's cache directory: a large
-model is not checked by every actor of a sweep. It is also remembered by its text, for the figures that say how much is rounding:
-those are of the text that is measured, whatever was checked before.
+A model may treat long texts in another way (windows, frequencies chosen by length), so what passed is
+remembered with its length, per model revision, dtype, kind of device, library versions and the code of this
+package, in the user's cache directory: a large model is not checked by every actor of a sweep. It is also
+remembered by its text, for the figures that say how much is rounding: those are of the text that is measured,
+whatever was checked before.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ from workers.perplexity.evaluation import evaluate
 from workers.policies.settings import PruneSettings
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""Largest difference of a token's NLL from the stock model's that is rounding and not a fault; beside it what rounding its own
-logits to 16 bits may have done. For one token per pass and for a pruned cell it holds for the mean: an expert, or a key at a cut,
-that rounding tips changes single tokens by more."""
+"""Largest difference of a token's NLL from the stock model's that is rounding and not a fault; beside it what
+rounding its own logits to 16 bits may have done. For one token per pass and for a pruned cell it holds for
+the mean: an expert, or a key at a cut, that rounding tips changes single tokens by more."""
 DRAWS = 3
-"""Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every text."""
+"""Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every
+text."""
 SHORT = 48
-"""The beginning of a text is compared by itself: there passes are short, and entries lie in slots (``slot_layer``)."""
+"""The beginning of a text is compared by itself: there passes are short, and entries lie in slots
+(``slot_layer``)."""
 SHORTEST = 5
 """Tokens of a text that can be pruned and scored afterwards."""
 
@@ -52,7 +55,8 @@ class Passed:
 
     tokens: int
     from_reference: float
-    """Of one pass per event from one token per pass, in pruned cells: nats per token, the mean of absolute differences."""
+    """Of one pass per event from one token per pass, in pruned cells: nats per token, the mean of absolute
+    differences."""
     from_company: float
     """Of pruned cells from the same cells in the company of others, which share their passes."""
     ppl_from_reference: float
@@ -63,7 +67,8 @@ class Passed:
 
     @property
     def rounding_nats(self) -> float | None:
-        """What rounding alone makes of a token's NLL: the larger distance; None on texts too short to prune."""
+        """What rounding alone makes of a token's NLL: the larger distance; None on texts too short to
+        prune."""
         return max(self.from_reference, self.from_company) if self.tokens >= SHORTEST else None
 
     @property
@@ -94,8 +99,11 @@ def use_own_attention(model: Any, name: str) -> None:
         )
 
 
-def check_once(model: Any, facts: ModelFacts, dtype: str, tokens: Tensor, *, own_text: bool = False) -> Passed:
-    """``check`` unless a text as long as ``tokens`` [texts, length] passed before, or with ``own_text`` that very one.
+def check_once(
+    model: Any, facts: ModelFacts, dtype: str, tokens: Tensor, *, own_text: bool = False
+) -> Passed:
+    """``check`` unless a text as long as ``tokens`` [texts, length] passed before, or with ``own_text`` that
+    very one.
 
     With ``own_text`` rounding in 16 bits is measured over texts (``over_texts``). Raises ModelError.
     """
@@ -139,7 +147,8 @@ def _key(facts: ModelFacts, dtype: str, device: str) -> str:
 
 
 def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Passed:
-    """Compare on texts, [texts, length] ids, random short ones where left out; the model is under our attention afterwards.
+    """Compare on texts, [texts, length] ids, random short ones where left out; the model is under our
+    attention afterwards.
 
     Raises ModelError with what differs, or why it cannot work.
     """
@@ -154,7 +163,9 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             if is_out_of_memory(error):
                 raise
-            raise ModelError(f"model {name!r}: its architecture does not work with the pruned cache ({error})") from error
+            raise ModelError(
+                f"model {name!r}: its architecture does not work with the pruned cache ({error})"
+            ) from error
         if isinstance(found, Passed):
             return found
         faults.append(found)
@@ -162,9 +173,11 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
 
 
 def over_texts(model: Any, tokens: Tensor, passed: Passed) -> Passed:
-    """In 16 bits one text and one cut say little: the distances over texts, and of a cell that prunes often too.
+    """In 16 bits one text and one cut say little: the distances over texts, and of a cell that prunes often
+    too.
 
-    tokens: [texts, length], of which DRAWS at most are compared; ``passed`` as it is where memory cannot hold them.
+    tokens: [texts, length], of which DRAWS at most are compared; ``passed`` as it is where memory cannot hold
+    them.
     """
     tokens = torch.cat(_texts(model, tokens))
     cells = _cells(tokens.shape[1])
@@ -199,17 +212,23 @@ def _stock_attention(model: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
-    """[1, length - 1] on the CPU, of tokens [1, length], from the model's own logits: for so many tokens at a time as memory may
-    hold of a large vocabulary, where the model's code can leave out the others. And by how much rounding of the largest logit to
-    the model's dtype may have moved one."""
+    """[1, length - 1] on the CPU, of tokens [1, length], from the model's own logits: for so many tokens at a
+    time as memory may hold of a large vocabulary, where the model's code can leave out the others. And by how
+    much rounding of the largest logit to the model's dtype may have moved one."""
     steps, chooses = tokens.shape[1] - 1, "logits_to_keep" in inspect.signature(model.forward).parameters
-    at_once = max(1, CHECK_LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0])) if chooses else steps
+    at_once = (
+        max(1, CHECK_LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
+        if chooses
+        else steps
+    )
     parts, rounding = [], 0.0
     with _stock_attention(model):
         for places in torch.arange(steps, device=tokens.device).split(at_once):
             kept = {"logits_to_keep": places} if len(places) < steps else {}
             own = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
-            if own.dtype.itemsize < 4:  # half a unit in the last place of the wanted logit, and as much of the largest
+            if (
+                own.dtype.itemsize < 4
+            ):  # half a unit in the last place of the wanted logit, and as much of the largest
                 rounding = max(rounding, float(max(own.max(), -own.min())) * torch.finfo(own.dtype).eps)
             own = own.float()  # the model's own are gone before the next ones of their size are made
             parts.append(functional.cross_entropy(own, tokens[0, places + 1], reduction="none").cpu())
@@ -253,8 +272,8 @@ def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
 
 
 def _cells(length: int) -> list[PruneSettings]:
-    """The cell that is judged, first pruned where half of a short text or CHECK_LATE tokens of a long one are to come, and
-    others that share its passes; none for a text that is too short to prune."""
+    """The cell that is judged, first pruned where half of a short text or CHECK_LATE tokens of a long one are
+    to come, and others that share its passes; none for a text that is too short to prune."""
     if length < SHORTEST:
         return []
     return [PruneSettings("knorm", ratio, check_prune_after(length)) for ratio in CHECK_RATIOS]

@@ -1,4 +1,5 @@
-"""The ceiling: a decoding step reads every weight and every entry held, and no machine reads faster than its memory.
+"""The ceiling: a decoding step reads every weight and every entry held, and no machine reads faster than its
+memory.
 
 Of a mixture of experts it reads those that its tokens are sent to.
 """
@@ -19,11 +20,11 @@ LEAST_BYTES = 2**22
 
 
 def weight_bytes(model: nn.Module, batch: int = 1) -> int:
-    """Bytes of weights that one decoding step of ``batch`` texts reads: all, but for an input embedding of which it looks up
-    single rows, and for experts that no token is sent to.
+    """Bytes of weights that one decoding step of ``batch`` texts reads: all, but for an input embedding of
+    which it looks up single rows, and for experts that no token is sent to.
 
-    With k of E experts for each token a step reads min(E, k * batch) of a layer's at most: exactly that for one text, and fewer
-    for several, where tokens share experts.
+    With k of E experts for each token a step reads min(E, k * batch) of a layer's at most: exactly that for
+    one text, and fewer for several, where tokens share experts.
     """
     embedding = model.get_input_embeddings().weight  # pyright: ignore
     head = model.get_output_embeddings().weight  # pyright: ignore
@@ -40,7 +41,8 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _routed_experts(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """Modules that hold a layer's experts, and how many: a list of modules, or weights [experts, ...] that are told which to use.
+    """Modules that hold a layer's experts, and how many: a list of modules, or weights [experts, ...] that
+    are told which to use.
 
     Code that is told nothing multiplies by all of its experts, as Llama 4's does.
     """
@@ -63,9 +65,11 @@ def _chosen(model: nn.Module, count: int) -> int:
 
 
 def memory_bandwidth(device: torch.device, working_set: int) -> float:
-    """Bytes per second that this device copies (read and written) or reads, whichever is more, in a working set of that size.
+    """Bytes per second that this device copies (read and written) or reads, whichever is more, in a working
+    set of that size.
 
-    The size matters: a small model lives in a processor's cache. Best of several tries, because what disturbs only slows down.
+    The size matters: a small model lives in a processor's cache. Best of several tries, because what disturbs
+    only slows down.
     """
     whole = torch.ones(max(working_set, LEAST_BYTES) // 8 * 2, dtype=torch.float32, device=device)
     half, other = whole.chunk(2)

@@ -1,4 +1,5 @@
-"""The user's cache folder: fetched and converted models, passed self-checks. A folder in it is whole or not there. No torch."""
+"""The user's cache folder: fetched and converted models, passed self-checks. A folder in it is whole or not
+there. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PLACE = "KVSWEEP_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where it is, whether or not it is there yet. Raises RuntimeError where nothing says it and the user has no home."""
+    """Where it is, whether or not it is there yet. Raises RuntimeError where nothing says it and the user has
+    no home."""
     named = os.environ.get(PLACE)
     if named:
         return Path(os.path.expanduser(named)).absolute()
@@ -21,10 +23,12 @@ def cache_folder() -> Path:
 
 
 def make_folder(folder: Path, make: Callable[[Path], None], wait: Callable[[], None]) -> bool:
-    """Have ``make`` fill a folder beside ``folder`` and give it that name; False where another process has made it meanwhile.
+    """Have ``make`` fill a folder beside ``folder`` and give it that name; False where another process has
+    made it meanwhile.
 
-    ``make`` gets an empty folder for whatever it needs and leaves ``made`` in it. ``wait`` is called once, before waiting for
-    another process that makes the same. Nothing is left where ``make`` raises; what a killed process left is removed by the next.
+    ``make`` gets an empty folder for whatever it needs and leaves ``made`` in it. ``wait`` is called once,
+    before waiting for another process that makes the same. Nothing is left where ``make`` raises; what a
+    killed process left is removed by the next.
 
     Raises what ``make`` raises, and OSError where the place cannot be written to.
     """
@@ -49,7 +53,8 @@ def _holds_something(folder: Path) -> bool:
 
 @contextmanager
 def _alone(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time holds the lock; its file goes with it, so a file that is no longer there is no lock."""
+    """Only one process at a time holds the lock; its file goes with it, so a file that is no longer there is
+    no lock."""
     import fcntl  # which Windows lacks
 
     told = False

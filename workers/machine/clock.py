@@ -33,7 +33,8 @@ class Clock:
 
 
 class Stopwatch:
-    """``with watch:`` adds up what the device does inside, without waiting for it where its stream can keep the time (cuda)."""
+    """``with watch:`` adds up what the device does inside, without waiting for it where its stream can keep
+    the time (cuda)."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self._total, self._begin = clock, 0.0, 0.0

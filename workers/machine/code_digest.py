@@ -1,4 +1,5 @@
-"""Which code runs: a digest of kvsweep's three packages, by which a driver and its workers know each other. Torch-free."""
+"""Which code runs: a digest of kvsweep's three packages, by which a driver and its workers know each other.
+Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class OtherCodeError(RuntimeError):
 
 @lru_cache(maxsize=4)
 def code_digest(packages: tuple[str, ...] = PACKAGES) -> str:
-    """32 hex digits of all Python files of these packages, their folders and names included, as they lay at the first call."""
+    """32 hex digits of all Python files of these packages, their folders and names included, as they lay at
+    the first call."""
     digest = hashlib.sha256()
     for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):

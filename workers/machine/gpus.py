@@ -1,6 +1,8 @@
-"""Which GPUs this machine has, and whether torch can use them. Imports no torch: a process of its own is asked, once.
+"""Which GPUs this machine has, and whether torch can use them. Imports no torch: a process of its own is
+asked, once.
 
-``nvidia-smi`` lists what the driver sees. A torch that was built without CUDA, or against a newer driver, sees none of it.
+``nvidia-smi`` lists what the driver sees. A torch that was built without CUDA, or against a newer driver,
+sees none of it.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 ANSWER_SECONDS, TORCH_SECONDS = 10.0, 120.0
-"""How long nvidia-smi, and a process that imports torch, may take; the first may hang for ever behind a broken driver."""
+"""How long nvidia-smi, and a process that imports torch, may take; the first may hang for ever behind a
+broken driver."""
 DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
-"""Signs of a GPU without nvidia-smi: containers, Windows' Linux, AMD (torch calls its GPUs cuda too), Jetson."""
+"""Signs of a GPU without nvidia-smi: containers, Windows' Linux, AMD (torch calls its GPUs cuda too),
+Jetson."""
 ASK_TORCH = """\
 import torch
 if torch.cuda.is_available():
@@ -44,7 +48,8 @@ class Cuda:
 
 
 def cuda(*, by_name: bool = False) -> Cuda:
-    """The answer for this process; cheap where nothing speaks for a GPU and nobody asks for one ``by_name``."""
+    """The answer for this process; cheap where nothing speaks for a GPU and nobody asks for one
+    ``by_name``."""
     names, fault = list_gpus()
     if not by_name and not names and not any(Path(device).exists() for device in DEVICES):
         return Cuda(False, (), fault)
@@ -64,7 +69,8 @@ def torch_says() -> Cuda:
 
 @lru_cache(maxsize=1)
 def list_gpus() -> tuple[tuple[str, ...], str]:
-    """Names of the GPUs that nvidia-smi lists, and what is wrong with it where it is there and does not answer."""
+    """Names of the GPUs that nvidia-smi lists, and what is wrong with it where it is there and does not
+    answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return (), ""
@@ -78,7 +84,11 @@ def list_gpus() -> tuple[tuple[str, ...], str]:
 def gpu_memory_bytes() -> int | None:
     """Bytes of this machine's smallest GPU; None where no driver tells."""
     tool = shutil.which("nvidia-smi")
-    listed = _ask([tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"], ANSWER_SECONDS) if tool else None
+    listed = (
+        _ask([tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"], ANSWER_SECONDS)
+        if tool
+        else None
+    )
     sizes = [int(line) for line in (listed or "").split() if line.isascii() and line.isdecimal()]
     return min(sizes) * 2**20 if sizes else None
 
@@ -87,8 +97,13 @@ def _ask(command: list[str], seconds: float) -> str | None:
     """What a command prints, stripped; empty where it fails, None where it has not ended in time."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=seconds, check=False
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return None
     except OSError:

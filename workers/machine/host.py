@@ -1,7 +1,8 @@
-"""How many CPUs and how much memory this process may use, which is less than the machine has in a container or a batch job.
+"""How many CPUs and how much memory this process may use, which is less than the machine has in a container
+or a batch job.
 
-CPU affinity (``taskset``, Slurm) and the limits of control groups (docker, Kubernetes, systemd; version 1 and 2) are read. A
-limit holds for a group and all below it, so the least on the way up counts.
+CPU affinity (``taskset``, Slurm) and the limits of control groups (docker, Kubernetes, systemd; version 1 and
+2) are read. A limit holds for a group and all below it, so the least on the way up counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import psutil
 CPU_FILES = {2: "cpu.max", 1: "cpu.cfs_quota_us"}
 MEMORY_FILES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 CACHED = {2: "inactive_file", 1: "total_inactive_file"}
-"""Of ``memory.stat``: bytes of files that were read and that the kernel gives up as soon as memory is needed."""
+"""Of ``memory.stat``: bytes of files that were read and that the kernel gives up as soon as memory is
+needed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def _affinity(cpus: int) -> int:
 
 
 def _groups(proc: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Version and folder of the groups that this process is in, from its own up to the top that can be seen."""
+    """Version and folder of the groups that this process is in, from its own up to the top that can be
+    seen."""
     try:
         memberships = (proc / "self" / "cgroup").read_text().splitlines()
         mounts = [line.split(" ") for line in (proc / "self" / "mountinfo").read_text().splitlines()]
@@ -103,9 +106,12 @@ def _cpu_share(version: int, folder: Path) -> float | None:
 
 
 def _memory_limit(version: int, folder: Path) -> tuple[int, int] | None:
-    """Bytes that a group may hold, and holds now beside files that are only cached; None where it has no limit."""
+    """Bytes that a group may hold, and holds now beside files that are only cached; None where it has no
+    limit."""
     limit, used = (_words(folder / name) for name in MEMORY_FILES[version])
-    if len(limit) != 1 or not limit[0].isdecimal() or int(limit[0]) >= 2**60:  # version 1 writes a huge number for none
+    if (
+        len(limit) != 1 or not limit[0].isdecimal() or int(limit[0]) >= 2**60
+    ):  # version 1 writes a huge number for none
         return None
     held = int(used[0]) if len(used) == 1 and used[0].isdecimal() else 0
     return int(limit[0]), max(0, held - _cached(version, folder))

@@ -1,7 +1,7 @@
 """Peak memory of one run, by the counter of its device; none where there is none, never a made-up zero.
 
-There is one counter, and a run may be measured within a unit that is measured too: whoever starts the counter anew
-first tells those who are still measuring what it said.
+There is one counter, and a run may be measured within a unit that is measured too: whoever starts the counter
+anew first tells those who are still measuring what it said.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ METHODS = {
 
 
 class PeakMemory:
-    """``start()``, ``sample()`` after every step, ``result()``: (bytes, method), or (None, None) without a counter."""
+    """``start()``, ``sample()`` after every step, ``result()``: (bytes, method), or (None, None) without a
+    counter."""
 
     _measuring: ClassVar[WeakSet[PeakMemory]] = WeakSet()
 
@@ -77,7 +78,9 @@ def _status(name: str) -> int:
 def _reset_resident_peak() -> bool:
     """Give freed memory back to the system, then start a new peak; False where either cannot be done."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed blocks stay resident otherwise, and would count for the next run
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # freed blocks stay resident otherwise, and would count for the next run
         with open("/proc/self/clear_refs", "w") as refs:
             refs.write("5")  # proc(5): resets the peak resident set size to the present one
     except (OSError, AttributeError):

@@ -12,7 +12,12 @@ import torch
 from torch.nn.modules import module as modules
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
-HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_backward_pre_hooks", "_global_backward_hooks")
+HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
 """Where torch keeps hooks that run around every module."""
 
 
@@ -28,15 +33,22 @@ def _set_autocast(enabled: list[bool]) -> None:
 def _attention_kernels() -> list[bool]:
     kernels = torch.backends.cuda
     return [
-        kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.math_sdp_enabled(),
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.math_sdp_enabled(),
         kernels.cudnn_sdp_enabled(),
-    ]  # fmt: skip
+    ]
 
 
 def _set_attention_kernels(enabled: list[bool]) -> None:
     kernels = torch.backends.cuda
     for switch, is_on in zip(
-        (kernels.enable_flash_sdp, kernels.enable_mem_efficient_sdp, kernels.enable_math_sdp, kernels.enable_cudnn_sdp),
+        (
+            kernels.enable_flash_sdp,
+            kernels.enable_mem_efficient_sdp,
+            kernels.enable_math_sdp,
+            kernels.enable_cudnn_sdp,
+        ),
         enabled,
         strict=True,
     ):
@@ -91,13 +103,16 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def whole_process_state() -> Iterator[None]:
-    """The block may change the settings of ``SWITCHES`` and draw or seed random numbers of Python, numpy and torch.
+    """The block may change the settings of ``SWITCHES`` and draw or seed random numbers of Python, numpy and
+    torch.
 
     Afterwards all are as they were before, whatever it raised.
     """
     before = [read() for read, _ in SWITCHES]
     numbers, numpy_numbers, torch_numbers = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_numbers = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    cuda_numbers = (
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    )
     try:
         yield
     finally:

@@ -1,7 +1,9 @@
-"""Answers of a task's requests, kept until its rows are there: a unit that is started again computes only the others.
+"""Answers of a task's requests, kept until its rows are there: a unit that is started again computes only the
+others.
 
-Which requests go through a model together follows from the whole list of them, and may show in a last bit. So what is kept is
-the answers of requests that went through together, all or none, by the name of exactly these requests in exactly this company.
+Which requests go through a model together follows from the whole list of them, and may show in a last bit. So
+what is kept is the answers of requests that went through together, all or none, by the name of exactly these
+requests in exactly this company.
 """
 
 from __future__ import annotations
@@ -45,12 +47,16 @@ def nobody(answers: KeptAnswers) -> None:
 
 
 class AnswerBook:
-    """Answers of one cell's requests: those that are known are taken, and new ones are told of as they are made."""
+    """Answers of one cell's requests: those that are known are taken, and new ones are told of as they are
+    made."""
 
     def __init__(
-        self, cell_id: str = "", made_with: str = "", known: Iterable[KeptAnswers] = (),
+        self,
+        cell_id: str = "",
+        made_with: str = "",
+        known: Iterable[KeptAnswers] = (),
         tell: Callable[[KeptAnswers], object] = nobody,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``made_with``: what decides a number and is not in the cell's id, such as the device's own name.
 
         ``known``: of any cells; those of others are not taken.
@@ -59,7 +65,8 @@ class AnswerBook:
         self._known = {each.asked: each.answers for each in known if each.cell_id == cell_id}
 
     def answers(self, asked: Any, count: int, kind: type[A], compute: Callable[[], list[A]]) -> list[A]:
-        """The ``count`` answers of requests that go through together: the known ones, or what ``compute`` gives.
+        """The ``count`` answers of requests that go through together: the known ones, or what ``compute``
+        gives.
 
         ``asked``, which JSON must hold, is all that tells these requests and their company from others.
         """

@@ -18,7 +18,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def without_frames(error: Exception) -> Exception:
-    """The error with its traceback as text alone: the frames would hold what their functions held, caches, logits, a model."""
+    """The error with its traceback as text alone: the frames would hold what their functions held, caches,
+    logits, a model."""
     setattr(error, TRACE, "".join(traceback.format_exception(error)))
     left: BaseException | None = error
     while left is not None:

@@ -1,7 +1,8 @@
-"""What a worker tells while its unit goes on: rows that are finished, answers that rows are made of, how far it is.
+"""What a worker tells while its unit goes on: rows that are finished, answers that rows are made of, how far
+it is.
 
-Both are told at intervals, so that what is lost with a worker is little and what is stored is not many small files; whatever a
-short unit gives is told at its end alone, by its result.
+Both are told at intervals, so that what is lost with a worker is little and what is stored is not many small
+files; whatever a short unit gives is told at its end alone, by its result.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ ROWS_SECONDS, SHARE_SECONDS = 20.0, 4.0
 
 A thousand workers tell 250 times a second."""
 FIRST_ROWS_SECONDS = 8.0
-"""When what is finished is told for the first time: who watches a sweep of a large model sees rows within its first minute."""
+"""When what is finished is told for the first time: who watches a sweep of a large model sees rows within its
+first minute."""
 MOST_SHARE = 0.99
 """Of a unit that goes on: timed rounds may be more than were expected."""
 
@@ -49,7 +51,8 @@ Tell = Callable[[News], None]
 
 @dataclass
 class Telling:
-    """Collects what a unit gives; ``tell`` hears of it in time, and ``rows`` holds what it has not heard of yet."""
+    """Collects what a unit gives; ``tell`` hears of it in time, and ``rows`` holds what it has not heard of
+    yet."""
 
     tell: Tell | None
     """Without one, all rows stay in ``rows``."""
@@ -79,7 +82,9 @@ class Telling:
         """Rows that are finished, each with the ``cell_id`` of its cell."""
         self.rows += [row | self.columns.get(row["cell_id"], {}) for row in rows]
         finished = {row["cell_id"] for row in rows}
-        self.answers = [each for each in self.answers if each.cell_id not in finished]  # they were kept for these rows
+        self.answers = [
+            each for each in self.answers if each.cell_id not in finished
+        ]  # they were kept for these rows
         self._tell_in_time()
 
     def answered(self, answers: KeptAnswers) -> None:

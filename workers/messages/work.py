@@ -1,4 +1,5 @@
-"""What travels between driver and worker: units with their token ids, results with their rows. Plain data, no torch."""
+"""What travels between driver and worker: units with their token ids, results with their rows. Plain data, no
+torch."""
 
 from __future__ import annotations
 
@@ -33,13 +34,15 @@ class Work(Protocol):
     """Whether rows say what the self-check found on their own text."""
 
     def check_text(self) -> np.ndarray | None:
-        """[texts, length] ids of the longest texts, on which the model is checked; None where only running it brings them."""
+        """[texts, length] ids of the longest texts, on which the model is checked; None where only running it
+        brings them."""
         ...
 
 
 @dataclass(frozen=True)
 class PerplexityWork:
-    """Windows and their ids, BOS among them, [windows, window] int32; ``documents`` has one entry per window."""
+    """Windows and their ids, BOS among them, [windows, window] int32; ``documents`` has one entry per
+    window."""
 
     tells_rounding: ClassVar[bool] = True
 
@@ -48,8 +51,9 @@ class PerplexityWork:
     documents: tuple[int | None, ...]
     stride: int
     checked: np.ndarray | None = None
-    """[texts, window] ids of windows on which the model is checked, the same in all units about a text, so that what the check
-    finds of rounding does not depend on which unit came first; where left out the unit's own."""
+    """[texts, window] ids of windows on which the model is checked, the same in all units about a text, so
+    that what the check finds of rounding does not depend on which unit came first; where left out the unit's
+    own."""
 
     def check_text(self) -> np.ndarray | None:
         """Windows that are the same in all units about a text."""
@@ -139,7 +143,8 @@ class WorkUnit:
 
 
 class FromOutside(Exception):  # noqa: N818 - a mark beside an error's own type
-    """What is no fault of a cell, its model or this code, such as a hub that does not answer: the same command tries again."""
+    """What is no fault of a cell, its model or this code, such as a hub that does not answer: the same
+    command tries again."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ class Failure:
 
     @classmethod
     def of(cls, cell_id: str, error: BaseException) -> Failure:
-        """From an exception. One that came from outside leaves no traceback, which is how everybody tells it from the others."""
+        """From an exception. One that came from outside leaves no traceback, which is how everybody tells it
+        from the others."""
         trace = getattr(error, TRACE, None) or "".join(traceback.format_exception(error))
         trace = "" if isinstance(error, FromOutside) else trace
         return cls(cell_id, type(error).__name__, str(error) or type(error).__name__, trace)

@@ -1,8 +1,9 @@
-"""What a config.json tells before anything is loaded: why a model cannot be measured, or up to what length it can.
+"""What a config.json tells before anything is loaded: why a model cannot be measured, or up to what length it
+can.
 
-A setting decides where there is one; the family (``workers.models.families``) decides where its code does what no setting
-tells. Reasons are clauses that go behind the model's name. What is not known here is found by the self-check when the
-model is loaded. Nothing here imports torch.
+A setting decides where there is one; the family (``workers.models.families``) decides where its code does
+what no setting tells. Reasons are clauses that go behind the model's name. What is not known here is found by
+the self-check when the model is loaded. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -13,10 +14,20 @@ from typing import Any
 
 from workers.models import families
 from workers.models.model_json import one_line, shown
-from workers.models.model_settings import Settings, count_of, kind_of, layer_types, number_of, table_of, text_settings, window_of
+from workers.models.model_settings import (
+    Settings,
+    count_of,
+    kind_of,
+    layer_types,
+    number_of,
+    table_of,
+    text_settings,
+    window_of,
+)
 
 FULL, SLIDING, CHUNKED = ("full_attention", "attention"), "sliding_attention", "chunked_attention"
-"""Values of ``layer_types`` for layers that keep a key for every token; the last two attend to some of them only."""
+"""Values of ``layer_types`` for layers that keep a key for every token; the last two attend to some of them
+only."""
 LOGIT_SCALES = (
     "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier", "output_multiplier",
 )  # fmt: skip
@@ -31,7 +42,8 @@ class Limit:
     why: str
     """A clause that stands alone."""
     last_is_predicted: bool = False
-    """Whether the last of so many tokens may be predicted but not be fed: ``generate`` throws the cache away behind it."""
+    """Whether the last of so many tokens may be predicted but not be fed: ``generate`` throws the cache away
+    behind it."""
 
     @property
     def fed(self) -> int:
@@ -58,7 +70,8 @@ class Architecture:
 
 
 def usable(config: Any) -> Architecture:
-    """Of a transformers configuration. Raises ValueError where its model cannot be measured, with the reason."""
+    """Of a transformers configuration. Raises ValueError where its model cannot be measured, with the
+    reason."""
     architecture = read_architecture(config.to_dict())
     if architecture.refusals:
         raise ValueError(f"this model cannot be measured through a pruned cache: {architecture.refusals[0]}")
@@ -106,7 +119,9 @@ def _keys(text: Settings) -> Iterator[str]:
             "measured here is a cache of keys and values"
         )
     if shared:
-        yield (f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune for themselves")
+        yield (
+            f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune for themselves"
+        )
     if text.get("use_cla"):
         yield f"some of its layers read the keys of earlier layers (use_cla {shown(text['use_cla'])}), which prune for themselves"
     if kind_of(text) in families.SHARED_KEYS:
@@ -115,7 +130,10 @@ def _keys(text: Settings) -> Iterator[str]:
 
 def _widths(text: Settings) -> Iterator[str]:
     """Layers whose keys have another shape than the keys of others, which no cache here holds yet."""
-    for key, other in (("head_dim", "global_head_dim"), ("num_key_value_heads", "num_global_key_value_heads")):
+    for key, other in (
+        ("head_dim", "global_head_dim"),
+        ("num_key_value_heads", "num_global_key_value_heads"),
+    ):
         usual, globally = count_of(text, key), count_of(text, other)
         layers = table_of(text, "per_layer_config")
         apart = {count_of(table_of(layers, layer), key) for layer in layers} - {None}
@@ -173,7 +191,8 @@ def _encoder(settings: Settings) -> Iterator[str]:
 
 
 def _output(text: Settings) -> Iterator[str]:
-    """What stands between the last hidden state and the logits, which are made here without the model's own code."""
+    """What stands between the last hidden state and the logits, which are made here without the model's own
+    code."""
     for name in LOGIT_SCALES:
         scale = number_of(text, name)
         if scale not in (None, 1):
@@ -192,7 +211,15 @@ def _quantised(settings: Settings) -> Iterator[str]:
             yield f"its weights are quantised ({name}, {method}); take the original weights"
 
 
-RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (_layers, _keys, _widths, _attention, _direction, _output, _quantised)
+RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
+    _layers,
+    _keys,
+    _widths,
+    _attention,
+    _direction,
+    _output,
+    _quantised,
+)
 
 
 def _attention_limits(text: Settings) -> Iterator[Limit]:
@@ -203,10 +230,22 @@ def _attention_limits(text: Settings) -> Iterator[Limit]:
         yield Limit(window, f"some of its layers attend to the last {window} tokens only (sliding_window)")
     within = []
     if chunk is not None and (not kinds or CHUNKED in kinds):
-        within.append(Limit(chunk, f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)"))
+        within.append(
+            Limit(
+                chunk,
+                f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)",
+            )
+        )
     floor = count_of(text, "floor_scale")
-    if floor is not None and text.get("attn_temperature_tuning"):  # at position p by floor((p + 1) / floor_scale)
-        within.append(Limit(floor - 1, f"its attention is scaled by the cache's length from {floor} tokens on (floor_scale)"))
+    if floor is not None and text.get(
+        "attn_temperature_tuning"
+    ):  # at position p by floor((p + 1) / floor_scale)
+        within.append(
+            Limit(
+                floor - 1,
+                f"its attention is scaled by the cache's length from {floor} tokens on (floor_scale)",
+            )
+        )
     yield from sorted(within, key=lambda limit: limit.tokens)[:1]
 
 
@@ -224,7 +263,8 @@ def _slides(text: Settings) -> bool:
 
 
 def _rotary_limits(text: Settings) -> Iterator[Limit]:
-    """Rotary frequencies that the longest position of a pass chooses: one text would differ with the length of its passes."""
+    """Rotary frequencies that the longest position of a pass chooses: one text would differ with the length
+    of its passes."""
     name = next((name for name in ("rope_parameters", "rope_scaling") if text.get(name)), "rope_parameters")
     parameters = table_of(text, name)
     by_layer = [value for value in parameters.values() if isinstance(value, Mapping)]
@@ -237,9 +277,13 @@ def _rotary_limits(text: Settings) -> Iterator[Limit]:
 
         tokens = count_of(text, "max_position_embeddings")
         if "dynamic" not in kind:
-            original = "original_max_position_embeddings"  # where it stands outside, transformers takes that one
+            original = (
+                "original_max_position_embeddings"  # where it stands outside, transformers takes that one
+            )
             tokens = (None if by_layer else count_of(text, original)) or count_of(each, original) or tokens
         if tokens is None:
-            raise ValueError(f"{name} has rope_type {kind!r}, and no setting says from which length on its frequencies change")
+            raise ValueError(
+                f"{name} has rope_type {kind!r}, and no setting says from which length on its frequencies change"
+            )
         reason = f"a longer text changes its rotary frequencies for all of its tokens (rope_type {kind})"
         yield Limit(tokens, reason, kind_of(text) in families.CACHE_THROWN_AWAY and "dynamic" not in kind)

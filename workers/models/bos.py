@@ -1,4 +1,5 @@
-"""The token that a model's texts begin with, by its files alone: the one that AutoTokenizer of transformers puts there."""
+"""The token that a model's texts begin with, by its files alone: the one that AutoTokenizer of transformers
+puts there."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Bos = Literal["auto", "always", "never"]
 """Whether each text begins with BOS: as the model's own tokenizer has it, or whatever it has."""
 
 OWN_POST_PROCESSOR = ("GPTNeoXTokenizer",)
-"""Classes of transformers that put another post-processor in the place of the one in tokenizer.json: nothing is put first."""
+"""Classes of transformers that put another post-processor in the place of the one in tokenizer.json: nothing
+is put first."""
 OWN_BY_TYPE = ("gpt_neox", "falcon_mamba", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm")
 """Model types whose tokenizer is of such a class where its files do not say."""
 GENERAL_BY_TYPE = (
@@ -23,13 +25,15 @@ GENERAL_BY_TYPE = (
     "mixtral", "modernbert-decoder", "nemotron", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "qwen2",
     "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "stablelm", "xlm-roberta-xl",
 )  # fmt: skip
-"""Model types that get a tokenizer of the general class, which takes tokenizer.json as it is, whatever class is declared."""
+"""Model types that get a tokenizer of the general class, which takes tokenizer.json as it is, whatever class
+is declared."""
 
 
 def bos_token(facts: ModelFacts, how: Bos) -> int | None:
     """The id that each text of the model begins with; None where it begins with its own first token.
 
-    Raises ModelError where BOS is asked for and the model names none, and where its tokenizer puts several tokens first.
+    Raises ModelError where BOS is asked for and the model names none, and where its tokenizer puts several
+    tokens first.
     """
     if how == "never":
         return None
@@ -69,7 +73,9 @@ def _first_tokens(tokens: TextTokens, tokenizer_config: dict[str, Any], config: 
 
 
 def _has_own_post_processor(tokenizer_config: dict[str, Any], config: dict[str, Any]) -> bool:
-    declared = str(tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    declared = str(
+        tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    ).removesuffix("Fast")
     kind = config.get("model_type")
     return declared in OWN_POST_PROCESSOR and kind not in GENERAL_BY_TYPE if declared else kind in OWN_BY_TYPE
 

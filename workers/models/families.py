@@ -1,6 +1,8 @@
-"""Families of transformers by what their code does that no config.json tells, and what it assumes where a key is left out.
+"""Families of transformers by what their code does that no config.json tells, and what it assumes where a key
+is left out.
 
-``tests/models/test_architecture_files.py`` goes over all families of the installed transformers, so a new one is noticed.
+``tests/models/test_architecture_files.py`` goes over all families of the installed transformers, so a new one
+is noticed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ SINKS = frozenset({
 })  # fmt: skip
 """A logit learned for each head stands beside the keys in the softmax."""
 
-SPARSE = frozenset({"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"})
+SPARSE = frozenset(
+    {"axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"}
+)
 """An indexer chooses the keys that a query attends to."""
 
 OTHER_ATTENTION = {
@@ -69,7 +73,9 @@ COUPLED = frozenset({
 })  # fmt: skip
 """Decoders that are made to read an encoder, whatever ``is_encoder_decoder`` says."""
 
-WHOLE_WINDOW = frozenset({"mistral", "ministral3", "mixtral", "olmoe", "phi3", "phi4_multimodal", "phimoe", "starcoder2"})
+WHOLE_WINDOW = frozenset(
+    {"mistral", "ministral3", "mixtral", "olmoe", "phi3", "phi4_multimodal", "phimoe", "starcoder2"}
+)
 """``sliding_window`` holds for all layers; ``layer_types`` and ``use_sliding_window`` are not read."""
 
 _WINDOWS = {
@@ -83,7 +89,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("gemma3", "gemma3_text"), (26, 8, 4, 256, 2304, 131072, 262208)),
     (("llama4", "llama4_text"), (48, 40, 8, 128, 5120, 131072, 202048)),
 )
-"""Of models that also see: their files say of the language model only what differs from these (``SHAPE_KEYS``)."""
+"""Of models that also see: their files say of the language model only what differs from these
+(``SHAPE_KEYS``)."""
 SHAPE_KEYS = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "max_position_embeddings",
     "vocab_size",
@@ -103,12 +110,21 @@ _ASSUMED: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"), {"use_sliding_window": False}),
     (("cohere", "cohere2", "cohere2_moe"), {"logit_scale": 0.0625}),
     (("gemma3n", "gemma3n_text"), {"num_kv_shared_layers": 15}),
-    (("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), {"head_dim": 256, "global_head_dim": 512}),
-    (("llama4", "llama4_text"), {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192}),
+    (
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+        {"head_dim": 256, "global_head_dim": 512},
+    ),
+    (
+        ("llama4", "llama4_text"),
+        {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192},
+    ),
     (("mllama", "mllama_text_model"), {"cross_attention_layers": (3, 8, 13, 18, 23, 28, 33, 38)}),
 )
 DEFAULTS: dict[str, dict[str, Any]] = {kind: {"sliding_window": window} for kind, window in _WINDOWS.items()}
 """What transformers assumes where a config.json leaves a key out that counts here."""
-for _kinds, _settings in (*_ASSUMED, *((kinds, dict(zip(SHAPE_KEYS, shape, strict=True))) for kinds, shape in _SHAPES)):
+for _kinds, _settings in (
+    *_ASSUMED,
+    *((kinds, dict(zip(SHAPE_KEYS, shape, strict=True))) for kinds, shape in _SHAPES),
+):
     for _kind in _kinds:
         DEFAULTS[_kind] = DEFAULTS.get(_kind, {}) | _settings

@@ -1,4 +1,5 @@
-"""Where a model is and what it is, without torch: embedded name, local path or hub name -> facts for planning and loading."""
+"""Where a model is and what it is, without torch: embedded name, local path or hub name -> facts for planning
+and loading."""
 
 from __future__ import annotations
 
@@ -12,8 +13,22 @@ from workers.machine.cache_folder import cache_folder
 from workers.models.architecture import Limit, read_architecture
 from workers.models.gguf.converted import converted, quantization_of
 from workers.models.model_json import checked_size, is_file, one_line, read_json, read_json_if_there, shown
-from workers.models.model_settings import count_of, hidden_width, inner_width, share_of, table_of, text_settings
-from workers.models.weight_files import ADAPTER, IDENTITY_FILES, TEMPLATES, find_weights, identity, settings_files
+from workers.models.model_settings import (
+    count_of,
+    hidden_width,
+    inner_width,
+    share_of,
+    table_of,
+    text_settings,
+)
+from workers.models.weight_files import (
+    ADAPTER,
+    IDENTITY_FILES,
+    TEMPLATES,
+    find_weights,
+    identity,
+    settings_files,
+)
 
 EMBEDDED = Path(__file__).parents[1] / "reference"
 EMBEDDED_NAMES = ("reference-neox", "reference-llama")
@@ -24,14 +39,17 @@ GGUF = ".gguf"
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt")
 """Model types with one learned vector per position: past the last there is none."""
 ALIBI = ("bloom", "mpt")
-"""Model types that always add a penalty for distance to the logits; ``falcon`` says in its configuration whether it does."""
+"""Model types that always add a penalty for distance to the logits; ``falcon`` says in its configuration
+whether it does."""
 ROTARY_SHARES = {
     "llama": 1.0, "falcon": 1.0, "gpt_neox": 0.25, "stablelm": 0.25, "qwen3_next": 0.25, "phi": 0.5, "persimmon": 0.5,
     "nemotron": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gemma3_text": 1.0,
 }  # fmt: skip
-"""Share of the head dimension that is rotated where a configuration leaves it to the type's default; all of it elsewhere."""
+"""Share of the head dimension that is rotated where a configuration leaves it to the type's default; all of
+it elsewhere."""
 PLAIN_ROTARY = ("gpt_neox", "llama", "mistral", "qwen2")
-"""Model types whose keys are turned half against half by one set of frequencies, unless their rope_type says otherwise."""
+"""Model types whose keys are turned half against half by one set of frequencies, unless their rope_type says
+otherwise."""
 ROTARY_KEYS = (
     "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim",
 )  # fmt: skip
@@ -57,7 +75,8 @@ class Positions:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What planning needs to know of a model; ``revision`` changes whenever weights, configuration or tokenizer do."""
+    """What planning needs to know of a model; ``revision`` changes whenever weights, configuration or
+    tokenizer do."""
 
     name: str
     revision: str
@@ -78,7 +97,8 @@ class ModelFacts:
     kv_heads: int
     head_dim: int
     parameters: int
-    """Numbers in the weight files, from their headers (of pickles from their sizes); 0 where they are not here yet."""
+    """Numbers in the weight files, from their headers (of pickles from their sizes); 0 where they are not
+    here yet."""
     tokenizer_file: str
     trust_remote_code: bool = False
     """Whether Python files that come with the weights may run."""
@@ -95,7 +115,8 @@ class ModelFacts:
     stored_bytes: int = 0
     """Of the weight files; 0 where they are not here yet."""
     quantization: str | None = None
-    """How the GGUF file stored the weights that this model was made of, such as ``Q4_K_M``; None for one of no such file."""
+    """How the GGUF file stored the weights that this model was made of, such as ``Q4_K_M``; None for one of
+    no such file."""
 
     def limit_exceeded(self, length: int) -> str:
         """What a text of ``length`` tokens exceeds, in words; empty where it can be measured."""
@@ -105,23 +126,31 @@ class ModelFacts:
         return ""
 
     def longest(self, otherwise: int) -> int:
-        """Tokens that may go through at most, by context and limits; ``otherwise`` stands for a context that is not known."""
+        """Tokens that may go through at most, by context and limits; ``otherwise`` stands for a context that
+        is not known."""
         return min([self.context or otherwise, *(limit.fed for limit in self.limits)])
 
 
 def find_model(
     name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ModelFacts:
-    """Resolve a model name. Raises ModelError where it does not exist, cannot be reached or lacks what is needed."""
+    """Resolve a model name. Raises ModelError where it does not exist, cannot be reached or lacks what is
+    needed."""
     found = _find(name, revision, trust_remote_code, allow_pickle)
     return replace(found, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
 
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool) -> ModelFacts:
     folder = Path(os.path.expanduser(name))  # which, unlike pathlib, leaves the ~ of nobody as it is
-    is_local = name in (*EMBEDDED_NAMES, *FETCHED_NAMES) or name.startswith((".", "/", "~")) or _is_folder(folder, name)
+    is_local = (
+        name in (*EMBEDDED_NAMES, *FETCHED_NAMES)
+        or name.startswith((".", "/", "~"))
+        or _is_folder(folder, name)
+    )
     if is_local and revision is not None:
-        raise ModelError(f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash")
+        raise ModelError(
+            f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash"
+        )
     if name in EMBEDDED_NAMES:
         return _local(name, EMBEDDED / name)
     if name in FETCHED_NAMES:
@@ -139,12 +168,15 @@ def _fetched(name: str) -> ModelFacts:
     folder = cache_folder() / name
     if not _is_folder(folder, name):
         beside = f"; the folder of this name that lies here is ./{name}" if Path(name).is_dir() else ""
-        raise ModelError(f"model {name!r}: it is not in {folder.parent}; run `kvsweep fetch {name}` once{beside}")
+        raise ModelError(
+            f"model {name!r}: it is not in {folder.parent}; run `kvsweep fetch {name}` once{beside}"
+        )
     return _local(name, folder)
 
 
 def _gguf(name: str, file: Path) -> ModelFacts:
-    """A file of llama.cpp's format, which becomes an ordinary folder in the cache folder where it has not yet."""
+    """A file of llama.cpp's format, which becomes an ordinary folder in the cache folder where it has not
+    yet."""
     try:
         if not file.is_file():
             raise ModelError(f"model {shown(name)}: there is no such file")
@@ -162,10 +194,14 @@ def _is_folder(path: Path, name: str) -> bool:
     try:
         return path.is_dir()
     except OSError as error:
-        raise ModelError(f"model {shown(name)}: cannot be looked at as a directory: {error.strerror}") from None
+        raise ModelError(
+            f"model {shown(name)}: cannot be looked at as a directory: {error.strerror}"
+        ) from None
 
 
-def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False) -> ModelFacts:
+def _local(
+    name: str, folder: Path, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> ModelFacts:
     try:
         for needed in ("config.json", "tokenizer.json"):
             checked_size(folder / needed)
@@ -179,7 +215,9 @@ def _local(name: str, folder: Path, trust_remote_code: bool = False, allow_pickl
         quantization = quantization_of(folder)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
-    facts = _facts(name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters)
+    facts = _facts(
+        name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters
+    )
     if held.layers is not None and facts.layers > held.layers:
         raise ModelError(
             f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and the names of the "
@@ -192,7 +230,9 @@ def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*IDENTITY_FILES, TEMPLATES, ADAPTER]))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*IDENTITY_FILES, TEMPLATES, ADAPTER])
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         names = ", ".join((*EMBEDDED_NAMES, *FETCHED_NAMES))
@@ -231,7 +271,13 @@ def _config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
 
 
 def _facts(
-    name: str, revision: str, source: str, commit: str | None, folder: Path, config: Mapping[str, Any], parameters: int
+    name: str,
+    revision: str,
+    source: str,
+    commit: str | None,
+    folder: Path,
+    config: Mapping[str, Any],
+    parameters: int,
 ) -> ModelFacts:
     refusals: tuple[str, ...] = ()
     try:
@@ -254,23 +300,40 @@ def _facts(
         raise ModelError(f"model {name!r}: {told}") from error
 
     return ModelFacts(
-        name=name, revision=revision, source=source, commit=commit, architecture=str(text.get("model_type", "unknown")),
-        layers=layers, context=context, positions=positions, limits=architecture.limits, refusals=refusals,
-        kv_heads=kv_heads, head_dim=head_dim, parameters=parameters, tokenizer_file=str(folder / "tokenizer.json"),
-        vocabulary=vocabulary, heads=heads, hidden=hidden, inner=inner_width(text, hidden),
-    )  # fmt: skip
+        name=name,
+        revision=revision,
+        source=source,
+        commit=commit,
+        architecture=str(text.get("model_type", "unknown")),
+        layers=layers,
+        context=context,
+        positions=positions,
+        limits=architecture.limits,
+        refusals=refusals,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        parameters=parameters,
+        tokenizer_file=str(folder / "tokenizer.json"),
+        vocabulary=vocabulary,
+        heads=heads,
+        hidden=hidden,
+        inner=inner_width(text, hidden),
+    )
 
 
 def _check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
     """Raises ValueError where heads cannot be what is said of them together."""
     if heads % kv_heads:
-        raise ValueError(f"num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}")
+        raise ValueError(
+            f"num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}"
+        )
     if head_dim < 1:
         raise ValueError(f"hidden_size is less than num_attention_heads {heads}")
 
 
 def _needed(settings: Mapping[str, Any], *names: str) -> int:
-    """A count that every causal language model has, under one of several names. Raises ValueError where it is not there."""
+    """A count that every causal language model has, under one of several names. Raises ValueError where it is
+    not there."""
     count = count_of(settings, *names)
     if count is None:
         raise ValueError(f"it says no {names[0]}")
@@ -278,7 +341,8 @@ def _needed(settings: Mapping[str, Any], *names: str) -> int:
 
 
 def positions_of(config: Mapping[str, Any], head_dim: int) -> Positions:
-    """How the model of a config.json tells positions apart; ``unknown`` where it does not say and the type is not known here."""
+    """How the model of a config.json tells positions apart; ``unknown`` where it does not say and the type is
+    not known here."""
     kind = config.get("model_type")
     if kind in LEARNED_POSITIONS:
         return Positions("learned")
@@ -290,10 +354,13 @@ def positions_of(config: Mapping[str, Any], head_dim: int) -> Positions:
 
 
 def _rotated_share(config: Mapping[str, Any], head_dim: int) -> float | None:
-    """From ``rope_parameters``, one for all layers or one for each kind of layer; in older files, from keys of their own."""
+    """From ``rope_parameters``, one for all layers or one for each kind of layer; in older files, from keys
+    of their own."""
     parameters = table_of(config, "rope_parameters")
     by_layer = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    shares = {share_of(value, "partial_rotary_factor") or _older_share(config, head_dim) for value in by_layer}
+    shares = {
+        share_of(value, "partial_rotary_factor") or _older_share(config, head_dim) for value in by_layer
+    }
     return shares.pop() if len(shares) == 1 else None
 
 

@@ -1,4 +1,5 @@
-"""The JSON files of a model's folder: one reader, which ends soon and in one line whatever lies there under the name.
+"""The JSON files of a model's folder: one reader, which ends soon and in one line whatever lies there under
+the name.
 
 Everything raises ValueError with what is wrong and where, in words that go behind the model's name.
 """
@@ -18,7 +19,8 @@ MAX_SHOWN = 80
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there. Raises ValueError for what has its name and is none: a folder, a pipe, an end of symlinks."""
+    """Whether a file is there. Raises ValueError for what has its name and is none: a folder, a pipe, an end
+    of symlinks."""
     try:
         if path.is_file():
             return True
@@ -35,7 +37,9 @@ def checked_size(path: Path) -> Path:
     if not is_file(path):
         raise ValueError(f"{path.name} is missing in {path.parent}")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path.name} in {path.parent} is {size / 2**20:,.0f} MiB long; {MAX_BYTES / 2**20:,.0f} is the most")
+        raise ValueError(
+            f"{path.name} in {path.parent} is {size / 2**20:,.0f} MiB long; {MAX_BYTES / 2**20:,.0f} is the most"
+        )
     return path
 
 
@@ -58,7 +62,8 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def finite(name: str, value: object) -> float | None:
-    """A number that is one. None where there is none; booleans, NaN, infinity and what no float can hold are refused."""
+    """A number that is one. None where there is none; booleans, NaN, infinity and what no float can hold are
+    refused."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -86,5 +91,8 @@ def shown(value: object) -> str:
 def one_line(message: object, most: int = 300) -> str:
     """What somebody's library says, as one line in which nothing moves a terminal's cursor."""
     text = " ".join(str(message).split())
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text[:most])
+    safe = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in text[:most]
+    )
     return safe + ("..." if len(text) > most else "")

@@ -1,4 +1,5 @@
-"""Settings of a config.json, read strictly and without torch: a value of the wrong type is a ValueError that names it."""
+"""Settings of a config.json, read strictly and without torch: a value of the wrong type is a ValueError that
+names it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ LAYER_KEYS = ("layer_types", "layers_block_type", "block_types")
 
 
 def text_settings(config: Settings) -> Settings:
-    """Settings of the language model, with what transformers assumes where a file leaves out what counts here."""
+    """Settings of the language model, with what transformers assumes where a file leaves out what counts
+    here."""
     text = config.get("text_config")
     if text is None:
         text = config
@@ -37,7 +39,8 @@ MOST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "n_layers": 10_000}
 
 
 def count_of(settings: Settings, *names: str) -> int | None:
-    """The first of these settings that is there, a number of at least 1; None where none is. Raises ValueError for others."""
+    """The first of these settings that is there, a number of at least 1; None where none is. Raises
+    ValueError for others."""
     for name in names:
         value, most = settings.get(name), MOST[name] if name in MOST else 2**31 - 1
         if value is not None:
@@ -100,7 +103,11 @@ def inner_width(text: Mapping[str, Any], hidden: int) -> int:
     """Width of the layers' middle, of the widest layer; four hidden ones where the settings do not say."""
     for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"):
         value = text.get(name)
-        widths = [each for each in (value if isinstance(value, list | tuple) else [value]) if type(each) is int and each > 0]
+        widths = [
+            each
+            for each in (value if isinstance(value, list | tuple) else [value])
+            if type(each) is int and each > 0
+        ]
         if widths:
             return max(widths)
     return 4 * hidden

@@ -1,4 +1,5 @@
-"""How fast a model runs on this machine, remembered from the last time that it was measured; plain data, without torch.
+"""How fast a model runs on this machine, remembered from the last time that it was measured; plain data,
+without torch.
 
 Plans are told in these seconds. How a sweep is cut into units never depends on them.
 """
@@ -41,7 +42,9 @@ class Pace:
 
 def remember(pace: Pace, facts: ModelFacts, dtype: str, device: str, threads: int) -> None:
     """For plans that are made on this machine later."""
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written to: plans stay rough
+    with contextlib.suppress(
+        OSError, RuntimeError
+    ):  # no home, or one that cannot be written to: plans stay rough
         file = _file(facts, dtype, device, threads)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(pace)), encoding="utf-8")

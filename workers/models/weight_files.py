@@ -1,6 +1,8 @@
-"""The files of a local model: which weights transformers loads, how many they hold, and the identity of it all.
+"""The files of a local model: which weights transformers loads, how many they hold, and the identity of it
+all.
 
-Everything raises ValueError with what is wrong and where, in words that go behind the model's name. Nothing imports torch.
+Everything raises ValueError with what is wrong and where, in words that go behind the model's name. Nothing
+imports torch.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ BITS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files that transformers loads from a folder, and the index that names them where there is one."""
+    """The weight files that transformers loads from a folder, and the index that names them where there is
+    one."""
 
     files: tuple[Path, ...]
     index: Path | None
@@ -47,14 +50,16 @@ class Weights:
         return all(file.suffix == ".safetensors" for file in self.files)
 
     def held(self, stored_bytes: int) -> Held:
-        """What they hold, from the headers; of other formats estimated from the size, ``stored_bytes`` a number."""
+        """What they hold, from the headers; of other formats estimated from the size, ``stored_bytes`` a
+        number."""
         if self.are_safe:
             return read_headers(self.files)
         return Held(sum(file.stat().st_size for file in self.files) // stored_bytes, None)
 
 
 def find_weights(folder: Path, allow_pickle: bool, named: object = None) -> Weights:
-    """What transformers loads from ``folder``; ``named``: the value of ``transformers_weights`` in config.json.
+    """What transformers loads from ``folder``; ``named``: the value of ``transformers_weights`` in
+    config.json.
 
     A single file goes before an index, safetensors before pickles, as in ``PreTrainedModel.from_pretrained``.
     """
@@ -64,14 +69,24 @@ def find_weights(folder: Path, allow_pickle: bool, named: object = None) -> Weig
 
     for name in names:
         if is_file(folder / name):
-            return _indexed(folder / name) if name.endswith(".index.json") else Weights((folder / name,), None)
+            return (
+                _indexed(folder / name) if name.endswith(".index.json") else Weights((folder / name,), None)
+            )
 
-    hint = "" if allow_pickle else "; convert the weights: other formats can run code (allow_pickle: true reads them)"
+    hint = (
+        ""
+        if allow_pickle
+        else "; convert the weights: other formats can run code (allow_pickle: true reads them)"
+    )
     raise ValueError(f"no {' or '.join(names)} in {folder}, which is what transformers loads{hint}")
 
 
 def _named(name: object) -> str:
-    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")) or not _is_inside(name):
+    if (
+        not isinstance(name, str)
+        or not name.endswith((".safetensors", ".safetensors.index.json"))
+        or not _is_inside(name)
+    ):
         raise ValueError(
             f"config.json names {shown(name)} as transformers_weights; it must be a .safetensors file of the folder, or an "
             "index of such files"
@@ -83,13 +98,17 @@ def _indexed(index: Path) -> Weights:
     """The files that an index names, each once."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{index.name} in {index.parent} has no weight_map of tensors and the files that hold them")
+        raise ValueError(
+            f"{index.name} in {index.parent} has no weight_map of tensors and the files that hold them"
+        )
 
     suffix = ".bin" if index.name == PICKLED_INDEX else ".safetensors"
     files = []
     for name in sorted(set(names.values())):
         if not name.endswith(suffix) or not _is_inside(name):
-            raise ValueError(f"{index.name} in {index.parent} names {shown(name)}; it may name {suffix} files of its folder only")
+            raise ValueError(
+                f"{index.name} in {index.parent} names {shown(name)}; it may name {suffix} files of its folder only"
+            )
         if not is_file(index.parent / name):
             raise ValueError(f"{index.name} names {name}, which is missing in {index.parent}")
         files.append(index.parent / name)
@@ -109,7 +128,8 @@ class Held:
     parameters: int
     """Numbers in all tensors."""
     layers: int | None
-    """How many layers there can be at most, by the numbers in the names of tensors; None where no name has one."""
+    """How many layers there can be at most, by the numbers in the names of tensors; None where no name has
+    one."""
 
 
 def read_headers(files: Iterable[Path]) -> Held:
@@ -120,12 +140,23 @@ def read_headers(files: Iterable[Path]) -> Held:
             with file.open("rb") as opened:
                 size = file.stat().st_size
                 header, start = _header(opened, size)
-                parameters += sum(_tensor_size(value, size - start) for key, value in header.items() if key != "__metadata__")
+                parameters += sum(
+                    _tensor_size(value, size - start)
+                    for key, value in header.items()
+                    if key != "__metadata__"
+                )
         except (OSError, ValueError, RecursionError) as error:
-            reason = "its header is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
-            raise ValueError(f"{file.name} in {file.parent} is not a whole safetensors file: {reason}") from error
+            reason = (
+                "its header is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
+            )
+            raise ValueError(
+                f"{file.name} in {file.parent} is not a whole safetensors file: {reason}"
+            ) from error
         numbers |= {
-            int(part) for name in header for part in name.split(".") if part.isascii() and part.isdecimal() and len(part) < 10
+            int(part)
+            for name in header
+            for part in name.split(".")
+            if part.isascii() and part.isdecimal() and len(part) < 10
         }
     return Held(parameters, max(numbers) + 1 if numbers else None)
 
@@ -145,7 +176,8 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _tensor_size(tensor: Any, room: int) -> int:
-    """Numbers in a tensor, of which the header says dtype, shape and where it lies in the ``room`` bytes that follow."""
+    """Numbers in a tensor, of which the header says dtype, shape and where it lies in the ``room`` bytes that
+    follow."""
     try:
         shape, (first, last), bits = tensor["shape"], tensor["data_offsets"], BITS.get(tensor["dtype"])
         is_whole = all(type(number) is int and number >= 0 for number in (*shape, first, last))
@@ -153,7 +185,11 @@ def _tensor_size(tensor: Any, room: int) -> int:
         raise ValueError("its header does not say shape, dtype and place of every tensor") from error
 
     numbers = math.prod(shape) if is_whole else -1
-    if not is_whole or not first <= last <= room or (bits is not None and numbers * bits != 8 * (last - first)):
+    if (
+        not is_whole
+        or not first <= last <= room
+        or (bits is not None and numbers * bits != 8 * (last - first))
+    ):
         raise ValueError(
             f"a tensor of shape {shown(shape)} would lie at bytes {shown(first)} to {shown(last)} of the {room:,} that it holds"
         )
@@ -161,7 +197,8 @@ def _tensor_size(tensor: Any, room: int) -> int:
 
 
 def identity(folder: Path, files: Iterable[Path]) -> str:
-    """A hash of names and contents: moving content from one file to another changes it, as do a file more and a file less."""
+    """A hash of names and contents: moving content from one file to another changes it, as do a file more and
+    a file less."""
     digest = hashlib.sha256()
     for path in sorted(set(files)):
         try:
@@ -175,4 +212,6 @@ def identity(folder: Path, files: Iterable[Path]) -> str:
 
 def settings_files(folder: Path) -> list[Path]:
     """Those of the identity that are there and are no weights."""
-    return [folder / name for name in IDENTITY_FILES if is_file(folder / name)] + sorted(folder.glob(TEMPLATES))
+    return [folder / name for name in IDENTITY_FILES if is_file(folder / name)] + sorted(
+        folder.glob(TEMPLATES)
+    )

@@ -1,4 +1,5 @@
-"""What a cell's evaluation gives: NLL per token, what its cache held, how much of it was really compressed."""
+"""What a cell's evaluation gives: NLL per token, what its cache held, how much of it was really
+compressed."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ class CellScores:
     seconds: float
     """Its share, by tokens, of the wall time of those passes; for cost estimates only."""
     kl: Tensor | None = None
-    """[windows, length - 1] float32 on the CPU: KL divergence from the dense cell's distribution of each token, in nats; None
-    where there was no dense cell beside it. A difference of sums: right to about 1e-5, and perhaps as little below 0."""
+    """[windows, length - 1] float32 on the CPU: KL divergence from the dense cell's distribution of each
+    token, in nats; None where there was no dense cell beside it. A difference of sums: right to about 1e-5,
+    and perhaps as little below 0."""
     agreed: Tensor | None = None
     """[windows, length - 1] bool on the CPU: the dense cell held the same token most likely."""
 
@@ -53,7 +55,10 @@ class CellScores:
         """Most bytes of keys and values stored at once over all layers, before a prune."""
         schedule, skipped = self.schedule, len(self.pruned_layers) - sum(self.pruned_layers)
         points = [(seen, before) for seen, before, _ in schedule.events] + [(schedule.steps, schedule.final)]
-        return max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points) * self.kv_bytes_per_entry
+        return (
+            max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points)
+            * self.kv_bytes_per_entry
+        )
 
     def _over_layers(self, first_scored: int) -> float:
         pruned, full = self.schedule.mean(first_scored), (self.schedule.steps + first_scored) / 2

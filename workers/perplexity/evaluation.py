@@ -1,8 +1,10 @@
-"""Sliding perplexity through a pruned cache: exact event-driven evaluation, and the one-token-per-pass reference.
+"""Sliding perplexity through a pruned cache: exact event-driven evaluation, and the one-token-per-pass
+reference.
 
-The reference *defines* the numbers: one forward pass per token, a prune check after each. Between two prune events nothing is
-dropped, so the tokens up to the next event go through in one pass with the same result; the tokens before the first event
-are the same for every cell and are computed once, in one dense pass; and cells whose passes are short share them.
+The reference *defines* the numbers: one forward pass per token, a prune check after each. Between two prune
+events nothing is dropped, so the tokens up to the next event go through in one pass with the same result; the
+tokens before the first event are the same for every cell and are computed once, in one dense pass; and cells
+whose passes are short share them.
 """
 
 from __future__ import annotations
@@ -47,15 +49,22 @@ class Watch:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, tokens: Tensor, cells: Sequence[PruneSettings], row_ids: Sequence[int],
-    wanted: Collection[int] | None = None, watch: Watch = Watch(),
-) -> tuple[CellScores, list[Outcome]]:  # fmt: skip
-    """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score them.
+    model: nn.Module,
+    tokens: Tensor,
+    cells: Sequence[PruneSettings],
+    row_ids: Sequence[int],
+    wanted: Collection[int] | None = None,
+    watch: Watch = Watch(),
+) -> tuple[CellScores, list[Outcome]]:
+    """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score
+    them.
 
-    tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this length is None: it
+    tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this
+    length is None: it
     *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised
-    (FloatingPointError for NaN logits), and so is running out of memory with more than one window. ``wanted``: indices of the
-    cells that are asked for, all where left out; what others share no pass with these is not computed, and they are None.
+    (FloatingPointError for NaN logits), and so is running out of memory with more than one window.
+    ``wanted``: indices of the cells that are asked for, all where left out; what others share no pass with
+    these is not computed, and they are None.
     """
     steps = tokens.shape[1] - 1
     count = model.config.get_text_config().num_hidden_layers  # pyright: ignore
@@ -77,7 +86,9 @@ def evaluate(
             waiting.append(group)
     while waiting:
         group = waiting.popleft()
-        started = [replace(track) for track in group]  # a failing group must not move those that are tried alone
+        started = [
+            replace(track) for track in group
+        ]  # a failing group must not move those that are tried alone
         try:
             outcomes: Sequence[CellScores | Exception] = _Group(
                 model, tokens, prefix, (dense, twin), started, row_ids, watch
@@ -101,7 +112,8 @@ def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
 
 
 def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Track]:
-    """The cell at its first event; nothing where it has none. Raises ValueError where its policy cannot be found."""
+    """The cell at its first event; nothing where it has none. Raises ValueError where its policy cannot be
+    found."""
     schedule = schedule_of(cell, steps)
     if not schedule.events or not any(cell.prunes(i) for i in range(layers)):
         return []
@@ -122,11 +134,15 @@ def _dense(
     points = [track.seen for track in observing]
     prefix = SharedPrefix(model.config, points, observations)  # pyright: ignore[reportArgumentType]
     hidden = body_of(model)(
-        input_ids=tokens[:, :steps], position_ids=torch.arange(steps, device=tokens.device)[None], past_key_values=prefix,
+        input_ids=tokens[:, :steps],
+        position_ids=torch.arange(steps, device=tokens.device)[None],
+        past_key_values=prefix,
         use_cache=True,
-    ).last_hidden_state  # fmt: skip
+    ).last_hidden_state
     prefix.check_complete(steps)
-    scored, twin = score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
+    scored, twin = (
+        score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
+    )
     nll, correct = scored.nll.cpu(), scored.correct.cpu()
     _check_finite(nll)
     layer = prefix.prefix_layers[0]
@@ -134,9 +150,17 @@ def _dense(
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
     seconds = time.perf_counter() - begin
     dense = CellScores(
-        nll, correct, Budget(1.0, 1).event_schedule(steps), (False,) * layers, entry, Validity(0), 1, seconds,
-        torch.zeros_like(nll), torch.ones_like(correct),
-    )  # fmt: skip
+        nll,
+        correct,
+        Budget(1.0, 1).event_schedule(steps),
+        (False,) * layers,
+        entry,
+        Validity(0),
+        1,
+        seconds,
+        torch.zeros_like(nll),
+        torch.ones_like(correct),
+    )
     return dense, prefix, twin
 
 
@@ -146,7 +170,8 @@ def _check_finite(nll: Tensor) -> None:
 
 
 def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[list[Track]]:
-    """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the same schedule."""
+    """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the
+    same schedule."""
     groups: dict[object, list[Track]] = {}
     for track in tracks:
         policy, events = track.policy, track.schedule.events
@@ -157,9 +182,13 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
         first = group[0]
         (observes,) = widest(track.policy.observes for track in group).values()
         together = Group.of(
-            [track.schedule for track in group], windows, len(first.settings.skipped), observes,
-            in_slots=first.policy.in_slots and _is_short(first, windows), is_even=not _is_short(first, windows),
-        )  # fmt: skip
+            [track.schedule for track in group],
+            windows,
+            len(first.settings.skipped),
+            observes,
+            in_slots=first.policy.in_slots and _is_short(first, windows),
+            is_even=not _is_short(first, windows),
+        )
         size = cells_at_once(shape, together)
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
         for start in range(0, len(group), size):
@@ -167,7 +196,8 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
 
 
 def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> str:
-    """In words, how ``evaluate`` stores a cell's entries between its passes over windows [windows, length]."""
+    """In words, how ``evaluate`` stores a cell's entries between its passes over windows [windows,
+    length]."""
     tracks = _tracks(0, cell, length - 1, layers)
     if not tracks:
         return "the dense pass alone, for it never prunes on this length"
@@ -189,9 +219,15 @@ class _Group:
     """Cells that go through together, one pass per event, until each has seen all tokens."""
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, prefix: SharedPrefix, dense: tuple[CellScores, Twin | None],
-        tracks: list[Track], row_ids: Sequence[int], watch: Watch,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        prefix: SharedPrefix,
+        dense: tuple[CellScores, Twin | None],
+        tracks: list[Track],
+        row_ids: Sequence[int],
+        watch: Watch,
+    ) -> None:
         self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
         self.watch = watch
         begin = time.perf_counter()
@@ -224,7 +260,8 @@ class _Group:
         return [self._result(i, start) for i, start in enumerate(starts)]
 
     def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
-        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active`` move on."""
+        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active``
+        move on."""
         windows = self.tokens.shape[0]
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
         self.unscored.append((hidden, cells, plan.window, plan.step))
@@ -238,12 +275,15 @@ class _Group:
             self.seconds[i] += per_token * count
 
     def _score(self) -> None:
-        """Tokens of several short passes at once: nothing waits for their logits, and the output layer is read less often."""
+        """Tokens of several short passes at once: nothing waits for their logits, and the output layer is
+        read less often."""
         if not self.unscored:
             return
         hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
         assert self.twin is not None
-        found = score(self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None]))
+        found = score(
+            self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None])
+        )
         assert found.kl is not None and found.agreed is not None
         self.nll[cells, rows, at], self.correct[cells, rows, at] = found.nll[0], found.correct[0]
         self.kl[cells, rows, at], self.agreed[cells, rows, at] = found.kl[0], found.agreed[0]
@@ -263,27 +303,45 @@ class _Group:
                 shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
                 self.validity[i] = Validity(events, *shares)
         going = [place for place, i in enumerate(active) if i not in done]
-        rows = torch.tensor([place * windows + w for place in going for w in range(windows)], dtype=torch.long)
+        rows = torch.tensor(
+            [place * windows + w for place in going for w in range(windows)], dtype=torch.long
+        )
         self.cache.drop_rows(rows.to(self.tokens.device))
         return [active[place] for place in going]
 
     def _result(self, i: int, start: int) -> CellScores:
         track, dense = self.tracks[i], self.dense
         nll, correct, kl, agreed = (x[i].cpu() for x in (self.nll, self.correct, self.kl, self.agreed))
-        nll[:, :start], correct[:, :start], agreed[:, :start] = dense.nll[:, :start], dense.correct[:, :start], True
+        nll[:, :start], correct[:, :start], agreed[:, :start] = (
+            dense.nll[:, :start],
+            dense.correct[:, :start],
+            True,
+        )
         _check_finite(nll)
         prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
         return CellScores(
-            nll, correct, track.schedule, prunes, dense.kv_bytes_per_entry, self.validity[i], self.passes[i], self.seconds[i],
-            kl, agreed,
-        )  # fmt: skip
+            nll,
+            correct,
+            track.schedule,
+            prunes,
+            dense.kv_bytes_per_entry,
+            self.validity[i],
+            self.passes[i],
+            self.seconds[i],
+            kl,
+            agreed,
+        )
 
 
 @torch.inference_mode()
-def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, row_ids: Sequence[int]) -> CellScores:
-    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for judging.
+def evaluate_reference(
+    model: nn.Module, tokens: Tensor, cell: PruneSettings, row_ids: Sequence[int]
+) -> CellScores:
+    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for
+    judging.
 
-    It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that ``model.generate`` takes.
+    It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that
+    ``model.generate`` takes.
     """
     begin, steps = time.perf_counter(), tokens.shape[1] - 1
     cache = PrunedCache(model.config, cell, row_ids=row_ids)  # pyright: ignore[reportArgumentType]
@@ -299,9 +357,18 @@ def evaluate_reference(model: nn.Module, tokens: Tensor, cell: PruneSettings, ro
     keys, values = layer.stored()
     entry = keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size()
     scores = CellScores(
-        nll, correct, schedule_of(cell, steps), prunes, entry, cache.validity(), steps, time.perf_counter() - begin
+        nll,
+        correct,
+        schedule_of(cell, steps),
+        prunes,
+        entry,
+        cache.validity(),
+        steps,
+        time.perf_counter() - begin,
     )
     held = [layer.held for layer in cache.pruned_layers]
     if held != scores.entries_final():
-        raise RuntimeError(f"the cache holds {held} entries per layer where its schedule says {scores.entries_final()}")
+        raise RuntimeError(
+            f"the cache holds {held} entries per layer where its schedule says {scores.entries_final()}"
+        )
     return scores

@@ -20,12 +20,17 @@ from workers.policies.settings import PruneSettings, in_words
 from workers.texts.windows import Window
 
 
-def perplexity_rows(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
-    """Tell ``telling`` the rows of every window and cell; cells that fail go into ``result``. Raises as ``evaluate`` does."""
+def perplexity_rows(
+    unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
+) -> None:
+    """Tell ``telling`` the rows of every window and cell; cells that fail go into ``result``. Raises as
+    ``evaluate`` does."""
     work = unit.work
     assert isinstance(work, PerplexityWork)
     steps = work.tokens.shape[1] - 1
-    telling.expect(len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells)))
+    telling.expect(
+        len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells))
+    )
     made = _PerplexityRows(unit, work, result, telling)
     start, size = 0, windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
@@ -35,7 +40,9 @@ def perplexity_rows(unit: WorkUnit, model: nn.Module, device: torch.device, resu
         row_ids = [window.text_id for window in windows]
         wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in unit.complete}
         try:
-            evaluate(model, tokens, [cell.settings for cell in cells], row_ids, wanted, made.watch(cells, part))
+            evaluate(
+                model, tokens, [cell.settings for cell in cells], row_ids, wanted, made.watch(cells, part)
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(windows) == 1:
                 raise
@@ -57,7 +64,8 @@ class _PerplexityRows:
         self.unit, self.work, self.result, self.telling = unit, work, result, telling
         self.failed: set[str] = set()
         self.given: set[tuple[str, int]] = set()
-        """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in halves."""
+        """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in
+        halves."""
 
     def cells_left(self) -> list[UnitCell]:
         """Those that did not fail."""
@@ -86,16 +94,21 @@ class _PerplexityRows:
         """A cell's rows; without scores of its own it *is* the dense one."""
         scores, reused = own or dense, own is None and cell.settings.policy != "dense"
         rows = []
-        for i, (window, document) in enumerate(zip(self.work.windows[part], self.work.documents[part], strict=True)):
+        for i, (window, document) in enumerate(
+            zip(self.work.windows[part], self.work.documents[part], strict=True)
+        ):
             if (cell.cell_id, window.index) not in self.given:
                 self.given.add((cell.cell_id, window.index))
                 row = _perplexity_row(window, i, scores, reused=reused)
-                rows.append({"cell_id": cell.cell_id, **row, "document": document, "stride": self.work.stride})
+                rows.append(
+                    {"cell_id": cell.cell_id, **row, "document": document, "stride": self.work.stride}
+                )
         self.telling.give(rows)
 
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
-    """One (cell, window); ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of its own)."""
+    """One (cell, window); ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of
+    its own)."""
 
     def scored(values: Tensor | None) -> Tensor:
         assert values is not None  # None without a dense cell beside it, and here it always is

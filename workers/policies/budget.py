@@ -1,6 +1,7 @@
 """Pure integers: ratio -> kept count, the next prune event, the whole event schedule of a cell.
 
-The only place where a keep_ratio becomes a number of entries (science: one forward pass, step 2), and where a schedule says when.
+The only place where a keep_ratio becomes a number of entries (science: one forward pass, step 2), and where a
+schedule says when.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ def kept_count(keep_ratio: float, entries: int) -> int:
 
 
 def is_due(keep_ratio: float, prune_after: int, entries: int) -> bool:
-    """Whether a layer that holds ``entries`` prunes now: the threshold is reached and at least one entry would go."""
+    """Whether a layer that holds ``entries`` prunes now: the threshold is reached and at least one entry
+    would go."""
     return entries >= prune_after and kept_count(keep_ratio, entries) < entries
 
 
 def next_event(keep_ratio: float, prune_after: int, held: int) -> int | None:
-    """Number of entries at which a layer that holds ``held`` prunes next; None where the ratio never drops anything.
+    """Number of entries at which a layer that holds ``held`` prunes next; None where the ratio never drops
+    anything.
 
-    The smallest m > held, m >= prune_after, with ``ceil(keep_ratio * m) < m``: from m >= 1 / (1 - ratio) on it holds.
+    The smallest m > held, m >= prune_after, with ``ceil(keep_ratio * m) < m``: from m >= 1 / (1 - ratio) on
+    it holds.
     """
     numerator, denominator = _exact(keep_ratio)
     if numerator >= denominator:
@@ -41,15 +45,16 @@ def next_event(keep_ratio: float, prune_after: int, held: int) -> int | None:
 
 
 SCHEDULES = ("every_step", "prefill_once", "constant")
-"""``every_step``: a layer that holds prune_after entries keeps ``ceil(keep_ratio * n)`` of n, after each step and each prompt.
-``prefill_once``: the same, checked after a prompt alone. ``constant``: a layer that holds more than
-``ceil(keep_ratio * prune_after)`` entries keeps so many, after every step and every prompt: the budget of H2O, TOVA and
-StreamingLLM, whose papers drop an entry as soon as one is too many."""
+"""``every_step``: a layer that holds prune_after entries keeps ``ceil(keep_ratio * n)`` of n, after each step
+and each prompt. ``prefill_once``: the same, checked after a prompt alone. ``constant``: a layer that holds
+more than ``ceil(keep_ratio * prune_after)`` entries keeps so many, after every step and every prompt: the
+budget of H2O, TOVA and StreamingLLM, whose papers drop an entry as soon as one is too many."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many entries a pruning layer holds and when it is looked at: what ratio, threshold and schedule are together."""
+    """How many entries a pruning layer holds and when it is looked at: what ratio, threshold and schedule are
+    together."""
 
     keep_ratio: float
     prune_after: int
@@ -83,13 +88,15 @@ class Budget:
         return self.drops and entries > self.constant
 
     def next_event(self, held: int) -> int | None:
-        """Number of entries at which a layer that holds ``held`` prunes next, were every entry checked; None for never."""
+        """Number of entries at which a layer that holds ``held`` prunes next, were every entry checked; None
+        for never."""
         if self.constant is None:
             return next_event(self.keep_ratio, self.prune_after, held)
         return max(self.constant, held) + 1 if self.drops else None
 
     def first_kept(self, prompt: int) -> int | None:
-        """What the first prune leaves where ``prompt`` tokens come before the first check; None where nothing is ever dropped."""
+        """What the first prune leaves where ``prompt`` tokens come before the first check; None where nothing
+        is ever dropped."""
         first = self.next_event(prompt - 1) if prompt else self.next_event(0)
         return None if first is None else self.kept(first)
 
@@ -103,9 +110,9 @@ class Budget:
 class Schedule:
     """What a pruning layer does over ``steps`` one-token steps from an empty cache.
 
-    Each prune finds ``full`` entries and leaves ``kept``. That is so under every schedule: what a prune leaves is under ``full``,
-    so the next one comes as soon as there are as many again. All figures follow from these three numbers, without a walk
-    through the steps.
+    Each prune finds ``full`` entries and leaves ``kept``. That is so under every schedule: what a prune
+    leaves is under ``full``, so the next one comes as soon as there are as many again. All figures follow
+    from these three numbers, without a walk through the steps.
     """
 
     steps: int
@@ -144,15 +151,18 @@ class Schedule:
         return self.steps if self.first_event is None else self.first_event
 
     def mean(self, first_scored: int = 1) -> float:
-        """Entries held after a step (after its prune), over the steps that predict the tokens ``first_scored..steps``."""
+        """Entries held after a step (after its prune), over the steps that predict the tokens
+        ``first_scored..steps``."""
         start = first_scored - 1  # token i is predicted by step i - 1
         total = self._sum(self.steps) - self._sum(start)
         return total / (self.steps - start) if self.steps > start else 0.0
 
     def scored_pruned(self, first_scored: int) -> int:
-        """How many of the tokens ``first_scored..steps`` were predicted with at least one entry already dropped.
+        """How many of the tokens ``first_scored..steps`` were predicted with at least one entry already
+        dropped.
 
-        Token i is predicted by step i - 1 (0-based), which sees the cache that the event after step i - 2 left.
+        Token i is predicted by step i - 1 (0-based), which sees the cache that the event after step i - 2
+        left.
         """
         if self.first_event is None:
             return 0
@@ -171,7 +181,9 @@ class Schedule:
 
         between = self.full - self.kept
         whole, rest = divmod(step - self.full + 1, between)
-        behind = whole * (self.kept * between + _triangle(between - 1)) + rest * self.kept + _triangle(rest - 1)
+        behind = (
+            whole * (self.kept * between + _triangle(between - 1)) + rest * self.kept + _triangle(rest - 1)
+        )
         return _triangle(self.full - 1) + behind
 
 

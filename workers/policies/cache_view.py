@@ -1,4 +1,5 @@
-"""What a policy sees of a layer at a prune event, and the one maker of it. Imports torch only where it is used."""
+"""What a policy sees of a layer at a prune event, and the one maker of it. Imports torch only where it is
+used."""
 
 from __future__ import annotations
 
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
 SIGNIFICANT_BITS = {"float32": 12, "float16": 11, "bfloat16": 10}
 """Of a score, by the dtype of the keys that it was computed from; in others as in float32.
 
-In 16 bits the keys' own rounding moves a norm by 1e-4 (float16) to 1e-3 (bfloat16) of its value. With more bits it chooses among
-repetitions of a token, with fewer norms tie that differ: these numbers drop most of what float32 drops (``benchmarks.rounding``).
+In 16 bits the keys' own rounding moves a norm by 1e-4 (float16) to 1e-3 (bfloat16) of its value. With more
+bits it chooses among repetitions of a token, with fewer norms tie that differ: these numbers drop most of
+what float32 drops (``benchmarks.rounding``).
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheView:
-    """What a policy sees of one layer at a prune event: the entries held, in temporal order, the newest one last.
+    """What a policy sees of one layer at a prune event: the entries held, in temporal order, the newest one
+    last.
 
-    After a policy that is not ``temporal`` they lie in the order in which it left them. The tensors are the policy's own copies.
+    After a policy that is not ``temporal`` they lie in the order in which it left them. The tensors are the
+    policy's own copies.
     """
 
     keys: Tensor
@@ -47,9 +51,11 @@ class CacheView:
     scale: Scale
     """How the model's attention scales and caps its logits."""
     queries: Tensor | None = None
-    """[batch, heads, w, head_dim], the last w = min(count, seen) queries, rotated, oldest first; see ``LastQueries``."""
+    """[batch, heads, w, head_dim], the last w = min(count, seen) queries, rotated, oldest first; see
+    ``LastQueries``."""
     mass: Tensor | None = None
-    """[batch, kv_heads, n], attention that each entry got from all queries so far, summed over the head's group; see ``Mass``."""
+    """[batch, kv_heads, n], attention that each entry got from all queries so far, summed over the head's
+    group; see ``Mass``."""
     weights: Tensor | None = None
     """[batch, kv_heads, group, w, n], attention of some of the last queries where the pass itself made it."""
 
@@ -59,7 +65,8 @@ class CacheView:
         return self.take_values()
 
     def attention(self, last: int) -> Tensor:
-        """Attention of the last queries over the entries held now: [batch, kv_heads, group, w, n], w = min(last, seen)."""
+        """Attention of the last queries over the entries held now: [batch, kv_heads, group, w, n], w =
+        min(last, seen)."""
         from workers.policies.attention_weights import weights
 
         assert self.queries is not None, "the policy has to say that it observes LastQueries"
@@ -75,9 +82,18 @@ class CacheView:
 
 
 def view_of(
-    *, keys: Tensor, values: Callable[[], Tensor], positions: Tensor, seen: int | Tensor, keep: int | Tensor,
-    layer: int | Tensor, seed: int | Tensor, row_ids: Tensor, observed: Observed, scale: Scale,
-) -> CacheView:  # fmt: skip
+    *,
+    keys: Tensor,
+    values: Callable[[], Tensor],
+    positions: Tensor,
+    seen: int | Tensor,
+    keep: int | Tensor,
+    layer: int | Tensor,
+    seed: int | Tensor,
+    row_ids: Tensor,
+    observed: Observed,
+    scale: Scale,
+) -> CacheView:
     """The view of some rows of a layer; numbers that differ by row come as tensors [batch]."""
     import torch
 
@@ -87,17 +103,27 @@ def view_of(
         return number[:, None, None]
 
     return CacheView(
-        keys=keys, take_values=values, positions=positions, seen=by_row(seen), keep=by_row(keep), layer=by_row(layer),
-        seed=by_row(seed), row_ids=by_row(row_ids), scale=scale, queries=observed.queries, mass=observed.mass,
+        keys=keys,
+        take_values=values,
+        positions=positions,
+        seen=by_row(seen),
+        keep=by_row(keep),
+        layer=by_row(layer),
+        seed=by_row(seed),
+        row_ids=by_row(row_ids),
+        scale=scale,
+        queries=observed.queries,
+        mass=observed.mass,
         weights=observed.weights,
-    )  # fmt: skip
+    )
 
 
 def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
     """Non-negative float32 scores rounded to ``bits`` significant bits.
 
-    Rotation keeps norms, so repetitions of a token tie exactly in mathematics and differ by rounding noise in floats;
-    without rounding that noise, not the method, chooses which repetition stays (science, section 1, point 3).
+    Rotation keeps norms, so repetitions of a token tie exactly in mathematics and differ by rounding noise in
+    floats; without rounding that noise, not the method, chooses which repetition stays (science, section 1,
+    point 3).
     """
     import torch
 

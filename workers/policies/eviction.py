@@ -1,10 +1,11 @@
 """Eviction policies: one score function each, with what a cache must know of it in the line above.
 
-Contract: ``score(view) -> [batch, kv_heads, n]`` float32, **higher = kept**, equal scores go to the earlier position. How many
-entries are kept is decided in ``budget.py`` alone; what is protected is added in ``select``.
+Contract: ``score(view) -> [batch, kv_heads, n]`` float32, **higher = kept**, equal scores go to the earlier
+position. How many entries are kept is decided in ``budget.py`` alone; what is protected is added in
+``select``.
 
-Command lines, plans, judges' tables, documents and colours take their policies from here. torch is imported where a score is
-computed and not before, because planning asks for names and for what is observed.
+Command lines, plans, judges' tables, documents and colours take their policies from here. torch is imported
+where a score is computed and not before, because planning asks for names and for what is observed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALWAYS = (2 - 2**-23) * 2.0**127
-"""The score of an entry that stays whatever the others' scores are: the largest float32. Scores are finite."""
+"""The score of an entry that stays whatever the others' scores are: the largest float32. Scores are
+finite."""
 
 POOLING = 5
 """Neighbouring entries over which ``snapkv`` pools: the default of its authors' code."""
@@ -63,13 +65,15 @@ def knorm_high(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True, temporal=False)
 def knorm_sorted(view: CacheView) -> Tensor:
-    """The control of the order: keeps what ``knorm`` keeps and stores it by norm, lowest first, as a published script did."""
+    """The control of the order: keeps what ``knorm`` keeps and stores it by norm, lowest first, as a
+    published script did."""
     return knorm(view)
 
 
 @_policy(entrywise=True)
 def random(view: CacheView) -> Tensor:
-    """A fresh uniform draw per event, the same for a (seed, layer, head, text, position, event) in any batch."""
+    """A fresh uniform draw per event, the same for a (seed, layer, head, text, position, event) in any
+    batch."""
     import torch
 
     head = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None]
@@ -86,7 +90,8 @@ def recent(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True)
 def streaming(view: CacheView) -> Tensor:
-    """Attention sinks: the first 4 positions and the newest (Xiao et al. 2023, arXiv 2309.17453, section 3.2)."""
+    """Attention sinks: the first 4 positions and the newest (Xiao et al. 2023, arXiv 2309.17453, section
+    3.2)."""
     import torch
 
     return torch.where(view.positions < 4, ALWAYS, view.positions.float())
@@ -94,16 +99,19 @@ def streaming(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True, rolls=True)
 def streaming_rolled(view: CacheView) -> Tensor:
-    """Keeps what ``streaming`` keeps, at positions within the cache, as its authors' code has them (``rotary``)."""
+    """Keeps what ``streaming`` keeps, at positions within the cache, as its authors' code has them
+    (``rotary``)."""
     return streaming(view)
 
 
 @_policy(Mass())
 def h2o(view: CacheView) -> Tensor:
-    """Heavy hitters: half of the budget to the newest entries, half to those with most attention accumulated over all queries.
+    """Heavy hitters: half of the budget to the newest entries, half to those with most attention accumulated
+    over all queries.
 
-    Zhang et al. 2023 (arXiv 2306.14048), section 4: "a balance of recent and H2 tokens"; equal halves as in its experiments.
-    With grouped-query attention an entry's mass is the sum over the query heads that share it.
+    Zhang et al. 2023 (arXiv 2306.14048), section 4: "a balance of recent and H2 tokens"; equal halves as in
+    its experiments. With grouped-query attention an entry's mass is the sum over the query heads that share
+    it.
     """
     import torch
 
@@ -115,9 +123,11 @@ def h2o(view: CacheView) -> Tensor:
 
 @_policy(LastQueries())
 def snapkv(view: CacheView) -> Tensor:
-    """Attention of the last 32 queries, averaged, smoothed over 5 neighbouring entries; those 32 positions always stay.
+    """Attention of the last 32 queries, averaged, smoothed over 5 neighbouring entries; those 32 positions
+    always stay.
 
-    Li et al. 2024 (arXiv 2404.14469), section 4 (observation window, pooling). A budget below 32 keeps the newest.
+    Li et al. 2024 (arXiv 2404.14469), section 4 (observation window, pooling). A budget below 32 keeps the
+    newest.
     """
     import torch
     from torch.nn import functional
@@ -130,11 +140,13 @@ def snapkv(view: CacheView) -> Tensor:
 
 @_policy(LastQueries())
 def snapkv_max7(view: CacheView) -> Tensor:
-    """``snapkv`` as its authors' LongBench runs are configured: the most attended to of 7 neighbours, over the prefix alone.
+    """``snapkv`` as its authors' LongBench runs are configured: the most attended to of 7 neighbours, over
+    the prefix alone.
 
-    Li et al. 2024 (arXiv 2404.14469), configuration "w32, k7, maxpool" of the authors' code: window 32, kernel 7, pooling by the
-    maximum; what the window's own entries get is left out before pooling. Heads that share a KV head are averaged, where that
-    code stores the keys of each query head. With the schedule ``prefill_once`` it is their protocol.
+    Li et al. 2024 (arXiv 2404.14469), configuration "w32, k7, maxpool" of the authors' code: window 32,
+    kernel 7, pooling by the maximum; what the window's own entries get is left out before pooling. Heads that
+    share a KV head are averaged, where that code stores the keys of each query head. With the schedule
+    ``prefill_once`` it is their protocol.
     """
     import torch
     from torch.nn import functional
@@ -148,9 +160,11 @@ def snapkv_max7(view: CacheView) -> Tensor:
 
 @_policy(LastQueries(1))
 def tova(view: CacheView) -> Tensor:
-    """Attention of the last query, averaged over all heads of the layer, so that its heads keep the same entries.
+    """Attention of the last query, averaged over all heads of the layer, so that its heads keep the same
+    entries.
 
-    Oren et al. 2024 (arXiv 2401.06104), section 3.2. Heads hold the same entries because they always kept the same.
+    Oren et al. 2024 (arXiv 2401.06104), section 3.2. Heads hold the same entries because they always kept the
+    same.
     """
     mass = view.attention(1).mean((1, 2, 3))
     return view.rounded(mass)[:, None].expand(-1, view.keys.shape[1], -1)

@@ -1,7 +1,7 @@
 """What a policy may ask a cache to note of the queries that go through, and how much memory that takes.
 
-A kind of observation is one class here, and one in ``workers/cache/notes.py`` that says how a layer keeps it. Imports no torch,
-because planning counts bytes by it.
+A kind of observation is one class here, and one in ``workers/cache/notes.py`` that says how a layer keeps it.
+Imports no torch, because planning counts bytes by it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from workers.footprint.shape import Shape
 
 OBSERVED_QUERIES = 32
-"""A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer share passes with
-those that ask for all."""
+"""A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer
+share passes with those that ask for all."""
 MOST_QUERIES = 128
-"""What a policy can ask for: more than any method of the literature looks at, and little beside a prompt's own cache."""
+"""What a policy can ask for: more than any method of the literature looks at, and little beside a prompt's
+own cache."""
 WEIGHT_BYTES = 16 * 2**20
-"""Attention of the last queries that policies look at is made with the pass, for all rows at once, where it takes no more."""
+"""Attention of the last queries that policies look at is made with the pass, for all rows at once, where it
+takes no more."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Nothing(Observation):
 
 @dataclass(frozen=True)
 class LastQueries(Observation):
-    """The last ``count`` queries, whose attention over the entries held is what ``CacheView.attention`` gives."""
+    """The last ``count`` queries, whose attention over the entries held is what ``CacheView.attention``
+    gives."""
 
     count: int = OBSERVED_QUERIES
     kind = "queries"
@@ -105,7 +108,8 @@ class Mass(Observation):
 
 @dataclass(frozen=True)
 class Anything(Mass):
-    """What planning counts with for a user's own policy, of which only its code tells: as much as any observation takes."""
+    """What planning counts with for a user's own policy, of which only its code tells: as much as any
+    observation takes."""
 
     def of_row(self, shape: Shape) -> int:
         """As many queries as there may be."""
@@ -113,7 +117,9 @@ class Anything(Mass):
 
     def of_pass(self, shape: Shape, rows: int, entries: int) -> int:
         """The larger of both."""
-        return max(super().of_pass(shape, rows, entries), LastQueries(MOST_QUERIES).of_pass(shape, rows, entries))
+        return max(
+            super().of_pass(shape, rows, entries), LastQueries(MOST_QUERIES).of_pass(shape, rows, entries)
+        )
 
 
 NOTHING = Nothing()

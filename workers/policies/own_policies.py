@@ -21,7 +21,9 @@ def find_policy(name: str) -> Policy:
         return POLICIES.get(name, POLICIES["knorm"])
     match = PATTERN.fullmatch(name)
     if match is None:
-        raise ValueError(f"policy must be one of {', '.join(POLICY_NAMES)}, or module:function (got {name!r})")
+        raise ValueError(
+            f"policy must be one of {', '.join(POLICY_NAMES)}, or module:function (got {name!r})"
+        )
     if match["digest"] not in (None, digest(match["module"])):
         raise PolicyError(
             f"policy {name!r}: the code of {match['module']!r} here is another version than the sweep was planned with"
@@ -33,9 +35,13 @@ def find_policy(name: str) -> Policy:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: whatever a module does, it is its cells' failure
-            raise PolicyError(f"policy {name!r}: its module cannot be used ({type(error).__name__}: {error})") from error
+            raise PolicyError(
+                f"policy {name!r}: its module cannot be used ({type(error).__name__}: {error})"
+            ) from error
 
     policy = found if isinstance(found, Policy) else Policy(found)
     if not callable(policy.score):
-        raise PolicyError(f"policy {name!r} is a {type(found).__name__}; it must be a function of a view, or a Policy")
+        raise PolicyError(
+            f"policy {name!r} is a {type(found).__name__}; it must be a function of a view, or a Policy"
+        )
     return replace(policy, name=name, own=False)

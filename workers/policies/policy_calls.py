@@ -1,4 +1,5 @@
-"""Calls of score functions. What others wrote gets copies, leaves no trace in the process, and returns what the contract asks.
+"""Calls of score functions. What others wrote gets copies, leaves no trace in the process, and returns what
+the contract asks.
 
 The policies of kvsweep itself are called as they are.
 """
@@ -19,12 +20,16 @@ from workers.policies.policy_files import PolicyError
 def scores_of(policy: Policy, view: CacheView) -> Tensor:
     """[batch, kv_heads, n] float32, higher = kept.
 
-    Raises PolicyError for scores of another shape or type or such as are not finite, and where the policy raises what would end
-    the process; what else it raises is raised as it is.
+    Raises PolicyError for scores of another shape or type or such as are not finite, and where the policy
+    raises what would end the process; what else it raises is raised as it is.
     """
     if policy.own:
         return policy.score(view)
-    copies = {each.name: value.clone() for each in fields(view) if isinstance(value := getattr(view, each.name), Tensor)}
+    copies = {
+        each.name: value.clone()
+        for each in fields(view)
+        if isinstance(value := getattr(view, each.name), Tensor)
+    }
     own = replace(view, **copies, take_values=lambda: view.values.clone())
     with whole_process_state():
         try:
@@ -32,7 +37,9 @@ def scores_of(policy: Policy, view: CacheView) -> Tensor:
         except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:  # what is meant to end a process, or a task in it
-            raise PolicyError(f"{_name(policy)} ended the process ({type(error).__name__} {error})") from error
+            raise PolicyError(
+                f"{_name(policy)} ended the process ({type(error).__name__} {error})"
+            ) from error
     return _checked(policy, scores, view.positions)
 
 
@@ -45,7 +52,9 @@ def _checked(policy: Policy, scores: object, positions: Tensor) -> Tensor:
             f"{name} returned scores of shape {list(scores.shape)}; one for each entry is asked for: {list(positions.shape)}"
         )
     if scores.dtype != torch.float32:
-        raise PolicyError(f"{name} returned scores in {str(scores.dtype).removeprefix('torch.')}; return scores.float()")
+        raise PolicyError(
+            f"{name} returned scores in {str(scores.dtype).removeprefix('torch.')}; return scores.float()"
+        )
     if scores.device != positions.device:
         raise PolicyError(f"{name} returned scores on {scores.device}; the entries are on {positions.device}")
     if not bool(torch.isfinite(scores).all()):
@@ -56,4 +65,8 @@ def _checked(policy: Policy, scores: object, positions: Tensor) -> Tensor:
 
 
 def _name(policy: Policy) -> str:
-    return f"policy {policy.name!r}" if policy.name else f"policy {getattr(policy.score, '__name__', 'without a name')!r}"
+    return (
+        f"policy {policy.name!r}"
+        if policy.name
+        else f"policy {getattr(policy.score, '__name__', 'without a name')!r}"
+    )

@@ -1,4 +1,5 @@
-"""A user's own policy by ``module:function``, without importing it: where its code is, and the hash that names its version."""
+"""A user's own policy by ``module:function``, without importing it: where its code is, and the hash that
+names its version."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-PATTERN = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<digest>[0-9a-f]{8}))?")
+PATTERN = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)(@(?P<digest>[0-9a-f]{8}))?"
+)
 """``module:function``, and behind ``@`` the hash of the module's file once it is resolved."""
 
 
@@ -28,7 +31,8 @@ def _file(module: str) -> Path:
 
 
 def digest(module: str) -> str:
-    """8 hex digits of the module's source file and of the files beside it that it imports, at whatever remove.
+    """8 hex digits of the module's source file and of the files beside it that it imports, at whatever
+    remove.
 
     Raises PolicyError where there is no such module, or its text is no Python.
     """
@@ -45,7 +49,10 @@ def _imported(file: Path, folder: Path) -> dict[str, Path]:
     left = [file]
     while left:
         for name in _names_imported(left.pop()):
-            places = (folder / f"{name.replace('.', '/')}.py", folder / name.replace(".", "/") / "__init__.py")
+            places = (
+                folder / f"{name.replace('.', '/')}.py",
+                folder / name.replace(".", "/") / "__init__.py",
+            )
             place = next((place for place in places if place.is_file()), None)
             if place is not None and place != file and name not in found:
                 found[name] = place
@@ -63,7 +70,8 @@ def _names_imported(file: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _names_in(source: bytes) -> frozenset[str]:
-    """Those of a source text; known again by the text itself, for a worker looks at it for each policy that is in it."""
+    """Those of a source text; known again by the text itself, for a worker looks at it for each policy that
+    is in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):  # the bytes, which may say their own encoding (PEP 263)
         if isinstance(node, ast.Import):
@@ -81,7 +89,8 @@ class OwnModules:
         self._known: dict[str, tuple[Path, frozenset[str], str]] = {}
 
     def resolved(self, policy: str) -> str:
-        """The name under which rows keep a policy: a user's own gets the hash of its file, so edited code is another policy.
+        """The name under which rows keep a policy: a user's own gets the hash of its file, so edited code is
+        another policy.
 
         Raises PolicyError where its module, or the function in it, does not exist.
         """
@@ -99,18 +108,25 @@ class OwnModules:
         return f"{module}:{function}@{hashed}"
 
 
-_DEFINITION = re.compile(r"^(?:def\s+(?P<function>\w+)|(?P<name>\w+)\s*[:=]|from\s.*?\bimport\b(?P<taken>.*))", re.MULTILINE)
+_DEFINITION = re.compile(
+    r"^(?:def\s+(?P<function>\w+)|(?P<name>\w+)\s*[:=]|from\s.*?\bimport\b(?P<taken>.*))", re.MULTILINE
+)
 
 
 def _names_defined(file: Path) -> frozenset[str]:
-    """What stands at the left margin of a module: functions, names that are given values, names taken from other modules."""
+    """What stands at the left margin of a module: functions, names that are given values, names taken from
+    other modules."""
     try:
         text = importlib.util.decode_source(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise PolicyError(f"{file} cannot be read as a Python module ({error})") from error
     names: set[str] = set()
     for found in _DEFINITION.finditer(text):
-        names |= {found["function"] or found["name"]} if found["taken"] is None else set(re.findall(r"\w+", found["taken"]))
+        names |= (
+            {found["function"] or found["name"]}
+            if found["taken"] is None
+            else set(re.findall(r"\w+", found["taken"]))
+        )
     return frozenset(names)
 
 

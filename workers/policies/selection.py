@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def order_by_score(scores: Tensor, positions: Tensor, protected: Tensor | None) -> Tensor:
-    """One int64 per entry that orders by protection, score, earlier position (below 2**24): no two are equal, so the choice
-    never depends on a sort's whims. ``>> 24`` gives back what ties compare."""
+    """One int64 per entry that orders by protection, score, earlier position (below 2**24): no two are equal,
+    so the choice never depends on a sort's whims. ``>> 24`` gives back what ties compare."""
     bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
     rank = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     if protected is not None:
@@ -16,12 +16,15 @@ def order_by_score(scores: Tensor, positions: Tensor, protected: Tensor | None) 
     return (rank << 24) + (0xFFFFFF - positions).clamp_(min=0)
 
 
-def select(scores: Tensor, keep: int, protected: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def select(
+    scores: Tensor, keep: int, protected: Tensor | None = None, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices of the ``keep`` best entries in temporal order, and whether the cut fell on a tie.
 
-    scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their score; positions: of
-    the same shape, for a policy that is not temporal: entries may lie in any order, and the indices are best first, protected
-    ones before others. Returns ([batch, kv_heads, keep], ascending without positions, and [batch, kv_heads] bool).
+    scores: [batch, kv_heads, n] with 0 < keep < n; protected: bool of the same shape, kept whatever their
+    score; positions: of the same shape, for a policy that is not temporal: entries may lie in any order, and
+    the indices are best first, protected ones before others. Returns ([batch, kv_heads, keep], ascending
+    without positions, and [batch, kv_heads] bool).
     """
     places = torch.arange(scores.shape[-1], device=scores.device) if positions is None else positions
     order = order_by_score(scores, places, protected)
@@ -35,7 +38,8 @@ def select(scores: Tensor, keep: int, protected: Tensor | None = None, positions
 
 
 def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """``select`` in temporal order where few entries go: those are looked for, and the others are counted past them."""
+    """``select`` in temporal order where few entries go: those are looked for, and the others are counted
+    past them."""
     gone = order.shape[-1] - keep
     worst, index = order.topk(gone + 1, dim=-1, largest=False)
     tied = (worst[..., gone - 1] >> 24) == (worst[..., gone] >> 24)
@@ -45,8 +49,9 @@ def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 
 def _without_the_worst_of_rows(
     order: Tensor, keep: Tensor, lengths: Tensor, widest: int, narrowest: int
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``_without_the_worst`` for rows of unequal length, in which what lies behind a row's entries is worst."""
+) -> tuple[Tensor, Tensor]:
+    """``_without_the_worst`` for rows of unequal length, in which what lies behind a row's entries is
+    worst."""
     n = order.shape[-1]
     spare = n - keep
     worst, index = order.topk(min(n, n - narrowest + 1), dim=-1, largest=False)
@@ -70,14 +75,20 @@ def _staying(goes: Tensor, keep: int) -> Tensor:
 
 
 def select_ragged(
-    scores: Tensor, keep: Tensor, lengths: Tensor, widest: int, protected: Tensor | None = None, positions: Tensor | None = None,
+    scores: Tensor,
+    keep: Tensor,
+    lengths: Tensor,
+    widest: int,
+    protected: Tensor | None = None,
+    positions: Tensor | None = None,
     narrowest: int = 1,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <= lengths[i]``.
+) -> tuple[Tensor, Tensor]:
+    """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <=
+    lengths[i]``.
 
-    scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``; narrowest: the smallest, or less, which
-    is slower. Returns ([batch, kv_heads, widest] in the order of ``select``, meaningless behind each row's keep but inside the
-    tensor, and [batch, kv_heads] bool).
+    scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``; narrowest: the
+    smallest, or less, which is slower. Returns ([batch, kv_heads, widest] in the order of ``select``,
+    meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
     """
     n = scores.shape[-1]
     slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]

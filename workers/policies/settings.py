@@ -23,7 +23,8 @@ class PruneSettings:
     keep_ratio: float = 1.0
     prune_after: int = 1
     skip_layers: Skip = ()
-    """Layers that never prune; ``auto:k`` until the model that it is resolved by is loaded (``diagnosis``)."""
+    """Layers that never prune; ``auto:k`` until the model that it is resolved by is loaded
+    (``diagnosis``)."""
     protect_sink: int = 0
     protect_recent: int = 0
     schedule: str = "every_step"
@@ -73,7 +74,8 @@ class PruneSettings:
         return self.skip_layers
 
     def prunes(self, layer: int) -> bool:
-        """Whether this layer ever drops entries. Raises ValueError for a rule that no model has resolved yet."""
+        """Whether this layer ever drops entries. Raises ValueError for a rule that no model has resolved
+        yet."""
         return layer not in self.skipped and self.policy != "dense" and self.keep_ratio < 1
 
 
@@ -81,5 +83,9 @@ def in_words(settings: PruneSettings) -> str:
     """A cell in a few words."""
     if settings.policy == "dense":
         return "dense"
-    protected = f" +{settings.protect_sink}/{settings.protect_recent}" if settings.protect_sink or settings.protect_recent else ""
+    protected = (
+        f" +{settings.protect_sink}/{settings.protect_recent}"
+        if settings.protect_sink or settings.protect_recent
+        else ""
+    )
     return f"{settings.policy} {settings.keep_ratio:g}{protected}"

@@ -1,8 +1,9 @@
-"""Which heads find an answer: the dense cache's attention to the answer's positions from the tokens that predict it.
+"""Which heads find an answer: the dense cache's attention to the answer's positions from the tokens that
+predict it.
 
-An answer that is erased from the one head that reads it is lost, however many other heads hold it. So what a pruned cache still
-holds is weighed by what the dense one attends to. Prefill, question and the right answer go through without pruning, once for all
-cells.
+An answer that is erased from the one head that reads it is lost, however many other heads hold it. So what a
+pruned cache still holds is weighed by what the dense one attends to. Prefill, question and the right answer
+go through without pruning, once for all cells.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class Asked:
     """What is looked at: which queries of the last ones, and which entries."""
 
     queries: Tensor
-    """[questions, w] bool: whether each of the last w tokens of the pass predicts a token of its question's answer."""
+    """[questions, w] bool: whether each of the last w tokens of the pass predicts a token of its question's
+    answer."""
     entries: Tensor
-    """[questions, n] bool: whether each position of the text is one of its answer's own tokens, in any of its copies."""
+    """[questions, n] bool: whether each position of the text is one of its answer's own tokens, in any of its
+    copies."""
 
 
 class LookLayer(AttendingLayer):
@@ -44,21 +47,27 @@ class LookLayer(AttendingLayer):
         self.length = self.seen = length
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
         self.weights: Tensor | None = None
-        """[questions, kv_heads], after the pass: attention to the answer, summed over a head's group, averaged over tokens."""
+        """[questions, kv_heads], after the pass: attention to the answer, summed over a head's group,
+        averaged over tokens."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the prefill brought shapes and types."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Join the entries of the pass, [questions, kv_heads, q, head_dim], to those of the prefill."""
         assert self.prefix.keys is not None and self.prefix.values is not None
         self.seen += key_states.shape[2]
         stored = (x[self.rows, :, : self.length] for x in (self.prefix.keys, self.prefix.values))
-        self.keys, self.values = (torch.cat(pair, 2) for pair in zip(stored, (key_states, value_states), strict=True))
+        self.keys, self.values = (
+            torch.cat(pair, 2) for pair in zip(stored, (key_states, value_states), strict=True)
+        )
         return self.marked(self.keys), self.values
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """Causal attention; notes how much of the asked queries' goes to the asked entries, and forgets all entries."""
+        """Causal attention; notes how much of the asked queries' goes to the asked entries, and forgets all
+        entries."""
         self.clear_mark()
         assert self.keys is not None and self.values is not None
         out = attention(query, self.keys, self.values, scale).transpose(1, 2)
@@ -67,7 +76,9 @@ class LookLayer(AttendingLayer):
         total = torch.zeros(self.keys.shape[:2], device=self.device)
         for first, chance in probabilities(query[:, :, -count:], self.keys, scale, None):
             predicts = self.asked.queries[:, first : first + chance.shape[3]]
-            found = (chance * self.asked.entries[:, None, None, None]).sum((2, 4))  # [questions, kv_heads, some queries]
+            found = (chance * self.asked.entries[:, None, None, None]).sum(
+                (2, 4)
+            )  # [questions, kv_heads, some queries]
             total += (found * predicts[:, None]).sum(2)
         self.weights = total / self.asked.queries.sum(1)[:, None]
         self.keys = self.values = None
@@ -84,18 +95,25 @@ class LookLayer(AttendingLayer):
 
 @torch.inference_mode()
 def answer_attention(
-    model: nn.Module, prefix: SharedPrefix, questions: Sequence[Question], prompt_of: Sequence[int], question_pruned: bool
+    model: nn.Module,
+    prefix: SharedPrefix,
+    questions: Sequence[Question],
+    prompt_of: Sequence[int],
+    question_pruned: bool,
 ) -> Tensor:
-    """[layers, questions, kv_heads] on the CPU: the share of its attention that the dense cell gives to each answer's positions.
+    """[layers, questions, kv_heads] on the CPU: the share of its attention that the dense cell gives to each
+    answer's positions.
 
-    From the question's last token and all but the last of the right answer's, which predict the answer, averaged over them and
-    summed over the query heads that share a KV head. prefix: the prefill of the prompts; ``prompt_of``: each question's. Its
-    question is part of the prompt where ``question_pruned``. Raises WrongUseError where a layer is left out.
+    From the question's last token and all but the last of the right answer's, which predict the answer,
+    averaged over them and summed over the query heads that share a KV head. prefix: the prefill of the
+    prompts; ``prompt_of``: each question's. Its question is part of the prompt where ``question_pruned``.
+    Raises WrongUseError where a layer is left out.
     """
     length, device = prefix.prefix_layers[0].seen - question_pruned, prefix.prefix_layers[0].device
     longest = max(len(question.answer_ids) for question in questions)
     rows = [
-        question.question_ids[-1 if question_pruned else 0 :] + (question.answer_ids + [0] * longest)[: longest - 1]
+        question.question_ids[-1 if question_pruned else 0 :]
+        + (question.answer_ids + [0] * longest)[: longest - 1]
         for question in questions
     ]
     tokens = torch.tensor(rows, device=device)

@@ -1,9 +1,11 @@
-"""Answers to questions through pruned caches: one dense pass over the prompts of a batch, shared by all cells and questions.
+"""Answers to questions through pruned caches: one dense pass over the prompts of a batch, shared by all cells
+and questions.
 
-The answer is fed token by token, as in generation. Each question goes through twice at the same time: with the right answer's
-tokens, for its NLL, and with the model's own, for its text. Where ``question_pruned``, the question goes through with the context
-and a check follows both; the first token of the answer is then predicted before anything is dropped. Otherwise the context is
-pruned before the question is known (the protocol of kvpress), and the question's entries are neither dropped nor counted.
+The answer is fed token by token, as in generation. Each question goes through twice at the same time: with
+the right answer's tokens, for its NLL, and with the model's own, for its text. Where ``question_pruned``, the
+question goes through with the context and a check follows both; the first token of the answer is then
+predicted before anything is dropped. Otherwise the context is pruned before the question is known (the
+protocol of kvpress), and the question's entries are neither dropped nor counted.
 """
 
 from __future__ import annotations
@@ -61,10 +63,15 @@ class Batch:
 
 @torch.inference_mode()
 def answers(
-    model: nn.Module, device: torch.device, cells: Sequence[PruneSettings], work: RetrievalWork, size: int,
+    model: nn.Module,
+    device: torch.device,
+    cells: Sequence[PruneSettings],
+    work: RetrievalWork,
+    size: int,
     watch: AnswersWatch = AnswersWatch(),
-) -> list[Rows | Exception]:  # fmt: skip
-    """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time, at most.
+) -> list[Rows | Exception]:
+    """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time,
+    at most.
 
     Raises ValueError for an output layer whose likelihoods cannot be told.
     """
@@ -81,7 +88,9 @@ def answers(
         batch = waiting.popleft()
         going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
         try:
-            prefill, weights = _prefilled(model, device, batch, {cells[i].policy for i in going}, work.question_pruned)
+            prefill, weights = _prefilled(
+                model, device, batch, {cells[i].policy for i in going}, work.question_pruned
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(batch.questions) == 1:
                 raise
@@ -98,7 +107,9 @@ def answers(
             else:
                 rows = results[i]
                 assert isinstance(rows, list)
-                told = [_described(asked, work) | row for asked, row in zip(batch.questions, found, strict=True)]
+                told = [
+                    _described(asked, work) | row for asked, row in zip(batch.questions, found, strict=True)
+                ]
                 rows += told
                 watch.answered(i, told)
             watch.worked(len(batch.questions), i)
@@ -113,7 +124,9 @@ def answers(
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells a question from the others of its unit."""
-    return tuple(row[name] for name in ("kind", "context_tokens", "digits", "distractors", "depth", "question_index"))
+    return tuple(
+        row[name] for name in ("kind", "context_tokens", "digits", "distractors", "depth", "question_index")
+    )
 
 
 def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
@@ -139,7 +152,7 @@ def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> 
 
 def _prefilled(
     model: nn.Module, device: torch.device, batch: Batch, policies: set[str], question_pruned: bool
-) -> tuple[Prefill, Tensor]:  # fmt: skip
+) -> tuple[Prefill, Tensor]:
     """The pass over a batch's prompts, and what of its attention the answers have (``answer_attention``)."""
     prefill = Prefill(model, torch.tensor(batch.prompts, device=device), policies)
     return prefill, answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
@@ -161,22 +174,34 @@ def _described(question: Question, work: RetrievalWork) -> dict[str, Any]:
 
 
 class _Answers:
-    """One cell's answers to the questions of a batch. Its cache ends with it: the next cell's is made where nothing is left."""
+    """One cell's answers to the questions of a batch. Its cache ends with it: the next cell's is made where
+    nothing is left."""
 
     def __init__(
-        self, model: nn.Module, prefill: Prefill, cell: PruneSettings, batch: Batch, question_pruned: bool, weights: Tensor
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        prefill: Prefill,
+        cell: PruneSettings,
+        batch: Batch,
+        question_pruned: bool,
+        weights: Tensor,
+    ) -> None:
         """weights: [layers, questions, kv_heads], of ``answer_attention``."""
         self.model, self.questions, device = model, batch.questions, prefill.logits.device
         rows = [*batch.prompt_of, *batch.prompt_of]
         self.cache = prefill.cache(cell, batch.row_ids)
         self.cache.take_rows(rows)
         self.longest = max(len(question.answer_ids) for question in self.questions)
-        padded = [question.answer_ids + [0] * (self.longest - len(question.answer_ids)) for question in self.questions]
+        padded = [
+            question.answer_ids + [0] * (self.longest - len(question.answer_ids))
+            for question in self.questions
+        ]
         self.right = torch.tensor(padded, device=device)
         copies = max(len(question.answer_spans) for question in self.questions)
         spans = [(question.answer_spans * copies)[:copies] for question in self.questions]
-        self.spans = torch.tensor(spans).permute(2, 1, 0)[..., None, None]  # starts, ends; [copies, questions, 1, 1] each
+        self.spans = torch.tensor(spans).permute(2, 1, 0)[
+            ..., None, None
+        ]  # starts, ends; [copies, questions, 1, 1] each
         self.weights = weights
         self.held: list[float] = []
         self.events: list[int] = []
@@ -188,7 +213,8 @@ class _Answers:
             self.logits = forward(model, ids.repeat(2, 1), self.cache)
 
     def _shares(self) -> Tensor:
-        """[layers, questions, kv_heads], the share of each answer's positions that a head holds in the row with the right tokens.
+        """[layers, questions, kv_heads], the share of each answer's positions that a head holds in the row
+        with the right tokens.
 
         Where the document says the answer several times, it is that of the copy which the head holds best.
         """
@@ -196,13 +222,16 @@ class _Answers:
         shares = []
         for layer in self.cache.pruned_layers:
             positions = layer.stored_positions()[: len(self.questions)].cpu()
-            counts = torch.stack([((positions >= a) & (positions < b)).sum(2) for a, b in zip(first, last, strict=True)])
+            counts = torch.stack(
+                [((positions >= a) & (positions < b)).sum(2) for a, b in zip(first, last, strict=True)]
+            )
             shares.append((counts / (last - first)[..., 0]).amax(0))
         return torch.stack(shares)
 
     def _retained(self) -> Tensor:
-        """[3, questions]: what is held of each answer now, over layers and heads alike; by the dense cell's attention to it; in
-        the head that holds least among those that have an equal part of that attention or more.
+        """[3, questions]: what is held of each answer now, over layers and heads alike; by the dense cell's
+        attention to it; in the head that holds least among those that have an equal part of that attention or
+        more.
         """
         shares, weights = self._shares(), self.weights
         alike = shares.mean((0, 2))
@@ -216,7 +245,9 @@ class _Answers:
         """Decode and score. Raises FloatingPointError for NaN logits."""
         count, nll, given, missed = len(self.questions), [], [], []
         for step in range(self.longest):
-            self.held.append(sum(layer.held for layer in self.cache.pruned_layers) / len(self.cache.pruned_layers))
+            self.held.append(
+                sum(layer.held for layer in self.cache.pruned_layers) / len(self.cache.pruned_layers)
+            )
             self.events.append(max(layer.record.events for layer in self.cache.pruned_layers))
             changed = not self.retained or self.events[-1] > self.events[-2]
             self.retained.append(self._retained() if changed else self.retained[-1])
@@ -230,12 +261,18 @@ class _Answers:
                 self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
 
         further = max(question.text_tokens for question in self.questions) - self.longest
-        if further > 0:  # the model's own tokens until each answer's text can be complete: no figure sees them
+        if (
+            further > 0
+        ):  # the model's own tokens until each answer's text can be complete: no figure sees them
             self.cache.take_rows(range(count, 2 * count))
         for _ in range(further):
             given.append(forward(self.model, given[-1][:, None], self.cache).argmax(-1))
 
-        losses, texts, wrong = torch.stack(nll, 1).cpu(), torch.stack(given, 1).tolist(), torch.stack(missed, 1).tolist()
+        losses, texts, wrong = (
+            torch.stack(nll, 1).cpu(),
+            torch.stack(given, 1).tolist(),
+            torch.stack(missed, 1).tolist(),
+        )
         found = []
         for i, question in enumerate(self.questions):
             length = len(question.answer_ids)
@@ -243,13 +280,21 @@ class _Answers:
             if not loss < float("inf"):
                 raise FloatingPointError(NOT_FINITE)
             answer = texts[i][:length]
-            found.append({
-                "answer": answer,
-                "own_tokens": texts[i][: question.text_tokens],
-                "correct": answer == question.answer_ids,
-                "answer_nll": loss,
-                "prune_events": self.events[length - 1],
-                **dict(zip(RETAINED, self.retained[[*wrong[i][: length - 1], True].index(True)][:, i].tolist(), strict=True)),
-                "cache_tokens_mean": sum(self.held[:length]) / length,
-            })  # fmt: skip
+            found.append(
+                {
+                    "answer": answer,
+                    "own_tokens": texts[i][: question.text_tokens],
+                    "correct": answer == question.answer_ids,
+                    "answer_nll": loss,
+                    "prune_events": self.events[length - 1],
+                    **dict(
+                        zip(
+                            RETAINED,
+                            self.retained[[*wrong[i][: length - 1], True].index(True)][:, i].tolist(),
+                            strict=True,
+                        )
+                    ),
+                    "cache_tokens_mean": sum(self.held[:length]) / length,
+                }
+            )
         return found

@@ -15,10 +15,13 @@ from workers.policies.settings import in_words
 from workers.retrieval.answers import AnswersWatch, answers
 
 ANSWER_WORK = 64
-"""What a cell's answer to a question takes, in tokens of its prompt: for the share of a unit that is done, no more."""
+"""What a cell's answer to a question takes, in tokens of its prompt: for the share of a unit that is done, no
+more."""
 
 
-def retrieval_rows(unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling) -> None:
+def retrieval_rows(
+    unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
+) -> None:
     """Tell ``telling`` the rows of every question and cell; cells that fail go into ``result``."""
     work = unit.work
     assert isinstance(work, RetrievalWork)

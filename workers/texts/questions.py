@@ -1,9 +1,10 @@
 """Passkey and needle documents: a fact hidden in filler, and the question that asks for it.
 
-Sources: passkey after Mohtashami & Jaggi 2023 (arXiv 2305.16300, section 4.2), as used by Devoto et al. 2024 (arXiv
+Sources: passkey after Mohtashami & Jaggi 2023 (arXiv 2305.16300, section 4.2), as used by Devoto et al. 2024
+(arXiv
 2406.11430, section 4); needle after Kamradt 2023, "Needle in a haystack". Everything is built from token ids, so a document
-has exactly the asked number of tokens in any tokenizer. The same generator makes training documents for the embedded
-reference models and the questions that evaluate them; the seeds differ.
+has exactly the asked number of tokens in any tokenizer. The same generator makes training documents for the
+embedded reference models and the questions that evaluate them; the seeds differ.
 """
 
 from __future__ import annotations
@@ -50,18 +51,21 @@ NAMES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One hidden fact: ``value`` (digits) belongs to ``name``; ``depth`` in [0, 1] is its place in the filler."""
+    """One hidden fact: ``value`` (digits) belongs to ``name``; ``depth`` in [0, 1] is its place in the
+    filler."""
 
     name: str
     value: str
     depth: float
     distracts: bool = False
-    """Nobody asks for it: in a passkey document it is somebody's secret number, as in the documents of needles."""
+    """Nobody asks for it: in a passkey document it is somebody's secret number, as in the documents of
+    needles."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context and a question, ``context_tokens`` tokens together, whose continuation should be ``answer_ids``."""
+    """A context and a question, ``context_tokens`` tokens together, whose continuation should be
+    ``answer_ids``."""
 
     kind: str
     context_tokens: int
@@ -84,7 +88,8 @@ class Question:
 
     @property
     def text_tokens(self) -> int:
-        """How many of the model's own tokens are read as text: a space and one token per digit, or the right answer's if more.
+        """How many of the model's own tokens are read as text: a space and one token per digit, or the right
+        answer's if more.
 
         In whatever pieces a tokenizer says the digits, so many tokens hold them all.
         """
@@ -92,7 +97,8 @@ class Question:
 
 
 def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], list[int]]:
-    """Token ids of the question and of its answer, split so that together they are the tokens of the joined text."""
+    """Token ids of the question and of its answer, split so that together they are the tokens of the joined
+    text."""
     text = question_text(kind, fact)
     question = encode(text)
     joined = encode(f"{text} {fact.value}")
@@ -121,7 +127,8 @@ def fact_text(kind: str, fact: Fact) -> str:
 
 
 def answer_spans(encode: Encode, kind: str, fact: Fact, start: int) -> tuple[tuple[int, int], ...]:
-    """Where a fact that begins at position ``start`` says its value: the tokens that the text around a value does not have.
+    """Where a fact that begins at position ``start`` says its value: the tokens that the text around a value
+    does not have.
 
     A token that holds a part of the value and something else counts as the value's.
     """
@@ -129,27 +136,41 @@ def answer_spans(encode: Encode, kind: str, fact: Fact, start: int) -> tuple[tup
     whole, spans = encode(text), []
     for found in re.finditer(fact.value, text):
         before, after = encode(text[: found.start()]), encode(text[found.end() :])
-        first = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False)))
-        last = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole[::-1], after[::-1], strict=False)))
+        first = sum(
+            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, before, strict=False))
+        )
+        last = sum(
+            1
+            for _ in itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(whole[::-1], after[::-1], strict=False)
+            )
+        )
         spans.append((start + first, start + len(whole) - last))
     return tuple(spans)
 
 
 def hide_facts(
-    encode: Encode, kind: str, facts: Sequence[Fact], length: int, filler: Sequence[int], start: Sequence[int] = ()
+    encode: Encode,
+    kind: str,
+    facts: Sequence[Fact],
+    length: int,
+    filler: Sequence[int],
+    start: Sequence[int] = (),
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Lay ``facts`` out in filler so that the whole has exactly ``length`` tokens.
 
-    ``filler`` is the text around needles (ids, repeated when too short); passkeys bring their own. ``start``: ids that stand
-    before everything else, as BOS does.
-    Returns the ids and the span of each fact, in the order given. Raises ValueError where the facts alone are longer.
+    ``filler`` is the text around needles (ids, repeated when too short); passkeys bring their own. ``start``:
+    ids that stand before everything else, as BOS does. Returns the ids and the span of each fact, in the
+    order given. Raises ValueError where the facts alone are longer.
     """
     intro = [*start, *(encode(PASSKEY_INTRO) if kind == "passkey" else [])]
     around = encode(PASSKEY_FILLER) if kind == "passkey" else list(filler)
     pieces = [encode(fact_text(kind, fact)) for fact in facts]
     room = length - len(intro) - sum(map(len, pieces))
     if room < 0 or not around:
-        raise ValueError(f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too many)")
+        raise ValueError(
+            f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too many)"
+        )
     padding = (around * (room // len(around) + 1))[:room]
     ids, spans, used = list(intro), [(0, 0)] * len(facts), 0
     for i in sorted(range(len(facts)), key=lambda i: facts[i].depth):
@@ -168,10 +189,19 @@ def draw_fact(rng: random.Random, depth: float, digits: int, name: str | None = 
 
 
 def build_question(
-    encode: Encode, kind: str, context_tokens: int, depth: float, index: int, seed: int, filler: Filler, digits: int = 5,
-    distractors: int = 0, start: Sequence[int] = (),
-) -> Question:  # fmt: skip
-    """The ``index``-th question of a kind, length and depth, its context behind ``start``; equal arguments give equal questions.
+    encode: Encode,
+    kind: str,
+    context_tokens: int,
+    depth: float,
+    index: int,
+    seed: int,
+    filler: Filler,
+    digits: int = 5,
+    distractors: int = 0,
+    start: Sequence[int] = (),
+) -> Question:
+    """The ``index``-th question of a kind, length and depth, its context behind ``start``; equal arguments
+    give equal questions.
 
     Raises ValueError where ``context_tokens`` cannot hold intro, facts and question.
     """
@@ -184,17 +214,28 @@ def build_question(
     question, answer = encode_question(encode, kind, fact)
     body, spans = hide_facts(encode, kind, facts, context_tokens - len(question), around, start)
     where = answer_spans(encode, kind, fact, spans[0][0])
-    return Question(kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, where)
+    return Question(
+        kind, context_tokens, digits, distractors, depth, index, body, question, answer, fact.value, where
+    )
 
 
 def build_shared(
-    encode: Encode, context_tokens: int, depths: Sequence[float], index: int, seed: int, filler: Filler, digits: int,
-    distractors: int, start: Sequence[int] = (),
-) -> list[Question] | None:  # fmt: skip
-    """Needle questions about every depth of one document, each a distractor to the others; None where that cannot be.
+    encode: Encode,
+    context_tokens: int,
+    depths: Sequence[float],
+    index: int,
+    seed: int,
+    filler: Filler,
+    digits: int,
+    distractors: int,
+    start: Sequence[int] = (),
+) -> list[Question] | None:
+    """Needle questions about every depth of one document, each a distractor to the others; None where that
+    cannot be.
 
-    It can where the distractors asked for are enough, and enough names have as many tokens as the first: with questions of one
-    length the document is the same for all. Equal arguments give equal questions. Raises ValueError as ``build_question`` does.
+    It can where the distractors asked for are enough, and enough names have as many tokens as the first: with
+    questions of one length the document is the same for all. Equal arguments give equal questions. Raises
+    ValueError as ``build_question`` does.
     """
     if len(depths) < 2 or distractors < len(depths) - 1:
         return None
@@ -209,7 +250,9 @@ def build_shared(
         asked += [_unlike(rng, depth, digits, name, asked)]
     others = _distractors(rng, distractors - len(asked) + 1, digits, asked)
     around = _turned(filler, rng.randrange(len(filler)) if len(filler) else 0, context_tokens)
-    body, spans = hide_facts(encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around, start)
+    body, spans = hide_facts(
+        encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around, start
+    )
     found = []
     for fact, span in zip(asked, spans, strict=False):
         question, answer = encode_question(encode, "needle", fact)
@@ -220,31 +263,49 @@ def build_shared(
 
 
 def build_questions(
-    encode: Encode, kind: str, context_tokens: int, depths: Sequence[float], digits: Sequence[int], distractors: Sequence[int],
-    questions: int, seed: int, filler: Filler, start: Sequence[int] = (), documents: range | None = None,
-) -> Iterator[Question]:  # fmt: skip
-    """All questions of a kind and length, at every depth of one document after the other; or those of some documents alone."""
+    encode: Encode,
+    kind: str,
+    context_tokens: int,
+    depths: Sequence[float],
+    digits: Sequence[int],
+    distractors: Sequence[int],
+    questions: int,
+    seed: int,
+    filler: Filler,
+    start: Sequence[int] = (),
+    documents: range | None = None,
+) -> Iterator[Question]:
+    """All questions of a kind and length, at every depth of one document after the other; or those of some
+    documents alone."""
     every = itertools.product(digits, distractors, range(questions))
     chosen = itertools.islice(every, documents.start, documents.stop) if documents is not None else every
     for number, others, index in chosen:
         arguments = (index, seed, filler, number, others, start)
         shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None
-        yield from shared or (build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths)
+        yield from shared or (
+            build_question(encode, kind, context_tokens, depth, *arguments) for depth in depths
+        )
 
 
 def filler_tokens(context_tokens: Sequence[int]) -> int:
-    """How much of a dataset that is not read whole is the text around needles: most questions stand in text of their own."""
+    """How much of a dataset that is not read whole is the text around needles: most questions stand in text
+    of their own."""
     return FILLERS * max(context_tokens)
 
 
 def least_context(encode: Encode, kind: str, digits: int, distractors: int, start: Sequence[int] = ()) -> int:
-    """Tokens that hold the longest facts and question of a kind behind ``start``; documents this long can always be made."""
+    """Tokens that hold the longest facts and question of a kind behind ``start``; documents this long can
+    always be made."""
     value = "8" * digits
     needles = [len(encode(NEEDLE_FACT.format(name=name, value=value))) for name in NAMES]
     if kind == "needle":
         questions = [len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES]
         return len(start) + (distractors + 1) * max(needles) + max(questions) + 1
-    own = len(encode(PASSKEY_INTRO)) + len(encode(PASSKEY_FACT.format(value=value))) + len(encode(PASSKEY_QUESTION))
+    own = (
+        len(encode(PASSKEY_INTRO))
+        + len(encode(PASSKEY_FACT.format(value=value)))
+        + len(encode(PASSKEY_QUESTION))
+    )
     return len(start) + own + distractors * max(needles) + 1
 
 

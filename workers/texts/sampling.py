@@ -20,7 +20,8 @@ def spread(count: int, limit: int) -> list[int]:
 def in_order(count: int, wanted: int, sample: Sample, seed: int) -> Iterator[int]:
     """The numbers under ``count``, each once, in the order in which a sample of ``wanted`` takes them.
 
-    Whoever needs more than ``wanted``, because some are of no use, goes on. Made only as far as it is asked for.
+    Whoever needs more than ``wanted``, because some are of no use, goes on. Made only as far as it is asked
+    for.
     """
     if sample == "first":
         return iter(range(count))
@@ -37,7 +38,8 @@ def _spread_first(count: int, wanted: int) -> Iterator[int]:
 
 
 def _scattered(count: int) -> Iterator[int]:
-    """However many are taken, they lie about evenly: numbers in the order of their reversed bits (van der Corput 1935)."""
+    """However many are taken, they lie about evenly: numbers in the order of their reversed bits (van der
+    Corput 1935)."""
     bits = max(0, count - 1).bit_length()
     for number in range(1 << bits):
         place = int(f"{number:0{bits}b}"[::-1], 2) if bits else 0

@@ -1,8 +1,9 @@
 """Where a text may be cut so that the tokens of its parts are, one by one, those of the whole.
 
-A tokenizer whose pre-tokenizer splits nothing (Llama 2, Mistral, Gemma) merges a whole text as one word, which takes more than
-linear time. Byte-pair merges only ever make tokens of the vocabulary. So where no token of the vocabulary holds two characters
-side by side, no merge joins them: what stands before has no influence on what stands behind.
+A tokenizer whose pre-tokenizer splits nothing (Llama 2, Mistral, Gemma) merges a whole text as one word,
+which takes more than linear time. Byte-pair merges only ever make tokens of the vocabulary. So where no token
+of the vocabulary holds two characters side by side, no merge joins them: what stands before has no influence
+on what stands behind.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ REACH = 5_000
 
 
 class TextCuts:
-    """The cuts that a tokenizer allows; none where it is of a kind of which nothing is known, or splits texts itself."""
+    """The cuts that a tokenizer allows; none where it is of a kind of which nothing is known, or splits texts
+    itself."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._replaced: dict[str, str] = {}
@@ -29,23 +31,32 @@ class TextCuts:
         if not self.allowed:
             return
 
-        active = [token for token in tokenizer.get_added_tokens_decoder().values() if _is_read(tokenizer, token)]
+        active = [
+            token for token in tokenizer.get_added_tokens_decoder().values() if _is_read(tokenizer, token)
+        ]
         self.allowed = not any(token.lstrip or token.rstrip or token.single_word for token in active)
-        self._raw = _Neighbours([token.content for token in active])  # whether matched before or behind the normalizer
+        self._raw = _Neighbours(
+            [token.content for token in active]
+        )  # whether matched before or behind the normalizer
         self._normal = _Neighbours([self._normalized(token.content) for token in active if token.normalized])
 
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)
         self._pairs = {pair for token in vocabulary for pair in map("".join, itertools.pairwise(token))}
         self._known = {token for token in vocabulary if len(token) == 1}
         every_byte = all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
-        joined = any(BYTE.search(token) and not BYTE.fullmatch(token) for token in vocabulary if "<0x" in token)
+        joined = any(
+            BYTE.search(token) and not BYTE.fullmatch(token) for token in vocabulary if "<0x" in token
+        )
         self._spells_all = bool(tokenizer.model.byte_fallback) and every_byte and not joined
 
     def places(self, text: str, every: int) -> Iterator[int]:
         """Offsets at which ``text`` may be cut, about every so many characters, in order."""
         at = every
         while self.allowed and at < len(text):
-            found = next((i for i in range(at, min(at + REACH, len(text))) if self.separates(text[i - 1], text[i])), None)
+            found = next(
+                (i for i in range(at, min(at + REACH, len(text))) if self.separates(text[i - 1], text[i])),
+                None,
+            )
             if found is not None:
                 yield found
             at = (found or at) + every
@@ -63,7 +74,8 @@ class TextCuts:
         return "".join(self._replaced.get(character, character) for character in text)
 
     def _takes(self, tokenizer: Tokenizer) -> bool:
-        """Whether all that happens before the merges is known here: characters replaced one by one, something put before."""
+        """Whether all that happens before the merges is known here: characters replaced one by one, something
+        put before."""
         return all(map(self._takes_normalizer, _parts(tokenizer.normalizer, "normalizers"))) and all(
             map(self._takes_pre_tokenizer, _parts(tokenizer.pre_tokenizer, "pretokenizers"))
         )

@@ -1,8 +1,10 @@
-"""Text to token ids and back by a model's tokenizer.json, without torch: the one place that opens such a file.
+"""Text to token ids and back by a model's tokenizer.json, without torch: the one place that opens such a
+file.
 
-What a text spells is what is encoded: truncation and padding that were saved with a tokenizer are for batches of its training,
-and would cut a corpus off or fill it up; ``<|endoftext|>`` in prose is letters, unless it is asked to be the token of that name.
-Added tokens that are no special ones (Gemma's line breaks) are part of the vocabulary like any other.
+What a text spells is what is encoded: truncation and padding that were saved with a tokenizer are for batches
+of its training, and would cut a corpus off or fill it up; ``<|endoftext|>`` in prose is letters, unless it is
+asked to be the token of that name. Added tokens that are no special ones (Gemma's line breaks) are part of
+the vocabulary like any other.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class TextTokens:
         return self._encoding(text).ids
 
     def inside(self, text: str) -> list[int]:
-        """Ids of a text as it stands inside another: what a tokenizer puts before every text ("▁") is not put before this one.
+        """Ids of a text as it stands inside another: what a tokenizer puts before every text ("▁") is not put
+        before this one.
 
         It is encoded behind something that shares no token with it and is taken off again.
         """
@@ -128,13 +131,18 @@ class TextTokens:
         return sum(id_ in special for id_ in finder.encode(text, add_special_tokens=False).ids)
 
     def misread(self, ids: np.ndarray) -> list[str]:
-        """Special tokens among the ids of a text whose spellings should be letters; not the one for what is unknown.
+        """Special tokens among the ids of a text whose spellings should be letters; not the one for what is
+        unknown.
 
-        A tokenizer whose own vocabulary lists them, and that looks for whole words or pieces in it, cannot read them as letters.
+        A tokenizer whose own vocabulary lists them, and that looks for whole words or pieces in it, cannot
+        read them as letters.
         """
         unknown = _unknown_token(self._tokenizer.model)
         special = [id_ for id_, token in self._added.items() if token.special and token.content != unknown]
-        return [self._added[id_].content for id_ in np.intersect1d(ids, np.asarray(special, dtype=ids.dtype)).tolist()]
+        return [
+            self._added[id_].content
+            for id_ in np.intersect1d(ids, np.asarray(special, dtype=ids.dtype)).tolist()
+        ]
 
     def _encoding(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
         with _in_use():
@@ -147,9 +155,11 @@ class TextTokens:
         return self._cuts.places(text, every)
 
     def _part(self, text: str, start: int, end: int) -> tuple[Encoding, int, int]:
-        """``text[start:end]`` encoded as it stands in the whole text: the encoding, its first token, characters too many.
+        """``text[start:end]`` encoded as it stands in the whole text: the encoding, its first token,
+        characters too many.
 
-        The character before it goes through as well: what a tokenizer puts before a text ("▁") goes to that one's tokens.
+        The character before it goes through as well: what a tokenizer puts before a text ("▁") goes to that
+        one's tokens.
         """
         lead = min(start, 1)
         encoding = self._encoding(text[start - lead : end])

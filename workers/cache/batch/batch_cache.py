@@ -17,9 +17,11 @@ from workers.cache.shared_prefix import PrefixLayer
 
 
 class BatchCache(Cache):
-    """The layers of a batch of cells that skip the same layers, observe the same things and order entries in the same way.
+    """The layers of a batch of cells that skip the same layers, observe the same things and order entries in
+    the same way.
 
-    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than masks per head.
+    ``short_passes``: the cells drop so few entries at a time that moving the others would cost more than
+    masks per head.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """The cache of many cells on the same windows in one forward pass, each cell at its own point of the text.
 
-A row is one window of one cell. A pass brings every row the tokens up to its cell's next prune event; they travel packed, as
-one sequence, through everything that works token by token, and are laid out row by row, padded, for attention alone. After
-it, every row drops what its cell's schedule says. No two rows touch, so the figures are those of each cell alone.
+A row is one window of one cell. A pass brings every row the tokens up to its cell's next prune event; they
+travel packed, as one sequence, through everything that works token by token, and are laid out row by row,
+padded, for attention alone. After it, every row drops what its cell's schedule says. No two rows touch, so
+the figures are those of each cell alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class BatchLayer(AttendingLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, index: int, state: PassState, prefix: PrefixLayer, tracks: Sequence[Track], prunes: bool) -> None:
+    def __init__(
+        self, index: int, state: PassState, prefix: PrefixLayer, tracks: Sequence[Track], prunes: bool
+    ) -> None:
         """Fork the prefix for each cell at its first event, and prune there."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
@@ -45,7 +48,9 @@ class BatchLayer(AttendingLayer):
         self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])
         self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
-        self.positions = torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
+        self.positions = (
+            torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
+        )
         self.sums = torch.zeros(3, rows, heads, device=self.device)
         (observes,) = widest(track.policy.observes for track in tracks).values()
         self.notes = notes_of(observes) if prunes else Notes()
@@ -66,9 +71,17 @@ class BatchLayer(AttendingLayer):
             notes.take_up(noted)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)
         view = view_of(
-            keys=keys, values=lambda: values, positions=positions, seen=point, keep=track.held, layer=self.index,
-            seed=track.settings.seed, row_ids=self.state.row_ids[rows], scale=prefix.scale, observed=notes.observed(observes),
-        )  # fmt: skip
+            keys=keys,
+            values=lambda: values,
+            positions=positions,
+            seen=point,
+            keep=track.held,
+            layer=self.index,
+            seed=track.settings.seed,
+            row_ids=self.state.row_ids[rows],
+            scale=prefix.scale,
+            observed=notes.observed(observes),
+        )
         settings, protected = track.settings, None
         if settings.protects:
             protected = protected_entries(positions, point, settings.protect_sink, settings.protect_recent)
@@ -87,7 +100,9 @@ class BatchLayer(AttendingLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the fork brought shapes and types."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append the packed entries [1, kv_heads, tokens, head_dim] of the pass to their rows."""
         self.check_attended()
         self.seen = self.state.current.most_seen
@@ -95,7 +110,8 @@ class BatchLayer(AttendingLayer):
         return self.marked(key_states), value_states
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
-        """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads, head_dim]."""
+        """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads,
+        head_dim]."""
         layout = plan.pruned if self.prunes else plan.full
         if layout.mask is None:  # each row has as many entries and brings as many tokens
             new = slice(layout.entries - plan.widest, layout.entries)
@@ -115,7 +131,8 @@ class BatchLayer(AttendingLayer):
         return self.keys[:, :, : layout.entries], self.values[:, :, : layout.entries], layout.mask
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan says."""
+        """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan
+        says."""
         self.clear_mark()
         plan = self.state.current
         out = self.notes.attend(self._look(plan, plan.laid_out(query), scale))
@@ -130,12 +147,20 @@ class BatchLayer(AttendingLayer):
         if not self.prunes or self.positions is None:
             return Look(query=query, keys=keys, values=values, scale=scale, mask=mask, counts=counts)
         return Look(
-            query=query, keys=keys, values=values, scale=scale, mask=mask, counts=counts, asked=plan.asked_of_all,
-            positions=self.positions[:, :, : keys.shape[2]], seen=plan.seen_rows,
-        )  # fmt: skip
+            query=query,
+            keys=keys,
+            values=values,
+            scale=scale,
+            mask=mask,
+            counts=counts,
+            asked=plan.asked_of_all,
+            positions=self.positions[:, :, : keys.shape[2]],
+            seen=plan.seen_rows,
+        )
 
     def prune(self, plan: Pass) -> None:
-        """Move what stays of each row to its left, in temporal order, or best first where the cells' policy is not temporal."""
+        """Move what stays of each row to its left, in temporal order, or best first where the cells' policy
+        is not temporal."""
         entries = plan.pruned.entries
         assert self.positions is not None
         keys, values, positions = (x[:, :, :entries] for x in (self.keys, self.values, self.positions))
@@ -145,7 +170,13 @@ class BatchLayer(AttendingLayer):
             index, tied = select(scores, plan.keep, protected, places)
         else:
             index, tied = select_ragged(
-                scores, plan.keep_rows, plan.pruned.lengths, plan.widest_keep, protected, places, plan.narrowest_keep
+                scores,
+                plan.keep_rows,
+                plan.pruned.lengths,
+                plan.widest_keep,
+                protected,
+                places,
+                plan.narrowest_keep,
             )
         kept, width = positions.gather(2, index), index.shape[2]
         before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
@@ -159,7 +190,8 @@ class BatchLayer(AttendingLayer):
         self.sums += torch.stack([*left, tied.float()]) * plan.due_rows
 
     def scores(self, plan: Pass, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its padding.
+        """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its
+        padding.
 
         A policy of a user's own is called for the cells that prune now and for no others.
         """
@@ -176,11 +208,17 @@ class BatchLayer(AttendingLayer):
                 continue
             n = keys.shape[2] if whole else tracks[first].held + int(plan.counts[first])
             view = view_of(
-                keys=keys[rows, :, :n], values=partial(_cut, values, rows, n), positions=positions[rows, :, :n],
-                seen=plan.seen_rows[rows], keep=plan.keep_rows[rows], layer=self.index, seed=plan.seeds[rows],
-                row_ids=self.state.row_ids[rows], scale=self.scale,
+                keys=keys[rows, :, :n],
+                values=partial(_cut, values, rows, n),
+                positions=positions[rows, :, :n],
+                seen=plan.seen_rows[rows],
+                keep=plan.keep_rows[rows],
+                layer=self.index,
+                seed=plan.seeds[rows],
+                row_ids=self.state.row_ids[rows],
+                scale=self.scale,
                 observed=self.notes.observed(policy.observes, rows, n, tracks[first].target),
-            )  # fmt: skip
+            )
             parts.append(torch.nn.functional.pad(scores_of(policy, view), (0, keys.shape[2] - n)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,4 +1,5 @@
-"""One forward pass of many cells: where each cell is, which tokens go through, where they are stored, what is kept after."""
+"""One forward pass of many cells: where each cell is, which tokens go through, where they are stored, what is
+kept after."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ class Pass:
         self.true_positions = self.step.to(torch.int32)
         self.rows, self.offset = self._tensor(rows), self._tensor(offset)
         self._held, self._seen, self._cell, self._offset = held, seen, cell, offset
-        self.query_positions = (self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)).to(torch.int32)
+        self.query_positions = (self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)).to(
+            torch.int32
+        )
         self._cuts(seen + counts)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -119,15 +122,20 @@ class Pass:
         self.seen_rows, self.most_seen = self._per_row(seen_after), int(seen_after.max())
         self.due_rows = self._per_row(self.is_due).float()[:, None]
         self.seeds = self._per_row([track.settings.seed for track in self.tracks])
-        sinks, recents = ([getattr(t.settings, name) for t in self.tracks] for name in ("protect_sink", "protect_recent"))
+        sinks, recents = (
+            [getattr(t.settings, name) for t in self.tracks] for name in ("protect_sink", "protect_recent")
+        )
         self._protects = any(sinks) or any(recents)
         self._sink_rows, self._recent_rows = self._per_row(sinks), self._per_row(recents)
 
     def protected(self, positions: Tensor) -> Tensor | None:
-        """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects anything."""
+        """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects
+        anything."""
         if not self._protects:
             return None
-        seen, sink, recent = (rows[:, None, None] for rows in (self.seen_rows, self._sink_rows, self._recent_rows))
+        seen, sink, recent = (
+            rows[:, None, None] for rows in (self.seen_rows, self._sink_rows, self._recent_rows)
+        )
         return protected_entries(positions, seen, sink, recent)
 
     def laid_out(self, packed: Tensor) -> Tensor:
@@ -146,22 +154,24 @@ class Pass:
 
     @cached_property
     def asked_of_all(self) -> int:
-        """How many of the last queries policies ask about behind this pass, where every row has as many, the pass's own are
-        among them and no row is padded; else 0."""
+        """How many of the last queries policies ask about behind this pass, where every row has as many, the
+        pass's own are among them and no row is padded; else 0."""
         asked = max(track.policy.observes.amount for track in self.tracks)
         if not any(self.is_due) or self.widest > asked or min(track.target for track in self.tracks) < asked:
             return 0
         return asked if self.pruned.mask is None else 0
 
     def packed(self, laid_out: Tensor) -> Tensor:
-        """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads, width]."""
+        """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads,
+        width]."""
         by_row = laid_out.transpose(1, 2)
         return by_row.flatten(0, 1)[None] if self.is_even else by_row[self.rows, self.offset][None]
 
 
 @dataclass
 class PassState:
-    """What the layers of a batch share. They hold this and not their cache, which is freed as soon as nobody holds it."""
+    """What the layers of a batch share. They hold this and not their cache, which is freed as soon as nobody
+    holds it."""
 
     row_ids: Tensor
     """[rows], what names the rows' texts."""

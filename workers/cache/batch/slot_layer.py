@@ -1,9 +1,11 @@
-"""Batch layers in which entries never move: a dropped entry's place is where the next token of its row and head is written.
+"""Batch layers in which entries never move: a dropped entry's place is where the next token of its row and
+head is written.
 
-For cells that drop an entry or a few at every step, moving all the others closer together would cost more than the model. Each
-head has its own free places, so what a query may see follows from the positions stored beside the entries. Entries are not
-in temporal order here; ties are still broken by position, and policies that look at neighbouring entries do not use it.
-What the layers of a batch do before and after a pass they do together, in one set of operations.
+For cells that drop an entry or a few at every step, moving all the others closer together would cost more
+than the model. Each head has its own free places, so what a query may see follows from the positions stored
+beside the entries. Entries are not in temporal order here; ties are still broken by position, and policies
+that look at neighbouring entries do not use it. What the layers of a batch do before and after a pass they do
+together, in one set of operations.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class SlotLayer(BatchLayer):
     mask: Tensor
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
-        """Write each token where its row and head has room: key_states, value_states [tokens, kv_heads, head_dim]."""
+        """Write each token where its row and head has room: key_states, value_states [tokens, kv_heads,
+        head_dim]."""
         for entries, new in ((self.keys, key_states), (self.values, value_states)):
             entries.view(-1, entries.shape[3]).index_copy_(0, self.place, new.reshape(-1, entries.shape[3]))
 
@@ -48,12 +51,15 @@ class SlotLayer(BatchLayer):
 
 
 class SlotStore:
-    """The places of all pruning layers of a batch: tensors [layers, rows, kv_heads, ...], of which the layers hold views."""
+    """The places of all pruning layers of a batch: tensors [layers, rows, kv_heads, ...], of which the layers
+    hold views."""
 
     def __init__(self, layers: Sequence[SlotLayer], held: Tensor) -> None:
         """held: [rows], entries of each row; they are in the first places."""
         self.layers, self.device = layers, layers[0].device
-        self.keys, self.values, self.positions = (_joined(layers, name) for name in ("keys", "values", "positions"))
+        self.keys, self.values, self.positions = (
+            _joined(layers, name) for name in ("keys", "values", "positions")
+        )
         self.sums = torch.stack([layer.sums for layer in layers], 1)
         self.heads = torch.arange(self.positions.shape[2], device=self.device)
         self.room = self.positions.shape[3]
@@ -62,7 +68,9 @@ class SlotStore:
         self.mask_room = torch.empty(0, dtype=kind, device=self.device)
         held = held[:, None, None]
         self.positions.masked_fill_(torch.arange(self.room, device=self.device) >= held, FREE)
-        free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(max=self.room - 1)
+        free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(
+            max=self.room - 1
+        )
         self.free = free.expand(len(layers), -1, len(self.heads), -1)
         self._bind()
 
@@ -83,7 +91,8 @@ class SlotStore:
             layer.place, layer.mask = flat[i], masks[i]
 
     def _masks(self, plan: Pass) -> Tensor:
-        """[layers, rows, kv_heads, widest, room], -inf where a place is free or later than the query; in memory kept for it."""
+        """[layers, rows, kv_heads, widest, room], -inf where a place is free or later than the query; in
+        memory kept for it."""
         shape = (*self.positions.shape[:3], plan.widest, self.room)
         size = math.prod(shape)
         if self.mask_room.numel() < size:
@@ -99,9 +108,14 @@ class SlotStore:
         order = order_by_score(self._scores(plan), self.positions, plan.protected(self.positions))
         order = order.masked_fill_(self.positions == FREE, -(1 << 62))
         spare = self.room - plan.keep_rows[:, None, None]
-        worst, self.free = order.topk(min(self.room - plan.narrowest_keep + 1, self.room), dim=-1, largest=False)
+        worst, self.free = order.topk(
+            min(self.room - plan.narrowest_keep + 1, self.room), dim=-1, largest=False
+        )
         cut = spare.expand(*worst.shape[:3], 1)
-        best_dropped, worst_kept = worst.gather(-1, (cut - 1).clamp(min=0)), worst.gather(-1, cut.clamp(max=worst.shape[3] - 1))
+        best_dropped, worst_kept = (
+            worst.gather(-1, (cut - 1).clamp(min=0)),
+            worst.gather(-1, cut.clamp(max=worst.shape[3] - 1)),
+        )
         tied = ((best_dropped >> 24) == (worst_kept >> 24))[..., 0]
         goes = torch.arange(worst.shape[3], device=self.device) < spare
         self.positions.scatter_(3, self.free, self.positions.gather(3, self.free).masked_fill_(goes, FREE))
@@ -123,19 +137,29 @@ class SlotStore:
                 last += 1
             rows = slice(first * windows, last * windows)
             keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
-            seen, keep, seed, ids = (x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids))
+            seen, keep, seed, ids = (
+                x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids)
+            )
             view = view_of(
-                keys=keys, values=partial(_cut, self.values, rows), positions=positions, seen=seen, keep=keep,
-                layer=index.repeat_interleave(rows.stop - rows.start), seed=seed, row_ids=ids, scale=self.layers[0].scale,
+                keys=keys,
+                values=partial(_cut, self.values, rows),
+                positions=positions,
+                seen=seen,
+                keep=keep,
+                layer=index.repeat_interleave(rows.stop - rows.start),
+                seed=seed,
+                row_ids=ids,
+                scale=self.layers[0].scale,
                 observed=Observed(),
-            )  # fmt: skip
+            )
             scores = scores_of(policy, view)
             parts.append(scores.unflatten(0, (count, -1)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _foreign_scores(self, plan: Pass, place: int) -> Tensor:
-        """[layers, windows, kv_heads, room] of one cell's policy, a user's own, which sees its entries alone and in order."""
+        """[layers, windows, kv_heads, room] of one cell's policy, a user's own, which sees its entries alone
+        and in order."""
         track, windows, count = plan.tracks[place], plan.windows, len(self.layers)
         rows = slice(place * windows, (place + 1) * windows)
         positions = self.positions[:, rows].flatten(0, 1)
@@ -144,13 +168,22 @@ class SlotStore:
             order = positions.argsort(-1)[..., : track.held + int(plan.counts[place])]
             keys = take_entries(self.keys[:, rows].flatten(0, 1), order)
             row_ids = self.layers[0].state.row_ids
-            seen, keep, seed, ids = (x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids))
+            seen, keep, seed, ids = (
+                x[rows].repeat(count) for x in (plan.seen_rows, plan.keep_rows, plan.seeds, row_ids)
+            )
             index = torch.tensor([layer.index for layer in self.layers], device=self.device)
             view = view_of(
-                keys=keys, values=lambda: take_entries(_cut(self.values, rows), order), positions=positions.gather(-1, order),
-                seen=seen, keep=keep, layer=index.repeat_interleave(windows), seed=seed, row_ids=ids,
-                scale=self.layers[0].scale, observed=Observed(),
-            )  # fmt: skip
+                keys=keys,
+                values=lambda: take_entries(_cut(self.values, rows), order),
+                positions=positions.gather(-1, order),
+                seen=seen,
+                keep=keep,
+                layer=index.repeat_interleave(windows),
+                seed=seed,
+                row_ids=ids,
+                scale=self.layers[0].scale,
+                observed=Observed(),
+            )
             scores.scatter_(-1, order, scores_of(track.policy, view))
         return scores.unflatten(0, (count, -1))
 

@@ -1,7 +1,8 @@
-"""A GGUF file -> an ordinary folder of float32 weights, configuration and tokenizer: ``python -m`` this module, FILE, OUT.
+"""A GGUF file -> an ordinary folder of float32 weights, configuration and tokenizer: ``python -m`` this
+module, FILE, OUT.
 
-A process of its own, so that whoever plans a sweep needs no torch and gets back the memory. What is wrong is the last line on
-stderr, and the exit status is 1.
+A process of its own, so that whoever plans a sweep needs no torch and gets back the memory. What is wrong is
+the last line on stderr, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from workers.models.gguf.tokenizer_kinds import BPE, DIGITS_APART, WHOLE_WORDS, 
 from workers.models.model_json import one_line
 
 SPARE_BYTES, COPIES = 24 * 2**30, 6
-"""Addresses that the libraries take for themselves, and copies of the weights in float32 that may be there at once: whatever a
-file says, the conversion ends before it takes a machine's memory."""
+"""Addresses that the libraries take for themselves, and copies of the weights in float32 that may be there at
+once: whatever a file says, the conversion ends before it takes a machine's memory."""
 
 
 def convert(file: Path, out: Path) -> None:
@@ -42,7 +43,9 @@ def convert(file: Path, out: Path) -> None:
 
 
 def _limit_memory(parameters: int) -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere, and an environment may allow less
+    with contextlib.suppress(
+        ImportError, ValueError, OSError
+    ):  # not everywhere, and an environment may allow less
         import resource
 
         most = SPARE_BYTES + COPIES * 4 * parameters
@@ -50,8 +53,8 @@ def _limit_memory(parameters: int) -> None:
 
 
 def _model(file: Path) -> Any:
-    """transformers reads a GGUF but will not save what it read, which it calls quantised: so the numbers that it made of the
-    blocks go into a plain model of the same configuration.
+    """transformers reads a GGUF but will not save what it read, which it calls quantised: so the numbers that
+    it made of the blocks go into a plain model of the same configuration.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -61,7 +64,9 @@ def _model(file: Path) -> Any:
     )
     lacking = sorted(told["missing_keys"])
     if lacking:
-        raise ValueError(f"the file lacks {len(lacking)} of the weights that its settings ask for, such as {lacking[0]}")
+        raise ValueError(
+            f"the file lacks {len(lacking)} of the weights that its settings ask for, such as {lacking[0]}"
+        )
 
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):
@@ -74,18 +79,24 @@ def _model(file: Path) -> Any:
 
 
 def _tokenizer(file: Path, header: GgufHeader) -> Any:
-    """As transformers makes it, and where that is not what llama.cpp does with the same file, as llama.cpp does."""
+    """As transformers makes it, and where that is not what llama.cpp does with the same file, as llama.cpp
+    does."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    tokenizer.init_kwargs["local_files_only"] = False  # else the model's identity would follow whether the hub was allowed
+    tokenizer.init_kwargs["local_files_only"] = (
+        False  # else the model's identity would follow whether the hub was allowed
+    )
     backend = tokenizer.backend_tokenizer
     cut = header.entries.get("tokenizer.ggml.pre")
     if header.entries["tokenizer.ggml.model"] == BPE and cut in DIGITS_APART:
-        backend.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ])  # fmt: skip
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
     if header.entries["tokenizer.ggml.model"] == BPE and cut in WHOLE_WORDS:
         backend.model.ignore_merges = True
 
@@ -97,7 +108,10 @@ def _begin_with(backend: Any, begin: int | None) -> None:
     """Have every text begin with a token, or with none, unless it does."""
     from tokenizers import processors
 
-    if backend.encode("a").ids == [*([] if begin is None else [begin]), *backend.encode("a", add_special_tokens=False).ids]:
+    if backend.encode("a").ids == [
+        *([] if begin is None else [begin]),
+        *backend.encode("a", add_special_tokens=False).ids,
+    ]:
         return
     if begin is None:
         backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
@@ -117,7 +131,9 @@ def _check_beginning(file: Path, expected: int | None) -> None:
 
     found = open_tokenizer(str(file)).first_tokens()
     if found != ([] if expected is None else [expected]):
-        raise ValueError(f"its texts begin with {expected}, and those of the tokenizer that was made of it with {found}")
+        raise ValueError(
+            f"its texts begin with {expected}, and those of the tokenizer that was made of it with {found}"
+        )
 
 
 def main(arguments: list[str]) -> int:

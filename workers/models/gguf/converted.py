@@ -1,4 +1,5 @@
-"""The ordinary folder of a GGUF file: found in the cache folder by the file's hash, or made there once. No torch."""
+"""The ordinary folder of a GGUF file: found in the cache folder by the file's hash, or made there once. No
+torch."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ RECORD = "kvsweep.json"
 
 
 def converted(file: Path) -> Path:
-    """The folder. Raises ValueError, with a clause that goes behind the file's name, where it cannot become a model."""
+    """The folder. Raises ValueError, with a clause that goes behind the file's name, where it cannot become a
+    model."""
     try:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -28,7 +30,9 @@ def converted(file: Path) -> Path:
             _make(file, digest, folder)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise ValueError(f"it cannot be read or its conversion written: {error.strerror or error}{where}") from error
+        raise ValueError(
+            f"it cannot be read or its conversion written: {error.strerror or error}{where}"
+        ) from error
     return folder
 
 
@@ -49,8 +53,12 @@ def _make(file: Path, digest: str, folder: Path) -> None:
     def fill(scratch: Path) -> None:
         needed, free = 4 * header.parameters, shutil.disk_usage(scratch).free
         if free < needed:
-            raise ConversionError(f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed")
-        _say(f"converting {str(file)!r} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into {folder}")
+            raise ConversionError(
+                f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed"
+            )
+        _say(
+            f"converting {str(file)!r} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into {folder}"
+        )
         convert_file(file, scratch / "made")
         record = {"file": file.name, "gguf_sha256": digest, "quantization": header.quantization}
         (scratch / "made" / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""What a GGUF file says of itself, read within bounds and without torch: whatever lies there under the name, it ends soon.
+"""What a GGUF file says of itself, read within bounds and without torch: whatever lies there under the name,
+it ends soon.
 
-Source: the specification of GGUF in the repository of ggml (docs/gguf.md). Everything raises ValueError with what is wrong, in
-words that go behind the file's name.
+Source: the specification of GGUF in the repository of ggml (docs/gguf.md). Everything raises ValueError with
+what is wrong, in words that go behind the file's name.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class GgufHeader:
 
     @property
     def quantization(self) -> str:
-        """The mixture's name, such as ``Q4_K_M``, where the tensors bear it out; else how most of the numbers are stored."""
+        """The mixture's name, such as ``Q4_K_M``, where the tensors bear it out; else how most of the numbers
+        are stored."""
         numbers: Counter[str] = Counter()
         for tensor in self.tensors.values():
             numbers[tensor.kind] += tensor.numbers
@@ -104,10 +106,16 @@ class _Reader:
         version = self._number("<I")
         if version not in VERSIONS:
             turned = version & 0xFFFF == 0
-            raise ValueError("it is of a machine with the other order of bytes" if turned else f"it is GGUF version {version}")
+            raise ValueError(
+                "it is of a machine with the other order of bytes"
+                if turned
+                else f"it is GGUF version {version}"
+            )
         tensors, entries = self._number("<Q"), self._number("<Q")
         if tensors > MOST_TENSORS or entries > MOST_ENTRIES:
-            raise ValueError(f"its header would have {entries:,} entries and {tensors:,} tensors, more than any model")
+            raise ValueError(
+                f"its header would have {entries:,} entries and {tensors:,} tensors, more than any model"
+            )
 
         known: dict[str, Any] = {}
         for _ in range(entries):
@@ -152,7 +160,9 @@ class _Reader:
             return count
         self.elements += count
         if kind != TEXT or self.elements > MOST_ELEMENTS:
-            raise ValueError(f"its header holds a list of {count:,} values of kind {kind}, which none of a model has")
+            raise ValueError(
+                f"its header holds a list of {count:,} values of kind {kind}, which none of a model has"
+            )
         for _ in range(count):
             self._skip(self._number("<Q"))
         return count
@@ -178,9 +188,13 @@ class _Reader:
 
         start = -(-self.at // alignment) * alignment
         if found and start + last > self.size:
-            raise ValueError(f"it was cut off: its tensors end at byte {start + last:,}, and it has {self.size:,}")
+            raise ValueError(
+                f"it was cut off: its tensors end at byte {start + last:,}, and it has {self.size:,}"
+            )
         if stored > self.size:
-            raise ValueError(f"its tensors lie over each other: {stored:,} bytes of them in a file of {self.size:,}")
+            raise ValueError(
+                f"its tensors lie over each other: {stored:,} bytes of them in a file of {self.size:,}"
+            )
         return found
 
     def _tensor(self) -> tuple[GgufTensor, int]:
@@ -191,7 +205,11 @@ class _Reader:
         kind, offset = self._number("<I"), self._number("<Q")
         named = NAMES.get(kind)
         if named is None:
-            raise ValueError(f"its tensor {shown(name)} is stored in a way that transformers does not read (ggml type {kind})")
+            raise ValueError(
+                f"its tensor {shown(name)} is stored in a way that transformers does not read (ggml type {kind})"
+            )
         if not all(shape) or shape[0] % BLOCKS[named][0]:
-            raise ValueError(f"its tensor {one_line(name, 80)} has the shape {shown(shape)}, which {named} cannot store")
+            raise ValueError(
+                f"its tensor {one_line(name, 80)} has the shape {shown(shape)}, which {named} cannot store"
+            )
         return GgufTensor(name, shape, named), offset

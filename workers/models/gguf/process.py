@@ -20,7 +20,8 @@ class ConversionError(ValueError):
 
 
 def missing_packages() -> str:
-    """What a conversion lacks on this machine and how to get it, as a clause; empty where it lacks nothing."""
+    """What a conversion lacks on this machine and how to get it, as a clause; empty where it lacks
+    nothing."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if not absent:
         return ""
@@ -31,10 +32,14 @@ def convert_file(file: Path, out: Path) -> None:
     """Write the folder ``out``. Raises ConversionError, with the last that the process said."""
     command = [sys.executable, "-m", "workers.models.gguf.convert", str(file.absolute()), str(out.absolute())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode == 0:
         return
     said = done.stderr.strip().splitlines()
     if done.returncode < 0:
-        raise ConversionError(f"the process that converted it was ended by signal {-done.returncode} (is there enough memory?)")
+        raise ConversionError(
+            f"the process that converted it was ended by signal {-done.returncode} (is there enough memory?)"
+        )
     raise ConversionError(one_line(said[-1] if said else f"exit status {done.returncode}"))

@@ -1,4 +1,5 @@
-"""Why a GGUF file cannot become a model here, by its header alone: clauses that go behind its name. No torch."""
+"""Why a GGUF file cannot become a model here, by its header alone: clauses that go behind its name. No
+torch."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ def refusals(header: GgufHeader) -> Iterator[str]:
 
 def _shape(header: GgufHeader) -> Iterator[str]:
     """Settings that are not of these tensors: a loader would make room for whatever they say."""
-    numbers = {int(name.split(".")[1]) for name in header.tensors if name.startswith("blk.") and name.split(".")[1].isdecimal()}
+    numbers = {
+        int(name.split(".")[1])
+        for name in header.tensors
+        if name.startswith("blk.") and name.split(".")[1].isdecimal()
+    }
     layers = header.of_model("block_count")
     if layers != len(numbers) or numbers != set(range(len(numbers))) or len(numbers) > MOST_LAYERS:
         yield f"it says {shown(layers)} layers (block_count), and its tensors are of {len(numbers):,}"
@@ -59,7 +64,8 @@ def _shape(header: GgufHeader) -> Iterator[str]:
 
 
 def _rotary(header: GgufHeader) -> Iterator[str]:
-    """Scaled frequencies, which transformers' loader leaves out: the model would be another one, and nothing would say so."""
+    """Scaled frequencies, which transformers' loader leaves out: the model would be another one, and nothing
+    would say so."""
     scaling = header.of_model("rope.scaling.type")
     tensors = [name for name in header.tensors if name.startswith("rope_f")]
     if scaling not in (None, "none") or tensors:
@@ -68,7 +74,10 @@ def _rotary(header: GgufHeader) -> Iterator[str]:
 
 
 def _tokenizer(header: GgufHeader) -> Iterator[str]:
-    kind, cut = header.entries.get("tokenizer.ggml.model"), header.entries.get("tokenizer.ggml.pre", "default")
+    kind, cut = (
+        header.entries.get("tokenizer.ggml.model"),
+        header.entries.get("tokenizer.ggml.pre", "default"),
+    )
     if kind not in (BPE, SENTENCEPIECE):
         yield f"its tokenizer is of the kind {shown(kind)}; {BPE} (of bytes) and {SENTENCEPIECE} (SentencePiece) can be read"
     elif kind == BPE and cut not in PRE_TOKENIZERS:

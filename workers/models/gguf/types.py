@@ -1,4 +1,5 @@
-"""How ggml stores numbers: the types of tensors that transformers reads, and the names of mixtures of them."""
+"""How ggml stores numbers: the types of tensors that transformers reads, and the names of mixtures of
+them."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ FILE_TYPES = {
     22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS",
     31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
 }  # fmt: skip
-"""``general.file_type`` -> the name of a mixture: how most of the large tensors are stored, and how generously the others."""
+"""``general.file_type`` -> the name of a mixture: how most of the large tensors are stored, and how
+generously the others."""
 
 
 def stem_of(mixture: str) -> str:
-    """The type that a mixture is named after: ``Q4_K_M`` -> ``Q4_K``; a mixture's own name where no type has a part of it."""
+    """The type that a mixture is named after: ``Q4_K_M`` -> ``Q4_K``; a mixture's own name where no type has
+    a part of it."""
     parts = mixture.split("_")
     names = ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next((name for name in names if name in BLOCKS), mixture)
