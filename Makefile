@@ -35,7 +35,8 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests/test_import_boundaries.py -m 'slow or not slow'
+	$(BIN)/python -m pytest tests/test_import_boundaries.py tests/test_rooms.py -m 'slow or not slow'
+	$(BIN)/python -m tools.bars
 
 # Hours. Not here: gpu_check, which is `make gpu-check`; time_left, which is given directories of finished runs;
 # kvpress_contestant, which generation starts where --kvpress-venv names its environment.

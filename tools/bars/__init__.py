@@ -1,0 +1,1 @@
+"""How the code reads, as numbers: density, lengths, calls between command and policy."""
