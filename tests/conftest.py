@@ -35,8 +35,9 @@ for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
 
 LAYERS, CONTEXT = 2, 256
 WORDS = (
-    "river stone lamp quiet window seven under green copper never again follows because morning paper small bridge against "
-    "letter winter garden silver market thunder island every second almost yellow engine harbour wooden answer"
+    "river stone lamp quiet window seven under green copper never again follows because morning paper small"
+    " bridge against letter winter garden silver market thunder island every second almost yellow engine"
+    " harbour wooden answer"
 )
 
 

@@ -1,4 +1,4 @@
-"""``from kvsweep import ...``: what a script may import works from a built wheel anywhere, and costs nothing before it is used."""
+"""``from kvsweep import ...`` works from a built wheel anywhere, and costs nothing before it is used."""
 
 import ast
 import os

@@ -12,10 +12,23 @@ ROOT = Path(__file__).parent.parent
 OURS = ("pipeline", "workers", "analysis")
 HEAVY = ("torch", "transformers")
 TORCH_FREE = (
-    "corpora", "footprint", "harness.arguments", "harness.counts", "harness.tasks", "machine.cache_folder", "machine.code_digest",
-    "machine.gpus", "machine.host", "messages", "models", "policies.budget", "policies.policy_files", "policies.settings",
-    "policies.skip_rule", "texts",
-)  # fmt: skip
+    "corpora",
+    "footprint",
+    "harness.arguments",
+    "harness.counts",
+    "harness.tasks",
+    "machine.cache_folder",
+    "machine.code_digest",
+    "machine.gpus",
+    "machine.host",
+    "messages",
+    "models",
+    "policies.budget",
+    "policies.policy_files",
+    "policies.settings",
+    "policies.skip_rule",
+    "texts",
+)
 """What of workers planning uses: whole rooms, and single modules of others."""
 WITH_TORCH = ("footprint.model_shape", "messages.out_of_memory", "models.gguf.convert")
 """Modules of those rooms that planning does not use."""
@@ -150,5 +163,8 @@ def test_a_plan_is_printed_without_torch_transformers_or_ray(sweep_file):
     retrieval = "{context_tokens: [240], questions: 2}"
     path = sweep_file(generation="{prompt_tokens: [32], new_tokens: 8}", retrieval=retrieval)
     code = "from pipeline.cli import app\nfrom typer.testing import CliRunner\n"
-    run = "result = CliRunner().invoke(app, ['plan', sys.argv[1]])\nassert result.exit_code == 0, result.output\n"
+    run = (
+        "result = CliRunner().invoke(app, ['plan', sys.argv[1]])\nassert result.exit_code == 0,"
+        " result.output\n"
+    )
     assert loaded_after(code + run + "assert '9 cells' in result.output", str(path)) == set()

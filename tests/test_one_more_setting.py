@@ -17,16 +17,25 @@ from workers.policies.settings import PruneSettings
 
 LINES = {
     "pipeline/store/schema.py": [
-        ('    CellColumn("quantization", pl.String),\n', '    CellColumn("rescale", pl.Int32, "pruning", 0),\n'),
+        (
+            '    CellColumn("quantization", pl.String),\n',
+            '    CellColumn("rescale", pl.Int32, "pruning", 0),\n',
+        ),
     ],
     "pipeline/sweepfile/sweep_keys.py": [
         ('    "position_modes": "position_mode",\n', '    "rescales": "rescale",\n'),
-        ("    position_modes: list[PositionMode] | None = None\n", "    rescales: list[NonNegative] | None = None\n"),
-        ('    position_modes: Axis[PositionMode] = ["absolute"]\n', "    rescales: Axis[NonNegative] = [0]\n"),
+        (
+            "    position_modes: list[PositionMode] | None = None\n",
+            "    rescales: list[NonNegative] | None = None\n",
+        ),
+        (
+            '    position_modes: Axis[PositionMode] = ["absolute"]\n',
+            "    rescales: Axis[NonNegative] = [0]\n",
+        ),
     ],
     "pipeline/cells/cell.py": [("    position_mode: str\n", "    rescale: int\n")],
     "workers/policies/settings.py": [('    position_mode: str = "absolute"\n', "    rescale: int = 0\n")],
-}  # fmt: skip
+}
 """File -> a line that is there, and the one that comes behind it. What acts on the setting in ``workers`` is
 a fifth file."""
 

@@ -111,7 +111,8 @@ def main() -> None:
         check=True,
     )
     print(
-        "prompt keep_ratio kept | knorm of kvsweep: same, ties at 12 bits, otherwise | without rounding: same, ties, otherwise"
+        "prompt keep_ratio kept | knorm of kvsweep: same, ties at 12 bits, otherwise | without rounding:"
+        " same, ties, otherwise"
     )
     failed = 0
     for (ids, ratio), prompt, theirs in zip(grid, prompts, json.loads(answer.stdout), strict=True):

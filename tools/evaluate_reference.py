@@ -34,8 +34,8 @@ BOUNDS = (1, 64, 128, 256, 512, 1024, 1536, 2048)
 REGIONS, REGION, STEP = 4, 4096, 64
 PASSKEY_LENGTHS = (512, 1024, 1900)
 NOT_FORMED = (
-    "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take its retrieval figures as "
-    "those of a model that cannot retrieve."
+    "Retrieval has **not** formed reliably in this model (below 95 %): use it for perplexity, and take its"
+    " retrieval figures as those of a model that cannot retrieve."
 )
 
 
@@ -145,8 +145,11 @@ def _run(number: int, run: dict[str, Any]) -> list[str]:
     if settings.get("start_from"):
         options.append(f"--start-from RUN{number - 1}")
     return [
-        f"{number}. `python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT {' '.join(options)}`: "
-        f"{last['tokens']:,} tokens in {last['seconds'] / 60:.0f} minutes on CPU, one thread.",
+        (
+            f"{number}. `python -m tools.train_reference {settings['architecture']} --texts TEXTS --out OUT"
+            f" {' '.join(options)}`: {last['tokens']:,} tokens in {last['seconds'] / 60:.0f} minutes on CPU,"
+            " one thread."
+        ),
         *run.get("notes", []),
     ]
 
@@ -156,16 +159,22 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
     lines = [
         f"# {name}",
         "",
-        f"A language model of {found['parameters'] / 1e6:.1f}M parameters that kvsweep trains itself and carries, so that a "
-        "sweep runs with no download. It exists to measure caches on, not to be talked to.",
+        (
+            f"A language model of {found['parameters'] / 1e6:.1f}M parameters that kvsweep trains itself and"
+            " carries, so that a sweep runs with no download. It exists to measure caches on, not to be"
+            " talked to."
+        ),
         "",
         "## How it was made",
         "",
         *[line for number, run in enumerate(training["runs"], 1) for line in [*_run(number, run), ""]],
-        "Sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc pages of the standard "
-        "library, 35 %), passkey and needle documents of `workers/texts/questions.py` (`--retrieval-share`) and texts in which "
-        "spans come again (`--copy-share`). `pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test text "
-        "were held out.",
+        (
+            "Sequences are text (eleven public-domain books and the WikiText-2 validation text, 65 %; pydoc"
+            " pages of the standard library, 35 %), passkey and needle documents of"
+            " `workers/texts/questions.py` (`--retrieval-share`) and texts in which spans come again"
+            " (`--copy-share`). `pydoc_data.topics` (the dataset `pydocs`), Moby-Dick and the WikiText-2 test"
+            " text were held out."
+        ),
         "",
         "## Perplexity, windows of 1,024 (dense)",
         "",
@@ -173,9 +182,11 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         "| --- | ---: | ---: |",
         *[f"| {text} | {ppl:.2f} | {count} |" for text, (ppl, count) in found["perplexity"].items()],
         "",
-        "By position in windows of 2,048, what a KV cache is for. Windows start at every 64th token, so every row scores "
-        f"the same {REGIONS * REGION * 63 // 64:,} tokens ({REGIONS} stretches of {REGION:,}) and differs only in how much "
-        "text comes before them.",
+        (
+            "By position in windows of 2,048, what a KV cache is for. Windows start at every 64th token, so"
+            f" every row scores the same {REGIONS * REGION * 63 // 64:,} tokens ({REGIONS} stretches of"
+            f" {REGION:,}) and differs only in how much text comes before them."
+        ),
         "",
         *_table("positions", found["positions"]),
         "",
@@ -189,7 +200,10 @@ def card(name: str, training: dict[str, Any], found: dict[str, Any], questions: 
         ],
         *([] if min(map(min, found["accuracy"].values())) >= 0.95 else ["", NOT_FORMED]),
         "",
-        "## Loss curve (nats per token on held-out ends of the training texts; answer digits right, teacher-forced)",
+        (
+            "## Loss curve (nats per token on held-out ends of the training texts; answer digits right,"
+            " teacher-forced)"
+        ),
         "",
         "| run | tokens | books | documentation | 128 | 512 | 1,024 |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -53,22 +53,113 @@ MODEL = ROOT / "workers" / "reference" / "reference-neox"
 SWEEPS = [file.read_text() for file in sorted(EMBEDDED_SWEEPS.glob("*.yaml"))]
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**400,
-    "", " ", "x", "0", "-", "nan", "\ud800", "\x00", "\u202e", "a\nb", "=1+1", "<script>", "9" * 5000, "ä" * 300,
-    [], [[]], {}, {"": None}, [None], ["x"] * 50, {"a": {"b": []}},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    2**31,
+    2**63,
+    10**400,
+    "",
+    " ",
+    "x",
+    "0",
+    "-",
+    "nan",
+    "\ud800",
+    "\x00",
+    "\u202e",
+    "a\nb",
+    "=1+1",
+    "<script>",
+    "9" * 5000,
+    "ä" * 300,
+    [],
+    [[]],
+    {},
+    {"": None},
+    [None],
+    ["x"] * 50,
+    {"a": {"b": []}},
+]
 """Values that go wrong somewhere."""
 
 YAML_PIECES = (
-    "&a [*a]", "*a", "&a", "&b [*b, *b]", "!!set {1, 2}", "!!python/object/apply:os.system [id]", "!!binary aGk=",
-    "!!omap [a: 1]", "!x [1]", "? [a]\n: 1", "<<: *a", "- - - -", "[" * 50, "{a: " * 50, "|\n  x", ">-", "'", '"\\ud800"',
-    '"\\x00"', "---", "...", "%YAML 1.1", "\t", "@", "`", "1e400", "0x7fffffffffffffff", "2026-11-27", ".inf", "~", "yes",
-    "1:30", "0o7", "\ufeff", "\u0085", "\u2028", "\x07",
-)  # fmt: skip
+    "&a [*a]",
+    "*a",
+    "&a",
+    "&b [*b, *b]",
+    "!!set {1, 2}",
+    "!!python/object/apply:os.system [id]",
+    "!!binary aGk=",
+    "!!omap [a: 1]",
+    "!x [1]",
+    "? [a]\n: 1",
+    "<<: *a",
+    "- - - -",
+    "[" * 50,
+    "{a: " * 50,
+    "|\n  x",
+    ">-",
+    "'",
+    '"\\ud800"',
+    '"\\x00"',
+    "---",
+    "...",
+    "%YAML 1.1",
+    "\t",
+    "@",
+    "`",
+    "1e400",
+    "0x7fffffffffffffff",
+    "2026-11-27",
+    ".inf",
+    "~",
+    "yes",
+    "1:30",
+    "0o7",
+    "\ufeff",
+    "\u0085",
+    "\u2028",
+    "\x07",
+)
 CSV_PIECES = (
-    ";", ",", "\t", '"', '""', "\n", "\r", "%", "1.234,5", "1,234.5", "0,5", "50%", "50 %", "nan", "inf", "-inf", "1e999", "-",
-    "\x00", "ms", "µ", "=1", "9" * 400, "0x10", "1_0", "'", "full cache", "dense",
-)  # fmt: skip
+    ";",
+    ",",
+    "\t",
+    '"',
+    '""',
+    "\n",
+    "\r",
+    "%",
+    "1.234,5",
+    "1,234.5",
+    "0,5",
+    "50%",
+    "50 %",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "-",
+    "\x00",
+    "ms",
+    "µ",
+    "=1",
+    "9" * 400,
+    "0x10",
+    "1_0",
+    "'",
+    "full cache",
+    "dense",
+)
 
 
 @dataclass
@@ -174,14 +265,36 @@ def read_sweep(content: bytes, folder: Path) -> None:
 
 
 RUN: dict[str, Any] = {
-    "run_id": "r", "name": "n", "started_at": "2026-01-01T00:00:00+00:00", "resumed_at": ["t"], "kvsweep_version": "0.1.0",
-    "protocol_version": 1, "schema_version": 1, "spec": {"name": "n"}, "argv": ["kvsweep", "run"], "code_digest": "d", "seed": 0,
-    "git": {"commit": "abc", "dirty": False}, "versions": {"torch": "2"}, "notes": ["n"],
+    "run_id": "r",
+    "name": "n",
+    "started_at": "2026-01-01T00:00:00+00:00",
+    "resumed_at": ["t"],
+    "kvsweep_version": "0.1.0",
+    "protocol_version": 1,
+    "schema_version": 1,
+    "spec": {"name": "n"},
+    "argv": ["kvsweep", "run"],
+    "code_digest": "d",
+    "seed": 0,
+    "git": {"commit": "abc", "dirty": False},
+    "versions": {"torch": "2"},
+    "notes": ["n"],
     "hardware": {"platform": "p", "cpu": "c", "cpu_count": 2, "memory_bytes": 2**30, "gpus": ["g"]},
-    "models": [{"name": "m", "revision": "r", "layers": 6, "context": 2048, "bos": False, "positions": {"kind": "rotary"}}],
+    "models": [
+        {
+            "name": "m",
+            "revision": "r",
+            "layers": 6,
+            "context": 2048,
+            "bos": False,
+            "positions": {"kind": "rotary"},
+        }
+    ],
     "datasets": [{"name": "d", "fingerprint": "f", "model": "m", "tokens": 9, "special_tokens_spelled": 0}],
-    "planned": {"perplexity": 2}, "planned_rows": {"perplexity": 4}, "dropped": [{"reason": "r", "count": 1}],
-}  # fmt: skip
+    "planned": {"perplexity": 2},
+    "planned_rows": {"perplexity": 4},
+    "dropped": [{"reason": "r", "count": 1}],
+}
 
 
 def make_run_json(maker: Maker) -> bytes:
@@ -400,7 +513,8 @@ def main() -> int:
     for name in chosen:
         tally = fuzz(name, given.seed, given.minutes * 60 / len(chosen), given.slowest, given.keep)
         print(
-            f"{name:<14} {tally.tried:>8} {tally.refused:>8} {tally.slowest:>10.2f} {tally.findings.total():>9}",
+            f"{name:<14} {tally.tried:>8} {tally.refused:>8} {tally.slowest:>10.2f}"
+            f" {tally.findings.total():>9}",
             flush=True,
         )
         for finding, count in tally.findings.most_common():

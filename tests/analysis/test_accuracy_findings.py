@@ -34,10 +34,12 @@ def test_the_head_says_which_policies_keep_accuracy_down_to_which_budget(page_of
     )
     rows += asked(60, 60, 60, **held(0.2, keep_ratio=0.2, policy="tova"))
     (sentence,) = said(page_of(retrieval=rows))
-    assert sentence == (
-        "toy on text, passkey, 5 digits, asked before the prune, 512 tokens: dense answers 100.0 % of 60 questions; shown to "
-        "lose at most 10 points, each at the 95 % level: knorm down to 20.0 % of the dense cache (least that was tried: 10.0 %); "
-        "shown to lose answers, and at the largest budget not to keep them: random; 60 questions cannot tell: tova."
+    assert (
+        sentence
+        == "toy on text, passkey, 5 digits, asked before the prune, 512 tokens: dense answers 100.0 % of 60"
+        " questions; shown to lose at most 10 points, each at the 95 % level: knorm down to 20.0 % of the"
+        " dense cache (least that was tried: 10.0 %); shown to lose answers, and at the largest budget not"
+        " to keep them: random; 60 questions cannot tell: tova."
     )
 
 
@@ -119,7 +121,10 @@ DENSE = [perplexity_row(i, policy="dense") for i in range(4)]
             1.005,
             0,
             6,
-            "at most 2 % where pruned where retrieval is shown to lose in 1 of 1 pairs of figures; most: PPL ratio",
+            (
+                "at most 2 % where pruned where retrieval is shown to lose in 1 of 1 pairs of figures; most:"
+                " PPL ratio"
+            ),
         ),
         (1.005, 5, 6, "to disagree in none of 1 pairs"),  # PPL may have risen by far more
         (
@@ -173,9 +178,16 @@ def test_one_loss_among_many_pairs_is_no_disagreement(page_of):
 
 
 OTHERS = [
-    {"keep_ratio": 0.5}, {"prune_after": 64}, {"skip_layers": [0]}, {"protect_recent": 8}, {"policy": "random"},
-    {"dataset": "other"}, {"model": "other"}, {"dtype": "float16"}, {"position_mode": "cache_length"},
-]  # fmt: skip
+    {"keep_ratio": 0.5},
+    {"prune_after": 64},
+    {"skip_layers": [0]},
+    {"protect_recent": 8},
+    {"policy": "random"},
+    {"dataset": "other"},
+    {"model": "other"},
+    {"dtype": "float16"},
+    {"position_mode": "cache_length"},
+]
 
 
 @pytest.mark.parametrize("other", thinned(OTHERS, 3), ids=str)

@@ -180,10 +180,17 @@ def test_other_weights_data_or_ways_to_read_them_are_never_pooled(summarise, col
 
 
 GROUPS = {
-    "one grid": keys.GROUP, "one grid of windows": keys.SCORED, "findings": findings.CURVES, "curves": curve_shape.KEYS,
-    "timed and scored": measures.SAME, "timed": measures.TURNS, "turns": speed.TURNS, "asked": retrieval_charts.PANEL,
-    "tasks": task_charts.PANEL, "asked and scored": keys.SAME,
-}  # fmt: skip
+    "one grid": keys.GROUP,
+    "one grid of windows": keys.SCORED,
+    "findings": findings.CURVES,
+    "curves": curve_shape.KEYS,
+    "timed and scored": measures.SAME,
+    "timed": measures.TURNS,
+    "turns": speed.TURNS,
+    "asked": retrieval_charts.PANEL,
+    "tasks": task_charts.PANEL,
+    "asked and scored": keys.SAME,
+}
 
 
 @pytest.mark.parametrize("group", GROUPS)

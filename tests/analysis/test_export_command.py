@@ -33,8 +33,10 @@ def test_the_command_says_what_it_did(tmp_path):
     for written, skipped in ((5, 0), (0, 5)):
         done = ask(run, "--to", "mlflow", "--project", "mine", "--store", tmp_path / "new")
         assert done.exit_code == 0, done.output
-        assert done.stdout == (
-            f"MLflow experiment mine in {tmp_path / 'new'}: {written} tracked runs written, {skipped} skipped (there already)\n"
+        assert (
+            done.stdout
+            == f"MLflow experiment mine in {tmp_path / 'new'}: {written} tracked runs written, {skipped}"
+            " skipped (there already)\n"
         )
 
 

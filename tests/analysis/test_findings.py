@@ -34,7 +34,10 @@ def test_the_lowest_and_the_highest_of_many_cells_have_intervals_that_hold_for_a
     page = page_of(tmp_path / "run", perplexity=rows)
     low, high = np.exp(stats.ttest_1samp(lowest / 100, 0).confidence_interval(1 - 0.05 / 20))
     assert low < 1 < high
-    words = f"of 20 cells that pruned, lowest PPL ratio {np.exp(lowest.mean() / 100):.3f} [{low:.3f}, {high:.3f}] at"
+    words = (
+        f"of 20 cells that pruned, lowest PPL ratio {np.exp(lowest.mean() / 100):.3f} [{low:.3f},"
+        f" {high:.3f}] at"
+    )
     assert words in page and "; both intervals hold for all cells together." in page
 
 
@@ -48,8 +51,8 @@ def test_a_change_of_speed_has_its_interval_and_says_whether_any_step_pruned(tmp
     rows += [generation_row(i, tpot_seconds=0.001 + i * 1e-5, prune_steps=steps) for i in range(7)]
     page = page_of(tmp_path / "run", generation=rows)
     assert (
-        "differs from dense in 1 of 1 cells, each at the 95 % level: 1.94x faster, ratio [0.500, 0.530] (knorm"
-        in page
+        "differs from dense in 1 of 1 cells, each at the 95 % level: 1.94x faster, ratio [0.500, 0.530]"
+        " (knorm" in page
     )
     assert words in page
 
@@ -96,8 +99,8 @@ def test_a_reproduced_bug_is_no_finding(tmp_path):
         tmp_path / "run", perplexity=[*rows, perplexity_row(0, nll_sum=300.0, position_mode="cache_length")]
     )
     assert (
-        "PPL ratio 1.105 – at 50.0 % of the dense cache (knorm, keep_ratio 0.9, no layer skipped); the only cell"
-        in page
+        "PPL ratio 1.105 – at 50.0 % of the dense cache (knorm, keep_ratio 0.9, no layer skipped); the only"
+        " cell" in page
     )
     assert "a bug reproduced on purpose: 1 of 2 cells" in page
 

@@ -373,9 +373,14 @@ def test_a_run_of_the_real_pipeline_has_none(sweep_file, out):
         skip_layers="[[], [0]]",
         keep_ratios="[0.5]",
         perplexity="{window: 64, stride: 32, windows: 3}",
-        generation="{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 1, policies: [knorm], "
-        "protocol: [interleaved, report_2025]}",
-        retrieval="{kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 2, question_pruned: [true, false]}",
+        generation=(
+            "{prompt_tokens: [32], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 1, policies: [knorm], "
+            "protocol: [interleaved, report_2025]}"
+        ),
+        retrieval=(
+            "{kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 2, question_pruned: [true,"
+            " false]}"
+        ),
     )
     assert run_inline(sweep, out) == DONE
     found = verdicts(str(out))

@@ -48,17 +48,19 @@ def test_the_recommended_cell_holds_least_within_the_tolerance(summarise, advise
     assert (row["keep_ratio"], row["budget"]) == (0.5, 0.5) and row["confirmed_high"] == pytest.approx(
         math.exp(0.015)
     )
-    assert sentence == (
-        "toy on text: least cache for a PPL at most 2 % worse where the cache was pruned, confirmed on windows that did not "
-        "choose it; retrieval of this setting was not measured: 50.0 % of the dense one (knorm, keep_ratio 0.5, no layer "
-        "skipped, prune_after 32)."
+    assert (
+        sentence
+        == "toy on text: least cache for a PPL at most 2 % worse where the cache was pruned, confirmed on"
+        " windows that did not choose it; retrieval of this setting was not measured: 50.0 % of the dense"
+        " one (knorm, keep_ratio 0.5, no layer skipped, prune_after 32)."
     )
     assert advised(rows, 0.01)[0]["keep_ratio"] == 0.9
     row, sentence = advised(rows, 0.001)
     assert row["keep_ratio"] is None
     assert (
         sentence
-        == "toy on text: no recommendation: no cell looks to stay within 0.1 %; the closest may be 0.501 % worse."
+        == "toy on text: no recommendation: no cell looks to stay within 0.1 %; the closest may be 0.501 %"
+        " worse."
     )
 
 

@@ -30,9 +30,16 @@ from tests.support.rows import (
 
 AFTER = {"question_pruned": False}
 NEW = [
-    "digits", "distractors", "question_pruned", "answer_nll", "answer_tokens", "cache_tokens_mean", "answer_retained_weighted",
-    "answer_retained_least", "correct_text",
-]  # fmt: skip
+    "digits",
+    "distractors",
+    "question_pruned",
+    "answer_nll",
+    "answer_tokens",
+    "cache_tokens_mean",
+    "answer_retained_weighted",
+    "answer_retained_least",
+    "correct_text",
+]
 
 
 def test_each_sort_of_question_is_a_row_of_its_own_beside_its_own_twin(tables_of):
@@ -105,12 +112,16 @@ def test_the_realised_budget_is_what_was_held_beside_the_twin(tables_of):
 
 OUTCOMES = [
     (True, True, 0.0, [], "right"),
-    (False, True, 0.04, [], "lost_dropped"), (False, True, 0.05, [], "lost_partly"),
-    (False, True, 0.94, [], "lost_partly"), (False, True, 0.95, [], "lost_held"),
-    (False, False, 0.0, [], "untold"), (False, None, 0.9, [], "untold"), (False, True, None, [], "untold"),
+    (False, True, 0.04, [], "lost_dropped"),
+    (False, True, 0.05, [], "lost_partly"),
+    (False, True, 0.94, [], "lost_partly"),
+    (False, True, 0.95, [], "lost_held"),
+    (False, False, 0.0, [], "untold"),
+    (False, None, 0.9, [], "untold"),
+    (False, True, None, [], "untold"),
     (False, True, float("nan"), [], "untold"),
     (False, True, 0.51, [0], "lost_partly"),  # what a skipped layer holds can be read
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("correct", "dense", "retained", "skipped", "column"), OUTCOMES, ids=str)

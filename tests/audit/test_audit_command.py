@@ -13,7 +13,10 @@ from pipeline.planning.plan import make_plan
 from pipeline.planning.spec import load_spec
 from tests.support.command import kvsweep
 
-TIMING = "protocol: [interleaved, report_2025], prompt_tokens: [32], new_tokens: 4, repeats: 6, max_repeats: 6, warmup: 1"
+TIMING = (
+    "protocol: [interleaved, report_2025], prompt_tokens: [32], new_tokens: 4, repeats: 6, max_repeats: 6,"
+    " warmup: 1"
+)
 SMALLER = [
     "exclude=[]",
     "policies=[knorm, knorm_sorted]",
@@ -22,7 +25,10 @@ SMALLER = [
     "skip_layers=[[], [0], [1]]",  # the model has two layers
     "protect_recent=[0, 2]",
     "perplexity={window: 64, windows: 8}",
-    f"generation={{{TIMING}, policies: [knorm], keep_ratios: [0.6], prune_after: [16], skip_layers: [[]], protect_recent: [0]}}",
+    (
+        f"generation={{{TIMING}, policies: [knorm], keep_ratios: [0.6], prune_after: [16], skip_layers: [[]],"
+        " protect_recent: [0]}"
+    ),
     "retrieval=null",
 ]
 

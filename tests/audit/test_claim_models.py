@@ -44,7 +44,10 @@ def report(tmp_path, capsys, factors, names=None):
 
 def test_models_that_disagree_are_told_first_and_every_verdict_names_its_model(tmp_path, capsys):
     lines, page, tables = report(tmp_path, capsys, {"smollm2": 1.0, "reference-neox": 1.25})
-    told = "Models disagree on claim 4, PPL rises because sorting shuffles the order: reference-neox: confirmed; smollm2: refuted."
+    told = (
+        "Models disagree on claim 4, PPL rises because sorting shuffles the order: reference-neox: confirmed;"
+        " smollm2: refuted."
+    )
     assert lines[0] == told and sum(line.startswith("Models disagree") for line in lines) == 1
     assert lines[-1] == str(tmp_path / "page.html")
     assert CAUTION not in "".join(lines) and CAUTION not in page  # one of them is no model of ours

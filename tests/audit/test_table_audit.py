@@ -26,18 +26,22 @@ def found(tmp_path, **columns):
 
 def test_the_reports_own_table_shows_their_faults():
     lines = describe(str(DATA / "report_ttft.csv"))
-    assert lines[0] == (
-        "share taken for a time: TTFT is 10 % of the total time in the baseline's rows: a share of it, not a measurement (line 2)"
+    assert (
+        lines[0]
+        == "share taken for a time: TTFT is 10 % of the total time in the baseline's rows: a share of it, not"
+        " a measurement (line 2)"
     )
-    assert lines[1] == (
-        "perplexity without pruning: PPL is 51.91 at keep_ratio 1, 0.9, 0.8, 0.7: what was scored saw no pruned cache "
-        "(lines 2, 3, 4, 5)"
+    assert (
+        lines[1]
+        == "perplexity without pruning: PPL is 51.91 at keep_ratio 1, 0.9, 0.8, 0.7: what was scored saw no"
+        " pruned cache (lines 2, 3, 4, 5)"
     )
     names = [line.partition(":")[0] for line in lines]
     assert names[2:6] == ["nothing was dropped", "threshold never reached", "few samples", "first run slow"]
-    assert lines[6] == (
-        "first token too early: TTFT falls by 91 %, but pruning starts after the prompt's pass and cannot make the first token "
-        "come earlier (lines 3, 4, 5)"
+    assert (
+        lines[6]
+        == "first token too early: TTFT falls by 91 %, but pruning starts after the prompt's pass and cannot"
+        " make the first token come earlier (lines 3, 4, 5)"
     )
     assert any("PPL is 39.49" in line and "(lines 6, 7)" in line for line in lines)
 
@@ -194,10 +198,12 @@ knorm,0.3,8.415,0.102,1301.25,1024,3
 SPELLINGS = {
     "per cent": SHARES.replace(",1,7", ",100,7").replace(",0.5,", ",50,").replace(",0.3,", ",30,"),
     "per cent signs": SHARES.replace(",1,7", ",100%,7").replace(",0.5,", ",50 %,").replace(",0.3,", ",30%,"),
-    "per cent in the heading": SHARES.replace("keep_ratio", "Keep ratio [%]")
-    .replace(",1,7", ",100,7")
-    .replace(",0.5,", ",50,")
-    .replace(",0.3,", ",30.0,"),
+    "per cent in the heading": (
+        SHARES.replace("keep_ratio", "Keep ratio [%]")
+        .replace(",1,7", ",100,7")
+        .replace(",0.5,", ",50,")
+        .replace(",0.3,", ",30.0,")
+    ),
     "decimal commas": SHARES.replace(",", ";").replace(".", ","),
     "decimal commas and tabs": SHARES.replace(",", "\t").replace(".", ","),
     "decimal commas in quotes": re.sub(r"(\d+)\.(\d+)", r'"\1,\2"', SHARES),
@@ -209,14 +215,18 @@ SPELLINGS = {
     ),
     "spaces between thousands": re.sub(r",1(\d{3})", r",1 \1", SHARES),
     "apostrophes between thousands": re.sub(r",1(\d{3})", r",1'\1", SHARES),
-    "milliseconds": SHARES.replace("ttft", "TTFT (ms)")
-    .replace("0.101", "101")
-    .replace("0.013", "13")
-    .replace("0.102", "102"),
-    "milliseconds by name": SHARES.replace("ttft", "ttft_ms")
-    .replace("0.101", "101")
-    .replace("0.013", "13")
-    .replace("0.102", "102"),
+    "milliseconds": (
+        SHARES.replace("ttft", "TTFT (ms)")
+        .replace("0.101", "101")
+        .replace("0.013", "13")
+        .replace("0.102", "102")
+    ),
+    "milliseconds by name": (
+        SHARES.replace("ttft", "ttft_ms")
+        .replace("0.101", "101")
+        .replace("0.013", "13")
+        .replace("0.102", "102")
+    ),
     "powers": SHARES.replace("7.41", "741e-2"),
     "byte order mark and line ends": "\ufeff" + SHARES.replace("\n", "\r\n"),
     "policies by number": SHARES.replace("dense", "1").replace("knorm", "2"),

@@ -294,7 +294,10 @@ def test_own_policies_and_dense_have_colours_of_their_own(visit, tmp_path):
     for scheme in ("light", "dark"):
         page = visit(file, scheme=scheme)
         dense = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--c-dense')")
-        probe = "colour => { const e = document.createElement('i'); e.style.color = colour; document.body.append(e); "
+        probe = (
+            "colour => { const e = document.createElement('i'); e.style.color = colour;"
+            " document.body.append(e); "
+        )
         dense = page.evaluate(probe + "return getComputedStyle(e).color }", dense)
         found = [
             {policy: fill_of(page, chart, policy) for policy in own}

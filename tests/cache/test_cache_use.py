@@ -408,18 +408,39 @@ def test_under_prefill_once_a_prompt_token_by_token_is_announced_or_refused():
 
 
 CALLS = {
-    "activate_past_recording": (), "batch_repeat_interleave": (2,), "batch_select_indices": (torch.tensor([0]),), "crop": (1,),
-    "early_initialization": (1, 2, 8, torch.float32, torch.device("cpu")), "get_conv_state": (0,), "get_mask_sizes": (1, 0),
-    "get_max_length": (), "get_query_offset": (0,), "get_recurrent_state": (0,), "get_seq_length": (), "has_previous_state": (0,),
-    "is_recording_past": (0,), "offload": (0,), "prefetch": (0,), "reorder_cache": (torch.tensor([0]),), "reset": (),
-    "update_conv_state": (torch.zeros(1), 0), "update_indexer": (torch.zeros(1), 0),
+    "activate_past_recording": (),
+    "batch_repeat_interleave": (2,),
+    "batch_select_indices": (torch.tensor([0]),),
+    "crop": (1,),
+    "early_initialization": (1, 2, 8, torch.float32, torch.device("cpu")),
+    "get_conv_state": (0,),
+    "get_mask_sizes": (1, 0),
+    "get_max_length": (),
+    "get_query_offset": (0,),
+    "get_recurrent_state": (0,),
+    "get_seq_length": (),
+    "has_previous_state": (0,),
+    "is_recording_past": (0,),
+    "offload": (0,),
+    "prefetch": (0,),
+    "reorder_cache": (torch.tensor([0]),),
+    "reset": (),
+    "update_conv_state": (torch.zeros(1), 0),
+    "update_indexer": (torch.zeros(1), 0),
     "update_recurrent_state": (torch.zeros(1), 0),
-}  # fmt: skip
+}
 """Arguments of every method of a Hugging Face cache but ``update``."""
 REFUSED = {
-    "crop", "offload", "prefetch", "get_conv_state", "get_recurrent_state", "has_previous_state", "update_conv_state",
-    "update_indexer", "update_recurrent_state",
-}  # fmt: skip
+    "crop",
+    "offload",
+    "prefetch",
+    "get_conv_state",
+    "get_recurrent_state",
+    "has_previous_state",
+    "update_conv_state",
+    "update_indexer",
+    "update_recurrent_state",
+}
 
 
 def test_every_method_of_a_hugging_face_cache_works_or_is_refused_in_a_sentence():

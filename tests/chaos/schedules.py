@@ -34,7 +34,8 @@ policies: [knorm, random, streaming, h2o]
 keep_ratios: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
 prune_after: [64, 128, 192, 256]
 perplexity: {window: 384, stride: 384, windows: 4}
-retrieval: {kinds: [passkey], context_tokens: [256], depths: [0.5], questions: 2, prune_after: [64], policies: [knorm]}
+retrieval:
+  {kinds: [passkey], context_tokens: [256], depths: [0.5], questions: 2, prune_after: [64], policies: [knorm]}
 """
 TASKS = ("perplexity", "retrieval")
 SECONDS = (0.5, 20.0)
@@ -53,9 +54,16 @@ class Kill:
 
 
 KINDS = {
-    "worker": 4, "hung worker": 1, "raylet": 2, "hung raylet": 1, "head": 2, "driver": 4, "interrupt": 1, "terminate": 1,
+    "worker": 4,
+    "hung worker": 1,
+    "raylet": 2,
+    "hung raylet": 1,
+    "head": 2,
+    "driver": 4,
+    "interrupt": 1,
+    "terminate": 1,
     "part": 2,
-}  # fmt: skip
+}
 """What is hit, and how often among others."""
 
 
@@ -258,10 +266,12 @@ def main() -> None:
             }
             print(json.dumps(line), f"{time.monotonic() - begin:.0f} s", flush=True)
     print(
-        f"{given.seeds} schedules, {sum(landed.values())} blows landed ({dict(landed)}), {sum(statuses.values())} drivers"
+        f"{given.seeds} schedules, {sum(landed.values())} blows landed ({dict(landed)}),"
+        f" {sum(statuses.values())} drivers"
     )
     print(
-        f"exit statuses: {dict(statuses)}; schedules whose rows were not those of an undisturbed run, each once: {bad}"
+        f"exit statuses: {dict(statuses)}; schedules whose rows were not those of an undisturbed run, each"
+        f" once: {bad}"
     )
     sys.exit(1 if bad else 0)
 

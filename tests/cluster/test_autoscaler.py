@@ -16,18 +16,40 @@ from tests.support.private_machine import PrivateMachine, needs
 pytestmark = pytest.mark.slow
 
 CLUSTER = {
-    "cluster_name": "grows", "max_workers": 2, "idle_timeout_minutes": 0.1, "upscaling_speed": 1.0, "auth": {}, "docker": {},
-    "provider": {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
-                 "disable_launch_config_check": True},
+    "cluster_name": "grows",
+    "max_workers": 2,
+    "idle_timeout_minutes": 0.1,
+    "upscaling_speed": 1.0,
+    "auth": {},
+    "docker": {},
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "cpu_worker": {"resources": {"CPU": 1, "timing": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        "cpu_worker": {
+            "resources": {"CPU": 1, "timing": 1},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
     },
-    "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [],
-    "rsync_filter": [], "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
-    "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],
-}  # fmt: skip
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
 """As `ray up` leaves it on a head, with Ray's provider for tests in the place of a cloud."""
 START = (
     "export RAY_FAKE_CLUSTER=1 AUTOSCALER_UPDATE_INTERVAL_S=1 RAY_enable_autoscaler_v2=0 RAY_AUTH_MODE=token "

@@ -53,7 +53,10 @@ def units(sweep_file) -> list[Ready]:
         keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5]",
         prune_after="[8, 16]",
         policies="[knorm, random, streaming, recent, knorm_high]",
-        generation="{prompt_tokens: [32], new_tokens: 6, repeats: 5, max_repeats: 5, policies: [knorm], keep_ratios: [0.5]}",
+        generation=(
+            "{prompt_tokens: [32], new_tokens: 6, repeats: 5, max_repeats: 5, policies: [knorm], keep_ratios:"
+            " [0.5]}"
+        ),
         retrieval="{context_tokens: [240], depths: [0.5], questions: 1}",
     )
     plan = make_plan(load_spec(str(sweep)))

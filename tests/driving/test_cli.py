@@ -79,10 +79,11 @@ def finished(tmp_path_factory, tiny_model_dir, text_file):
     folder = tmp_path_factory.mktemp("finished")
     sweep = folder / "sweep.yaml"
     sweep.write_text(
-        f"name: tiny\nmodels: [{tiny_model_dir}]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.9, 0.5]\n"
-        "prune_after: [16]\nperplexity: {window: 64, stride: 64, windows: 3}\n"
-        "generation: {prompt_tokens: [32], new_tokens: 6, repeats: 5, max_repeats: 5, warmup: 1, keep_ratios: [0.5]}\n"
-        "retrieval: {kinds: [passkey, needle], context_tokens: [240], depths: [0.5], questions: 2}\n"
+        f"name: tiny\nmodels: [{tiny_model_dir}]\ndatasets: ['text:{text_file}']\ndevices:"
+        " [cpu]\nkeep_ratios: [0.9, 0.5]\nprune_after: [16]\nperplexity: {window: 64, stride: 64, windows:"
+        " 3}\ngeneration: {prompt_tokens: [32], new_tokens: 6, repeats: 5, max_repeats: 5, warmup: 1,"
+        " keep_ratios: [0.5]}\nretrieval: {kinds: [passkey, needle], context_tokens: [240], depths: [0.5],"
+        " questions: 2}\n"
     )
     done = kvsweep("run", sweep.name, "--inline", "--out", "out", folder=folder)
     return sweep, folder / "out", done
@@ -279,7 +280,10 @@ def test_the_reports_protocol_gives_their_figure_and_is_called_wrong_wherever_it
     sweep_file, out, capsys
 ):
     """A tenth of the baseline's whole time against a measured first token: a gain or loss out of nothing."""
-    task = "{prompt_tokens: [32], new_tokens: 16, repeats: 6, warmup: 0, protocol: report_2025, keep_ratios: [0.5]}"
+    task = (
+        "{prompt_tokens: [32], new_tokens: 16, repeats: 6, warmup: 0, protocol: report_2025, keep_ratios:"
+        " [0.5]}"
+    )
     assert run_inline(sweep_file(perplexity=None, generation=task), out) == DONE
     timed = rows(out, "generation")
     dense = timed.filter(policy="dense")

@@ -23,9 +23,14 @@ from tests.support.rows import NASTY, failure_row, perplexity_row, write_run
 from tests.support.thinned import thinned
 
 RUN = {
-    "run_id": "r", "name": "n", "started_at": "t", "schema_version": 1, "protocol_version": 0, "planned": {"perplexity": 2},
+    "run_id": "r",
+    "name": "n",
+    "started_at": "t",
+    "schema_version": 1,
+    "protocol_version": 0,
+    "planned": {"perplexity": 2},
     "planned_rows": {"perplexity": 4},
-}  # fmt: skip
+}
 
 
 def with_(**changes: object) -> bytes:

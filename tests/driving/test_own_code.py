@@ -146,8 +146,14 @@ def test_a_cluster_is_not_joined_from_a_folder_with_another_workers(tmp_path, mo
     check_nothing_in_the_way()
 
 
-CHANGED = "def knorm(view: CacheView) -> Tensor:\n    return -_knorm(view)\n\n\ndef _knorm(view: CacheView) -> Tensor:"
-POLICY = "from pathlib import Path\n\nassert Path('beside.txt').exists()\n\n\ndef newest(view):\n    return view.positions.float()\n"
+CHANGED = (
+    "def knorm(view: CacheView) -> Tensor:\n    return -_knorm(view)\n\n\ndef _knorm(view: CacheView) ->"
+    " Tensor:"
+)
+POLICY = (
+    "from pathlib import Path\n\nassert Path('beside.txt').exists()\n\n\ndef newest(view):\n    return"
+    " view.positions.float()\n"
+)
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ policies: [knorm, random]
 keep_ratios: {ratios}
 prune_after: [8, 16, 24]
 perplexity: {{window: 64, stride: 48, windows: 20}}
-retrieval: {{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0.5], questions: 1, prune_after: [8, 16]}}
+retrieval:
+  {{kinds: [passkey, needle], context_tokens: [236, 240], depths: [0.5], questions: 1, prune_after: [8, 16]}}
 """
 FEWER, ALL = "[0.9, 0.5]", "[0.9, 0.7, 0.5, 0.4]"
 

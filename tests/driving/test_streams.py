@@ -70,7 +70,10 @@ def test_no_row_and_no_report_is_lost_to_streams(sweep_file, tmp_path, redirecte
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 def test_the_last_line_of_a_run_is_said_elsewhere_where_stdout_is_full(tmp_path):
-    say = "from pipeline.driving.streams import run_guarded, say_last; run_guarded(lambda: say_last('report.html'))"
+    say = (
+        "from pipeline.driving.streams import run_guarded, say_last; run_guarded(lambda:"
+        " say_last('report.html'))"
+    )
     for redirected in (">/dev/full", ">&-"):
         done = shell(f'{sys.executable} -c "{say}" {redirected}', tmp_path)
         assert (done.returncode, done.stderr) == (0, "note: stdout cannot be written; report.html\n")

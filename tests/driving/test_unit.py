@@ -174,7 +174,8 @@ def test_windows_are_halved_when_memory_runs_out_and_no_row_changes(monkeypatch)
         sizes.append(len(tokens))
         if len(tokens) > 2:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you"
+                " tried ..."
             )
         return evaluate(model, tokens, *others)
 

@@ -111,8 +111,9 @@ def test_what_waits_is_said_by_kind_of_node():
 def test_node_types_are_read_from_what_ray_up_leaves_on_the_head(tmp_path):
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(
-        "max_workers: 6\nhead_node_type: head\navailable_node_types:\n  head: {resources: {CPU: 0}}\n"
-        "  cpu_worker: {max_workers: 4, resources: {CPU: 8, timing: 1}}\n  gpu_worker: {resources: {CPU: 4, GPU: 1}}\n"
+        "max_workers: 6\nhead_node_type: head\navailable_node_types:\n  head: {resources: {CPU: 0}}\n "
+        " cpu_worker: {max_workers: 4, resources: {CPU: 8, timing: 1}}\n  gpu_worker: {resources: {CPU: 4,"
+        " GPU: 1}}\n"
     )
     cpu, gpu = node_types(file) or []
     assert (cpu.node_id, cpu.cpus, cpu.timing, cpu.count) == ("cpu_worker", 8, 1, 4)

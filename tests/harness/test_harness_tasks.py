@@ -24,9 +24,20 @@ from workers.policies.settings import PruneSettings
 CPU = torch.device("cpu")
 PRUNED = PruneSettings("knorm", 0.5, 24)
 COLUMNS = {
-    "task_name", "metric", "filter", "doc_index", "value", "stderr", "documents", "higher_is_better", "num_fewshot",
-    "prune_events", "tokens_predicted", "tokens_predicted_pruned", "cache_tokens_mean",
-}  # fmt: skip
+    "task_name",
+    "metric",
+    "filter",
+    "doc_index",
+    "value",
+    "stderr",
+    "documents",
+    "higher_is_better",
+    "num_fewshot",
+    "prune_events",
+    "tokens_predicted",
+    "tokens_predicted_pruned",
+    "cache_tokens_mean",
+}
 
 
 def test_rows_of_a_task(model, facts, folder):
@@ -195,8 +206,8 @@ def test_a_string_of_arguments_makes_a_model(tiny_model_dir):
 def test_a_chat_template_without_a_system_role(pruned_model):
     lm = pruned_model(PRUNED)
     lm.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{ m.role }}>{{ m.content }}"
-        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{ m.role"
+        " }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     try:
         said = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
@@ -256,9 +267,11 @@ def test_the_command_line_refuses_in_one_line(folder):
 def test_a_sweeps_bos_reaches_the_contexts_of_a_task(model, facts, folder):
     """One more entry is held while answering."""
     held = {
-        bos: task_rows(
-            model, facts, CPU, PruneSettings("dense"), HarnessWork("kv_choice", 2, None, str(folder), bos)
-        ).rows[0]
+        bos: (
+            task_rows(
+                model, facts, CPU, PruneSettings("dense"), HarnessWork("kv_choice", 2, None, str(folder), bos)
+            ).rows[0]
+        )
         for bos in ("auto", "always", "never")
     }
     assert (

@@ -169,7 +169,10 @@ def test_what_may_be_used_is_counted_wherever_anything_is_counted(monkeypatch, l
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
 def test_the_affinity_of_a_process_is_what_it_was_started_with():
     one = min(os.sched_getaffinity(0))
-    ask = f"import os; os.sched_setaffinity(0, [{one}]); from workers.machine.host import usable_cpus; print(usable_cpus())"
+    ask = (
+        f"import os; os.sched_setaffinity(0, [{one}]); from workers.machine.host import usable_cpus;"
+        " print(usable_cpus())"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True

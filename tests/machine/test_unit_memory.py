@@ -13,7 +13,10 @@ from workers.footprint.worker import PROCESS_BYTES
 from workers.machine.peak_memory import PeakMemory
 
 NEED = Need("cpu", False, 4 * GIB, "m float32", GIB)
-POLICY = "import torch\n\n\ndef score(view):\n    waste = torch.ones({numbers})\n    return view.positions.float() + 0 * waste[0]\n"
+POLICY = (
+    "import torch\n\n\ndef score(view):\n    waste = torch.ones({numbers})\n    return view.positions.float()"
+    " + 0 * waste[0]\n"
+)
 
 
 @pytest.mark.parametrize(

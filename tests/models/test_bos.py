@@ -154,8 +154,12 @@ def plan_of(sweep_file, with_bos):
 
 BLOCKS = {
     "perplexity": "{window: 40, stride: 24, windows: 4}",
-    "generation": "{prompt_tokens: [32], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0}",
-    "retrieval": "{kinds: [needle], context_tokens: [240], depths: [0.1, 0.9], questions: 1, distractors: [1]}",
+    "generation": (
+        "{prompt_tokens: [32], batch_sizes: [2], new_tokens: 4, repeats: 5, max_repeats: 5, warmup: 0}"
+    ),
+    "retrieval": (
+        "{kinds: [needle], context_tokens: [240], depths: [0.1, 0.9], questions: 1, distractors: [1]}"
+    ),
 }
 
 

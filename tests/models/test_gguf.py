@@ -237,8 +237,8 @@ def test_a_file_of_float32_is_its_folder_to_the_bit(plain, tmp_path, cache, here
     file = write_gguf(tmp_path / "tiny.gguf", plain)
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(
-        f"name: tiny\nmodels: [{plain}, {file}]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.5]\n"
-        "prune_after: [16]\npolicies: [knorm, h2o]\nperplexity: {window: 64, windows: 3}\n"
+        f"name: tiny\nmodels: [{plain}, {file}]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios:"
+        " [0.5]\nprune_after: [16]\npolicies: [knorm, h2o]\nperplexity: {window: 64, windows: 3}\n"
     )
     assert run_inline(sweep, tmp_path / "out") == 0
     rows = RunStore(str(tmp_path / "out")).scan("perplexity").sort("policy", "window_index").collect()
@@ -246,7 +246,7 @@ def test_a_file_of_float32_is_its_folder_to_the_bit(plain, tmp_path, cache, here
     assert own.height == 9 and own["nll"].equals(other["nll"]) and own["prune_events"].sum() > 0
     assert (set(own["quantization"]), set(other["quantization"])) == ({None}, {"F32"})
     assert set(own["model_revision"]).isdisjoint(other["model_revision"])
-    (one, two) = json.loads((tmp_path / "out" / "run.json").read_text())["models"]
+    one, two = json.loads((tmp_path / "out" / "run.json").read_text())["models"]
     assert "quantization" not in one and two["quantization"] == "F32"
     assert "converted from F32" in (tmp_path / "out" / "report.html").read_text()
 
@@ -331,7 +331,10 @@ def test_a_file_is_converted_once_and_said_so(plain, tmp_path, cache, here, caps
 @pytest.mark.slow
 def test_the_command_converts_in_a_process_of_its_own(plain, tmp_path, text_file):
     write_gguf(tmp_path / "tiny.gguf", plain, "Q8_0")
-    sweep = f"name: tiny\nmodels: [./tiny.gguf]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.5]\n"
+    sweep = (
+        f"name: tiny\nmodels: [./tiny.gguf]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios:"
+        " [0.5]\n"
+    )
     (tmp_path / "sweep.yaml").write_text(sweep + "prune_after: [16]\nperplexity: {window: 64, windows: 1}\n")
     environment = {**os.environ, "KVSWEEP_CACHE": str(tmp_path / "cache")}
     done = kvsweep("plan", "sweep.yaml", folder=tmp_path, environment=environment)

@@ -27,7 +27,11 @@ def settings(url: str, folder: Path) -> dict[str, str]:
     return (
         os.environ
         | names
-        | {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        | {
+            "NO_PROXY": "127.0.0.1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+        }
     )
 
 
@@ -35,8 +39,8 @@ def settings(url: str, folder: Path) -> dict[str, str]:
 def sweep(tmp_path, text_file) -> Path:
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        f"name: t\nmodels: [org/set]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.5]\nprune_after: [16]\n"
-        "perplexity: {window: 64, windows: 2}\n"
+        f"name: t\nmodels: [org/set]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios:"
+        " [0.5]\nprune_after: [16]\nperplexity: {window: 64, windows: 2}\n"
     )
     return file
 

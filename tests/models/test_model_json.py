@@ -84,9 +84,16 @@ def test_layers_beyond_those_of_the_weights_are_refused(folder):
 
 
 BROKEN = {
-    "empty": b"", "no JSON": b"{", "a list": b"[]", "a number": b"3", "200,000 brackets": b"[" * 200_000, "NUL": b"\0" * 100,
-    "Latin": b'{"a": "\xe9"}', "5,000 digits": b'{"a": ' + b"9" * 5000 + b"}", "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
-}  # fmt: skip
+    "empty": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"3",
+    "200,000 brackets": b"[" * 200_000,
+    "NUL": b"\0" * 100,
+    "Latin": b'{"a": "\xe9"}',
+    "5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+}
 
 
 @pytest.mark.parametrize("content", BROKEN)

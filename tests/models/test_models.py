@@ -42,15 +42,21 @@ def test_facts_come_from_the_files(saved):
 
 
 EXPECTED = {
-    "gpt_neox": Positions("rotary", 0.25), "gpt2": Positions("learned"), "opt": Positions("learned"),
-    "bloom": Positions("alibi"), "mpt": Positions("alibi"), "gpt_bigcode": Positions("learned"),
-    "gpt_neo": Positions("learned"), "gemma4_text": Positions("rotary"),
+    "gpt_neox": Positions("rotary", 0.25),
+    "gpt2": Positions("learned"),
+    "opt": Positions("learned"),
+    "bloom": Positions("alibi"),
+    "mpt": Positions("alibi"),
+    "gpt_bigcode": Positions("learned"),
+    "gpt_neo": Positions("learned"),
+    "gemma4_text": Positions("rotary"),
     **dict.fromkeys(("stablelm", "qwen3_next"), Positions("rotary", 0.25)),
     **dict.fromkeys(
-        ("glm", "phi", "persimmon", "nemotron", "recurrent_gemma", "bamba", "gptj", "codegen"), Positions("rotary", 0.5)
+        ("glm", "phi", "persimmon", "nemotron", "recurrent_gemma", "bamba", "gptj", "codegen"),
+        Positions("rotary", 0.5),
     ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), Positions("rotary", 1 / 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
@@ -193,9 +199,10 @@ def test_what_is_said_of_rounding_is_of_the_text_that_is_measured(saved, monkeyp
     before = self_check.check_once(model, facts, "float32", other, own_text=True)
     found = self_check.check_once(model, facts, "float32", text, own_text=True)
     assert found == expected != before
-    assert self_check.check_once(model, facts, "float32", text[:, :50]) in (found, before), (
-        "a longer text passed"
-    )
+    assert self_check.check_once(model, facts, "float32", text[:, :50]) in (
+        found,
+        before,
+    ), "a longer text passed"
 
 
 NOTHING_TOLD = architecture.Architecture((), ())

@@ -120,9 +120,15 @@ def test_files_that_are_not_loaded_change_neither_size_nor_identity(folder, stra
 
 
 SETTINGS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "additional_chat_templates/tool.jinja",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool.jinja",
+)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

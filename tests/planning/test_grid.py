@@ -96,11 +96,26 @@ def test_ids_of_each_task_are_the_ones_of_stored_results():
 
 
 CHANGED = {
-    "task": "retrieval", "model": "m2", "model_revision": "r2", "dataset": "d2", "dataset_fingerprint": "f2", "device": "cuda",
-    "dtype": "bfloat16", "policy": "random", "keep_ratio": 0.8, "prune_after": 33, "skip_layers": (1,), "protect_sink": 1,
-    "protect_recent": 1, "schedule": "prefill_once", "position_mode": "cache_length", "seed": 1, "settings": "{}",
-    "bos": 1, "special_tokens_in_text": "parse",
-}  # fmt: skip
+    "task": "retrieval",
+    "model": "m2",
+    "model_revision": "r2",
+    "dataset": "d2",
+    "dataset_fingerprint": "f2",
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "policy": "random",
+    "keep_ratio": 0.8,
+    "prune_after": 33,
+    "skip_layers": (1,),
+    "protect_sink": 1,
+    "protect_recent": 1,
+    "schedule": "prefill_once",
+    "position_mode": "cache_length",
+    "seed": 1,
+    "settings": "{}",
+    "bos": 1,
+    "special_tokens_in_text": "parse",
+}
 
 
 @pytest.mark.parametrize("name", CELL_FIELDS)
@@ -199,18 +214,30 @@ def test_generation_filters_leave_cells_out_without_counting_them():
 
 
 FILTERS = {
-    "policies": ["knorm"], "keep_ratios": [0.5], "prune_after": [16], "skip_layers": [[1, 0]], "protect_recent": [2],
-    "protect_sink": [1], "schedules": ["prefill_once"], "position_modes": ["cache_length"],
-}  # fmt: skip
+    "policies": ["knorm"],
+    "keep_ratios": [0.5],
+    "prune_after": [16],
+    "skip_layers": [[1, 0]],
+    "protect_recent": [2],
+    "protect_sink": [1],
+    "schedules": ["prefill_once"],
+    "position_modes": ["cache_length"],
+}
 MANY = {
-    "policies": ["knorm", "random"], "keep_ratios": [0.9, 0.5], "prune_after": [8, 16], "skip_layers": [[], [0, 1]],
-    "protect_recent": [0, 2], "protect_sink": [0, 1], "position_modes": ["absolute", "cache_length"],
-}  # fmt: skip
+    "policies": ["knorm", "random"],
+    "keep_ratios": [0.9, 0.5],
+    "prune_after": [8, 16],
+    "skip_layers": [[], [0, 1]],
+    "protect_recent": [0, 2],
+    "protect_sink": [0, 1],
+    "position_modes": ["absolute", "cache_length"],
+}
 BROAD = MANY | {"schedules": ["every_step", "prefill_once"]}
 TASKS = {
-    "perplexity": {"window": 64, "stride": 64, "windows": 3}, "generation": {"prompt_tokens": [32], "new_tokens": 8},
+    "perplexity": {"window": 64, "stride": 64, "windows": 3},
+    "generation": {"prompt_tokens": [32], "new_tokens": 8},
     "retrieval": {"context_tokens": [64]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

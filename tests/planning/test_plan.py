@@ -252,9 +252,9 @@ def test_a_task_that_its_own_filter_leaves_without_a_pruned_cell_is_noted(plan_o
     plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once')}}}")
     assert [cell.policy for cell in plan.grid.cells] == ["dense"]
     assert (
-        "retrieval has dense cells alone: its schedules (prefill_once) restrict the sweep's (every_step), and none is in both; "
-        "list it in both"
-    ) in plan.notes
+        "retrieval has dense cells alone: its schedules (prefill_once) restrict the sweep's (every_step), and"
+        " none is in both; list it in both" in plan.notes
+    )
     plan = plan_of(perplexity=None, retrieval=f"{{{asked.format('prefill_once, every_step')}}}")
     assert len(plan.grid.cells) > 1 and not any("dense cells alone" in note for note in plan.notes)
     assert (
@@ -284,7 +284,10 @@ def test_a_window_longer_than_a_sliding_attention_window_is_refused(plan_of, tin
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 48}))
     with pytest.raises(
         SweepError,
-        match=r"window: 64 is longer than the 48 tokens up to which .* can be measured: some of its layers attend to the last 48",
+        match=(
+            r"window: 64 is longer than the 48 tokens up to which .* can be measured: some of its layers"
+            r" attend to the last 48"
+        ),
     ):
         plan_of(models=f"[{folder}]")
     (folder / "config.json").write_text(

@@ -22,26 +22,44 @@ from workers.models.model_files import ModelFacts, Positions
 from workers.texts.windows import Window
 
 EVERYTHING = {
-    "name": "everything", "models": ["a", "b"], "datasets": ["d"], "devices": ["cpu"], "dtypes": ["float32"],
-    "policies": ["knorm", "random", "dense", "streaming_rolled"], "keep_ratios": [1.0, 0.95, 0.9, 0.5, 0.1],
+    "name": "everything",
+    "models": ["a", "b"],
+    "datasets": ["d"],
+    "devices": ["cpu"],
+    "dtypes": ["float32"],
+    "policies": ["knorm", "random", "dense", "streaming_rolled"],
+    "keep_ratios": [1.0, 0.95, 0.9, 0.5, 0.1],
     "prune_after": [1, 2, 8, 100, 512, 2000],
-    "skip_layers": [[], [0], [1, 0], [0, 1], "auto:1", [0, 1, 2, 3]], "protect_recent": [0, 8], "protect_sink": [0, 4],
-    "schedules": ["every_step", "prefill_once", "constant"], "position_modes": ["absolute", "cache_length"],
+    "skip_layers": [[], [0], [1, 0], [0, 1], "auto:1", [0, 1, 2, 3]],
+    "protect_recent": [0, 8],
+    "protect_sink": [0, 4],
+    "schedules": ["every_step", "prefill_once", "constant"],
+    "position_modes": ["absolute", "cache_length"],
     "exclude": [
-        {"policies": ["random"], "prune_after": [100]}, {"schedules": ["constant"], "keep_ratios": [0.9, 0.1]},
+        {"policies": ["random"], "prune_after": [100]},
+        {"schedules": ["constant"], "keep_ratios": [0.9, 0.1]},
         {"skip_layers": [[1, 0]], "protect_sink": [4]},
     ],
     "perplexity": {"window": 256, "stride": 128, "windows": 40, "protect_sink": [0]},
     "generation": {
-        "prompt_tokens": [64, 128], "batch_sizes": [1, 2], "new_tokens": 16, "repeats": 5, "policies": ["knorm", "random"],
-        "keep_ratios": [0.9, 0.5], "protocol": ["interleaved", "report_2025"],
+        "prompt_tokens": [64, 128],
+        "batch_sizes": [1, 2],
+        "new_tokens": 16,
+        "repeats": 5,
+        "policies": ["knorm", "random"],
+        "keep_ratios": [0.9, 0.5],
+        "protocol": ["interleaved", "report_2025"],
     },
     "retrieval": {
-        "kinds": ["passkey", "needle"], "context_tokens": [300, 512], "depths": [0.1, 0.9], "questions": 3,
-        "question_pruned": [True, False], "prune_after": [100, 512],
+        "kinds": ["passkey", "needle"],
+        "context_tokens": [300, 512],
+        "depths": [0.1, 0.9],
+        "questions": 3,
+        "question_pruned": [True, False],
+        "prune_after": [100, 512],
     },
     "seed": 3,
-}  # fmt: skip
+}
 
 
 def facts(name: str) -> ModelFacts:
@@ -102,12 +120,57 @@ def digest(value: object) -> str:
 
 
 GOLDEN = {
-    "everything": (29662, 934, "3ba1a25f5949", "c1e580aece34", "262fdb460261", "8191062c5c88", "9d913f7d9cb8", "ac974d40ea91"),
-    "default": (184, 14, "794f0aa1339f", "f1df4f4e3090", "a155b8da3140", "aa4665ad86bc", "4f53cda18c2b", "061a6139022f"),
-    "ucurve": (301, 16, "9ab75ebe234b", "7fab4269b188", "e2cf72b6f871", "dd8ac746955f", "4f53cda18c2b", "c631dd46b7b4"),
-    "retrieval": (318, 40, "40780eb02fdc", "f0435eade8b5", "93e7a3a4fc74", "a8291868123b", "4f53cda18c2b", "5f91419a3ebb"),
-    "seed_reports": (302, 19, "4daf37db8b60", "b18bcbbd9821", "5043e0f796b2", "26c628327631", "dcae002926a6", "b78952482aa0"),
-}  # fmt: skip
+    "everything": (
+        29662,
+        934,
+        "3ba1a25f5949",
+        "c1e580aece34",
+        "262fdb460261",
+        "8191062c5c88",
+        "9d913f7d9cb8",
+        "ac974d40ea91",
+    ),
+    "default": (
+        184,
+        14,
+        "794f0aa1339f",
+        "f1df4f4e3090",
+        "a155b8da3140",
+        "aa4665ad86bc",
+        "4f53cda18c2b",
+        "061a6139022f",
+    ),
+    "ucurve": (
+        301,
+        16,
+        "9ab75ebe234b",
+        "7fab4269b188",
+        "e2cf72b6f871",
+        "dd8ac746955f",
+        "4f53cda18c2b",
+        "c631dd46b7b4",
+    ),
+    "retrieval": (
+        318,
+        40,
+        "40780eb02fdc",
+        "f0435eade8b5",
+        "93e7a3a4fc74",
+        "a8291868123b",
+        "4f53cda18c2b",
+        "5f91419a3ebb",
+    ),
+    "seed_reports": (
+        302,
+        19,
+        "4daf37db8b60",
+        "b18bcbbd9821",
+        "5043e0f796b2",
+        "26c628327631",
+        "dcae002926a6",
+        "b78952482aa0",
+    ),
+}
 """Written by the code of commit 4499762, but for the units, which have been cut by seconds since: cells,
 units, digests of ids in order, of units, of what was dropped, of the notes, of cells that never prune, of
 budgets."""

@@ -129,10 +129,18 @@ def test_answers_are_estimated_by_what_their_caches_hold(sweep_file):
     assert seconds(2, most) == pytest.approx(3 * seconds(2, least), rel=1e-2)
 
 
-NO_PACES = ("", "[]", "{}", '{"token_seconds": "x", "pass_seconds": 1}', '{"token_seconds": 0, "pass_seconds": 1}',
-            '{"token_seconds": NaN, "pass_seconds": 1}', '{"token_seconds": 1e305, "pass_seconds": 1}',
-            '{"token_seconds": 1' + "0" * 400 + ', "pass_seconds": 1}', '{"token_seconds": 1, "pass_seconds": true}',
-            '{"token_seconds": 1e-320, "pass_seconds": 0}')  # fmt: skip
+NO_PACES = (
+    "",
+    "[]",
+    "{}",
+    '{"token_seconds": "x", "pass_seconds": 1}',
+    '{"token_seconds": 0, "pass_seconds": 1}',
+    '{"token_seconds": NaN, "pass_seconds": 1}',
+    '{"token_seconds": 1e305, "pass_seconds": 1}',
+    '{"token_seconds": 1' + "0" * 400 + ', "pass_seconds": 1}',
+    '{"token_seconds": 1, "pass_seconds": true}',
+    '{"token_seconds": 1e-320, "pass_seconds": 0}',
+)
 
 
 @pytest.mark.parametrize("content", NO_PACES)

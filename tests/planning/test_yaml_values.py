@@ -106,7 +106,8 @@ def test_a_file_and_an_option_are_read_by_the_same_rules(tmp_path, name):
 
 def test_plain_values_are_those_of_yaml_1_2():
     text = """
-a: [0x1F, 0o17, 0b11, 1_000, -3, +4, 010, 1:30, 9e3, .5, -.inf, 1., 2026-01-01, yes, No, TRUE, ~, null, '5', !!str 6, ! 7]
+a: [0x1F, 0o17, 0b11, 1_000, -3, +4, 010, 1:30, 9e3, .5, -.inf, 1., 2026-01-01,
+    yes, No, TRUE, ~, null, '5', !!str 6, ! 7]
 b: &b {x: 1, y: 2}
 c: {<<: *b, y: 3}
 d: {<<: [{x: 7}, *b], z: "a\\u00e9\\n"}

@@ -290,7 +290,10 @@ def test_what_is_global_is_put_back_also_where_the_policy_fails(monkeypatch):
     ("body", "words"),
     [
         (
-            "import torch\ntorch.set_default_dtype(torch.float64)\ndef score(view): return view.positions.float()",
+            (
+                "import torch\ntorch.set_default_dtype(torch.float64)\ndef score(view): return"
+                " view.positions.float()"
+            ),
             None,
         ),
         ("raise SystemExit(4)\ndef score(view): ...", "SystemExit: 4"),

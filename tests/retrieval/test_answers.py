@@ -21,11 +21,15 @@ from workers.texts.questions import Question
 
 CPU = torch.device("cpu")
 CELLS = [
-    PruneSettings("dense"), PruneSettings("knorm", 0.5, 8), PruneSettings("random", 0.3, 20),
+    PruneSettings("dense"),
+    PruneSettings("knorm", 0.5, 8),
+    PruneSettings("random", 0.3, 20),
     PruneSettings("snapkv", 0.7, 8, (1,)),
-    PruneSettings("h2o", 0.5, 16, schedule="prefill_once"), PruneSettings("tova", 0.5, 44), PruneSettings("knorm", 0.5, 500),
+    PruneSettings("h2o", 0.5, 16, schedule="prefill_once"),
+    PruneSettings("tova", 0.5, 44),
+    PruneSettings("knorm", 0.5, 500),
     PruneSettings("recent", 0.6, 8, (), 2, 3),
-]  # fmt: skip
+]
 
 
 def questions(lengths=((30, 10), (34, 6), (30, 10)), answer=(3, 2, 4)):
@@ -292,6 +296,7 @@ def test_the_dense_cells_attention_is_looked_at_once_for_all_cells(monkeypatch):
     monkeypatch.setattr(module, "answer_attention", lambda *a: (calls.append(1), real(*a))[1])
     found = answers(tiny_model("llama"), CPU, CELLS, RetrievalWork(questions()[:1], False), 16)
     assert len(calls) == 1
-    assert (found[0][0]["answer_retained_weighted"], found[0][0]["answer_retained_least"]) == (1.0, 1.0), (
-        "dense holds all"
-    )
+    assert (found[0][0]["answer_retained_weighted"], found[0][0]["answer_retained_least"]) == (
+        1.0,
+        1.0,
+    ), "dense holds all"

@@ -58,7 +58,10 @@ def keys(profile: str, key: str) -> str:
     return f"[{profile}]\naws_access_key_id = {key}\naws_secret_access_key = secret-of-{key}\n"
 
 
-SIGN_ON = "[profile sso]\nsso_start_url = https://x.invalid\nsso_region = us-east-1\nsso_account_id = 1\nsso_role_name = r\n"
+SIGN_ON = (
+    "[profile sso]\nsso_start_url = https://x.invalid\nsso_region = us-east-1\nsso_account_id ="
+    " 1\nsso_role_name = r\n"
+)
 
 
 def told(text: str, file: str = "credentials") -> None:

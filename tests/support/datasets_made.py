@@ -54,13 +54,17 @@ def zstandard(data: bytes) -> bytes:
 
 
 FORMS = {
-    "data.jsonl": as_json_lines, "data.ndjson": as_json_lines, "data.json": as_json, "lines.json": as_json_lines,
-    "data.csv": as_csv, "data.parquet": as_parquet,
+    "data.jsonl": as_json_lines,
+    "data.ndjson": as_json_lines,
+    "data.json": as_json,
+    "lines.json": as_json_lines,
+    "data.csv": as_csv,
+    "data.parquet": as_parquet,
     "data.jsonl.gz": lambda texts: gzip.compress(as_json_lines(texts)),
     "data.jsonl.bz2": lambda texts: bz2.compress(as_json_lines(texts)),
     "data.json.xz": lambda texts: lzma.compress(as_json(texts)),
     "data.csv.zst": lambda texts: zstandard(as_csv(texts)),
-}  # fmt: skip
+}
 """A file's name -> its content."""
 
 

@@ -20,7 +20,8 @@ def fails(view):
 
 def waits(view):
     hold = Path({hold!r})
-    while view.positions.shape[-1] > 80 and hold.exists():  # in generation, whose prompt is longer than the windows
+    # In generation, whose prompt is longer than the windows.
+    while view.positions.shape[-1] > 80 and hold.exists():
         hold.write_text("reached")
         time.sleep(0.1)
     return -view.positions.float()

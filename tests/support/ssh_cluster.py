@@ -125,6 +125,9 @@ class SshCluster:
 
     def nodes(self) -> str:
         """Resources of the nodes, asked on the head with its token."""
-        code = f"import json, ray._raylet as r; g = r.GcsClient(address='{self.head.address}:6379'); print(json.dumps(["
+        code = (
+            f"import json, ray._raylet as r; g = r.GcsClient(address='{self.head.address}:6379');"
+            " print(json.dumps(["
+        )
         code += "dict(n.resources_total) for n in g.get_all_node_info().values()]))"
         return self.head.here(f"RAY_AUTH_MODE=token python -c {shlex.quote(code)}").stdout

@@ -71,9 +71,9 @@ def finished(server, tmp_path_factory, tiny_model_dir, text_file):
     folder = tmp_path_factory.mktemp("remote")
     sweep = folder / "sweep.yaml"
     sweep.write_text(
-        f"name: tiny\nmodels: [{tiny_model_dir}]\ndatasets: ['text:{text_file}']\ndevices: [cpu]\nkeep_ratios: [0.9, 0.5]\n"
-        "prune_after: [16]\nperplexity: {window: 64, stride: 64, windows: 3}\n"
-        "retrieval: {kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 2}\n"
+        f"name: tiny\nmodels: [{tiny_model_dir}]\ndatasets: ['text:{text_file}']\ndevices:"
+        " [cpu]\nkeep_ratios: [0.9, 0.5]\nprune_after: [16]\nperplexity: {window: 64, stride: 64, windows:"
+        " 3}\nretrieval: {kinds: [passkey], context_tokens: [240], depths: [0.5], questions: 2}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.items():

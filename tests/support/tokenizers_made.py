@@ -17,10 +17,10 @@ from tokenizers import (
 )
 
 TRAINING = (
-    "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. The secret number of "
-    "Rome is 48213. The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. What is the "
-    "pass key? Remember it. There is important information hidden inside a lot of irrelevant text. Find it and remember "
-    "it. You will be asked about it. "
+    "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. The secret"
+    " number of Rome is 48213. The grass is green. The sky is blue. The sun is yellow. Here we go. There and"
+    " back again. What is the pass key? Remember it. There is important information hidden inside a lot of"
+    " irrelevant text. Find it and remember it. You will be asked about it. "
 )
 
 

@@ -28,8 +28,8 @@ def waits(view):
 """A module of a user's own: units wait on a machine while it has a file of this name, and tell their raylet's
 number."""
 SETTINGS = (
-    "export RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=3000 "
-    "RAY_health_check_failure_threshold=3; unset OMP_NUM_THREADS;"
+    "export RAY_AUTH_MODE=token RAY_worker_niceness=0 RAY_health_check_period_ms=2000"
+    " RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3; unset OMP_NUM_THREADS;"
 )
 """As ray_cluster.yaml has them."""
 NODE = "--num-cpus=1 --resources='{\"timing\": 1}' --object-store-memory=100000000"

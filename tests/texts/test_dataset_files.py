@@ -180,7 +180,10 @@ def test_rows_without_text_are_skipped_and_counted_by_kind(tmp_path):
         "number": 1,
         "boolean": 1,
     }
-    said = "7 of 9 rows looked at hold no text and are skipped (1 null, 2 empty, 1 a list, 1 an object, 1 a number, 1 true or false)"
+    said = (
+        "7 of 9 rows looked at hold no text and are skipped (1 null, 2 empty, 1 a list, 1 an object, 1 a"
+        " number, 1 true or false)"
+    )
     assert any(note.endswith(said) for note in corpus.notes())
 
 
@@ -251,36 +254,59 @@ def test_no_more_of_a_compressed_file_is_expanded_than_is_read(monkeypatch):
 
 
 REFUSED = {
-    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl, line 2: is no JSON \(.*\); each line is one object"),
+    "broken.jsonl": (
+        b'{"text": "a"}\n{"text": \n',
+        r"broken.jsonl, line 2: is no JSON \(.*\); each line is one object",
+    ),
     "list.jsonl": (b"[1]\n", "list.jsonl, line 1: is no object but a list"),
     "deep.jsonl": (b"[" * 100_000, "deep.jsonl, line 1: is no JSON"),
     "bad.json": (b'[{"text": "a"', "bad.json: is no JSON"),
     "items.json": (b"[1]", "items.json: item 0 of its list is no object"),
-    "empty.jsonl": (b"", "holds no rows"), "empty.csv": (b"", "holds no rows"), "header.csv": (b"id,text\n", "holds no rows"),
-    "empty.json": (b"[]", "holds no rows"), "none.parquet": (as_parquet([]), "no column holds text"),
+    "empty.jsonl": (b"", "holds no rows"),
+    "empty.csv": (b"", "holds no rows"),
+    "header.csv": (b"id,text\n", "holds no rows"),
+    "empty.json": (b"[]", "holds no rows"),
+    "none.parquet": (as_parquet([]), "no column holds text"),
     "double.csv": (b"text,text\na,b\n", "header names 'text' more than once"),
     "semicolon.csv": (b"id;text\n1;a\n", "separated by semicolons, and only commas are read"),
     "ragged.csv": (b"id,text\n1,a\n2,a,b\n", 'line 3: has 3 fields and the header has 2; .* in "quotes"'),
     "quote.csv": (b'id,text\n1,"a\n', "line 3: is no CSV|line 2: is no CSV"),
-    "no.parquet": (b"hello", "cannot be read as Parquet"), "cut.parquet": (as_parquet(TEXTS)[:-9], "cannot be read as Parquet"),
+    "no.parquet": (b"hello", "cannot be read as Parquet"),
+    "cut.parquet": (as_parquet(TEXTS)[:-9], "cannot be read as Parquet"),
     "utf16.txt": (words(1).encode("utf-16"), "is UTF-16, and only UTF-8 is read; convert it: iconv"),
-    "unmarked.txt": (words(1).encode("utf-16-le"), r"holds a NUL \(byte 1\): it is UTF-16 without a mark, or no text"),
+    "unmarked.txt": (
+        words(1).encode("utf-16-le"),
+        r"holds a NUL \(byte 1\): it is UTF-16 without a mark, or no text",
+    ),
     "latin.txt": (b"caf\xe9 au lait", r"latin.txt is not UTF-8 text \(byte 3\)"),
-    "latin.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"latin.jsonl, line 2 is not UTF-8 text \(byte 27\)"),
+    "latin.jsonl": (
+        b'{"text": "a"}\n{"text": "caf\xe9"}\n',
+        r"latin.jsonl, line 2 is not UTF-8 text \(byte 27\)",
+    ),
     "latin.csv": (b"text\ncaf\xe9\n", r"latin.csv is not UTF-8 text \(byte 8\)"),
-    "damaged.jsonl.gz": (gzip.compress(as_json_lines(TEXTS))[:-9], "cannot be expanded .*: damaged, or no .gz file"),
+    "damaged.jsonl.gz": (
+        gzip.compress(as_json_lines(TEXTS))[:-9],
+        "cannot be expanded .*: damaged, or no .gz file",
+    ),
     "no.txt.zst": (b"hello", "cannot be expanded .*: damaged, or no .zst file"),
     "x.tsv": (b"id\ttext\n", "x.tsv is separated by tabs, and only commas are read; write it with commas"),
     "x.jsonl.1": (as_json_lines(TEXTS), r"x.jsonl.1 would be read as prose; let its name end in .jsonl$"),
-    "x.jsonl-20260101.gz": (gzip.compress(as_json_lines(TEXTS)), r"would be read as prose; let its name end in .jsonl$"),
+    "x.jsonl-20260101.gz": (
+        gzip.compress(as_json_lines(TEXTS)),
+        r"would be read as prose; let its name end in .jsonl$",
+    ),
     "x.parq": (as_parquet(TEXTS), "is Parquet by another name; name it .parquet"),
-    "x.pq": (as_parquet(TEXTS), "is Parquet by another name"), "x.data": (as_parquet(TEXTS), "is Parquet by another name"),
-    "x.zip": (b"PK", "is an archive, .* unpack it"), "x.tar.gz": (gzip.compress(b"a"), "is an archive"),
-    "zipped.txt": (b"PK\x03\x04", "is a ZIP archive or an office document"), "x.xlsx": (b"PK", "is an office document"),
-    "x.arrow": (b"a", "is an Arrow file, .* write it as Parquet"), "arrow": (b"ARROW1\0\0", "is an Arrow file"),
+    "x.pq": (as_parquet(TEXTS), "is Parquet by another name"),
+    "x.data": (as_parquet(TEXTS), "is Parquet by another name"),
+    "x.zip": (b"PK", "is an archive, .* unpack it"),
+    "x.tar.gz": (gzip.compress(b"a"), "is an archive"),
+    "zipped.txt": (b"PK\x03\x04", "is a ZIP archive or an office document"),
+    "x.xlsx": (b"PK", "is an office document"),
+    "x.arrow": (b"a", "is an Arrow file, .* write it as Parquet"),
+    "arrow": (b"ARROW1\0\0", "is an Arrow file"),
     "gzipped.jsonl": (gzip.compress(as_json_lines(TEXTS)), "is compressed by gzip; let its name end in .gz"),
     "data.parquet.gz": (gzip.compress(as_parquet(TEXTS)), "compressed inside"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -343,15 +369,16 @@ def test_what_may_not_be_read_is_refused():
     write(folder, "closed/a.txt", "a").parent.chmod(0)
     write(folder, "b.txt", "a").chmod(0)
     code = (
-        "import os, sys; from workers.corpora import *\nos.setuid(65534)\n"
-        "for name in sys.argv[1:]:\n  try: print(read_corpus('text:' + name))\n  except CorpusError as error: print(error)"
+        "import os, sys; from workers.corpora import *\nos.setuid(65534)\nfor name in sys.argv[1:]:\n  try:"
+        " print(read_corpus('text:' + name))\n  except CorpusError as error: print(error)"
     )
     names = [str(folder / name) for name in ("closed", "b.txt")]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     shutil.rmtree(folder)
-    assert [line.endswith("Permission denied") for line in done.stdout.splitlines()] == [True, True], (
-        done.stdout
-    )
+    assert [line.endswith("Permission denied") for line in done.stdout.splitlines()] == [
+        True,
+        True,
+    ], done.stdout
 
 
 SPLITS = [
@@ -534,9 +561,18 @@ def test_a_binary_column_is_no_text_and_none_is_to_be_named(tmp_path):
 
 
 NAMES_OF_SPLITS = [
-    "dev2.jsonl", "train1.jsonl", "a-val_3.jsonl", "testament.jsonl", "x.evaluation.jsonl", "trains.jsonl", "my test.jsonl",
-    "test(1).jsonl", "valid/a.jsonl", "2training2/a.jsonl", "latest.jsonl",
-]  # fmt: skip
+    "dev2.jsonl",
+    "train1.jsonl",
+    "a-val_3.jsonl",
+    "testament.jsonl",
+    "x.evaluation.jsonl",
+    "trains.jsonl",
+    "my test.jsonl",
+    "test(1).jsonl",
+    "valid/a.jsonl",
+    "2training2/a.jsonl",
+    "latest.jsonl",
+]
 
 
 @pytest.mark.parametrize("name", NAMES_OF_SPLITS)

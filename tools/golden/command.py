@@ -16,10 +16,19 @@ START = "import sys; sys.argv[0] = 'kvsweep'; from kvsweep.command import main; 
 
 THREADS = 1
 FIXED = {
-    "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS), "POLARS_MAX_THREADS": str(THREADS),
-    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "COLUMNS": "160", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC",
-}  # fmt: skip
+    "OMP_NUM_THREADS": str(THREADS),
+    "MKL_NUM_THREADS": str(THREADS),
+    "POLARS_MAX_THREADS": str(THREADS),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "COLUMNS": "160",
+    "TERM": "dumb",
+    "NO_COLOR": "1",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+}
 """One thread adds floats in one order; the rest is what may move a message."""
 
 FOREIGN = ("RAY_", "AWS_", "HF_", "KVSWEEP_")

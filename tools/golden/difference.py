@@ -20,8 +20,19 @@ from tools.golden.sweeps import SWEEPS
 from tools.golden.values import ABSOLUTE, RELATIVE, departures, figures
 
 MADE, REPORT = "made.json", "report"
-OF_A_RUN = ("name", "protocol_version", "schema_version", "spec", "seed", "models", "datasets", "planned", "planned_rows",
-            "dropped", "notes")  # fmt: skip
+OF_A_RUN = (
+    "name",
+    "protocol_version",
+    "schema_version",
+    "spec",
+    "seed",
+    "models",
+    "datasets",
+    "planned",
+    "planned_rows",
+    "dropped",
+    "notes",
+)
 """What is compared of run.json; the rest is the time, the machine, the code's own name."""
 
 

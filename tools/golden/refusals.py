@@ -15,9 +15,14 @@ from tools.golden.sweeps import TEXT
 REFUSALS = "refusals.json"
 
 GOOD = {
-    "name": "refused", "models": "[reference-neox]", "datasets": f'["text:{TEXT}"]', "devices": "[cpu]", "keep_ratios": "[0.5]",
-    "prune_after": "[16]", "perplexity": "{window: 64, stride: 64, windows: 2}",
-}  # fmt: skip
+    "name": "refused",
+    "models": "[reference-neox]",
+    "datasets": f'["text:{TEXT}"]',
+    "devices": "[cpu]",
+    "keep_ratios": "[0.5]",
+    "prune_after": "[16]",
+    "perplexity": "{window: 64, stride: 64, windows: 2}",
+}
 """A sweep that works, key by key."""
 
 
@@ -51,9 +56,14 @@ def run(*arguments: str, **files: str) -> Case:
 
 
 RUN_OF_LATER = {
-    "run_id": "0", "name": "x", "started_at": "", "schema_version": 10**6, "protocol_version": 1, "planned": {},
+    "run_id": "0",
+    "name": "x",
+    "started_at": "",
+    "schema_version": 10**6,
+    "protocol_version": 1,
+    "planned": {},
     "kvsweep_version": "99.0",
-}  # fmt: skip
+}
 
 MANY = json.dumps(list(range(1, 4000)))
 
@@ -82,7 +92,9 @@ CASES: dict[str, Case] = {
     "model folder of a broken file": Case(
         ("plan", "sweep.yaml"), {"sweep.yaml": sweep(models="[./broken]"), "broken/config.json": "{"}
     ),
-    "text of nothing": Case(("plan", "sweep.yaml"), {"sweep.yaml": sweep(datasets='["text:empty.txt"]'), "empty.txt": ""}),
+    "text of nothing": Case(
+        ("plan", "sweep.yaml"), {"sweep.yaml": sweep(datasets='["text:empty.txt"]'), "empty.txt": ""}
+    ),
     "text that is not there": bad(datasets='["text:none.txt"]'),
     "harness folder that is not there": bad(lm_eval="{tasks: [x], include_path: none}"),
     "too many combinations": bad(prune_after=MANY, protect_recent=MANY),
@@ -104,12 +116,14 @@ CASES: dict[str, Case] = {
     "run.json of a newer version": run("--out", "mine", **{"mine__run.json": json.dumps(RUN_OF_LATER)}),
     "status of nothing": Case(("status", "none")),
     "report of a folder of others": Case(("report", "mine"), {"mine/notes": "x"}),
-    "report of too large a share": Case(("report", "mine", "--max-ppl-increase", "200%"), {"mine/notes": "x"}),
+    "report of too large a share": Case(
+        ("report", "mine", "--max-ppl-increase", "200%"), {"mine/notes": "x"}
+    ),
     "table that is not there": Case(("audit", "--table", "none.csv")),
     "table of no known column": Case(("audit", "--table", "mine.csv"), {"mine.csv": "a,b\n1,2\n"}),
     "model to diagnose that is not there": Case(("diagnose", "no-such-model")),
     "model to fetch that is not there": Case(("fetch", "no-such-model")),
-}  # fmt: skip
+}
 
 
 def keep_refusals(place: Path, cache: Path) -> None:

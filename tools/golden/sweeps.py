@@ -99,10 +99,11 @@ SWEEPS = (
         audit=True,
     ),
     Sweep("tasks", "tasks.yaml", fails=True),
-)  # fmt: skip
+)
 
 TASKS_SWEEP = """\
-# Tasks of lm-evaluation-harness, the policies that no embedded sweep has, one of a user's own, and one that fails.
+# Tasks of lm-evaluation-harness, the policies that no embedded sweep has, one of a user's own,
+# and one that fails.
 name: tasks
 models: [reference-llama]
 datasets: ["text:text.txt"]
@@ -131,26 +132,36 @@ def broken(view):
 
 DOCUMENTS = (
     {
-        "text": "Seven silver stones lie under the green bridge, and seven silver stones lie beside the harbour; the stones are",
+        "text": (
+            "Seven silver stones lie under the green bridge, and seven silver stones lie beside the harbour;"
+            " the stones are"
+        ),
         "choices": ["seven and silver", "one and red"],
         "answer": 0,
     },
     {
-        "text": "The morning paper never came because the engine of the small boat had stopped, so nobody on the island read",
+        "text": (
+            "The morning paper never came because the engine of the small boat had stopped, so nobody on the"
+            " island read"
+        ),
         "choices": ["a lamp", "the morning paper"],
         "answer": 1,
     },
 )
 TASKS = {
     "golden_choice": {
-        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     },
     "golden_words": {
-        "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}", "metric_list": [{"metric": "exact_match"}],
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[answer]}}",
+        "metric_list": [{"metric": "exact_match"}],
         "generation_kwargs": {"until": ["."], "max_gen_toks": 24, "do_sample": False},
     },
-}  # fmt: skip
+}
 
 
 def write_inputs(folder: Path) -> None:
