@@ -13,6 +13,7 @@ from torch.nn import functional
 from tests.support.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
 from workers.cache.attention import attention
 from workers.cache.batch.cell_batch import BatchLayer
+from workers.cache.batch.pass_plan import Pass
 from workers.cache.notes import QueryNotes
 from workers.perplexity.evaluation import evaluate, evaluate_reference
 from workers.policies import eviction
@@ -238,6 +239,13 @@ def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(mon
         assert a.validity.recent_retained == pytest.approx(b.validity.recent_retained)
         assert a.validity.sink_retained == pytest.approx(b.validity.sink_retained)
         assert a.validity.score_ties == pytest.approx(b.validity.score_ties)
+
+
+def test_no_mask_over_packed_rows_is_made_where_entries_stay_in_their_places(monkeypatch):
+    """Such layers have masks of their own; one of rows x queries x entries would be for nobody."""
+    monkeypatch.setattr(Pass, "_layout", lambda *_: pytest.fail("a layout that nobody reads was made"))
+    cells = [PruneSettings("knorm", ratio, 8) for ratio in (0.5, 0.9)]
+    list(evaluate(tiny_model("llama"), repetitive_tokens(2, 40), cells, [0, 1]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

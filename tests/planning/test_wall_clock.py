@@ -107,6 +107,24 @@ def test_time_that_other_programs_had_is_not_in_a_pace(monkeypatch):
     assert pace.token_seconds * TOKENS < 1.0 and pace.pass_seconds < 0.25
 
 
+def test_a_model_that_is_slow_is_not_measured_twice(monkeypatch):
+    """The second measure, of one thread, is for what takes no time to speak of."""
+    model = load(find_model("reference-llama"), "float32", torch.device("cpu"))
+    passes, before = [], torch.get_num_threads()
+    model.base_model.register_forward_pre_hook(lambda *_: passes.append(torch.get_num_threads()))  # pyright: ignore
+    try:
+        torch.set_num_threads(2)
+        measure(model, torch.device("cpu"))
+        assert set(passes) == {1, 2}
+
+        passes.clear()
+        monkeypatch.setattr("workers.loaded.measure_pace.LONG_SECONDS", 0.0)
+        measure(model, torch.device("cpu"))
+        assert set(passes) == {2} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_answers_are_estimated_by_what_their_caches_hold(sweep_file):
     """Of a model with four times the keys, and of cells that keep more, they take longer though nothing is
     computed more."""
@@ -197,6 +215,26 @@ def test_units_of_any_model_are_about_half_a_minute_or_three_times_what_their_ce
         assert tasks == (set() if parameters == 10**5 else {"perplexity", "retrieval"}), (
             "and not much shorter"
         )
+
+
+def test_the_last_cells_are_asked_about_as_many_documents_as_they_themselves_allow(sweep_file, monkeypatch):
+    """A batch of fewer cells than the others takes more documents in the time of a unit."""
+    plan = plan_of(
+        sweep_file,
+        perplexity=None,
+        keep_ratios="[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]",
+        policies="[knorm, h2o, snapkv, tova, recent, random, streaming]",
+        prune_after="[8, 16, 24]",
+        retrieval="{kinds: [needle], context_tokens: [240], depths: [0.5], questions: 40}",
+    )
+    models = {name: replace(facts, parameters=10**8) for name, facts in plan.resolved.models.items()}
+    monkeypatch.setattr("pipeline.planning.plan.resolve", lambda *_: replace(plan.resolved, models=models))
+    documents: dict[int, list[int]] = {}
+    for unit in make_plan(plan.spec).units:
+        documents.setdefault(len(unit.cells), []).append(unit.part.end - unit.part.first)
+
+    assert len(documents) == 2 and {sum(each) for each in documents.values()} >= {40}
+    assert max(documents[min(documents)]) > max(documents[max(documents)])
 
 
 def test_what_this_machine_cannot_hold_is_said_and_never_loaded(sweep_file, no_cache, monkeypatch):
