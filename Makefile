@@ -29,7 +29,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: setup
 	$(BIN)/ruff check .
