@@ -62,17 +62,18 @@ class AttendingLayer(CacheLayerMixin):
         attention."""
         if self.waits:
             raise WrongUseError(
-                f"layer {self.index} took keys to which no attention of kvsweep's was applied, so nothing was pruned: the model "
-                "copies its keys or computes attention in another way, or its attention is not the one that the cache's "
-                "configuration names; such a model cannot be measured"
+                f"layer {self.index} took keys to which no attention of kvsweep's was applied, so nothing "
+                "was pruned: the model copies its keys or computes attention in another way, or its "
+                "attention is not the one that the cache's configuration names; such a model cannot be "
+                "measured"
             )
 
     def clear_mark(self) -> None:
         """For the one ``attend`` that belongs to the last ``update``. Raises WrongUseError for any other."""
         if not self.waits:
             raise WrongUseError(
-                f"keys of layer {self.index} were attended to a second time, after the layer had pruned: layers of this model "
-                "read other layers' keys, which a pruned cache does not support"
+                f"keys of layer {self.index} were attended to a second time, after the layer had pruned: "
+                "layers of this model read other layers' keys, which a pruned cache does not support"
             )
         self.waits = False
         _newest.layer = None

@@ -25,8 +25,8 @@ from workers.policies.attention_weights import Scale, grouped_logits, of_values
 NAME = "kvsweep"
 
 CHANGES_NOTHING = frozenset({
-    "position_ids", "cache_position", "use_cache", "past_key_value", "past_key_values", "return_dict", "logits_to_keep",
-    "output_hidden_states", "output_router_logits", "num_items_in_batch",
+    "position_ids", "cache_position", "use_cache", "past_key_value", "past_key_values", "return_dict",
+    "logits_to_keep", "output_hidden_states", "output_router_logits", "num_items_in_batch",
 })  # fmt: skip
 """Keywords that models hand on to every attention function and that say nothing of what is attended to."""
 
@@ -196,8 +196,8 @@ def _refuse_unknown(
     kind = type(module).__name__
     if attention_mask is not None:
         raise ValueError(
-            f"{kind} gives its attention a mask of its own (attention_mask), which kvsweep's attention does not apply: it sees "
-            "everything stored and no future; use a model or a call without one"
+            f"{kind} gives its attention a mask of its own (attention_mask), which kvsweep's attention does "
+            "not apply: it sees everything stored and no future; use a model or a call without one"
         )
     if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
         raise ValueError(
@@ -210,8 +210,8 @@ def _refuse_unknown(
     )
     if unknown:
         raise ValueError(
-            f"{kind} gives its attention {', '.join(unknown)}, which kvsweep's attention does not know and would leave out; use "
-            "a model without it"
+            f"{kind} gives its attention {', '.join(unknown)}, which kvsweep's attention does not know and "
+            "would leave out; use a model without it"
         )
 
 
@@ -219,8 +219,8 @@ def _check_sliding(window: int | None, seen: int) -> None:
     """A sliding-window layer is full attention up to its window, and something else beyond it."""
     if window is not None and seen > window:
         raise ValueError(
-            f"this model's layers attend to the last {window} tokens only and the text has {seen}: pruning such a layer is not "
-            f"supported; use texts of at most {window} tokens"
+            f"this model's layers attend to the last {window} tokens only and the text has {seen}: pruning "
+            f"such a layer is not supported; use texts of at most {window} tokens"
         )
 
 
@@ -260,8 +260,9 @@ def check_mask(
         return
     if use_vmap or not _is_causal(mask_function, q_length, kv_length, batch_size, device):
         raise ValueError(
-            "this model's mask hides or shows other entries than the future (packed texts, blocks of images, attention in both "
-            "directions), which kvsweep's attention does not apply; use a model or a call without it"
+            "this model's mask hides or shows other entries than the future (packed texts, blocks of images, "
+            "attention in both directions), which kvsweep's attention does not apply; use a model or a call "
+            "without it"
         )
 
 
@@ -293,8 +294,9 @@ def _check_padding(attention_mask: Tensor, q_length: int, kv_length: int) -> Non
         raise ValueError("kvsweep attention takes no padded batches: group the prompts by length")
     if attention_mask.shape[-1] != kv_length:
         raise ValueError(
-            f"the attention mask is of {attention_mask.shape[-1]} tokens, and with the {q_length} of this pass the cache has "
-            f"seen {kv_length}: it was used for another text, or use_cache is false; call its reset() before a new text"
+            f"the attention mask is of {attention_mask.shape[-1]} tokens, and with the {q_length} of this "
+            f"pass the cache has seen {kv_length}: it was used for another text, or use_cache is false; call "
+            "its reset() before a new text"
         )
 
 

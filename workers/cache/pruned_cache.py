@@ -89,8 +89,8 @@ class PrunedCache(Cache):
         if len(set(numbers)) > 1:
             left = [i for i, number in enumerate(numbers) if number < max(numbers)]
             raise WrongUseError(
-                f"layers {left} of the cache were not given the tokens that the other layers were: the model does not use them, "
-                "or a pass broke off; after that only reset() helps"
+                f"layers {left} of the cache were not given the tokens that the other layers were: the model "
+                "does not use them, or a pass broke off; after that only reset() helps"
             )
         return numbers[0]
 
@@ -112,7 +112,8 @@ class PrunedCache(Cache):
         """
         if self.outside != (0, 0):
             raise ValueError(
-                f"positions {self.outside[0]} to {self.outside[1]} are kept out already; there is one such stretch to a text"
+                f"positions {self.outside[0]} to {self.outside[1]} are kept out already; there is one such "
+                "stretch to a text"
             )
         seen = self._announce(tokens, is_checked=False)
         self.state.outside = (seen, seen + tokens)
@@ -153,8 +154,8 @@ class PrunedCache(Cache):
     def crop(self, *_: Any, **__: Any) -> NoReturn:
         """Raises ValueError: what was dropped cannot be brought back."""
         raise ValueError(
-            "PrunedCache does not support cropping, which assisted generation needs, because dropped entries cannot be restored; "
-            "use greedy decoding, sampling or beams"
+            "PrunedCache does not support cropping, which assisted generation needs, because dropped entries "
+            "cannot be restored; use greedy decoding, sampling or beams"
         )
 
     def offload(self, *_: Any, **__: Any) -> NoReturn:
@@ -182,25 +183,26 @@ class PrunedCache(Cache):
         call = GenerateCall.at(frame.f_back if frame is not None else None)
         if call.is_padded and self.state.prunes_anything:
             raise ValueError(
-                "a pruned cache takes no padded batches, whose rows would be at different positions: group the prompts by "
-                "length, or give an attention_mask of ones where it is no padding"
+                "a pruned cache takes no padded batches, whose rows would be at different positions: group "
+                "the prompts by length, or give an attention_mask of ones where it is no padding"
             )
         is_announced = self.seen < self.state.stretch.end
         thrown_away = [limit for limit in self.state.architecture.limits if limit.last_is_predicted]
         if thrown_away and not is_announced:
             raise ValueError(
-                f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} tokens: give the "
-                "prompt's length as prompt_tokens=..., so that a longer one is refused"
+                f"generate of this model does not use its cache for texts of more than {thrown_away[0].fed} "
+                "tokens: give the prompt's length as prompt_tokens=..., so that a longer one is refused"
             )
         if call.chunk_size is not None and not is_announced:
             raise ValueError(
-                "prefill_chunk_size brings the prompt in several passes, and the cache is to be pruned at its end: give the "
-                "prompt's length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
+                "prefill_chunk_size brings the prompt in several passes, and the cache is to be pruned at "
+                "its end: give the prompt's length as prompt_tokens=..., or announce it with "
+                "begin_prompt(tokens)"
             )
         if self.seen and not is_announced:
             raise ValueError(
-                f"the cache holds a text of {self.seen} tokens: call its reset() before a new text, or begin_prompt(tokens) "
-                "where that many tokens come behind what it has seen"
+                f"the cache holds a text of {self.seen} tokens: call its reset() before a new text, or "
+                "begin_prompt(tokens) where that many tokens come behind what it has seen"
             )
 
     def reset(self) -> None:
@@ -265,7 +267,8 @@ class PrunedCache(Cache):
         must be used."""
         if self.seen == 0:
             raise WrongUseError(
-                "the cache was given no token yet: either nothing was run, or the model did not use this cache but one of its own"
+                "the cache was given no token yet: either nothing was run, or the model did not use this "
+                "cache but one of its own"
             )
         return sum(layer.record.events for layer in self.pruned_layers)
 

@@ -214,7 +214,8 @@ class PrunedLayer(AttendingLayer):
         batch, new = key_states.shape[0], key_states.shape[2]
         if batch != self.batch_size:
             raise ValueError(
-                f"the cache holds {self.batch_size} texts and {batch} came: it was used for another batch; call its reset() first"
+                f"the cache holds {self.batch_size} texts and {batch} came: it was used for another batch; "
+                "call its reset() first"
             )
         assert self._keys is not None and self._values is not None
         if self._is_shared or self.held + new > self._keys.shape[2]:
@@ -248,7 +249,8 @@ class PrunedLayer(AttendingLayer):
             )
         if self.seen != self.held and not (name == "sdpa" and new == 1):
             raise ValueError(
-                f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}"
+                f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); "
+                f"{remedy}"
             )
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:

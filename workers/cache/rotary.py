@@ -30,14 +30,16 @@ class Rotary:
         text = config.get_text_config()
         if text.model_type not in PLAIN_ROTARY:
             raise ValueError(
-                f"policy streaming_rolled turns stored keys, and whether models of type {text.model_type} turn theirs in the "
-                f"plain way is not known; it knows {', '.join(PLAIN_ROTARY)}; use streaming"
+                f"policy streaming_rolled turns stored keys, and whether models of type {text.model_type} "
+                f"turn theirs in the plain way is not known; it knows {', '.join(PLAIN_ROTARY)}; use "
+                "streaming"
             )
         rope = getattr(text, "rope_parameters", None) or {}
         if rope.get("rope_type") != "default":
             kind = rope.get("rope_type", "of several types of layers")
             raise ValueError(
-                f"policy streaming_rolled turns stored keys in the plain way, and this model's rotation is {kind}; use streaming"
+                "policy streaming_rolled turns stored keys in the plain way, and this model's rotation is "
+                f"{kind}; use streaming"
             )
 
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -52,7 +54,8 @@ class Rotary:
         """
         if keys.dtype != torch.float32:
             raise ValueError(
-                "policy streaming_rolled turns keys at every prune, and in 16 bits the rounding adds up: use float32"
+                "policy streaming_rolled turns keys at every prune, and in 16 bits the rounding adds up: use "
+                "float32"
             )
         angles = by[..., None].float() * self.frequencies.to(keys.device)
         cos, sin = angles.cos(), angles.sin()

@@ -103,6 +103,6 @@ class SharedPrefix(Cache):
             layer.check_attended()
             if layer.seen != tokens:
                 raise WrongUseError(
-                    f"the model gave layer {layer.index} of the cache {layer.seen} of {tokens} tokens: it does not use its "
-                    "cache, or not in every layer, so nothing of it could be pruned"
+                    f"the model gave layer {layer.index} of the cache {layer.seen} of {tokens} tokens: it "
+                    "does not use its cache, or not in every layer, so nothing of it could be pruned"
                 )

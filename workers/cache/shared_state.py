@@ -102,13 +102,14 @@ class SharedState:
             return True
         if seen == 0:
             raise ValueError(
-                "under prefill_once the prompt is pruned at its end, and a first pass of one token does not tell where that is: "
-                "give its length as prompt_tokens=..., or announce it with begin_prompt(tokens)"
+                "under prefill_once the prompt is pruned at its end, and a first pass of one token does not "
+                "tell where that is: give its length as prompt_tokens=..., or announce it with "
+                "begin_prompt(tokens)"
             )
         if new == 1:
             return self.settings.budget.checks_steps
         raise ValueError(
-            f"a pass of {new} tokens behind the {seen} that the cache has seen: say first what they are, with "
-            "begin_prompt(tokens) for a further prompt (prompt_tokens=... at the start for one that comes in chunks), or call "
-            "reset() before a new text"
+            f"a pass of {new} tokens behind the {seen} that the cache has seen: say first what they are, "
+            "with begin_prompt(tokens) for a further prompt (prompt_tokens=... at the start for one that "
+            "comes in chunks), or call reset() before a new text"
         )

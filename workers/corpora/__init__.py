@@ -18,8 +18,17 @@ from workers.corpora.tokens import Corpus, TokenizedCorpus, tokenize_text
 from workers.texts.text_tokens import SpecialTokens
 
 __all__ = [
-    "NAMES", "Collection", "Corpus", "CorpusError", "DatasetEntry", "Tokens", "read_corpus", "read_text", "tokenize", "tokens_of",
-]  # fmt: skip
+    "NAMES",
+    "Collection",
+    "Corpus",
+    "CorpusError",
+    "DatasetEntry",
+    "Tokens",
+    "read_corpus",
+    "read_text",
+    "tokenize",
+    "tokens_of",
+]
 
 Tokens = TokenizedCorpus | CollectionTokens
 """A dataset under one tokenizer."""

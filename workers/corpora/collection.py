@@ -73,8 +73,9 @@ class Collection:
         if self.census.looked_at and not self.census.kinds["text"]:
             column = f"its column {self.column!r}" if self.column else "it"
             raise CorpusError(
-                f"dataset {self.name!r} holds no text: {column} is {self.census.words()} in the {self.census.looked_at:,} "
-                f"{self.what} that were looked at; name a column of text (column: NAME), or make it one text per row"
+                f"dataset {self.name!r} holds no text: {column} is {self.census.words()} in the "
+                f"{self.census.looked_at:,} {self.what} that were looked at; name a column of text (column: "
+                "NAME), or make it one text per row"
             )
 
     def texts(self, block: int) -> list[tuple[int, str | LongText]]:
@@ -129,12 +130,14 @@ class Collection:
     def notes(self) -> list[str]:
         """What a plan says of how it is read."""
         cut = [
-            f"{self.name}: of each compressed file at most the first {EXPANDED:,} bytes of its content are read"
+            f"{self.name}: of each compressed file at most the first {EXPANDED:,} bytes of its content are "
+            "read"
         ]
         cut = cut if self.compressed else []
         if self.what == "text":
             return [
-                f"{self.name} is long: each of its windows is a passage that is read and tokenized for itself",
+                f"{self.name} is long: each of its windows is a passage that is read and tokenized for "
+                "itself",
                 *self.file_notes,
                 *cut,
             ]
@@ -160,7 +163,8 @@ def skipped_notes(name: str, what: str, census: Census) -> list[str]:
     notes = []
     if skipped:
         notes.append(
-            f"{name}: {skipped:,} of {census.looked_at:,} {what} looked at hold no text and are skipped ({census.words()})"
+            f"{name}: {skipped:,} of {census.looked_at:,} {what} looked at hold no text and are skipped "
+            f"({census.words()})"
         )
     if census.surrogates:
         halves = "half of a surrogate pair" if census.surrogates == 1 else "halves of surrogate pairs"

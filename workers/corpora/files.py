@@ -22,9 +22,14 @@ from workers.corpora.foreign import LONGEST, foreign_by_beginning, foreign_by_na
 
 Kind = Literal["prose", "json lines", "json", "csv", "parquet"]
 KINDS: dict[str, Kind] = {
-    ".txt": "prose", ".md": "prose", ".jsonl": "json lines", ".ndjson": "json lines", ".json": "json", ".csv": "csv",
+    ".txt": "prose",
+    ".md": "prose",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".json": "json",
+    ".csv": "csv",
     ".parquet": "parquet",
-}  # fmt: skip
+}
 """By ending, behind which one of a compression may stand. Files of other endings are prose where they are
 named."""
 BESIDE = ("readme", "license", "licence", "dataset_info", "dataset_infos", "dataset_dict", "state")
@@ -202,6 +207,7 @@ def _of_one_kind(paths: Iterator[tuple[Path, str]], none: str, dataset: str) -> 
     if len(counts) > 1:
         listed = ", ".join(f"{count} of {kind}" for kind, count in counts.items())
         raise CorpusError(
-            f"dataset {dataset!r} is files of several kinds ({listed}); name those of one, like text:FOLDER/*.jsonl"
+            f"dataset {dataset!r} is files of several kinds ({listed}); name those of one, like "
+            "text:FOLDER/*.jsonl"
         )
     return files

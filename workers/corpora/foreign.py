@@ -13,22 +13,37 @@ PARQUET = "is Parquet by another name; name it .parquet"
 BY_ENDING = {
     ".tsv": "is separated by tabs, and only commas are read; write it with commas, as .csv",
     ".tab": "is separated by tabs, and only commas are read; write it with commas, as .csv",
-    ".parq": PARQUET, ".pq": PARQUET, ".arrow": ARROW, ".feather": ARROW,
-    ".zip": ARCHIVE, ".tar": ARCHIVE, ".tgz": ARCHIVE, ".7z": ARCHIVE, ".rar": ARCHIVE,
-    ".xlsx": OFFICE, ".xls": OFFICE, ".ods": OFFICE, ".docx": OFFICE, ".doc": OFFICE, ".odt": OFFICE,
+    ".parq": PARQUET,
+    ".pq": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
+    ".zip": ARCHIVE,
+    ".tar": ARCHIVE,
+    ".tgz": ARCHIVE,
+    ".7z": ARCHIVE,
+    ".rar": ARCHIVE,
+    ".xlsx": OFFICE,
+    ".xls": OFFICE,
+    ".ods": OFFICE,
+    ".docx": OFFICE,
+    ".doc": OFFICE,
+    ".odt": OFFICE,
     ".pdf": "is a PDF, which is not read; write its text as .txt",
-}  # fmt: skip
+}
 """The ending is the last one, or the one before that of a compression."""
 
 BY_BEGINNING = {
-    b"PAR1": PARQUET, b"ARROW1": ARROW,
-    b"PK\x03\x04": "is a ZIP archive or an office document, which is not read; unpack it, or save it as .csv or .txt",
+    b"PAR1": PARQUET,
+    b"ARROW1": ARROW,
+    b"PK\x03\x04": (
+        "is a ZIP archive or an office document, which is not read; unpack it, or save it as .csv or .txt"
+    ),
     b"%PDF-": BY_ENDING[".pdf"],
     b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
     b"BZh91AY&SY": "is compressed by bzip2; let its name end in .bz2",
     b"\xfd7zXZ\x00": "is compressed by xz; let its name end in .xz",
     b"\x28\xb5\x2f\xfd": "is compressed by Zstandard; let its name end in .zst",
-}  # fmt: skip
+}
 LONGEST = max(map(len, BY_BEGINNING))
 
 ROTATED = re.compile(r"(\.(?:jsonl|ndjson|json|csv|parquet))(?:[.-]\d+|\.bak|\.old|\.orig)$", re.IGNORECASE)

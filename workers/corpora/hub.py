@@ -97,8 +97,8 @@ def checked_split(split: str, name: str) -> str:
     """A split's name. Raises CorpusError for slices and sums of splits."""
     if split and not SPLIT.fullmatch(split):
         raise CorpusError(
-            f"dataset {name!r}: {split!r} is no split's name; parts of a split need not be named, for only as much is read as "
-            "windows need (sample: first | spread | random)"
+            f"dataset {name!r}: {split!r} is no split's name; parts of a split need not be named, for only "
+            "as much is read as windows need (sample: first | spread | random)"
         )
     return split
 
@@ -164,8 +164,8 @@ def unreachable(name: str, error: Exception) -> CorpusError:
             f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
         )
     return CorpusError(
-        f"dataset {name!r}: cannot be loaded ({reason}); is the name right, and can the hub be reached? Local files work as "
-        "text:PATH, or as hf:./FOLDER:SPLIT"
+        f"dataset {name!r}: cannot be loaded ({reason}); is the name right, and can the hub be reached? "
+        "Local files work as text:PATH, or as hf:./FOLDER:SPLIT"
     )
 
 

@@ -126,7 +126,8 @@ def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> 
         return []
     more = f" and {len(none) - NAMED:,} more" if len(none) > NAMED else ""
     return [
-        f"{entry.label}: {len(none):,} of {len(files):,} files say no split and are not read: {', '.join(none[:NAMED])}{more}"
+        f"{entry.label}: {len(none):,} of {len(files):,} files say no split and are not read: "
+        f"{', '.join(none[:NAMED])}{more}"
     ]
 
 

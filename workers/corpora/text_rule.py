@@ -4,7 +4,8 @@
 2. A byte order mark at the start of a file is no text and is dropped.
 3. ``\\r\\n`` and ``\\r`` become ``\\n``.
 4. Halves of surrogate pairs, which only JSON can spell (``"\\ud800"``), become U+FFFD and are counted.
-5. A NUL in a file of prose is refused: it tells of UTF-16 or of no text at all. In rows it is a character like any other.
+5. A NUL in a file of prose is refused: it tells of UTF-16 or of no text at all. In rows it is a character
+   like any other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def prose(data: bytes, place: str, first_byte: int = 0) -> str:
     text = decoded(body, place, skipped)
     if (at := body.find(b"\0")) >= 0:
         raise CorpusError(
-            f"{place} holds a NUL (byte {skipped + at}): it is UTF-16 without a mark, or no text; convert it first"
+            f"{place} holds a NUL (byte {skipped + at}): it is UTF-16 without a mark, or no text; convert it "
+            "first"
         )
     return plain(text)[0]
 

@@ -128,7 +128,8 @@ def special_tokens_spelled(
     spelled = tokenizer.spelled_special(text)
     if spelled and special == "literal" and (misread := tokenizer.misread(ids)):
         raise CorpusError(
-            f"dataset {name!r} spells {', '.join(misread[:5])}, which this tokenizer reads as control tokens even where "
-            "they are to be letters; take them out of the text, or say special_tokens_in_text: parse"
+            f"dataset {name!r} spells {', '.join(misread[:5])}, which this tokenizer reads as control tokens "
+            "even where they are to be letters; take them out of the text, or say special_tokens_in_text: "
+            "parse"
         )
     return spelled

@@ -15,10 +15,15 @@ class Missing:
 MISSING = Missing()
 
 WORDS = {
-    "missing": "without the column", "null": "null", "empty": "empty", "list": "a list", "object": "an object",
-    "number": "a number", "boolean": "true or false",
+    "missing": "without the column",
+    "null": "null",
+    "empty": "empty",
+    "list": "a list",
+    "object": "an object",
+    "number": "a number",
+    "boolean": "true or false",
     "other": "of another type",
-}  # fmt: skip
+}
 """Kinds of values that are no text, and how they are called."""
 
 

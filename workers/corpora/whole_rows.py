@@ -80,8 +80,8 @@ def records(file: SourceFile) -> Sequence[dict[str, Any]]:
 
 def _too_large(file: SourceFile) -> CorpusError:
     return CorpusError(
-        f"{shown(file.path)} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole files can be read; "
-        "make it Parquet or JSON lines, of which rows are read where they are needed"
+        f"{shown(file.path)} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole "
+        "files can be read; make it Parquet or JSON lines, of which rows are read where they are needed"
     )
 
 
@@ -96,8 +96,8 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
             if row and len(row) != len(header):
                 place = f"{shown(file.path)}, line {reader.line_num}"
                 raise CorpusError(
-                    f"{place}: has {len(row)} fields and the header has {len(header)}; texts with commas or line breaks stand "
-                    'in "quotes"'
+                    f"{place}: has {len(row)} fields and the header has {len(header)}; texts with commas or "
+                    'line breaks stand in "quotes"'
                 )
             found += [dict(zip(header, row, strict=True))] if row else []
     except csv.Error as error:
@@ -116,7 +116,8 @@ def _check_header(header: Sequence[str], file: SourceFile) -> None:
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and separator in header[0]:
             raise CorpusError(
-                f"{place}: its columns are separated by {name}, and only commas are read; write it with commas"
+                f"{place}: its columns are separated by {name}, and only commas are read; write it with "
+                "commas"
             )
 
 
@@ -129,6 +130,7 @@ def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise CorpusError(
-                f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": "..."}}'
+                f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": '
+                '"..."}'
             )
     return rows

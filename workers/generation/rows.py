@@ -63,9 +63,9 @@ def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
         ceiling = own[0]["memory_bandwidth"]
         if achieved > ceiling:
             found.append(
-                f"{unit.model.name} {cell.settings.policy} keep_ratio {cell.settings.keep_ratio:g}: a decoding step would have "
-                f"to read {achieved / 1e9:.1f} GB/s, and this machine was measured to read {ceiling / 1e9:.1f} GB/s at most: do "
-                "not trust this timing"
+                f"{unit.model.name} {cell.settings.policy} keep_ratio {cell.settings.keep_ratio:g}: a "
+                f"decoding step would have to read {achieved / 1e9:.1f} GB/s, and this machine was measured "
+                f"to read {ceiling / 1e9:.1f} GB/s at most: do not trust this timing"
             )
     return found
 

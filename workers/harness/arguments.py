@@ -38,10 +38,11 @@ class Arguments:
 
 
 KINDS: dict[str, Any] = {
-    "pretrained": str, "revision": str | int, "trust_remote_code": bool, "dtype": str, "device": str, "batch_size": int | str,
-    "max_batch_size": int, "max_length": int, "policy": str, "keep_ratio": float | int, "prune_after": int,
-    "skip_layers": int | str | list | tuple, "protect_sink": int, "protect_recent": int, "schedule": str,
-    "position_mode": str, "seed": int, "bos": str,
+    "pretrained": str, "revision": str | int, "trust_remote_code": bool, "dtype": str, "device": str,
+    "batch_size": int | str, "max_batch_size": int, "max_length": int, "policy": str,
+    "keep_ratio": float | int, "prune_after": int, "skip_layers": int | str | list | tuple,
+    "protect_sink": int, "protect_recent": int, "schedule": str, "position_mode": str, "seed": int,
+    "bos": str,
 }  # fmt: skip
 """Argument -> what it may be, as the harness's parser leaves it."""
 
@@ -102,7 +103,8 @@ def layers(value: int | str | list[Any] | tuple[Any, ...]) -> Skip:
     found = [str(item).strip() for item in items]
     if not all(item.isdecimal() for item in found):
         raise HarnessError(
-            f"skip_layers must be layers joined by +, such as 0+1, or a list such as [0,1], or auto:2 (got {value!r})"
+            "skip_layers must be layers joined by +, such as 0+1, or a list such as [0,1], or auto:2 (got "
+            f"{value!r})"
         )
     return tuple(sorted({int(item) for item in found}))
 

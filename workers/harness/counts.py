@@ -68,7 +68,8 @@ class Counts:
         """The figures in words."""
         return (
             f"{self.requests} requests, prune_events {self.prune_events}; {self.tokens_predicted_pruned} of "
-            f"{self.tokens_predicted} tokens came from a pruned cache; {self.cache_tokens_mean or 0:.1f} entries held on average"
+            f"{self.tokens_predicted} tokens came from a pruned cache; {self.cache_tokens_mean or 0:.1f} "
+            "entries held on average"
         )
 
     def warning(self, settings: PruneSettings) -> str | None:
@@ -79,10 +80,14 @@ class Counts:
             return None
         how = f"{settings.policy} keep_ratio {settings.keep_ratio:g} prune_after {settings.prune_after}"
         if not self.prune_events:
-            return f"{how}: nothing was ever pruned (no context reached the threshold): these are the dense model's figures"
+            return (
+                f"{how}: nothing was ever pruned (no context reached the threshold): these are the dense "
+                "model's figures"
+            )
         return (
-            f"{how}: no token was predicted from a pruned cache: the first token after a context comes from the context's own "
-            "dense pass, and no later one came after a prune: these are the dense model's figures"
+            f"{how}: no token was predicted from a pruned cache: the first token after a context comes from "
+            "the context's own dense pass, and no later one came after a prune: these are the dense model's "
+            "figures"
         )
 
 

@@ -245,8 +245,8 @@ class PrunedModel(TemplateLM):
         be left."""
         if not context or not 0 < len(continuation) <= self.max_length:
             raise HarnessError(
-                f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may be empty, and the "
-                f"continuation must fit into {self.max_length} tokens"
+                f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may "
+                f"be empty, and the continuation must fit into {self.max_length} tokens"
             )
         return (context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation
 

@@ -50,7 +50,8 @@ class Decoding:
         other = {name: value for name, value in options.items() if MEANINGLESS.get(name, ...) != value}
         if other:
             raise HarnessError(
-                f"generation_kwargs {other}: kvsweep decodes greedily or samples with temperature, top_k and top_p"
+                f"generation_kwargs {other}: kvsweep decodes greedily or samples with temperature, top_k and "
+                "top_p"
             )
         if sample and temperature <= 0:
             raise HarnessError("generation_kwargs: do_sample needs a temperature above 0")

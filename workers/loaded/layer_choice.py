@@ -73,9 +73,10 @@ def choose_layers(unit: WorkUnit, model: nn.Module) -> Chosen:
 def _undiagnosed(unit: WorkUnit, error: Exception) -> Chosen:
     lost = [cell for cell in unit.cells if isinstance(cell.settings.skip_layers, str)]
     left = tuple(cell for cell in unit.cells if cell not in lost)
+    failing = ", and cells with skip_layers auto:k fail" if lost else ""
     warning = (
-        f"{unit.model.name}: how key norm and attention go together cannot be told ({type(error).__name__}: {error}); "
-        "norm_attention is left empty" + (", and cells with skip_layers auto:k fail" if lost else "")
+        f"{unit.model.name}: how key norm and attention go together cannot be told "
+        f"({type(error).__name__}: {error}); norm_attention is left empty{failing}"
     )
     return Chosen(
         replace(unit, cells=left), {}, [Failure.of(cell.cell_id, error) for cell in lost], [warning]

@@ -95,12 +95,13 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
     lacking = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if lacking:
         raise ModelError(
-            f"model {name!r} cannot be loaded: its files lack {len(lacking)} of the weights that its config.json asks for, "
-            f"or have them in another shape, such as {min(lacking)}"
+            f"model {name!r} cannot be loaded: its files lack {len(lacking)} of the weights that its "
+            f"config.json asks for, or have them in another shape, such as {min(lacking)}"
         )
     left_out = sorted(found["unexpected_keys"])
     if left_out:
         raise ModelError(
-            f"model {name!r} cannot be used: its files hold {len(left_out)} weights that its config.json leaves out, such as "
-            f"{left_out[0]}; without them it is another model, so mend config.json, or save the model anew without them"
+            f"model {name!r} cannot be used: its files hold {len(left_out)} weights that its config.json "
+            f"leaves out, such as {left_out[0]}; without them it is another model, so mend config.json, or "
+            "save the model anew without them"
         )

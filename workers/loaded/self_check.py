@@ -81,10 +81,11 @@ def rounding_note(model: str, dtype: str, passed: Passed) -> str:
     """How far figures in 16 bits are from exact, in words."""
     texts = "a text" if passed.texts == 1 else f"{passed.texts} texts"
     return (
-        f"{model} in {dtype}: on {texts} of {passed.tokens} tokens pruned cells in one pass per event differ from one token per "
-        f"pass by {passed.from_reference:.3g} nats a token ({passed.ppl_from_reference:.2g} of PPL), and by "
-        f"{passed.from_company:.3g} ({passed.ppl_from_company:.2g} of PPL) with the cells that share their passes; smaller "
-        "differences between cells say nothing, and only float32 is exact"
+        f"{model} in {dtype}: on {texts} of {passed.tokens} tokens pruned cells in one pass per event differ "
+        f"from one token per pass by {passed.from_reference:.3g} nats a token "
+        f"({passed.ppl_from_reference:.2g} of PPL), and by {passed.from_company:.3g} "
+        f"({passed.ppl_from_company:.2g} of PPL) with the cells that share their passes; smaller differences "
+        "between cells say nothing, and only float32 is exact"
     )
 
 
@@ -94,8 +95,9 @@ def use_own_attention(model: Any, name: str) -> None:
     model.set_attn_implementation(OWN_ATTENTION)
     if model.config._attn_implementation != OWN_ATTENTION:
         raise ModelError(
-            f"model {name!r}: {type(model).__name__} computes attention in its own code instead of calling it by name "
-            "(transformers' AttentionInterface), so what a pruned layer holds cannot be attended to; use another architecture"
+            f"model {name!r}: {type(model).__name__} computes attention in its own code instead of calling "
+            "it by name (transformers' AttentionInterface), so what a pruned layer holds cannot be attended "
+            "to; use another architecture"
         )
 
 
@@ -245,8 +247,8 @@ def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
     worst = float((dense.nll - stock).abs().max())
     if not worst <= tolerance:
         return (
-            f"NLLs of one dense pass over {length} tokens through our attention and cache differ from the stock model's by up "
-            f"to {worst:.3g} (at most {tolerance:.3g} is rounding in {dtype})"
+            f"NLLs of one dense pass over {length} tokens through our attention and cache differ from the "
+            f"stock model's by up to {worst:.3g} (at most {tolerance:.3g} is rounding in {dtype})"
         )
     if not cells:
         return Passed(length, 0.0, 0.0, 0.0, 0.0)
@@ -259,13 +261,17 @@ def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
     away = Distance.between(reference[:, :before], stock[:, :before]).nats
     if not away <= tolerance:
         return (
-            f"NLLs of {length} tokens, one per pass, through our attention and cache differ from the stock model's by {away:.3g} "
-            f"on average before anything is pruned ({tolerance:.3g} is rounding in {dtype})"
+            f"NLLs of {length} tokens, one per pass, through our attention and cache differ from the stock "
+            f"model's by {away:.3g} on average before anything is pruned ({tolerance:.3g} is rounding in "
+            f"{dtype})"
         )
     exact = Distance.between(pruned.nll[:, before:], reference[:, before:])
     if not exact.nats <= TOLERANCE[dtype]:
         allowed = f"{TOLERANCE[dtype]:g} is rounding"
-        return f"a pruned cell of {length} tokens differs from one token per pass by {exact.nats:.3g} nats a token ({allowed})"
+        return (
+            f"a pruned cell of {length} tokens differs from one token per pass by {exact.nats:.3g} nats a "
+            f"token ({allowed})"
+        )
     alone = evaluate(model, tokens, cells[:1], [0])[1][0]
     company = Distance.between(pruned.nll[:, before:], getattr(alone, "nll", reference)[:, before:])
     return Passed(length, exact.nats, company.nats, exact.ppl, company.ppl)

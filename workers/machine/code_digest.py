@@ -33,7 +33,8 @@ def check_same_code(driver: str, driver_root: str) -> None:
     own = code_digest()
     if own != driver:
         raise OtherCodeError(
-            f"this worker runs kvsweep's code from {ROOT} ({own[:8]}) and its driver that from {driver_root} ({driver[:8]}), "
-            "which differs: another kvsweep, or files named like its packages, lie in the current directory or on PYTHONPATH, or "
-            "the node has another version; remove them, or install the driver's version on every node"
+            f"this worker runs kvsweep's code from {ROOT} ({own[:8]}) and its driver that from {driver_root} "
+            f"({driver[:8]}), which differs: another kvsweep, or files named like its packages, lie in the "
+            "current directory or on PYTHONPATH, or the node has another version; remove them, or install "
+            "the driver's version on every node"
         )

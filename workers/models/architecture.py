@@ -64,8 +64,8 @@ class Architecture:
         for limit in self.limits:
             if fed > limit.fed:
                 raise ValueError(
-                    f"{fed} tokens are more than the {limit.fed} that can go through this model exactly: {limit.why}; use "
-                    "shorter texts"
+                    f"{fed} tokens are more than the {limit.fed} that can go through this model exactly: "
+                    f"{limit.why}; use shorter texts"
                 )
 
 
@@ -94,12 +94,13 @@ def _layers(text: Settings) -> Iterator[str]:
     other = [kind for kind in kinds if kind not in (*FULL, SLIDING, CHUNKED)]
     if other:
         yield (
-            f"not every layer of it attends to cached keys and values ({name} has {', '.join(other)}), and only "
-            "such layers can be pruned"
+            f"not every layer of it attends to cached keys and values ({name} has {', '.join(other)}), and "
+            "only such layers can be pruned"
         )
     elif _convolutions(text) or (kind_of(text) in families.NO_KEYS and not kinds):
         yield (
-            f"some or all of its layers ({kind_of(text)}) keep a running state instead of keys and values, which cannot be pruned"
+            f"some or all of its layers ({kind_of(text)}) keep a running state instead of keys and values, "
+            "which cannot be pruned"
         )
 
 
@@ -115,17 +116,24 @@ def _keys(text: Settings) -> Iterator[str]:
     if rank is not None or kind_of(text) in families.LATENTS:
         says = f"kv_lora_rank {rank}" if rank is not None else kind_of(text)
         yield (
-            f"it stores keys and values as compressed latents (multi-head latent attention, {says}), and what is "
-            "measured here is a cache of keys and values"
+            f"it stores keys and values as compressed latents (multi-head latent attention, {says}), and "
+            "what is measured here is a cache of keys and values"
         )
     if shared:
         yield (
-            f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune for themselves"
+            f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune "
+            "for themselves"
         )
     if text.get("use_cla"):
-        yield f"some of its layers read the keys of earlier layers (use_cla {shown(text['use_cla'])}), which prune for themselves"
+        yield (
+            f"some of its layers read the keys of earlier layers (use_cla {shown(text['use_cla'])}), which "
+            "prune for themselves"
+        )
     if kind_of(text) in families.SHARED_KEYS:
-        yield f"its layers read the keys of another model ({kind_of(text)}), and it has none of its own to prune"
+        yield (
+            f"its layers read the keys of another model ({kind_of(text)}), and it has none of its own to "
+            "prune"
+        )
 
 
 def _widths(text: Settings) -> Iterator[str]:
@@ -141,7 +149,10 @@ def _widths(text: Settings) -> Iterator[str]:
             apart = {globally}  # that is how files say it which transformers did not write
         if apart - {usual}:
             listed = ", ".join(str(value) for value in sorted({usual, *apart}, key=str))
-            yield f"its layers hold keys of different shapes ({key} {listed}), and one cache cannot hold them yet"
+            yield (
+                f"its layers hold keys of different shapes ({key} {listed}), and one cache cannot hold them "
+                "yet"
+            )
 
 
 def _attention(text: Settings) -> Iterator[str]:
@@ -150,10 +161,14 @@ def _attention(text: Settings) -> Iterator[str]:
     if kind in families.OWN_CODE:
         yield (
             f"it ({kind}) computes attention in its own code instead of calling it by name (transformers' "
-            "AttentionInterface), so what a pruned layer holds cannot be attended to; use another architecture"
+            "AttentionInterface), so what a pruned layer holds cannot be attended to; use another "
+            "architecture"
         )
     elif text.get("alibi"):
-        yield f"it adds a penalty for distance to its attention (alibi {shown(text['alibi'])}), which is not supported"
+        yield (
+            f"it adds a penalty for distance to its attention (alibi {shown(text['alibi'])}), which is not "
+            "supported"
+        )
     if kind in families.SINKS:
         yield f"its attention has sinks learned per head ({kind}), which are not supported"
     chosen = count_of(text, "index_topk")
@@ -170,14 +185,20 @@ def _direction(settings: Settings) -> Iterator[str]:
     """Models that read a text otherwise than from left to right, or read something else too."""
     both = settings.get("use_bidirectional_attention")
     if both is True or both == "all":
-        yield f"its tokens attend to later ones too (use_bidirectional_attention {both!r}), so it predicts no next token"
+        yield (
+            f"its tokens attend to later ones too (use_bidirectional_attention {both!r}), so it predicts no "
+            "next token"
+        )
     elif settings.get("is_causal") is False:
         yield "its tokens attend to later ones too (is_causal false), so it predicts no next token"
     elif kind_of(settings) in families.ENCODERS:
         yield from _encoder(settings)
     if settings.get("is_encoder_decoder"):
         coupled = settings["is_encoder_decoder"]
-        yield f"it is an encoder with a decoder (is_encoder_decoder {shown(coupled)}), not a model of text alone"
+        yield (
+            f"it is an encoder with a decoder (is_encoder_decoder {shown(coupled)}), not a model of text "
+            "alone"
+        )
     elif kind_of(settings) in families.COUPLED:
         yield f"it is the decoder of a model with an encoder ({kind_of(settings)}), not a model of text alone"
     for name in ("add_cross_attention", "cross_attention_layers"):
@@ -187,7 +208,10 @@ def _direction(settings: Settings) -> Iterator[str]:
 
 def _encoder(settings: Settings) -> Iterator[str]:
     if not settings.get("is_decoder"):
-        yield f"its tokens attend to later ones too (is_decoder false in {kind_of(settings)}), so it predicts no next token"
+        yield (
+            f"its tokens attend to later ones too (is_decoder false in {kind_of(settings)}), so it predicts "
+            "no next token"
+        )
 
 
 def _output(text: Settings) -> Iterator[str]:
@@ -199,7 +223,8 @@ def _output(text: Settings) -> Iterator[str]:
             yield f"it scales its logits ({name} {scale:g}), which is not supported"
     if kind_of(text) in families.OUTPUT_HEADS:
         yield (
-            f"it ({kind_of(text)}) has further layers between the last hidden state and the output layer, which is not supported"
+            f"it ({kind_of(text)}) has further layers between the last hidden state and the output layer, "
+            "which is not supported"
         )
 
 
@@ -283,7 +308,8 @@ def _rotary_limits(text: Settings) -> Iterator[Limit]:
             tokens = (None if by_layer else count_of(text, original)) or count_of(each, original) or tokens
         if tokens is None:
             raise ValueError(
-                f"{name} has rope_type {kind!r}, and no setting says from which length on its frequencies change"
+                f"{name} has rope_type {kind!r}, and no setting says from which length on its frequencies "
+                "change"
             )
         reason = f"a longer text changes its rotary frequencies for all of its tokens (rope_type {kind})"
         yield Limit(tokens, reason, kind_of(text) in families.CACHE_THROWN_AWAY and "dynamic" not in kind)

@@ -19,11 +19,12 @@ is put first."""
 OWN_BY_TYPE = ("gpt_neox", "falcon_mamba", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm")
 """Model types whose tokenizer is of such a class where its files do not say."""
 GENERAL_BY_TYPE = (
-    "beam", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "fuyu", "glm", "glm4", "glm4_moe", "glm4_moe_lite",
-    "got_ocr2", "gpt_bigcode", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "hyperclovax", "internlm3",
-    "iquestcoder", "jamba", "kimi_linear", "mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral",
-    "mixtral", "modernbert-decoder", "nemotron", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "qwen2",
-    "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "stablelm", "xlm-roberta-xl",
+    "beam", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "fuyu", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "got_ocr2", "gpt_bigcode", "granite", "granitemoe", "granitemoehybrid",
+    "granitemoeshared", "hyperclovax", "internlm3", "iquestcoder", "jamba", "kimi_linear", "mimo_v2_flash",
+    "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder",
+    "nemotron", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "qwen2", "qwen3_5",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "stablelm", "xlm-roberta-xl",
 )  # fmt: skip
 """Model types that get a tokenizer of the general class, which takes tokenizer.json as it is, whatever class
 is declared."""
@@ -42,8 +43,8 @@ def bos_token(facts: ModelFacts, how: Bos) -> int | None:
     first = _first_tokens(tokens, tokenizer_config, config)
     if len(first) > 1:
         raise ModelError(
-            f"model {facts.name!r}: its tokenizer begins every text with {len(first)} tokens ({tokens.names(first)}), and "
-            "kvsweep puts one at most; bos: never leaves them out"
+            f"model {facts.name!r}: its tokenizer begins every text with {len(first)} tokens "
+            f"({tokens.names(first)}), and kvsweep puts one at most; bos: never leaves them out"
         )
     if first or how == "auto":
         return first[0] if first else None
@@ -51,8 +52,8 @@ def bos_token(facts: ModelFacts, how: Bos) -> int | None:
     named = _named(tokens, tokenizer_config, config)
     if named is None:
         raise ModelError(
-            f"model {facts.name!r}: bos: always needs a BOS token, and neither its tokenizer_config.json (bos_token) nor its "
-            "config.json (bos_token_id) names one; say bos: auto or bos: never"
+            f"model {facts.name!r}: bos: always needs a BOS token, and neither its tokenizer_config.json "
+            "(bos_token) nor its config.json (bos_token_id) names one; say bos: auto or bos: never"
         )
     return named
 

@@ -42,8 +42,8 @@ ALIBI = ("bloom", "mpt")
 """Model types that always add a penalty for distance to the logits; ``falcon`` says in its configuration
 whether it does."""
 ROTARY_SHARES = {
-    "llama": 1.0, "falcon": 1.0, "gpt_neox": 0.25, "stablelm": 0.25, "qwen3_next": 0.25, "phi": 0.5, "persimmon": 0.5,
-    "nemotron": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gemma3_text": 1.0,
+    "llama": 1.0, "falcon": 1.0, "gpt_neox": 0.25, "stablelm": 0.25, "qwen3_next": 0.25, "phi": 0.5,
+    "persimmon": 0.5, "nemotron": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gemma3_text": 1.0,
 }  # fmt: skip
 """Share of the head dimension that is rotated where a configuration leaves it to the type's default; all of
 it elsewhere."""
@@ -51,7 +51,8 @@ PLAIN_ROTARY = ("gpt_neox", "llama", "mistral", "qwen2")
 """Model types whose keys are turned half against half by one set of frequencies, unless their rope_type says
 otherwise."""
 ROTARY_KEYS = (
-    "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim",
+    "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base",
+    "rotary_dim",
 )  # fmt: skip
 """Keys of which rotary models, of one version of transformers or another, have one at least."""
 
@@ -220,8 +221,9 @@ def _local(
     )
     if held.layers is not None and facts.layers > held.layers:
         raise ModelError(
-            f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and the names of the "
-            f"weights beside it go up to layer {held.layers - 1:,}, of {held.layers:,} at most"
+            f"model {name!r}: config.json in {folder} says {facts.layers:,} layers (num_hidden_layers), and "
+            f"the names of the weights beside it go up to layer {held.layers - 1:,}, of {held.layers:,} at "
+            "most"
         )
     return replace(facts, stored_bytes=stored, quantization=quantization)
 
@@ -237,8 +239,8 @@ def _hub(name: str, revision: str | None, trust_remote_code: bool) -> ModelFacts
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         names = ", ".join((*EMBEDDED_NAMES, *FETCHED_NAMES))
         raise ModelError(
-            f"model {name!r}: not one of {names}, not a local directory, and the model hub did not "
-            f"give it ({type(error).__name__}: {reason[:160]}); check the name, or download it and give its path"
+            f"model {name!r}: not one of {names}, not a local directory, and the model hub did not give it "
+            f"({type(error).__name__}: {reason[:160]}); check the name, or download it and give its path"
         ) from error
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"model {name!r}: its repository has no tokenizer.json, which kvsweep needs")
@@ -253,8 +255,9 @@ def _config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """The content of config.json. Raises ValueError where it is not all that the model is made from."""
     if is_file(folder / ADAPTER):
         raise ValueError(
-            f"{ADAPTER} in {folder} makes transformers load an adapter where the package peft is installed, and leave it out "
-            "elsewhere, so the folder is two models; merge the adapter into the weights (merge_and_unload), or move it away"
+            f"{ADAPTER} in {folder} makes transformers load an adapter where the package peft is installed, "
+            "and leave it out elsewhere, so the folder is two models; merge the adapter into the weights "
+            "(merge_and_unload), or move it away"
         )
     config = read_json(folder / "config.json")
     for other in SETTINGS_READ:
@@ -264,8 +267,8 @@ def _config(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     foreign = [value for value in classes.values() if "--" in str(value)] if isinstance(classes, dict) else []
     if trust_remote_code and foreign:
         raise ValueError(
-            f"config.json in {folder} takes code from another repository ({one_line(foreign[0])}), which may change while the "
-            "model's identity stays; copy the code beside config.json and name it there"
+            f"config.json in {folder} takes code from another repository ({one_line(foreign[0])}), which may "
+            "change while the model's identity stays; copy the code beside config.json and name it there"
         )
     return config
 

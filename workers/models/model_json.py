@@ -38,7 +38,8 @@ def checked_size(path: Path) -> Path:
         raise ValueError(f"{path.name} is missing in {path.parent}")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(
-            f"{path.name} in {path.parent} is {size / 2**20:,.0f} MiB long; {MAX_BYTES / 2**20:,.0f} is the most"
+            f"{path.name} in {path.parent} is {size / 2**20:,.0f} MiB long; {MAX_BYTES / 2**20:,.0f} is the "
+            "most"
         )
     return path
 

@@ -22,17 +22,18 @@ PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The names that transformers looks for, in this order; a file under any other name is not read."""
 ADAPTER = "adapter_config.json"
 IDENTITY_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 """Besides the weights, what can change a number where it is there: settings, tokenizer, chat template."""
 TEMPLATES = "additional_chat_templates/*.jinja"
 HEADER_BYTES = 100_000_000
 """The largest header that the safetensors library reads."""
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
+    "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6,
+    "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 
 
@@ -88,8 +89,8 @@ def _named(name: object) -> str:
         or not _is_inside(name)
     ):
         raise ValueError(
-            f"config.json names {shown(name)} as transformers_weights; it must be a .safetensors file of the folder, or an "
-            "index of such files"
+            f"config.json names {shown(name)} as transformers_weights; it must be a .safetensors file of the "
+            "folder, or an index of such files"
         )
     return name
 
@@ -107,7 +108,8 @@ def _indexed(index: Path) -> Weights:
     for name in sorted(set(names.values())):
         if not name.endswith(suffix) or not _is_inside(name):
             raise ValueError(
-                f"{index.name} in {index.parent} names {shown(name)}; it may name {suffix} files of its folder only"
+                f"{index.name} in {index.parent} names {shown(name)}; it may name {suffix} files of its "
+                "folder only"
             )
         if not is_file(index.parent / name):
             raise ValueError(f"{index.name} names {name}, which is missing in {index.parent}")
@@ -191,7 +193,8 @@ def _tensor_size(tensor: Any, room: int) -> int:
         or (bits is not None and numbers * bits != 8 * (last - first))
     ):
         raise ValueError(
-            f"a tensor of shape {shown(shape)} would lie at bytes {shown(first)} to {shown(last)} of the {room:,} that it holds"
+            f"a tensor of shape {shown(shape)} would lie at bytes {shown(first)} to {shown(last)} of the "
+            f"{room:,} that it holds"
         )
     return numbers
 

@@ -60,11 +60,10 @@ def evaluate(
     them.
 
     tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this
-    length is None: it
-    *is* the dense cell. A cell that fails is its exception and takes no other down; a failure of the dense pass is raised
-    (FloatingPointError for NaN logits), and so is running out of memory with more than one window.
-    ``wanted``: indices of the cells that are asked for, all where left out; what others share no pass with
-    these is not computed, and they are None.
+    length is None: it *is* the dense cell. A cell that fails is its exception and takes no other down; a
+    failure of the dense pass is raised (FloatingPointError for NaN logits), and so is running out of memory
+    with more than one window. ``wanted``: indices of the cells that are asked for, all where left out; cells
+    that share no pass with these are not computed, and they are None.
     """
     steps = tokens.shape[1] - 1
     count = model.config.get_text_config().num_hidden_layers  # pyright: ignore

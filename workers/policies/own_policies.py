@@ -26,7 +26,8 @@ def find_policy(name: str) -> Policy:
         )
     if match["digest"] not in (None, digest(match["module"])):
         raise PolicyError(
-            f"policy {name!r}: the code of {match['module']!r} here is another version than the sweep was planned with"
+            f"policy {name!r}: the code of {match['module']!r} here is another version than the sweep was "
+            "planned with"
         )
 
     with whole_process_state():

@@ -49,7 +49,8 @@ def _checked(policy: Policy, scores: object, positions: Tensor) -> Tensor:
         raise PolicyError(f"{name} returned {type(scores).__name__}; it must return a tensor of scores")
     if scores.shape != positions.shape:
         raise PolicyError(
-            f"{name} returned scores of shape {list(scores.shape)}; one for each entry is asked for: {list(positions.shape)}"
+            f"{name} returned scores of shape {list(scores.shape)}; one for each entry is asked for: "
+            f"{list(positions.shape)}"
         )
     if scores.dtype != torch.float32:
         raise PolicyError(
@@ -59,7 +60,8 @@ def _checked(policy: Policy, scores: object, positions: Tensor) -> Tensor:
         raise PolicyError(f"{name} returned scores on {scores.device}; the entries are on {positions.device}")
     if not bool(torch.isfinite(scores).all()):
         raise PolicyError(
-            f"{name} returned scores that are NaN or infinite; workers.policies.eviction.ALWAYS is the score of what must stay"
+            f"{name} returned scores that are NaN or infinite; workers.policies.eviction.ALWAYS is the score "
+            "of what must stay"
         )
     return scores.detach()
 

@@ -68,8 +68,8 @@ class PruneSettings:
         """The layers that never prune. Raises ValueError for a rule that no model has resolved yet."""
         if isinstance(self.skip_layers, str):
             raise ValueError(
-                f"skip_layers {self.skip_layers} names no layers before a model was diagnosed: `kvsweep diagnose MODEL` shows "
-                "which they are"
+                f"skip_layers {self.skip_layers} names no layers before a model was diagnosed: `kvsweep "
+                "diagnose MODEL` shows which they are"
             )
         return self.skip_layers
 

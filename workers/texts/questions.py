@@ -1,10 +1,9 @@
 """Passkey and needle documents: a fact hidden in filler, and the question that asks for it.
 
 Sources: passkey after Mohtashami & Jaggi 2023 (arXiv 2305.16300, section 4.2), as used by Devoto et al. 2024
-(arXiv
-2406.11430, section 4); needle after Kamradt 2023, "Needle in a haystack". Everything is built from token ids, so a document
-has exactly the asked number of tokens in any tokenizer. The same generator makes training documents for the
-embedded reference models and the questions that evaluate them; the seeds differ.
+(arXiv 2406.11430, section 4); needle after Kamradt 2023, "Needle in a haystack". Everything is built from
+token ids, so a document has exactly the asked number of tokens in any tokenizer. The same generator makes
+training documents for the embedded reference models and the questions that evaluate them; the seeds differ.
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ QUESTION_TOKENS = 96
 """Room for a question in any tokenizer: the longest has fewer bytes."""
 
 NAMES: tuple[str, ...] = (
-    "Amsterdam", "Athens", "Bangkok", "Barcelona", "Beirut", "Belgrade", "Berlin", "Bombay", "Boston", "Brussels", "Budapest",
-    "Cairo", "Calcutta", "Chicago", "Copenhagen", "Cork", "Damascus", "Delhi", "Denver", "Dresden", "Dublin", "Edinburgh",
-    "Florence", "Geneva", "Genoa", "Glasgow", "Hamburg", "Havana", "Helsinki", "Houston", "Jerusalem", "Kyoto", "Leeds", "Lima",
-    "Lisbon", "London", "Lyon", "Madrid", "Manila", "Melbourne", "Milan", "Moscow", "Munich", "Nairobi", "Naples", "Oslo",
-    "Oxford", "Paris", "Perth", "Prague", "Quebec", "Rome", "Seville", "Sofia", "Stockholm", "Sydney", "Tokyo", "Toronto",
+    "Amsterdam", "Athens", "Bangkok", "Barcelona", "Beirut", "Belgrade", "Berlin", "Bombay", "Boston",
+    "Brussels", "Budapest", "Cairo", "Calcutta", "Chicago", "Copenhagen", "Cork", "Damascus", "Delhi",
+    "Denver", "Dresden", "Dublin", "Edinburgh", "Florence", "Geneva", "Genoa", "Glasgow", "Hamburg", "Havana",
+    "Helsinki", "Houston", "Jerusalem", "Kyoto", "Leeds", "Lima", "Lisbon", "London", "Lyon", "Madrid",
+    "Manila", "Melbourne", "Milan", "Moscow", "Munich", "Nairobi", "Naples", "Oslo", "Oxford", "Paris",
+    "Perth", "Prague", "Quebec", "Rome", "Seville", "Sofia", "Stockholm", "Sydney", "Tokyo", "Toronto",
     "Tunis", "Venice", "Vienna", "Warsaw", "York", "Zurich",
 )  # fmt: skip
 
@@ -169,7 +169,8 @@ def hide_facts(
     room = length - len(intro) - sum(map(len, pieces))
     if room < 0 or not around:
         raise ValueError(
-            f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too many)"
+            f"a {kind} document of {length} tokens has no room for {len(facts)} facts ({-room} tokens too "
+            "many)"
         )
     padding = (around * (room // len(around) + 1))[:room]
     ids, spans, used = list(intro), [(0, 0)] * len(facts), 0

@@ -33,8 +33,8 @@ def convert(file: Path, out: Path) -> None:
     held = sum(weights.numel() for weights in model.parameters())  # tied ones once
     if held != header.parameters:
         raise ValueError(
-            f"the file holds {header.parameters:,} numbers, and the model that transformers makes of it {held:,}; it leaves "
-            "something out, or has something else in its place"
+            f"the file holds {header.parameters:,} numbers, and the model that transformers makes of it "
+            f"{held:,}; it leaves something out, or has something else in its place"
         )
     tokenizer = _tokenizer(file, header)
     model.save_pretrained(out)

@@ -57,7 +57,8 @@ def _make(file: Path, digest: str, folder: Path) -> None:
                 f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed"
             )
         _say(
-            f"converting {str(file)!r} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into {folder}"
+            f"converting {str(file)!r} ({header.quantization}) once to float32, {needed / 1e6:,.0f} MB, into "
+            f"{folder}"
         )
         convert_file(file, scratch / "made")
         record = {"file": file.name, "gguf_sha256": digest, "quantization": header.quantization}

@@ -206,7 +206,8 @@ class _Reader:
         named = NAMES.get(kind)
         if named is None:
             raise ValueError(
-                f"its tensor {shown(name)} is stored in a way that transformers does not read (ggml type {kind})"
+                f"its tensor {shown(name)} is stored in a way that transformers does not read (ggml type "
+                f"{kind})"
             )
         if not all(shape) or shape[0] % BLOCKS[named][0]:
             raise ValueError(

@@ -10,8 +10,8 @@ from workers.models.gguf.tokenizer_kinds import BPE, PRE_TOKENIZERS, SENTENCEPIE
 from workers.models.model_json import shown
 
 ARCHITECTURES = (
-    "llama", "mistral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "stablelm", "gpt2", "starcoder2",
-    "nemotron",
+    "llama", "mistral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "stablelm",
+    "gpt2", "starcoder2", "nemotron",
 )  # fmt: skip
 """Those that transformers' loader reads and a pruned cache can be put into."""
 MOST_LAYERS, MOST_EXPERTS = 1_000, 1_024
@@ -58,8 +58,8 @@ def _shape(header: GgufHeader) -> Iterator[str]:
         yield "it holds no embedding of its tokens (token_embd.weight)"
     elif embedding.shape[0] != width or type(words) is not int or words > embedding.shape[1]:
         yield (
-            f"it says embeddings of {shown(width)} numbers for {shown(words)} tokens, and token_embd.weight has the shape "
-            f"{shown(embedding.shape)}"
+            f"it says embeddings of {shown(width)} numbers for {shown(words)} tokens, and token_embd.weight "
+            f"has the shape {shown(embedding.shape)}"
         )
 
 
@@ -70,7 +70,10 @@ def _rotary(header: GgufHeader) -> Iterator[str]:
     tensors = [name for name in header.tensors if name.startswith("rope_f")]
     if scaling not in (None, "none") or tensors:
         what = f"rope.scaling.type {shown(scaling)}" if scaling not in (None, "none") else tensors[0]
-        yield f"its rotary frequencies are scaled ({what}), which transformers leaves out; take the model's folder of safetensors"
+        yield (
+            f"its rotary frequencies are scaled ({what}), which transformers leaves out; take the model's "
+            "folder of safetensors"
+        )
 
 
 def _tokenizer(header: GgufHeader) -> Iterator[str]:
@@ -79,11 +82,14 @@ def _tokenizer(header: GgufHeader) -> Iterator[str]:
         header.entries.get("tokenizer.ggml.pre", "default"),
     )
     if kind not in (BPE, SENTENCEPIECE):
-        yield f"its tokenizer is of the kind {shown(kind)}; {BPE} (of bytes) and {SENTENCEPIECE} (SentencePiece) can be read"
+        yield (
+            f"its tokenizer is of the kind {shown(kind)}; {BPE} (of bytes) and {SENTENCEPIECE} "
+            "(SentencePiece) can be read"
+        )
     elif kind == BPE and cut not in PRE_TOKENIZERS:
         yield (
-            f"its tokenizer cuts texts in the way {shown(cut)} (tokenizer.ggml.pre), which is not known here, so tokens would "
-            "not be the model's own"
+            f"its tokenizer cuts texts in the way {shown(cut)} (tokenizer.ggml.pre), which is not known "
+            "here, so tokens would not be the model's own"
         )
     elif kind == BPE and type(header.entries.get("tokenizer.ggml.merges")) is not int:
         yield "its tokenizer has no merges (tokenizer.ggml.merges)"
