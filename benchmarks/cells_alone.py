@@ -18,7 +18,8 @@ from benchmarks.time_spent import PARTS, Spent, Stopwatch, best_clock, watching
 from workers.cache.scoring import score
 from workers.footprint import perplexity as footprint
 from workers.perplexity.cell_scores import CellScores
-from workers.perplexity.evaluation import Outcome, Watch, evaluate, schedule_of
+from workers.perplexity.evaluation import evaluate, schedule_of
+from workers.perplexity.watch import Outcome, Watch
 from workers.policies.settings import PruneSettings
 
 HEADER = f"{'  cell':24} {'own s':>7} {'dense s':>7} {'ratio':>6}" + "".join(

@@ -24,14 +24,14 @@ from workers.cache import scoring
 from workers.cache.batch.cell_batch import BatchLayer
 from workers.cache.batch.slot_layer import SlotStore
 from workers.cache.scoring import body_of
-from workers.perplexity.evaluation import _Group
+from workers.perplexity.cell_group import CellGroup
 
 PARTS: tuple[str, ...] = ("matmul", "attention", "scoring", "pruning", "other")
 
 TIMED: tuple[tuple[Any, str, str], ...] = (
     (scoring, "_score_rows", "scoring"),
     (scoring, "_dense_rows", "scoring"),
-    (_Group, "_score", "scoring"),
+    (CellGroup, "_score", "scoring"),
     (BatchLayer, "_fork", "pruning"),
     (BatchLayer, "prune", "pruning"),
     (SlotStore, "__init__", "pruning"),

@@ -61,7 +61,7 @@ def test_no_mask_is_larger_than_said(monkeypatch):
     from workers.policies.settings import PruneSettings
 
     model, tokens = tiny_model("llama"), repetitive_tokens(2, 400)
-    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", 0)
+    monkeypatch.setattr("workers.perplexity.cell_group.SHORT_PASS_TOKENS", 0)
     evaluate(model, tokens, [PruneSettings("knorm", 0.5, 100), PruneSettings("h2o", 0.5, 100)], [0, 1])
     forget_masks()
     masks = [sizes for sizes in made if len(sizes) == 2 and all(isinstance(size, int) for size in sizes)]

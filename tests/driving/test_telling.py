@@ -22,8 +22,8 @@ from tests.support.ready import CPU as NEED
 from tests.support.tiny import tiny_model
 from workers.messages.telling import News, Telling
 from workers.messages.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
-from workers.perplexity import evaluation
 from workers.perplexity.evaluation import evaluate
+from workers.perplexity.watch import Watch
 from workers.policies.settings import PruneSettings
 from workers.unit import run_unit
 from workers.worker import Worker
@@ -130,7 +130,7 @@ def test_what_serves_complete_cells_alone_is_left_out_and_the_others_keep_their_
 
 def test_cells_that_are_not_wanted_are_computed_where_they_share_passes_and_only_there():
     tokens, passes = np.asarray(perplexity_tokens(), dtype=np.int64), []
-    watch = evaluation.Watch(worked=lambda count, cell: passes.append(cell))
+    watch = Watch(worked=lambda count, cell: passes.append(cell))
     _, outcomes = evaluate(tiny_model("llama"), torch.from_numpy(tokens), CELLS, [0, 1, 2, 3], {1}, watch)
     assert outcomes[1] is not None and outcomes[3] is not None and outcomes[2] is None
     assert 2 not in passes

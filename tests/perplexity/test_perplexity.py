@@ -141,7 +141,7 @@ def test_entries_stored_by_norm_give_the_figures_of_those_in_temporal_order(arch
 @pytest.mark.parametrize("short", [0, 512])
 def test_entries_of_a_policy_that_is_not_temporal_really_lie_best_first(short, monkeypatch):
     """In short passes too, where the entries of other policies would stay where they are."""
-    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", short)
+    monkeypatch.setattr("workers.perplexity.cell_group.SHORT_PASS_TOKENS", short)
     fork, prune, kept = BatchLayer._fork, BatchLayer.prune, []
 
     def note(layer, row, keep):
@@ -232,7 +232,7 @@ def test_long_passes_move_entries_and_short_ones_do_not_with_the_same_result(mon
     tokens = repetitive_tokens(2, 120)
     many = [PruneSettings("knorm", ratio, 30, protect_recent=2) for ratio in (0.9, 0.5)]
     _, short = evaluate(MODELS["llama"], tokens, many, [0, 120])
-    monkeypatch.setattr("workers.perplexity.evaluation.SHORT_PASS_TOKENS", 0)
+    monkeypatch.setattr("workers.perplexity.cell_group.SHORT_PASS_TOKENS", 0)
     _, long = evaluate(MODELS["llama"], tokens, many, [0, 120])
     for a, b in zip(short, long, strict=True):
         assert torch.allclose(a.nll, b.nll, atol=TOLERANCE)

@@ -11,40 +11,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from workers.cache.batch.batch_cache import BatchCache
-from workers.cache.batch.pass_plan import Pass, Track
+from workers.cache.batch.pass_plan import Track
 from workers.cache.pruned_cache import PrunedCache
-from workers.cache.scoring import NOT_FINITE, Scored, Twin, body_of, score, score_dense, tile_size
+from workers.cache.scoring import Scored, Twin, body_of, score, score_dense
 from workers.cache.shared_prefix import SharedPrefix
 from workers.cache.validity import Validity
 from workers.footprint.model_shape import shape_of
-from workers.footprint.perplexity import SHORT_PASS_TOKENS, Group, cells_at_once
+from workers.footprint.perplexity import Group, cells_at_once
 from workers.footprint.shape import Shape
 from workers.messages.out_of_memory import is_out_of_memory, without_frames
+from workers.perplexity.cell_group import CellGroup, check_finite, is_short
 from workers.perplexity.cell_scores import CellScores
+from workers.perplexity.watch import UNWATCHED, Outcome, Watch
 from workers.policies.budget import Budget, Schedule
 from workers.policies.observation import NOTHING, widest
 from workers.policies.own_policies import find_policy
 from workers.policies.settings import PruneSettings
-
-Outcome = CellScores | Exception | None
-"""Of a cell: its scores, what made it fail, or None where it never prunes and *is* the dense cell."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who is told of an evaluation while it goes on; by default nobody."""
-
-    ended: Callable[[CellScores, int, Outcome], None] = lambda dense, cell, outcome: None
-    """Of the dense cell's scores and of each cell, by index, as it ends."""
-    worked: Callable[[int, int], None] = lambda tokens, cell: None
-    """Of tokens that went through a model, over all windows, and the cell at hand, -1 being the dense one."""
 
 
 @torch.inference_mode()
@@ -54,7 +42,7 @@ def evaluate(
     cells: Sequence[PruneSettings],
     row_ids: Sequence[int],
     wanted: Collection[int] | None = None,
-    watch: Watch = Watch(),
+    watch: Watch = UNWATCHED,
 ) -> tuple[CellScores, list[Outcome]]:
     """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score
     them.
@@ -89,7 +77,7 @@ def evaluate(
             replace(track) for track in group
         ]  # a failing group must not move those that are tried alone
         try:
-            outcomes: Sequence[CellScores | Exception] = _Group(
+            outcomes: Sequence[CellScores | Exception] = CellGroup(
                 model, tokens, prefix, (dense, twin), started, row_ids, watch
             ).run()
         except Exception as error:
@@ -143,7 +131,7 @@ def _dense(
         score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
     )
     nll, correct = scored.nll.cpu(), scored.correct.cpu()
-    _check_finite(nll)
+    check_finite(nll)
     layer = prefix.prefix_layers[0]
     assert layer.keys is not None and layer.values is not None
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
@@ -163,11 +151,6 @@ def _dense(
     return dense, prefix, twin
 
 
-def _check_finite(nll: Tensor) -> None:
-    if not bool(torch.isfinite(nll).all()):
-        raise FloatingPointError(NOT_FINITE)
-
-
 def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[list[Track]]:
     """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the
     same schedule."""
@@ -175,7 +158,7 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
     for track in tracks:
         policy, events = track.policy, track.schedule.events
         how = (policy.entrywise, policy.observes.kind, policy.temporal, policy.rolls)
-        key = (track.settings.skip_layers, how, _is_short(track, windows) or events)
+        key = (track.settings.skip_layers, how, is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
     for group in groups.values():
         first = group[0]
@@ -185,8 +168,8 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
             windows,
             len(first.settings.skipped),
             observes,
-            in_slots=first.policy.in_slots and _is_short(first, windows),
-            is_even=not _is_short(first, windows),
+            in_slots=first.policy.in_slots and is_short(first, windows),
+            is_even=not is_short(first, windows),
         )
         size = cells_at_once(shape, together)
         group.sort(key=lambda track: track.settings.policy)  # cells of a policy are scored together
@@ -200,136 +183,11 @@ def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> s
     tracks = _tracks(0, cell, length - 1, layers)
     if not tracks:
         return "the dense pass alone, for it never prunes on this length"
-    if not _is_short(tracks[0], windows):
+    if not is_short(tracks[0], windows):
         return "rows of one length, from which dropped entries are taken out (cell_batch)"
     if tracks[0].policy.in_slots:
         return "entries that stay where they are, new ones in the places of dropped ones (slot_layer)"
     return "rows of unequal length, padded, from which dropped entries are taken out (cell_batch)"
-
-
-def _is_short(track: Track, windows: int) -> bool:
-    """Whether the cell's passes bring few tokens."""
-    events = track.schedule.events
-    stride = events[1][0] - events[0][0] if len(events) > 1 else track.schedule.steps
-    return stride * windows < SHORT_PASS_TOKENS
-
-
-class _Group:
-    """Cells that go through together, one pass per event, until each has seen all tokens."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokens: Tensor,
-        prefix: SharedPrefix,
-        dense: tuple[CellScores, Twin | None],
-        tracks: list[Track],
-        row_ids: Sequence[int],
-        watch: Watch,
-    ) -> None:
-        self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
-        self.watch = watch
-        begin = time.perf_counter()
-        short = _is_short(tracks[0], tokens.shape[0])
-        self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, short, model.config)  # pyright: ignore[reportArgumentType]
-        shape = (len(tracks), *self.dense.nll.shape)
-        self.nll, self.kl = torch.zeros(2, *shape, device=tokens.device)
-        self.correct, self.agreed = torch.zeros(2, *shape, dtype=torch.bool, device=tokens.device)
-        self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
-        self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
-        self.unscored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def run(self) -> list[CellScores]:
-        """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
-        active = list(range(len(self.tracks)))
-        starts = [track.seen for track in self.tracks]
-        windows, body = self.tokens.shape[0], body_of(self.model)
-        while active := self._retire(active):
-            begin = time.perf_counter()
-            plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)
-            self.cache.begin(plan)
-            ids = self.tokens[plan.window, plan.step][None]
-            hidden = body(
-                input_ids=ids, position_ids=plan.positions, past_key_values=self.cache, use_cache=True
-            ).last_hidden_state
-            self.cache.end()
-            self._note(plan, active, hidden[0], begin)
-            del hidden  # not beside those of the next pass
-        self._score()
-        return [self._result(i, start) for i, start in enumerate(starts)]
-
-    def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
-        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active``
-        move on."""
-        windows = self.tokens.shape[0]
-        cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
-        self.unscored.append((hidden, cells, plan.window, plan.step))
-        if sum(len(part[0]) for part in self.unscored) >= tile_size(self.tokens.device)[0]:
-            self._score()
-        self.watch.worked(int(plan.counts.sum()) * windows, self.tracks[active[0]].index)
-        per_token = (time.perf_counter() - begin) / int(plan.counts.sum())
-        for i, count in zip(active, plan.counts.tolist(), strict=True):
-            self.tracks[i].advance()
-            self.passes[i] += 1
-            self.seconds[i] += per_token * count
-
-    def _score(self) -> None:
-        """Tokens of several short passes at once: nothing waits for their logits, and the output layer is
-        read less often."""
-        if not self.unscored:
-            return
-        hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
-        assert self.twin is not None
-        found = score(
-            self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None])
-        )
-        assert found.kl is not None and found.agreed is not None
-        self.nll[cells, rows, at], self.correct[cells, rows, at] = found.nll[0], found.correct[0]
-        self.kl[cells, rows, at], self.agreed[cells, rows, at] = found.kl[0], found.agreed[0]
-        self.unscored = []
-
-    def _retire(self, active: list[int]) -> list[int]:
-        """Take the cells that are done out of the cache; returns those that go on."""
-        done = [i for i in active if self.tracks[i].seen == self.tracks[i].schedule.steps]
-        if not done:
-            return active
-        windows = self.tokens.shape[0]
-        layers = [layer for layer in self.cache.batch_layers if layer.prunes]
-        sums = torch.stack([layer.sums for layer in layers]).mean(0).mean(-1)  # [3, rows]
-        for place, i in enumerate(active):
-            if i in done:
-                events = self.tracks[i].schedule.count
-                shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
-                self.validity[i] = Validity(events, *shares)
-        going = [place for place, i in enumerate(active) if i not in done]
-        rows = torch.tensor(
-            [place * windows + w for place in going for w in range(windows)], dtype=torch.long
-        )
-        self.cache.drop_rows(rows.to(self.tokens.device))
-        return [active[place] for place in going]
-
-    def _result(self, i: int, start: int) -> CellScores:
-        track, dense = self.tracks[i], self.dense
-        nll, correct, kl, agreed = (x[i].cpu() for x in (self.nll, self.correct, self.kl, self.agreed))
-        nll[:, :start], correct[:, :start], agreed[:, :start] = (
-            dense.nll[:, :start],
-            dense.correct[:, :start],
-            True,
-        )
-        _check_finite(nll)
-        prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
-        return CellScores(
-            nll,
-            correct,
-            track.schedule,
-            prunes,
-            dense.kv_bytes_per_entry,
-            self.validity[i],
-            self.passes[i],
-            self.seconds[i],
-            kl,
-            agreed,
-        )
 
 
 @torch.inference_mode()
@@ -350,7 +208,7 @@ def evaluate_reference(
         scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
     found = Scored.joined(scored, 1)
     nll, correct = found.nll.cpu(), found.correct.cpu()
-    _check_finite(nll)
+    check_finite(nll)
     prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
     layer = cache.pruned_layers[0]
     keys, values = layer.stored()

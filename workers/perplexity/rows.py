@@ -15,7 +15,8 @@ from workers.messages.out_of_memory import is_out_of_memory
 from workers.messages.telling import Telling
 from workers.messages.work import Failure, PerplexityWork, UnitCell, UnitResult, WorkUnit
 from workers.perplexity.cell_scores import CellScores
-from workers.perplexity.evaluation import Outcome, Watch, evaluate, schedule_of
+from workers.perplexity.evaluation import evaluate, schedule_of
+from workers.perplexity.watch import Outcome, Watch
 from workers.policies.settings import PruneSettings, in_words
 from workers.texts.windows import Window
 
