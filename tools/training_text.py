@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from workers.texts.questions import NAMES, Encode, Fact, draw_fact, encode_question, hide_facts
+from workers.texts.facts import NAMES, Encode, Fact, draw_fact, encode_question, hide_facts
 
 EXCLUDED = {"antigravity", "this", "idlelib", "lib2to3", "test", "turtledemo", "pydoc_data", "__main__"}
 """Modules that act when imported, are tests, or (pydoc_data) hold the text that is evaluated on."""

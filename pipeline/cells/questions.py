@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pipeline.store.schema import answer_room
 from pipeline.sweepfile.sweep_keys import RetrievalTask
 from workers.models.model_files import ModelFacts
-from workers.texts.questions import (
+from workers.texts.facts import (
     NAMES,
     PASSKEY_FILLER,
     PASSKEY_INTRO,
@@ -17,9 +17,9 @@ from workers.texts.questions import (
     encode_question,
     fact_text,
     hide_facts,
-    least_context,
     question_text,
 )
+from workers.texts.questions import least_context
 from workers.texts.text_tokens import TextTokens, open_tokenizer
 
 SHOWN = 60

@@ -9,18 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.texts.facts import NAMES, NEEDLE_QUESTION, Fact, answer_spans, fact_text, hide_facts
 from workers.texts.questions import (
     KINDS,
-    NAMES,
-    NEEDLE_QUESTION,
     QUESTION_TOKENS,
-    Fact,
-    answer_spans,
     build_question,
     build_questions,
     build_shared,
-    fact_text,
-    hide_facts,
     least_context,
     says,
 )
