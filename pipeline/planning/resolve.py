@@ -19,8 +19,9 @@ from pipeline.tasks import TASKS, tasks_asked
 from workers.corpora import Collection, Corpus, CorpusError, Tokens, read_corpus, tokens_of
 from workers.machine.gpus import cuda
 from workers.models.bos import begins_by_itself, bos_token
-from workers.models.model_files import PLAIN_ROTARY, ModelError, ModelFacts, find_model
+from workers.models.model_files import ModelError, ModelFacts, find_model
 from workers.models.model_json import one_line
+from workers.models.positions import PLAIN_ROTARY
 from workers.policies.policy_files import OwnModules, PolicyError
 from workers.policies.skip_rule import check_count
 from workers.texts.text_tokens import TokenizerError

@@ -14,7 +14,8 @@ from pipeline.cluster.placement import Need
 from pipeline.cluster.schedule import MAX_ATTEMPTS, MAX_STARTS, Fault, Outcome, Retry, run_units
 from tests.support.ready import Ready, unwrap
 from workers.messages.work import Failure, RetrievalWork, UnitCell, UnitResult, WorkUnit
-from workers.models.model_files import ModelFacts, Positions
+from workers.models.model_files import ModelFacts
+from workers.models.positions import Positions
 from workers.policies.settings import PruneSettings
 
 FACTS = ModelFacts(

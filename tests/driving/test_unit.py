@@ -15,7 +15,8 @@ from tests.support.tiny import repetitive_tokens, tiny_model
 from workers.loaded.load import load
 from workers.loaded.self_check import check
 from workers.messages.work import GenerationWork, PerplexityWork, RetrievalWork, UnitCell, WorkUnit
-from workers.models.model_files import ModelFacts, Positions
+from workers.models.model_files import ModelFacts
+from workers.models.positions import Positions
 from workers.perplexity.evaluation import evaluate
 from workers.policies import eviction
 from workers.policies.policy import Policy

@@ -13,8 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tests.support.model_families import verdicts
 from workers.models.architecture import Limit, read_architecture
 from workers.models.families import SHAPE_KEYS
-from workers.models.model_files import Positions, _facts
+from workers.models.model_files import _facts
 from workers.models.model_settings import text_settings
+from workers.models.positions import Positions
 
 VERDICTS = verdicts()
 WITHOUT_DEFAULT = "gemma4_assistant"

@@ -16,7 +16,8 @@ from workers.loaded.load import DTYPES, load
 from workers.loaded.reference_pass import passes
 from workers.loaded.self_check import check
 from workers.models import architecture
-from workers.models.model_files import EMBEDDED_NAMES, ModelError, Positions, find_model, positions_of
+from workers.models.model_files import EMBEDDED_NAMES, ModelError, find_model
+from workers.models.positions import Positions, positions_of
 from workers.perplexity.evaluation import evaluate, evaluate_reference
 
 

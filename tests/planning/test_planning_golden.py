@@ -18,7 +18,8 @@ from pipeline.sweepfile.sweep_keys import SweepSpec
 from pipeline.tasks.perplexity import Windows
 from pipeline.tasks.retrieval import Documents
 from workers.corpora import TokenizedCorpus
-from workers.models.model_files import ModelFacts, Positions
+from workers.models.model_files import ModelFacts
+from workers.models.positions import Positions
 from workers.texts.windows import Window
 
 EVERYTHING = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from workers.models.model_files import PLAIN_ROTARY
+from workers.models.positions import PLAIN_ROTARY
 
 
 @dataclass(frozen=True)
