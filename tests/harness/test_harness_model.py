@@ -24,6 +24,7 @@ from workers.generation.decoding import forward
 from workers.harness.arguments import parse
 from workers.harness.model import PrunedModel
 from workers.harness.rows import text_id
+from workers.harness.scores import fitted
 from workers.harness.tasks import HarnessError
 from workers.harness.texts import Decoding, _choose
 from workers.models.model_files import find_model
@@ -125,7 +126,9 @@ def test_pruned_is_one_token_per_pass(pruned_model, model, policy, schedule):
     settings = PruneSettings(policy, 0.5, 24, (1,), schedule=schedule)
     lm = pruned_model(settings, batch_size=4)
     found = lm.loglikelihood(requests(PAIRS))
-    expected = [one_token_per_pass(model, *lm._fit(*lm._encode(*pair)), settings) for pair in PAIRS]
+    expected = [
+        one_token_per_pass(model, *fitted(lm._encode(*pair), lm.max_length), settings) for pair in PAIRS
+    ]
     assert numbers([found]) == pytest.approx([total for total, *_ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy, *_ in expected]
     counts = lm.counts["own"]

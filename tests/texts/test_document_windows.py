@@ -286,7 +286,7 @@ def test_only_the_shards_that_are_needed_are_read(tmp_path, tokenizer, monkeypat
 
 def test_no_more_is_looked_at_where_many_documents_are_too_short(tmp_path, monkeypatch):
     """Each has 300 bytes, and only a tokenizer tells that these are no 290 tokens."""
-    monkeypatch.setattr("workers.corpora.document_tokens.SHORT_CHARACTERS", 5000)
+    monkeypatch.setattr("workers.corpora.document_search.SHORT_CHARACTERS", 5000)
     monkeypatch.setattr(read, "SMALL", 0)
     file = write(tmp_path, "x.jsonl", as_json_lines(["the rain fell " * 22] * 1000))
     tokens = tokens_of(read_corpus(f"text:{file}"), saved(llama2_style(), tmp_path))

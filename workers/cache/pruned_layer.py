@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from workers.cache.attending_layer import AttendingLayer
-from workers.cache.attention import NAME as OWN_ATTENTION
 from workers.cache.layer_record import LayerRecord
 from workers.cache.notes import Look, Notes, notes_of
 from workers.cache.prune_step import chosen, protected_entries, taken
 from workers.cache.shared_prefix import PrefixLayer
 from workers.cache.shared_state import SharedState
+from workers.cache.stock_attention import check_stock_attention
 from workers.footprint.shape import with_room
 from workers.policies.attention_weights import Scale
 from workers.policies.cache_view import CacheView, view_of
-from workers.policies.observation import NOTHING
 from workers.policies.policy_calls import scores_of
 
 
@@ -196,7 +195,8 @@ class PrunedLayer(AttendingLayer):
         self.check_attended()
         new = key_states.shape[2]
         self.state.architecture.check_length(self.seen + new)
-        self._check_stock_attention(new)
+        if not self.state.own_attention:
+            check_stock_attention(self.state, new, has_dropped=self.seen != self.held)
         is_checked = self.state.is_checked(self.seen, new)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -232,26 +232,6 @@ class PrunedLayer(AttendingLayer):
             )
         self.held = self.met = end
         self.seen += new
-
-    def _check_stock_attention(self, new: int) -> None:
-        """Refuse stock attention where its mask, made once for all layers, would be wrong. Raises
-        ValueError."""
-        if self.state.own_attention:
-            return
-        name, remedy = (
-            self.state.config._attn_implementation,
-            f"call model.set_attn_implementation({OWN_ATTENTION!r}) first",
-        )
-        settings = self.state.settings
-        if self.state.prunes_anything and self.state.policy.observes != NOTHING:
-            raise ValueError(
-                f"policy {settings.policy!r} observes queries, and attention {name!r} shows none; {remedy}"
-            )
-        if self.seen != self.held and not (name == "sdpa" and new == 1):
-            raise ValueError(
-                f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); "
-                f"{remedy}"
-            )
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
         """The queries of the entries that ``update`` just took: attends, lets the policy observe, then prunes

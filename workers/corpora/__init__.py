@@ -1,13 +1,16 @@
 """What is measured on: datasets by name or path -> texts -> token ids of windows and prompts. Torch-free.
 
-entry.py       what a sweep file asks for: a name, and which column, which sample, what a row is read.py
-the name -> where its texts are; known.py: the datasets that have names here files.py       a path -> the
-files that it means, and what may not be read; compressed.py: what is in a compressed one rows.py        files
-of rows, block by block; prose.py: files of prose; hub.py: sets of the Hugging Face hub columns.py     which
-column is the text; values.py: what a row holds that is no text text_rule.py   what happens to a text before
-it is tokenized sampling.py    in which order blocks and rows are looked at; passages.py: where a long text is
-read collection.py  documents that are read as far as they are needed tokens.py      the tokens of one text;
-document_tokens.py: those of a collection
+entry.py       what a sweep file asks for: a name, and which column, which sample, what a row is
+read.py        the name -> where its texts are; known.py: the datasets that have names here
+files.py       a path -> the files that it means, and what may not be read;
+               compressed.py: what is in a compressed one
+rows.py        files of rows, block by block; prose.py: files of prose; hub.py: sets of the Hugging Face hub
+columns.py     which column is the text; values.py: what a row holds that is no text
+text_rule.py   what happens to a text before it is tokenized
+passages.py    where a long text is read (workers.texts.sampling: in which order blocks and rows are)
+collection.py  documents that are read as far as they are needed
+tokens.py      the tokens of one text; document_tokens.py: those of a collection;
+               document_search.py: what was looked at to find them
 """
 
 from workers.corpora.collection import Collection

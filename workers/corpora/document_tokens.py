@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from workers.corpora.collection import BETWEEN, Collection
+from workers.corpora.document_search import Document, Search
 from workers.corpora.entry import unreadable
 from workers.corpora.passages import MARGIN, MOST_BYTES, passages
 from workers.corpora.prose import LongText
@@ -18,60 +17,8 @@ from workers.texts.sampling import even_shares, in_order
 from workers.texts.text_tokens import SpecialTokens, TextTokens, open_tokenizer
 from workers.texts.windows import Window, plan_windows
 
-SHORT_CHARACTERS = 16_000_000
-"""Characters of documents that turn out to be too short, after which no more are looked at."""
-LOOKED_CHARACTERS = 256_000_000
-"""Characters of all documents that are looked at, after which no more are."""
 FILLER_BLOCKS = 8
 """Blocks whose documents make the text around needles, where those are enough."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document that is long enough for something: its tokens, or where it lies."""
-
-    number: int
-    ids: np.ndarray | None
-    """[tokens] int32; None for a long one, of which only passages are read."""
-    long: LongText | None = None
-
-
-@dataclass
-class Search:
-    """What was found of documents of so many tokens, in the order in which they were looked at."""
-
-    length: int
-    found: list[Document] = field(default_factory=list)
-    short: dict[int, int] = field(default_factory=dict)
-    """Tokens of those that are too short; characters where these alone tell that."""
-    seen: set[int] = field(default_factory=set)
-    characters: int = 0
-    """Of all that were looked at."""
-    short_characters: int = 0
-    """Of those that are too short."""
-    exhausted: bool = False
-    """Whether all there are were looked at."""
-
-    @property
-    def spent(self) -> bool:
-        """Whether so much was looked at that no more is."""
-        return self.characters > LOOKED_CHARACTERS or self.short_characters > SHORT_CHARACTERS
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest one that is too short."""
-        return max(self.short.values(), default=0)
-
-    @property
-    def repeated(self) -> int:
-        """How many of those that were found have the tokens of one before them; long ones are not
-        compared."""
-        texts = [
-            hashlib.sha256(document.ids.tobytes()).digest()
-            for document in self.found
-            if document.ids is not None
-        ]
-        return len(texts) - len(set(texts))
 
 
 class CollectionTokens:
@@ -178,13 +125,11 @@ class CollectionTokens:
             return Lack(f"no passage of {length} tokens between its line breaks or spaces")
         if not self._corpus.has_documents:
             return Lack(f"no {length} tokens in any block of joined {self._corpus.what}")
-        of, stop = "", ""
-        if search.spent:
-            of = f" of {self._corpus.count:,}" if self._corpus.count is not None else ""
-            limit = SHORT_CHARACTERS if search.short_characters > SHORT_CHARACTERS else LOOKED_CHARACTERS
-            stop = f"; no more were looked at after {limit:,} characters"
+        is_known = search.spent and self._corpus.count is not None
+        of = f" of {self._corpus.count:,}" if is_known else ""
         looked = (
-            f"the longest of the {len(search.short):,}{of} documents looked at has {search.longest:,}{stop}"
+            f"the longest of the {len(search.short):,}{of} documents looked at has "
+            f"{search.longest:,}{search.end_in_words()}"
         )
         return Lack(
             f"no document of {length} tokens ({looked})",

@@ -27,17 +27,16 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.harness.arguments import parse
 from workers.harness.counts import Counts, total
-from workers.harness.scores import ContinuationScore, Pair, score_continuations
+from workers.harness.scores import ContinuationScore, Pair, fitted, score_continuations
 from workers.harness.tasks import HarnessError
 from workers.harness.text_ids import ids_of, load_tokenizer
 from workers.harness.texts import Decoding, Generated, Writer
-from workers.loaded.layer_choice import with_layers
+from workers.harness.usable import usable_device, usable_settings
 from workers.loaded.load import load
 from workers.loaded.self_check import check_once, rounding_note
 from workers.messages.kept_answers import AnswerBook
 from workers.models.bos import Bos, bos_token
 from workers.models.model_files import ModelError, ModelFacts, find_model
-from workers.policies.own_policies import find_policy
 from workers.policies.settings import PruneSettings
 from workers.texts.check_text import continued
 
@@ -76,27 +75,20 @@ class PrunedModel(TemplateLM):
         does not name.
         """
         super().__init__()
-        rule = settings.skip_layers if isinstance(settings.skip_layers, str) else None
-        try:
-            settings = with_layers(settings, model, facts)
-        except ValueError as error:
-            raise HarnessError(f"skip_layers {rule}: {error}") from error
-        if any(layer >= facts.layers for layer in settings.skipped):
-            raise HarnessError(
-                f"skip_layers {list(settings.skipped)}: {facts.name} has layers 0..{facts.layers - 1}"
-            )
-        if limit := facts.limit_exceeded(max_length or 0):
-            raise HarnessError(f"max_length: {max_length} is longer than {limit}")
-        try:
-            find_policy(settings.policy)
-        except ValueError as error:
-            raise HarnessError(f"policy {settings.policy!r}: {error}") from error
-        self.model, self.facts, self.settings, self.batch_size = model, facts, settings, batch_size
-        self._rule = rule
+        self.model = model
+        self.facts = facts
+        self.settings = usable_settings(settings, model, facts, max_length)
+        self._rule = settings.skip_layers if isinstance(settings.skip_layers, str) else None
+
         self.tokenizer = tokenizer or load_tokenizer(facts, model)
-        self._device, self._max_length, self._progress = device, max_length, progress
         self._bos: Bos = bos
         self._first = bos_token(facts, bos) if bos == "always" else None
+
+        self.batch_size = batch_size
+        self._device = device
+        self._max_length = max_length
+        self._progress = progress
+
         self.worked: Callable[[float], None] = lambda share: None
         """Told, while requests are answered, of the shares of them that are done."""
         self.book = AnswerBook()
@@ -120,24 +112,13 @@ class PrunedModel(TemplateLM):
         """From arguments by name; ``additional_config``: the harness's own options. Raises HarnessError,
         ModelError."""
         arguments = parse(arg_dict, additional_config or {})
-        try:
-            device = torch.device(arguments.device)
-        except RuntimeError as error:
-            raise HarnessError(f"device {arguments.device!r}: {str(error).splitlines()[0]}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            if "device" in arg_dict:
-                raise HarnessError(f"device {arguments.device!r}: there is no CUDA device here")
-            log.warning(
-                "there is no CUDA device here (the harness asks for %s by itself); using the CPU",
-                arguments.device,
-            )
-            device = torch.device("cpu")
+        device = usable_device(arguments.device, is_asked="device" in arg_dict)
+
         facts = find_model(
             arguments.pretrained, arguments.revision, trust_remote_code=arguments.trust_remote_code
         )
-        model = load(facts, arguments.dtype, device)
         return cls(
-            model,
+            load(facts, arguments.dtype, device),
             facts,
             arguments.settings,
             device,
@@ -186,7 +167,7 @@ class PrunedModel(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding says it) of each continuation after its
         context."""
-        pairs = [self._fit(*self._encode(*request.args)) for request in requests]
+        pairs = [fitted(self._encode(*request.args), self.max_length) for request in requests]
         scored = self._score(pairs, "loglikelihood", disable_tqdm)
         for request, one in zip(requests, scored, strict=True):
             self._count(request, [one])
@@ -240,16 +221,6 @@ class PrunedModel(TemplateLM):
         ids = self.tok_encode(continuation, add_special_tokens=False)
         return (ids[:1], ids[1:]) if ids and ids[0] == self.prefix_token_id else ([self.prefix_token_id], ids)
 
-    def _fit(self, context: list[int], continuation: list[int]) -> Pair:
-        """Cut from the left to what the model takes. Raises HarnessError where nothing of the context would
-        be left."""
-        if not context or not 0 < len(continuation) <= self.max_length:
-            raise HarnessError(
-                f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may "
-                f"be empty, and the continuation must fit into {self.max_length} tokens"
-            )
-        return (context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation
-
     def _shortened(self, context: str, new_tokens: int) -> list[int]:
         room = self.max_length - new_tokens
         if room < 1:
@@ -260,7 +231,7 @@ class PrunedModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """For requests that are ids already; counts under no task."""
-        pairs = [self._fit(list(context), list(continuation)) for _, context, continuation in requests]
+        pairs = [fitted((list(context), list(own)), self.max_length) for _, context, own in requests]
         return [
             (one.logprob, one.greedy)
             for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))

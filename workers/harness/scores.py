@@ -16,11 +16,26 @@ from workers.footprint.harness import rows_at_once
 from workers.footprint.model_shape import shape_of
 from workers.harness.counts import Counts
 from workers.harness.rows import Contexts, Rows, batches, in_halves
+from workers.harness.tasks import HarnessError
 from workers.messages.kept_answers import AnswerBook
 from workers.policies.settings import PruneSettings
 
 Pair = tuple[list[int], list[int]]
 """Ids of a context, and of what continues it; neither is empty."""
+
+
+def fitted(pair: Pair, most: int) -> Pair:
+    """The pair with its context cut from the left, so that a model takes both, which takes ``most`` tokens.
+
+    Raises HarnessError where a part is empty, or nothing of the context would be left.
+    """
+    context, continuation = pair
+    if not context or not 0 < len(continuation) <= most:
+        raise HarnessError(
+            f"a context of {len(context)} and a continuation of {len(continuation)} tokens: neither may "
+            f"be empty, and the continuation must fit into {most} tokens"
+        )
+    return (context + continuation)[-(most + 1) : -len(continuation)], continuation
 
 
 @dataclass(frozen=True)
