@@ -21,5 +21,6 @@ def check_stock_attention(state: SharedState, new: int, *, has_dropped: bool) ->
         )
     if has_dropped and not (name == "sdpa" and new == 1):
         raise ValueError(
-            f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); {remedy}"
+            f"attention {name!r} cannot take {new} tokens after pruning (its mask is for one length); "
+            f"{remedy}"
         )

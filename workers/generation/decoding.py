@@ -7,8 +7,9 @@ under them.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,32 @@ def forward(model: nn.Module, tokens: Tensor, cache: PrunedCache) -> Tensor:
     return next_logits(model, hidden[:, -1])
 
 
+@dataclass
+class _Steps:
+    """What is noted of each pass, the prompt's first; bytes over the whole batch."""
+
+    seconds: list[float] = field(default_factory=list)
+    kv_bytes: list[int] = field(default_factory=list)
+    """Stored behind the pass and its prune."""
+    kv_bytes_met: list[int] = field(default_factory=list)
+    """Stored just before its prune."""
+    bytes_allocated: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    """Prunes so far, of all layers."""
+
+    def note(self, seconds: float, cache: PrunedCache) -> None:
+        """Of a pass that took so long and left the cache as it is."""
+        self.seconds.append(seconds)
+        self.events.append(cache.events)
+        self.kv_bytes.append(cache.kv_bytes())
+        self.kv_bytes_met.append(cache.kv_bytes_met())
+        self.bytes_allocated.append(cache.bytes_allocated())
+
+    def that_pruned(self) -> list[int]:
+        """The decoding steps that did; the one behind the prompt is 0."""
+        return [i for i, (before, after) in enumerate(itertools.pairwise(self.events)) if after > before]
+
+
 @torch.inference_mode()
 def generate(
     model: nn.Module, prompts: Tensor, settings: PruneSettings, new_tokens: int, clock: Clock
@@ -73,57 +100,67 @@ def generate(
 
     Raises FloatingPointError where a token was chosen among NaN or infinite logits.
     """
-    watch, memory = Stopwatch(clock), PeakMemory(prompts.device)
-    rows, body = list(range(prompts.shape[0])), body_of(model)
+    watch = Stopwatch(clock)
+    memory = PeakMemory(prompts.device)
+    body = body_of(model)
     cache = PrunedCache(
         model.config,  # pyright: ignore[reportArgumentType]
         settings,
         prompt_tokens=prompts.shape[1],
-        row_ids=rows,
+        row_ids=list(range(prompts.shape[0])),
         stopwatch=watch,
     )
-    seconds, steps_that_pruned, prompt_prune = [], [], 0.0
-    kv: list[int] = []
-    met: list[int] = []
-    allocated: list[int] = []
+    steps = _Steps()
+    prompt_prune = 0.0
+    output: list[list[int]] = []
     highest: list[Tensor] = []
-    events = 0
+
     with no_garbage_collection():
         memory.start()  # after the collection, which gives back what the run before left
-        token, output = prompts, []
+        token = prompts
         for step in range(new_tokens):
             begin = clock()
             logits = own_logits(model, body(**cache.inputs(token)).last_hidden_state[:, -1])
             best, token = logits.max(-1, keepdim=True)
             del logits  # the next step's peak of memory is its own
             output.append(token[:, 0].tolist())
-            seconds.append(clock() - begin)
+            seconds = clock() - begin
+
+            steps.note(seconds, cache)
             highest.append(best)
-            events_before, events = events, cache.events
-            kv.append(cache.kv_bytes())
-            met.append(cache.kv_bytes_met())
-            allocated.append(cache.bytes_allocated())
             memory.sample()
             if step == 0:
                 prompt_prune = watch.seconds()
-            elif events > events_before:
-                steps_that_pruned.append(step - 1)
+
     check_chosen(torch.cat(highest))
+    return _run_of(steps, output, prompt_prune, watch.seconds(), memory, cache)
+
+
+def _run_of(
+    steps: _Steps,
+    output: list[list[int]],
+    prompt_prune: float,
+    prune_seconds: float,
+    memory: PeakMemory,
+    cache: PrunedCache,
+) -> GenerationRun:
+    """output: [new tokens][batch]."""
     peak, method = memory.result()
+    kv_bytes = steps.kv_bytes
     return GenerationRun(
         output_tokens=[list(row) for row in zip(*output, strict=True)],
-        ttft_seconds=seconds[0],
+        ttft_seconds=steps.seconds[0],
         prompt_prune_seconds=prompt_prune,
-        token_seconds=seconds[1:],
-        total_seconds=sum(seconds),
-        prune_steps=steps_that_pruned,
-        prune_seconds=watch.seconds(),
-        kv_bytes_prompt=kv[0],
-        kv_bytes_peak=max(met),
-        kv_bytes_final=kv[-1],
-        kv_bytes_allocated_peak=max(allocated),
-        kv_bytes_allocated_final=allocated[-1],
-        kv_bytes_step_mean=statistics.fmean(kv[:-1] or kv),
+        token_seconds=steps.seconds[1:],
+        total_seconds=sum(steps.seconds),
+        prune_steps=steps.that_pruned(),
+        prune_seconds=prune_seconds,
+        kv_bytes_prompt=kv_bytes[0],
+        kv_bytes_peak=max(steps.kv_bytes_met),
+        kv_bytes_final=kv_bytes[-1],
+        kv_bytes_allocated_peak=max(steps.bytes_allocated),
+        kv_bytes_allocated_final=steps.bytes_allocated[-1],
+        kv_bytes_step_mean=statistics.fmean(kv_bytes[:-1] or kv_bytes),
         peak_memory_bytes=peak,
         peak_memory_method=method,
         prune_events=cache.validity().prune_events,
