@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.tiny import repetitive_tokens, tiny_model
-from workers.generation.generated_text import agreement, described, end_tokens, length, repetition
+from workers.generation.generated_text import agreement, end_tokens, length, repetition, text_figures
 from workers.messages.work import GenerationWork, UnitCell, WorkUnit
 from workers.policies.settings import PruneSettings
 from workers.unit import run_unit
@@ -41,7 +41,7 @@ def test_agreement_is_an_exact_prefix():
 
 def test_columns_are_means_over_the_batch_and_what_follows_the_end_does_not_count():
     texts, dense = [[1, 2, 3, 0, 9, 9], [7, 7, 7, 7, 7, 7]], [[1, 2, 3, 0, 8, 8], [7, 7, 1, 1, 1, 1]]
-    assert described(texts, dense, {0}) == {
+    assert text_figures(texts, dense, {0}) == {
         "text_length": 4.5,
         "text_ended": 0.5,
         "text_repetition": pytest.approx(2 / 3),

@@ -16,7 +16,7 @@ from workers.messages.work import RetrievalWork
 from workers.policies.settings import PruneSettings
 from workers.retrieval import answers as module
 from workers.retrieval.answer_attention import answer_attention
-from workers.retrieval.answers import RETAINED, answers, batches
+from workers.retrieval.answers import RETAINED, answers, question_batches
 from workers.texts.questions import Question
 
 CPU = torch.device("cpu")
@@ -198,10 +198,10 @@ def test_a_question_kept_out_is_neither_counted_nor_dropped():
 def test_questions_about_one_document_share_its_pass_only_where_it_is_pruned_without_them(monkeypatch):
     asked = questions()
     together = (asked[0], asked[3], asked[2])
-    assert [len(batch.prompts) for batch in batches(together, False, 16)] == [2]
-    assert [len(batch.prompts) for batch in batches(together, True, 16)] == [3]
-    assert [batch.prompt_of for batch in batches(together, False, 2)] == [[0, 0], [0]]
-    assert sorted(len(batch.prompts[0]) for batch in batches(asked, False, 16)) == [30, 34]
+    assert [len(batch.prompts) for batch in question_batches(together, False, 16)] == [2]
+    assert [len(batch.prompts) for batch in question_batches(together, True, 16)] == [3]
+    assert [batch.prompt_of for batch in question_batches(together, False, 2)] == [[0, 0], [0]]
+    assert sorted(len(batch.prompts[0]) for batch in question_batches(asked, False, 16)) == [30, 34]
 
 
 def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
@@ -256,7 +256,7 @@ def stock_attention(model, question):
 def test_attention_to_an_answer_is_the_stock_models(architecture, question_pruned):
     model, asked = tiny_model(architecture), questions()
     twice = dataclasses.replace(asked[0], answer_spans=((4, 9), (20, 22)))
-    for batch in batches([*asked, twice], question_pruned, 16):
+    for batch in question_batches([*asked, twice], question_pruned, 16):
         prefill = Prefill(model, torch.tensor(batch.prompts), {"dense"})
         found = answer_attention(model, prefill.prefix, batch.questions, batch.prompt_of, question_pruned)
         for i, question in enumerate(batch.questions):

@@ -19,7 +19,7 @@ from workers.cache.attention import attention, probabilities, probe
 from workers.policies.attention_weights import Scale, of_values, weights
 from workers.policies.observation import WEIGHT_BYTES, LastQueries, Mass, Observation
 
-Rows = slice | Sequence[int] | Tensor
+RowChoice = slice | Sequence[int] | Tensor
 EVERY = slice(None)
 
 
@@ -85,7 +85,7 @@ class Notes:
         """The entries ``index`` [rows, kv_heads, k] are held from now on; ``stays`` [rows, 1, k]: those that
         are no padding."""
 
-    def take_rows(self, rows: Rows) -> None:
+    def take_rows(self, rows: RowChoice) -> None:
         """Go on with these rows alone."""
 
     def observed(
@@ -157,7 +157,7 @@ class QueryNotes(Notes):
         """Queries stay; what they attended to was of other entries."""
         self._weights = None
 
-    def take_rows(self, rows: Rows) -> None:
+    def take_rows(self, rows: RowChoice) -> None:
         """The queries of these."""
         self._queries = None if self._queries is None else self._queries[rows]
 
@@ -227,7 +227,7 @@ class MassNotes(Notes):
         kept = self._mass.gather(2, index)
         self._mass = kept if stays is None else kept.masked_fill(~stays, 0.0)
 
-    def take_rows(self, rows: Rows) -> None:
+    def take_rows(self, rows: RowChoice) -> None:
         """The sums of these."""
         self._mass = None if self._mass is None else self._mass[rows]
 

@@ -34,7 +34,7 @@ def chosen(
     return select(scores, keep, protected, None if policy.temporal else positions)
 
 
-def taken(
+def kept_entries(
     keys: Tensor, values: Tensor, index: Tensor, rotary: Rotary | None, before: Number, after: Number
 ) -> tuple[Tensor, Tensor]:
     """The entries ``index`` of ``before``, of which ``after`` stay; with ``rotary`` keys are turned to places

@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.cache.attending_layer import AttendingLayer
 from workers.cache.layer_record import LayerRecord
 from workers.cache.notes import Look, Notes, notes_of
-from workers.cache.prune_step import chosen, protected_entries, taken
+from workers.cache.prune_step import chosen, kept_entries, protected_entries
 from workers.cache.shared_prefix import PrefixLayer
 from workers.cache.shared_state import SharedState
 from workers.cache.stock_attention import check_stock_attention
@@ -261,7 +261,7 @@ class PrunedLayer(AttendingLayer):
             scores = scores_of(policy, self._view(keep))
             index, tied = chosen(policy, scores, positions, keep, self._protected(positions))
             kept_positions = positions.gather(2, index)
-            kept = (*taken(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
+            kept = (*kept_entries(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
             self._notes.keep(index)
 
             if not self._fits(keep):

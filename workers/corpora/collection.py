@@ -11,7 +11,7 @@ from workers.corpora.entry import CorpusError, unreadable
 from workers.corpora.prose import WHOLE_DOCUMENT, HeldBytes, LongText
 from workers.corpora.rows import Block, Row
 from workers.corpora.text_rule import plain
-from workers.corpora.values import Census, kind_of
+from workers.corpora.values import Census, value_kind
 from workers.texts.sampling import Sample, in_order
 
 BETWEEN = "\n\n"
@@ -104,7 +104,7 @@ class Collection:
                 self.census.count(number, "text")
                 yield number, value
                 continue
-            kind = kind_of(value)
+            kind = value_kind(value)
             text, surrogates = plain(value) if isinstance(value, str) else ("", 0)
             self.census.count(number, kind, surrogates)
             if kind == "text":

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.corpora.entry import CorpusError, shown
+from workers.corpora.entry import CorpusError, shown_path
 
 EXPANDED = 64_000_000
 """Bytes of a compressed file's content that are read at most. Whatever lies behind them is not looked at."""
@@ -47,7 +47,7 @@ def expanded(path: Path, limit: int = EXPANDED) -> tuple[bytes, bool]:
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
         raise CorpusError(
-            f"{shown(path)} cannot be expanded ({reason}): damaged, or no {path.suffix} file"
+            f"{shown_path(path)} cannot be expanded ({reason}): damaged, or no {path.suffix} file"
         ) from None
     data = b"".join(parts)
     return data[:limit], len(data) <= limit

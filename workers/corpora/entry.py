@@ -26,7 +26,7 @@ def unreadable(dataset: str, error: OSError) -> CorpusError:
     )
 
 
-def shown(path: Path | str) -> str:
+def shown_path(path: Path | str) -> str:
     """A path for a message of one line."""
     return str(path) if str(path).isprintable() else repr(str(path))
 

@@ -17,7 +17,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from workers.corpora.compressed import OPENERS
-from workers.corpora.entry import CorpusError, shown
+from workers.corpora.entry import CorpusError, shown_path
 from workers.corpora.foreign import LONGEST, foreign_by_beginning, foreign_by_name
 
 Kind = Literal["prose", "json lines", "json", "csv", "parquet"]
@@ -82,20 +82,21 @@ def find_files(path: str, dataset: str) -> list[SourceFile]:
         mode = _mode(root)
         if mode is None and glob.has_magic(path):
             return _of_one_kind(
-                _matching(root), f"dataset {dataset!r}: no file matches {shown(root)}", dataset
+                _matching(root), f"dataset {dataset!r}: no file matches {shown_path(root)}", dataset
             )
         if mode is None:
             raise CorpusError(
-                f"dataset {dataset!r}: there is no file {shown(root)} (relative paths start at {Path.cwd()})"
+                f"dataset {dataset!r}: there is no file {shown_path(root)} (relative paths start at "
+                f"{Path.cwd()})"
             )
         if stat.S_ISDIR(mode):
-            empty = f"dataset {dataset!r}: the folder {shown(root)} holds no file of {', '.join(KINDS)}"
+            empty = f"dataset {dataset!r}: the folder {shown_path(root)} holds no file of {', '.join(KINDS)}"
             return _of_one_kind(_inside(root), empty, dataset)
         return [_file(root, root.name, mode, dataset)]
     except OSError as error:
         reason = "its links lead in a circle" if error.errno == errno.ELOOP else error.strerror
         raise CorpusError(
-            f"dataset {dataset!r}: cannot read {shown(error.filename or root)}: {reason}"
+            f"dataset {dataset!r}: cannot read {shown_path(error.filename or root)}: {reason}"
         ) from None
     except ValueError as error:  # a NUL in a path
         raise (
@@ -112,7 +113,7 @@ def each_once(files: Sequence[SourceFile]) -> tuple[list[SourceFile], list[str]]
     for file in files:
         first = kept.setdefault(file.identity, file)
         if first is not file:
-            left_out.append(f"{shown(file.name)} is the same file as {shown(first.name)}")
+            left_out.append(f"{shown_path(file.name)} is the same file as {shown_path(first.name)}")
     return list(kept.values()), left_out
 
 
@@ -133,7 +134,7 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
     return digest.hexdigest()[:16]
 
 
-def kind_of(path: Path) -> tuple[Kind | None, bool]:
+def file_kind(path: Path) -> tuple[Kind | None, bool]:
     """What a file holds by its endings, and whether it is compressed."""
     endings, compressed = _endings(path)
     return KINDS.get(endings[-1]) if endings else None, compressed
@@ -157,12 +158,12 @@ def _mode(path: Path) -> int | None:
 def _file(path: Path, name: str, mode: int, dataset: str) -> SourceFile:
     if not stat.S_ISREG(mode):
         what = "no regular file but a device, pipe or socket, which is not read"
-        raise CorpusError(f"dataset {dataset!r}: {shown(path)} is {what}")
+        raise CorpusError(f"dataset {dataset!r}: {shown_path(path)} is {what}")
     if not os.access(path, os.R_OK):
-        raise CorpusError(f"dataset {dataset!r}: cannot read {shown(path)}: Permission denied")
-    kind, compressed = kind_of(path)
+        raise CorpusError(f"dataset {dataset!r}: cannot read {shown_path(path)}: Permission denied")
+    kind, compressed = file_kind(path)
     if said := _foreign(path, kind, compressed=compressed):
-        raise CorpusError(f"dataset {dataset!r}: {shown(path)} {said}")
+        raise CorpusError(f"dataset {dataset!r}: {shown_path(path)} {said}")
     status = path.stat()
     return SourceFile(path, name, status.st_size, kind or "prose", compressed, (status.st_dev, status.st_ino))
 
@@ -195,7 +196,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, str]]:
         for name in sorted(names):
             path = Path(parent) / name
             beside = name.partition(".")[0].lower() in BESIDE
-            if not name.startswith(".") and not beside and kind_of(path)[0]:
+            if not name.startswith(".") and not beside and file_kind(path)[0]:
                 yield path, path.relative_to(folder).as_posix()
 
 

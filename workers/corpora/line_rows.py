@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from workers.corpora.columns import Column
 from workers.corpora.compressed import expanded
-from workers.corpora.entry import CorpusError, shown
+from workers.corpora.entry import CorpusError, shown_path
 from workers.corpora.files import HASHED, SourceFile
 from workers.corpora.rows import BLOCK, COUNTED, Block, Row, RowSource, first_numbers
 from workers.corpora.text_rule import decoded, without_mark
-from workers.corpora.values import MISSING, WORDS, kind_of
+from workers.corpora.values import MISSING, WORDS, value_kind
 
-LINE = 64_000_000
+LONGEST_LINE = 64_000_000
 """Bytes of a line at most."""
 LOOKED = 1000
 """Rows whose keys are taken for the columns."""
@@ -45,14 +45,17 @@ class LineBlock:
         line."""
         data, at = _lines(self.file, self.start, self.end)
         if at == 0:
-            data, whole = without_mark(data, shown(self.file.path)), len(data)
+            data, whole = without_mark(data, shown_path(self.file.path)), len(data)
             at = whole - len(data)
         line_number = self.lines_before
         for line in data.split(b"\n"):
             number = at if line_number is None else line_number
             if line.strip():
                 line_name = f"the line at byte {at}" if line_number is None else f"line {number + 1}"
-                yield self.first_number + number, _parsed(line, f"{shown(self.file.path)}, {line_name}", at)
+                yield (
+                    self.first_number + number,
+                    _parsed(line, f"{shown_path(self.file.path)}, {line_name}", at),
+                )
             at += len(line) + 1
             line_number = None if line_number is None else line_number + 1
 
@@ -98,15 +101,16 @@ def _lines(file: SourceFile, start: int, end: int) -> tuple[bytes, int]:
 
 def _line(stream: object, file: SourceFile) -> bytes:
     """The rest of a line, its end included."""
-    line: bytes = stream.readline(LINE + 1)  # pyright: ignore[reportAttributeAccessIssue]
-    if len(line) > LINE:
+    line: bytes = stream.readline(LONGEST_LINE + 1)  # pyright: ignore[reportAttributeAccessIssue]
+    if len(line) > LONGEST_LINE:
         raise _too_long(file)
     return line
 
 
 def _too_long(file: SourceFile) -> CorpusError:
     return CorpusError(
-        f"{shown(file.path)}: a line is longer than {LINE:,} bytes; it does not look like JSON lines"
+        f"{shown_path(file.path)}: a line is longer than {LONGEST_LINE:,} bytes; it does not look like JSON "
+        "lines"
     )
 
 
@@ -127,7 +131,7 @@ def _parsed(line: bytes, place: str, at: int) -> dict[str, object]:
 
 
 def _named(value: object) -> str:
-    kind = kind_of(value)
+    kind = value_kind(value)
     return "a text" if kind in ("text", "empty") else WORDS[kind]
 
 
@@ -166,16 +170,16 @@ def _columns(blocks: Iterator[LineBlock]) -> list[Column]:
     for block in blocks:
         for _, row in block.objects():
             for key, value in row.items():
-                kinds.setdefault(key, set()).add(kind_of(value))
+                kinds.setdefault(key, set()).add(value_kind(value))
             looked += 1
             if looked == LOOKED:
                 break
         if looked:
             break
-    return [Column(key, described(own)) for key, own in kinds.items()]
+    return [Column(key, kinds_in_words(own)) for key, own in kinds.items()]
 
 
-def described(kinds: set[str]) -> str:
+def kinds_in_words(kinds: set[str]) -> str:
     """``text`` where some value is, or none tells; else what they are in words."""
     own = kinds - {"null", "empty"}
     if "text" in own or not own:

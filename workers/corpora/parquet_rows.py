@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.corpora.columns import Column
-from workers.corpora.entry import CorpusError, shown
+from workers.corpora.entry import CorpusError, shown_path
 from workers.corpora.files import SourceFile
 from workers.corpora.rows import BLOCK, Block, Row, RowSource, first_numbers
 
@@ -67,7 +67,7 @@ def parquet_source(files: Sequence[SourceFile]) -> RowSource:
         found: list[Block] = []
         for file, footer, number in zip(files, footers, numbers, strict=True):
             if column not in footer.schema.to_arrow_schema().names:
-                raise CorpusError(f"{shown(file.path)} has no column {column!r}, which other files have")
+                raise CorpusError(f"{shown_path(file.path)} has no column {column!r}, which other files have")
             found += _blocks(file.path, footer, column, number)
         return found
 
@@ -81,7 +81,9 @@ def _columns(footer: Any) -> list[Column]:
 
 def _footer(file: SourceFile) -> Any:
     if file.compressed:
-        raise CorpusError(f"{shown(file.path)}: Parquet files are compressed inside; expand this one first")
+        raise CorpusError(
+            f"{shown_path(file.path)}: Parquet files are compressed inside; expand this one first"
+        )
     try:
         return pq.read_metadata(file.path)
     except (OSError, pa.ArrowException) as error:
@@ -89,7 +91,7 @@ def _footer(file: SourceFile) -> Any:
 
 
 def _broken(path: Path, error: Exception) -> CorpusError:
-    return CorpusError(f"{shown(path)} cannot be read as Parquet ({' '.join(str(error).split())[:120]})")
+    return CorpusError(f"{shown_path(path)} cannot be read as Parquet ({' '.join(str(error).split())[:120]})")
 
 
 def _blocks(path: Path, footer: Any, column: str, first_number: int) -> list[Block]:

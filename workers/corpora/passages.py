@@ -27,7 +27,8 @@ MARGIN = 1024
 """Bytes of a slot in which its passage may begin and end."""
 SEARCHED = 512
 """Bytes that are looked through for a line break, and for a space."""
-LINE, WORD = re.compile(rb"\n(?=\S)"), re.compile(rb"(?<=\S) (?=\S)")
+LINE_START = re.compile(rb"\n(?=\S)")
+WORD_START = re.compile(rb"(?<=\S) (?=\S)")
 """A line that does not begin with white space, and a single space between words: tokens may join more of
 it."""
 UNSURE = 8
@@ -81,10 +82,10 @@ def _said(text: LongText, start: int, length: int) -> tuple[int, str]:
 
 
 def _beginning(data: bytes) -> int:
-    line = LINE.search(data, 0, SEARCHED)
+    line = LINE_START.search(data, 0, SEARCHED)
     if line is not None:
         return line.end()
-    word = WORD.search(data, 0, SEARCHED)
+    word = WORD_START.search(data, 0, SEARCHED)
     if word is not None:
         return word.start()
     return next((i for i, byte in enumerate(data[:4]) if not 0x80 <= byte < 0xC0), 0)

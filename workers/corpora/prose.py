@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.corpora.compressed import expanded
-from workers.corpora.entry import shown
+from workers.corpora.entry import shown_path
 from workers.corpora.files import SourceFile
 from workers.corpora.rows import Row
 from workers.corpora.text_rule import MARK, prose, without_mark
@@ -91,7 +91,7 @@ def file_text(file: SourceFile, longest: int) -> str | LongText:
 
     Raises CorpusError where it is no UTF-8, or damaged.
     """
-    place = shown(file.path)
+    place = shown_path(file.path)
     if file.compressed:
         data, whole = expanded(file.path)
         data = data if whole else whole_characters(data)

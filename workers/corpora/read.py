@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workers.corpora.collection import BETWEEN, Collection
-from workers.corpora.entry import NAMES, CorpusError, DatasetEntry, shown, unreadable
+from workers.corpora.entry import NAMES, CorpusError, DatasetEntry, shown_path, unreadable
 from workers.corpora.files import SourceFile, each_once, find_files, fingerprint, without_scheme
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
@@ -121,7 +121,7 @@ def _splits(file: SourceFile, asked: str) -> set[str]:
 
 def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> list[str]:
     """A note of the files that say no split, where others do."""
-    none = [shown(file.name) for file in files if not _splits(file, split)]
+    none = [shown_path(file.name) for file in files if not _splits(file, split)]
     if not none or len(none) == len(files):
         return []
     more = f" and {len(none) - NAMED:,} more" if len(none) > NAMED else ""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from workers.corpora.columns import Column, text_column
 from workers.corpora.compressed import expanded
-from workers.corpora.entry import shown
+from workers.corpora.entry import shown_path
 from workers.corpora.files import SourceFile
 
 BLOCK = 4_000_000
@@ -84,7 +84,7 @@ def _looked_at(files: Sequence[SourceFile], looked: int) -> str:
     if len(files) > 1:
         of = f"{looked - 1:,} of {len(files) - 1:,}" if looked < len(files) else f"{len(files) - 1:,}"
         others = f" and of {of} other {'file' if len(files) == 2 else 'files'}"
-    return f"the first rows of {shown(files[0].name)}{others}"
+    return f"the first rows of {shown_path(files[0].name)}{others}"
 
 
 def _source(files: Sequence[SourceFile], dataset: str) -> RowSource:

@@ -12,7 +12,7 @@ import numpy as np
 from workers.corpora.entry import CorpusError
 from workers.texts.sampling import Sample
 from workers.texts.text_tokens import SpecialTokens, TextTokens, open_tokenizer
-from workers.texts.windows import Window, plan_windows, taken
+from workers.texts.windows import Window, plan_windows, sampled_numbers
 
 
 class Lack(NamedTuple):
@@ -86,7 +86,7 @@ class TokenizedCorpus:
 
     def prompts(self, length: int, count: int) -> list[np.ndarray]:
         """At most ``count`` stretches of ``length`` tokens that do not overlap."""
-        numbers = taken(len(self.ids) // max(1, length), count, self.sample, self.seed)
+        numbers = sampled_numbers(len(self.ids) // max(1, length), count, self.sample, self.seed)
         return [self.ids[number * length : (number + 1) * length] for number in numbers]
 
     def filler(self, length: int) -> np.ndarray:

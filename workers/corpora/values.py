@@ -27,7 +27,7 @@ WORDS = {
 """Kinds of values that are no text, and how they are called."""
 
 
-def kind_of(value: object) -> str:
+def value_kind(value: object) -> str:
     """``text``, or one of ``WORDS``. A text of white space alone is empty."""
     if isinstance(value, str):
         return "text" if value.strip() else "empty"

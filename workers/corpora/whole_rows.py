@@ -12,12 +12,12 @@ from typing import Any
 
 from workers.corpora.columns import Column
 from workers.corpora.compressed import EXPANDED, expanded
-from workers.corpora.entry import CorpusError, shown
+from workers.corpora.entry import CorpusError, shown_path
 from workers.corpora.files import SourceFile
-from workers.corpora.line_rows import LOOKED, described
+from workers.corpora.line_rows import LOOKED, kinds_in_words
 from workers.corpora.rows import COUNTED, Block, Row, RowSource, first_numbers
 from workers.corpora.text_rule import decoded, without_mark
-from workers.corpora.values import MISSING, kind_of
+from workers.corpora.values import MISSING, value_kind
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class WholeFile:
         found = records(self.file)
         if found and not any(self.column in row for row in found):
             raise CorpusError(
-                f"{shown(self.file.path)} has no column {self.column!r}, which other files have"
+                f"{shown_path(self.file.path)} has no column {self.column!r}, which other files have"
             )
         return [Row(self.first_number + i, row.get(self.column, MISSING)) for i, row in enumerate(found)]
 
@@ -63,8 +63,8 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     kinds: dict[str, set[str]] = {}
     for row in rows[:LOOKED]:
         for key, value in row.items():
-            kinds.setdefault(key, set()).add(kind_of(value))
-    return [Column(key, described(own)) for key, own in kinds.items()]
+            kinds.setdefault(key, set()).add(value_kind(value))
+    return [Column(key, kinds_in_words(own)) for key, own in kinds.items()]
 
 
 def records(file: SourceFile) -> Sequence[dict[str, Any]]:
@@ -74,14 +74,14 @@ def records(file: SourceFile) -> Sequence[dict[str, Any]]:
     data, whole = expanded(file.path) if file.compressed else (file.path.read_bytes(), True)
     if not whole:
         raise _too_large(file)
-    text = decoded(without_mark(data, shown(file.path)), shown(file.path))
+    text = decoded(without_mark(data, shown_path(file.path)), shown_path(file.path))
     return _csv(text, file) if file.kind == "csv" else _json(text, file)
 
 
 def _too_large(file: SourceFile) -> CorpusError:
     return CorpusError(
-        f"{shown(file.path)} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only whole "
-        "files can be read; make it Parquet or JSON lines, of which rows are read where they are needed"
+        f"{shown_path(file.path)} holds more than {EXPANDED // 10**6} MB, and of {file.kind.upper()} only "
+        "whole files can be read; make it Parquet or JSON lines, of which rows are read where they are needed"
     )
 
 
@@ -94,21 +94,21 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
         _check_header(header, file)
         for row in reader:
             if row and len(row) != len(header):
-                place = f"{shown(file.path)}, line {reader.line_num}"
+                place = f"{shown_path(file.path)}, line {reader.line_num}"
                 raise CorpusError(
                     f"{place}: has {len(row)} fields and the header has {len(header)}; texts with commas or "
                     'line breaks stand in "quotes"'
                 )
             found += [dict(zip(header, row, strict=True))] if row else []
     except csv.Error as error:
-        raise CorpusError(f"{shown(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
+        raise CorpusError(f"{shown_path(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
     finally:
         csv.field_size_limit(usual)  # it is the process's, and others read tables in it
     return found
 
 
 def _check_header(header: Sequence[str], file: SourceFile) -> None:
-    place = shown(file.path)
+    place = shown_path(file.path)
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise CorpusError(
             f"{place}: its header names {', '.join(map(repr, twice))} more than once; rename one of them"
@@ -126,11 +126,11 @@ def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "too deep" if isinstance(error, RecursionError) else str(error)
-        raise CorpusError(f"{shown(file.path)}: is no JSON ({reason})") from None
+        raise CorpusError(f"{shown_path(file.path)}: is no JSON ({reason})") from None
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise CorpusError(
-                f'{shown(file.path)}: item {i} of its list is no object; rows are objects, like {{"text": '
-                '"..."}'
+                f'{shown_path(file.path)}: item {i} of its list is no object; rows are objects, like '
+                '{"text": "..."}'
             )
     return rows

@@ -42,7 +42,9 @@ def agreement(text: Text, dense: Text) -> int:
     )
 
 
-def described(texts: Sequence[Text], dense: Sequence[Text], ends: Collection[int]) -> dict[str, float | None]:
+def text_figures(
+    texts: Sequence[Text], dense: Sequence[Text], ends: Collection[int]
+) -> dict[str, float | None]:
     """The ``text_...`` columns of a batch of texts, beside the dense cell's on the same prompts."""
     lengths = [length(text, ends) for text in texts]
     shown = [text[: lengths[i]] for i, text in enumerate(texts)]

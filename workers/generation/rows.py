@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.generation.generated_text import described, end_tokens
+from workers.generation.generated_text import end_tokens, text_figures
 from workers.generation.rounds import Timed, rounds_as_reported, timed_rounds
 from workers.machine.bandwidth import memory_bandwidth, weight_bytes
 from workers.messages.telling import Telling
@@ -44,7 +44,7 @@ def generation_rows(
     rows = []
     for timed in rounds.runs:
         row = _generation_row(work, timed) | {"weight_bytes": weights, "memory_bandwidth": ceiling}
-        row |= described(timed.run.output_tokens, dense, end_tokens(model))
+        row |= text_figures(timed.run.output_tokens, dense, end_tokens(model))
         rows.append({"cell_id": unit.cells[timed.cell].cell_id, **row})
     result.warnings += above_ceiling(unit, rows)
     telling.give(rows)

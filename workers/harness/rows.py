@@ -35,7 +35,7 @@ def text_id(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()[:4]) >> 1
 
 
-def batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) -> Iterator[list[list[int]]]:
+def context_batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) -> Iterator[list[list[int]]]:
     """Indices of equal contexts together, and such groups of one length together; longest first.
 
     ``size`` groups at most, and as many as the model of this shape takes at once (``footprint``).

@@ -15,7 +15,7 @@ from workers.cache.scoring import NOT_FINITE, OutputLayer, score
 from workers.footprint.harness import rows_at_once
 from workers.footprint.model_shape import shape_of
 from workers.harness.counts import Counts
-from workers.harness.rows import Contexts, Rows, batches, in_halves
+from workers.harness.rows import Contexts, Rows, context_batches, in_halves
 from workers.harness.tasks import HarnessError
 from workers.messages.kept_answers import AnswerBook
 from workers.policies.settings import PruneSettings
@@ -81,7 +81,7 @@ def score_continuations(
     OutputLayer.of(model)
     book = book or AnswerBook()
     found: dict[int, ContinuationScore] = {}
-    for batch in batches([context for context, _ in pairs], batch_size, shape_of(model)):
+    for batch in context_batches([context for context, _ in pairs], batch_size, shape_of(model)):
         found |= in_halves(partial(_score_batch, model, settings, pairs, device, book), batch)
         done(sum(map(len, batch)))
     return [found[i] for i in range(len(pairs))]

@@ -16,7 +16,7 @@ from workers.cache.scoring import check_chosen, next_logits
 from workers.footprint.harness import rows_at_once
 from workers.footprint.model_shape import shape_of
 from workers.harness.counts import Counts
-from workers.harness.rows import Contexts, Rows, batches, in_halves, text_id
+from workers.harness.rows import Contexts, Rows, context_batches, in_halves, text_id
 from workers.harness.tasks import HarnessError
 from workers.messages.kept_answers import AnswerBook
 from workers.policies.settings import PruneSettings
@@ -120,7 +120,7 @@ class Writer:
         """
         book = book or AnswerBook()
         found: dict[int, Generated] = {}
-        for batch in batches(contexts, batch_size, shape_of(self.model)):
+        for batch in context_batches(contexts, batch_size, shape_of(self.model)):
             found |= in_halves(partial(self._batch, contexts, decoding, book), batch)
             done(sum(map(len, batch)))
         return [found[i] for i in range(len(contexts))]

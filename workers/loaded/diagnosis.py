@@ -29,7 +29,7 @@ from workers.policies.cache_view import round_significant
 FIXED_TEXT, FIXED_TOKENS, FIXED_CHARACTERS = "pydocs", 1024, 32_768
 """What a model is diagnosed on for ``auto:k`` and for the column ``norm_attention``, whatever a cell's own
 data are."""
-SHORTEST = 8
+SHORTEST_RANKED = 8
 """Tokens of a text of which ranks say anything at all."""
 DECIMALS = 3
 """Correlations are rounded to so many before layers are ranked, so that two machines skip the same ones."""
@@ -92,8 +92,10 @@ def diagnose(model: nn.Module, tokens: Tensor) -> Diagnosis:
     for one that does not attend through its cache, FloatingPointError for NaN.
     """
     length = tokens.shape[0]
-    if length < SHORTEST:
-        raise ValueError(f"a text of {length} tokens tells nothing of ranks; at least {SHORTEST} are needed")
+    if length < SHORTEST_RANKED:
+        raise ValueError(
+            f"a text of {length} tokens tells nothing of ranks; at least {SHORTEST_RANKED} are needed"
+        )
 
     cache = _Watching(model.config)  # pyright: ignore[reportArgumentType]
     positions = torch.arange(length, device=tokens.device)[None]

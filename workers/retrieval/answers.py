@@ -29,7 +29,7 @@ from workers.policies.settings import PruneSettings
 from workers.retrieval.answer_attention import answer_attention
 from workers.texts.questions import Question
 
-Rows = list[dict[str, Any]]
+AnswerRows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AnswersWatch:
 
     worked: Callable[[int, int], None] = lambda questions, cell: None
     """Of questions that are done, and the cell; -1 for the prompts' own pass."""
-    answered: Callable[[int, Rows], None] = lambda cell, rows: None
+    answered: Callable[[int, AnswerRows], None] = lambda cell, rows: None
     """Of a cell's rows of a batch of questions."""
 
 
@@ -69,21 +69,21 @@ def answers(
     work: RetrievalWork,
     size: int,
     watch: AnswersWatch = AnswersWatch(),
-) -> list[Rows | Exception]:
+) -> list[AnswerRows | Exception]:
     """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time,
     at most.
 
     Raises ValueError for an output layer whose likelihoods cannot be told.
     """
     OutputLayer.of(model)
-    results: list[Rows | Exception] = [[] for _ in cells]
+    results: list[AnswerRows | Exception] = [[] for _ in cells]
     for i, cell in enumerate(cells):
         try:
             find_policy(cell.policy)
         except ValueError as error:
             results[i] = error
 
-    waiting = deque(batches(work.questions, work.question_pruned, size))
+    waiting = deque(question_batches(work.questions, work.question_pruned, size))
     while waiting:
         batch = waiting.popleft()
         going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
@@ -95,7 +95,7 @@ def answers(
             if not is_out_of_memory(error) or len(batch.questions) == 1:
                 raise
             half = (len(batch.questions) + 1) // 2
-            waiting.extendleft(reversed([*batches(batch.questions, work.question_pruned, half)]))
+            waiting.extendleft(reversed([*question_batches(batch.questions, work.question_pruned, half)]))
             continue
 
         watch.worked(len(batch.questions), -1)
@@ -129,7 +129,7 @@ def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
+def question_batches(questions: Sequence[Question], question_pruned: bool, size: int) -> Iterator[Batch]:
     """Questions whose prompts, and whose own tokens where they go alone, are as many.
 
     Neighbours about one document share its pass where they go through behind it.
@@ -241,7 +241,7 @@ class _Answers:
         least = shares.masked_fill(~reads, 1.0).amin((0, 2))
         return torch.stack([alike, weighted, least])
 
-    def rows(self) -> Rows:
+    def rows(self) -> AnswerRows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
         count, nll, given, missed = len(self.questions), [], [], []
         for step in range(self.longest):

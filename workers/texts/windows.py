@@ -62,11 +62,11 @@ def plan_windows(
     if window < 2 or not 1 <= stride <= window:
         raise ValueError(f"need window >= 2 and 1 <= stride <= window (got window {window}, stride {stride})")
     count = max(0, (tokens + bos - window) // stride + 1)
-    numbers = taken(count, count if limit is None else limit, sample, seed)
+    numbers = sampled_numbers(count, count if limit is None else limit, sample, seed)
     return [Window(i, i * stride, window, 1 if i == 0 else max(1, window - stride)) for i in numbers]
 
 
-def taken(count: int, limit: int, sample: Sample = "spread", seed: int = 0) -> list[int]:
+def sampled_numbers(count: int, limit: int, sample: Sample = "spread", seed: int = 0) -> list[int]:
     """At most ``limit`` of the numbers under ``count``, in rising order."""
     if sample == "spread":
         return spread(count, limit)

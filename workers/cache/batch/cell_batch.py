@@ -19,7 +19,7 @@ from workers.cache.attending_layer import AttendingLayer
 from workers.cache.batch.pass_plan import Pass, PassState, Track
 from workers.cache.layer_record import retained
 from workers.cache.notes import Look, Notes, notes_of
-from workers.cache.prune_step import chosen, protected_entries, taken
+from workers.cache.prune_step import chosen, kept_entries, protected_entries
 from workers.cache.shared_prefix import PrefixLayer
 from workers.policies.attention_weights import Scale
 from workers.policies.cache_view import view_of
@@ -89,7 +89,7 @@ class BatchLayer(AttendingLayer):
         scores = scores_of(track.policy, view)
         index, tied = chosen(track.policy, scores, positions, track.held, protected)
         kept = positions.gather(2, index)
-        kept_keys, kept_values = taken(keys, values, index, self.state.rotary, point, track.held)
+        kept_keys, kept_values = kept_entries(keys, values, index, self.state.rotary, point, track.held)
         self.keys[rows, :, : track.held], self.values[rows, :, : track.held] = kept_keys, kept_values
         assert self.positions is not None
         self.positions[rows, :, : track.held] = kept
@@ -180,7 +180,7 @@ class BatchLayer(AttendingLayer):
             )
         kept, width = positions.gather(2, index), index.shape[2]
         before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
-        kept_keys, kept_values = taken(keys, values, index, self.state.rotary, before, after)
+        kept_keys, kept_values = kept_entries(keys, values, index, self.state.rotary, before, after)
         self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, kept_values
         self.positions[:, :, :width] = kept
 
