@@ -28,7 +28,7 @@ from workers.corpora import (
     line_rows,
     parquet_rows,
     read_corpus,
-    rows,
+    row_files,
 )
 from workers.corpora import compressed as compressed_files
 from workers.corpora.line_rows import LineBlock
@@ -527,7 +527,7 @@ def test_a_column_that_the_first_file_lacks_is_looked_for_in_the_others(tmp_path
         CorpusError, match=rf"no column 'no' in the first rows of a.{form} and of 2 other files; it has id"
     ):
         read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
-    monkeypatch.setattr(rows, "LOOKED_FILES", 2)
+    monkeypatch.setattr(row_files, "LOOKED_FILES", 2)
     with pytest.raises(CorpusError, match=r"and of 1 of 2 other files; it has id"):
         read_corpus(DatasetEntry(f"text:{tmp_path}", column="no"))
 

@@ -4,7 +4,8 @@ entry.py       what a sweep file asks for: a name, and which column, which sampl
 read.py        the name -> where its texts are; known.py: the datasets that have names here
 files.py       a path -> the files that it means, and what may not be read;
                compressed.py: what is in a compressed one
-rows.py        files of rows, block by block; prose.py: files of prose; hub.py: sets of the Hugging Face hub
+row_files.py   files of rows, block by block, by what rows.py says that rows are; prose.py: files of prose;
+               hub.py: sets of the Hugging Face hub
 columns.py     which column is the text; values.py: what a row holds that is no text
 text_rule.py   what happens to a text before it is tokenized
 passages.py    where a long text is read (workers.texts.sampling: in which order blocks and rows are)

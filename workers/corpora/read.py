@@ -14,7 +14,7 @@ from workers.corpora.files import SourceFile, each_once, find_files, fingerprint
 from workers.corpora.hub import checked_split, parse_hub_name, read_hub
 from workers.corpora.known import PG19, WIKITEXT, pydocs, wikitext
 from workers.corpora.prose import WHOLE_DOCUMENT, WHOLE_TEXT, LongText, ProseFile, file_text
-from workers.corpora.rows import row_blocks
+from workers.corpora.row_files import row_blocks
 from workers.corpora.tokens import Corpus
 
 SMALL = 8_000_000

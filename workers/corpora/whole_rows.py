@@ -130,7 +130,7 @@ def _json(text: str, file: SourceFile) -> list[dict[str, Any]]:
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise CorpusError(
-                f'{shown_path(file.path)}: item {i} of its list is no object; rows are objects, like '
+                f"{shown_path(file.path)}: item {i} of its list is no object; rows are objects, like "
                 '{"text": "..."}'
             )
     return rows
