@@ -181,45 +181,89 @@ def _no_number(name: str) -> pl.Expr:
 
 
 _SETTINGS = [
-    *_absent("model", "policy", "keep_ratio"), _no_number("keep_ratio"),
+    *_absent("model", "policy", "keep_ratio"),
+    _no_number("keep_ratio"),
     _told((pl.col("keep_ratio") <= 0) | (pl.col("keep_ratio") > 1), "keep_ratio {}", "keep_ratio"),
-    *[_below(name) for name in PRUNING if CELL_COLUMNS[name].is_integer()], _below("prune_events"),
-]  # fmt: skip
+    *[_below(name) for name in PRUNING if CELL_COLUMNS[name].is_integer()],
+    _below("prune_events"),
+]
+
+_TIMED = (
+    "ttft_seconds",
+    "tpot_seconds",
+    "total_seconds",
+    "tokens_per_second",
+    "memory_bandwidth",
+    "new_tokens",
+    "batch_size",
+)
+"""What a timing lasts, or is of: above 0."""
+
+_COUNTED = (
+    "prompt_prune_seconds",
+    "prune_seconds",
+    "prune_step_seconds",
+    "plain_step_seconds",
+    "step_low",
+    "kv_bytes_prompt",
+    "kv_bytes_peak",
+    "kv_bytes_final",
+    "kv_bytes_allocated_peak",
+    "kv_bytes_allocated_final",
+    "kv_bytes_step_mean",
+    "weight_bytes",
+    "peak_memory_bytes",
+    "text_length",
+    "text_agreement",
+)
+"""What a timing may have none of: 0 or more."""
 
 _PER_TOKEN = -ROUNDING * pl.max_horizontal(pl.col("tokens_scored").cast(pl.Float64), 1.0)
 
 _CONDITIONS: dict[str, list[pl.Expr]] = {
     "perplexity": [
-        *_absent("window_index", "window"), _below("window_index"), _below("document"), _below("window_start"),
+        *_absent("window_index", "window"),
+        *[_below(name) for name in ("window_index", "document", "window_start")],
         _not_positive("tokens_scored"),
-        _below("nll_sum", _PER_TOKEN), *_list_of_nll(), _below("kl_sum", _PER_TOKEN),
-        *[_no_part(name, "tokens_scored") for name in ("tokens_correct", "tokens_scored_pruned", "tokens_agreed")],
-        _not_positive("cache_tokens_mean"), _no_part("cache_tokens_mean", "window"), _below("kv_bytes_mean"),
-        *[_below(name) for name in ("kv_bytes_peak", "rounding_nats", "rounding_ppl")],
+        _below("nll_sum", _PER_TOKEN),
+        *_list_of_nll(),
+        _below("kl_sum", _PER_TOKEN),
+        _no_part("tokens_correct", "tokens_scored"),
+        _no_part("tokens_scored_pruned", "tokens_scored"),
+        _no_part("tokens_agreed", "tokens_scored"),
+        _not_positive("cache_tokens_mean"),
+        _no_part("cache_tokens_mean", "window"),
+        *[_below(name) for name in ("kv_bytes_mean", "kv_bytes_peak", "rounding_nats", "rounding_ppl")],
         *[_no_share(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ],
     "generation": [
-        *_absent("prompt_tokens", "repeat"), _not_positive("prompt_tokens"), _below("repeat"),
-        *[_not_positive(name) for name in (
-            "ttft_seconds", "tpot_seconds", "total_seconds", "tokens_per_second", "memory_bandwidth", "new_tokens", "batch_size",
-        )],
-        *[_below(name) for name in (
-            "prompt_prune_seconds", "prune_seconds", "prune_step_seconds", "plain_step_seconds", "step_low", "kv_bytes_prompt",
-            "kv_bytes_peak", "kv_bytes_final", "kv_bytes_allocated_peak", "kv_bytes_allocated_final", "kv_bytes_step_mean",
-            "weight_bytes", "peak_memory_bytes", "text_length", "text_agreement",
-        )],
-        _no_share("text_ended"), _no_share("text_repetition"),
+        *_absent("prompt_tokens", "repeat"),
+        _not_positive("prompt_tokens"),
+        _below("repeat"),
+        *[_not_positive(name) for name in _TIMED],
+        *[_below(name) for name in _COUNTED],
+        _no_share("text_ended"),
+        _no_share("text_repetition"),
     ],
     "retrieval": [
         *_absent("kind", "context_tokens", "depth", "question_index", "correct"),
-        _not_positive("context_tokens"), _no_number("depth"), _no_share("depth"), _below("question_index"),
-        _not_positive("answer_tokens"), _below("answer_nll", -ROUNDING * pl.max_horizontal("answer_tokens", 1)),
-        *[_no_share(f"answer_{name}") for name in ("position_retained", "retained_weighted", "retained_least")],
+        _not_positive("context_tokens"),
+        _no_number("depth"),
+        _no_share("depth"),
+        _below("question_index"),
+        _not_positive("answer_tokens"),
+        _below("answer_nll", -ROUNDING * pl.max_horizontal("answer_tokens", 1)),
+        _no_share("answer_position_retained"),
+        _no_share("answer_retained_weighted"),
+        _no_share("answer_retained_least"),
         _not_positive("cache_tokens_mean"),
     ],
     "tasks": [
         *_absent("task_name", "metric"),
-        _metric(), _below("stderr"), _below("documents"), _below("tokens_predicted"),
-        _no_part("tokens_predicted_pruned", "tokens_predicted"), _below("cache_tokens_mean"),
+        _metric(),
+        *[_below(name) for name in ("stderr", "documents", "tokens_predicted")],
+        _no_part("tokens_predicted_pruned", "tokens_predicted"),
+        _below("cache_tokens_mean"),
     ],
-}  # fmt: skip
+}
+"""What cannot be in a row of each table. Of several, the words follow each other in this order."""

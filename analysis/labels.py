@@ -32,9 +32,11 @@ def variant(row: Row) -> str:
 
 
 SETTING_WORDS = {
-    "protect_sink": "first {} protected", "protect_recent": "last {} protected", "schedule": "{}",
+    "protect_sink": "first {} protected",
+    "protect_recent": "last {} protected",
+    "schedule": "{}",
     "position_mode": "{} positions (bug)",
-}  # fmt: skip
+}
 """How settings that depart from the dense cell's are said, where their name and value are not enough."""
 
 _SAID_OTHERWISE = ("skip_layers", "skip_layers_rule")

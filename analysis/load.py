@@ -63,8 +63,15 @@ OLDER = {
 """What rows of older schemas, which lack these columns, were made with."""
 
 LONG_COLUMNS = [
-    "nll", "event_steps", "event_kept", "cache_tokens_final", "token_seconds", "prune_steps", "output_tokens", "norm_attention",
-]  # fmt: skip
+    "nll",
+    "event_steps",
+    "event_kept",
+    "cache_tokens_final",
+    "token_seconds",
+    "prune_steps",
+    "output_tokens",
+    "norm_attention",
+]
 """List columns, which only ``Results.lists`` reads, for chosen cells, and ``norm_attention``; left out, they
 stay on disk."""
 
@@ -101,7 +108,8 @@ class Results:
         except (pl.exceptions.ComputeError, OSError) as error:
             where, said = ", ".join(run.directory for run in self.runs), str(error).splitlines()[0]
             raise RunUnreadableError(
-                f"{where}: a part cannot be read ({said}). `kvsweep run` into that directory sets broken parts aside."
+                f"{where}: a part cannot be read ({said}). `kvsweep run` into that directory sets broken "
+                "parts aside."
             ) from error
 
     def rows(self, task: str) -> pl.LazyFrame:

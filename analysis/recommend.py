@@ -96,7 +96,8 @@ def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
         most, kind = labels.count(cells.select(pl.col("pruned_units").max()).item()), cells["unit_kind"][0]
         return (
             enough,
-            f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on the other",
+            f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on "
+            "the other",
         )
     cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
     if cheap.is_empty():
@@ -118,10 +119,14 @@ def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
         worst = labels.figure(100 * (tried["confirmed_high"][0] - 1))
         return (
             confirmed,
-            f"no recommendation: within {limit} was not confirmed on the other half of the windows, up to {worst} %",
+            f"no recommendation: within {limit} was not confirmed on the other half of the windows, "
+            f"up to {worst} %",
         )
     last = confirmed.tail(1)
-    advice = f"at most {limit} worse where the cache was pruned, confirmed on {last['unit_kind'][0]} that did not choose it"
+    advice = (
+        f"at most {limit} worse where the cache was pruned, confirmed on {last['unit_kind'][0]} that did not "
+        "choose it"
+    )
     return last, f"{advice}; {last['asked'][0]}"
 
 

@@ -22,7 +22,9 @@ WHY_EXCLUDED = {
 
 WARNED = {
     "NEVER_PRUNED": "Never pruned anything, so that PPL equals dense by construction",
-    "BARELY_PRUNED": f"Scored under {100 * BARELY:g} % of the tokens with a pruned cache, so that PPL says little",
+    "BARELY_PRUNED": (
+        f"Scored under {100 * BARELY:g} % of the tokens with a pruned cache, so that PPL says little"
+    ),
     "BEYOND_CONTEXT": "Texts longer than the model was trained on, so that PPL shows that too",
     "NOT_FINITE": "No finite perplexity: a sum is missing, infinite or not a number",
 }

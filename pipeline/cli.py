@@ -320,7 +320,8 @@ def audit(
 
     if short is None and (short := not set(models or []) <= set(EMBEDDED_NAMES)):
         print(
-            "note: by the short form of the audit, some 25 minutes on 2 cores with a model of 135M parameters; --full for all",
+            "note: by the short form of the audit, some 25 minutes on 2 cores with a model of 135M "
+            "parameters; --full for all",
             file=sys.stderr,
         )
     chosen = [f"models={json.dumps(models)}"] if models else []

@@ -76,8 +76,8 @@ def _caution(found: Sequence[Judged]) -> list[str]:
     else:
         who, them = f"Only {' and '.join(models)} were looked at: they are small models", "them"
     return [
-        f"{who} that we trained, and key norms and attention go together there. What these verdicts say of a method holds for "
-        f"{them}; of other models they say nothing."
+        f"{who} that we trained, and key norms and attention go together there. "
+        f"What these verdicts say of a method holds for {them}; of other models they say nothing."
     ]
 
 

@@ -82,7 +82,10 @@ def _first_token(e: Evidence) -> Ruling:
     figures = f"TTFT {change(best['ttft_ratio'])} {changes(best['ttft_low'], best['ttft_high'])}"
     honest = f"lowest of {counted(stable, 'stable cell')}: {figures} ({place})"
     falls, stays = pl.col("ttft_high") <= 1 - CLAIMED_FALL, pl.col("ttft_low") > 1 - CLAIMED_FALL
-    why = f"a fall of {labels.percent(CLAIMED_FALL)} is shown in {share_of(stable, falls)} stable cells, excluded in "
+    why = (
+        f"a fall of {labels.percent(CLAIMED_FALL)} is shown in {share_of(stable, falls)} stable cells, "
+        "excluded in "
+    )
     why += share_of(stable, stays)
 
     if mostly(stable, falls):
@@ -91,7 +94,10 @@ def _first_token(e: Evidence) -> Ruling:
         return Ruling(NOT_TESTABLE, f"{why}: the intervals are too wide", reproduced, honest)
     fell, no_fall = pl.col("ttft_high") <= 1 - PLAIN_FALL, pl.col("ttft_low") > 1 - PLAIN_FALL
     if mostly(wrong, fell) and mostly(stable, no_fall):
-        cause = "pruning starts after the prompt's pass; TTFT falls only where the baseline's is a share of its whole time"
+        cause = (
+            "pruning starts after the prompt's pass; TTFT falls only where the baseline's is a share of its "
+            "whole time"
+        )
         verdict = artefact("taking 10 % of the whole time for the baseline's TTFT")
         return Ruling(verdict, f"{why}; {cause}", reproduced, honest)
     return Ruling(REFUTED, why, reproduced, honest)
@@ -110,7 +116,10 @@ def _throughput(e: Evidence) -> Ruling:
         for r in rows[:1] + rows[1:][-1:]
     ]
     claimed, others = (held("tokens_low", "tokens_high", *SLOWER) for held in (within, outside))
-    why = f"{share_of(stable, claimed)} stable intervals lie within -18 to -10 %, {share_of(stable, others)} wholly outside"
+    why = (
+        f"{share_of(stable, claimed)} stable intervals lie within -18 to -10 %, "
+        f"{share_of(stable, others)} wholly outside"
+    )
     verdict = REFUTED if mostly(stable, others) else NOT_TESTABLE
     return Ruling(
         CONFIRMED if mostly(stable, claimed) else verdict, why, reproduced, "throughput " + " to ".join(ends)
@@ -207,8 +216,8 @@ CLAIMS: list[tuple[str, str | None, Callable[[Evidence], Ruling]]] = [
     ("PPL rises because sorting shuffles the order", "39.68 to 155.91", perplexity.order),
     (
         "U-curve at prune_after = 32: keeping more is worse, because of conflicting information",
-        "dense 60.81; 0.95: 240.87; 0.9: 176.28; 0.85: 154.59; 0.8: 143.87; 0.75: 136.79; 0.7: 140.67; 0.6: 135.12; 0.5: 136.74; "
-        "0.4: 139.64; 0.3: 140.14",
+        "dense 60.81; 0.95: 240.87; 0.9: 176.28; 0.85: 154.59; 0.8: 143.87; 0.75: 136.79; 0.7: 140.67; "
+        "0.6: 135.12; 0.5: 136.74; 0.4: 139.64; 0.3: 140.14",
         perplexity.u_curve,
     ),
     ("Throughput falls by 10 to 18 %", "-10 to -18 %", _throughput),
@@ -221,5 +230,5 @@ CLAIMS: list[tuple[str, str | None, Callable[[Evidence], Ruling]]] = [
     ),
     ("One keep_ratio is recommended", "0.9; 0.75; 0.8", perplexity.recommendation),
     ("Retrieval stays right up to 30 % compression", "100 % at keep_ratio 0.7 and above", _retrieval),
-]  # fmt: skip
+]
 """Claim, its figures, and the rule that judges it; numbered from 1."""

@@ -88,14 +88,14 @@ def decimal_mark(cells: Iterable[Cell]) -> str:
     if len(certain) == 2:
         comma, point = certain[","], certain["."]
         raise NumberError(
-            f"{comma.text!r} (line {comma.line}) has a decimal comma and {point.text!r} (line {point.line}) a decimal point; "
-            "write one of the two everywhere"
+            f"{comma.text!r} (line {comma.line}) has a decimal comma and {point.text!r} (line {point.line}) "
+            "a decimal point; write one of the two everywhere"
         )
     if doubtful and not certain:
         fraction, thousands = doubtful.text.replace(",", "."), doubtful.text.replace(",", "")
         raise NumberError(
-            f"{doubtful.text!r} (line {doubtful.line}) may be {fraction} or {thousands}; write a decimal point, and nothing "
-            "between thousands"
+            f"{doubtful.text!r} (line {doubtful.line}) may be {fraction} or {thousands}; "
+            "write a decimal point, and nothing between thousands"
         )
     return next(iter(certain), ".")
 

@@ -43,13 +43,14 @@ SHOWN = 60
 """Characters of somebody's text in a message."""
 
 SPREADS = (
-    "std", "sd", "stdev", "std dev", "std. dev.", "standard deviation", "var", "variance", "se", "sem", "stderr", "std err",
-    "standard error", "ci", "95% ci", "95 % ci", "iqr", "±", "+/-", "error",
+    "std", "sd", "stdev", "std dev", "std. dev.", "standard deviation", "var", "variance", "se", "sem",
+    "stderr", "std err", "standard error", "ci", "95% ci", "95 % ci", "iqr", "±", "+/-", "error",
 )  # fmt: skip
 """In brackets behind a heading: a column of these says how far figures lie apart and is none of them."""
 
 UNIT_LIKE = re.compile(
-    r"[a-zµμ]?s|([a-zµμ]+)?secs?\.?|([a-z]+)?seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?|cycles?|ticks?|frames?"
+    r"[a-zµμ]?s|([a-zµμ]+)?secs?\.?|([a-z]+)?seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|weeks?"
+    r"|cycles?|ticks?|frames?"
     r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?"
     r"|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
 )
@@ -99,8 +100,8 @@ def read_table(path: str) -> pl.DataFrame:
     known = _known(path, heading.cells)
     if not set(FIGURES) & set(known):
         raise TableError(
-            f"{path}: none of its columns ({_short(', '.join(heading.cells))}) holds a known figure; give at least one of "
-            f"{', '.join(FIGURES)}, with a comma, a semicolon or a tab between columns"
+            f"{path}: none of its columns ({_short(', '.join(heading.cells))}) holds a known figure; "
+            f"give at least one of {', '.join(FIGURES)}, with a comma, a semicolon or a tab between columns"
         )
     known, rows = _without_units(path, known, rows)
     if not rows:
@@ -108,8 +109,8 @@ def read_table(path: str) -> pl.DataFrame:
     for row in rows:
         if len(row.cells) != len(heading.cells):
             raise TableError(
-                f"{path}: line {row.line} has {len(row.cells)} columns and the heading {len(heading.cells)}; a figure with a "
-                "comma in a file of commas is written in quotes"
+                f"{path}: line {row.line} has {len(row.cells)} columns and the heading {len(heading.cells)}; "
+                "a figure with a comma in a file of commas is written in quotes"
             )
 
     columns: dict[str, list[str] | list[float | None]] = {
@@ -162,7 +163,8 @@ def _text(path: str) -> str:
             raise TableError(f"{path}: is no readable CSV file (it is a folder, a pipe or a device)")
         if status.st_size > MAX_BYTES:
             raise TableError(
-                f"{path}: is no readable CSV file ({status.st_size / 2**20:,.0f} MiB, {MAX_BYTES / 2**20:g} at most)"
+                f"{path}: is no readable CSV file ({status.st_size / 2**20:,.0f} MiB, "
+                f"{MAX_BYTES / 2**20:g} at most)"
             )
         return Path(path).read_text(encoding="utf-8-sig")
     except TableError:
@@ -190,7 +192,8 @@ def _known(path: str, headings: list[str]) -> dict[str, _Heading]:
             continue
         if name in found:
             raise TableError(
-                f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; leave one out"
+                f"{path}: columns {found[name].written!r} and {_short(heading)!r} both are {name}; "
+                "leave one out"
             )
         found[name] = _Heading(at, _short(heading.strip()), _unit(path, name, remarks))
     return found
@@ -259,7 +262,8 @@ def _without_units(
     both = next((name for name in units if known[name].unit not in (None, units[name])), None)
     if both:
         raise TableError(
-            f"{path}: column {both} is in {known[both].unit} by its heading and in {units[both]} by line {rows[0].line}"
+            f"{path}: column {both} is in {known[both].unit} by its heading and in {units[both]} by line "
+            f"{rows[0].line}"
         )
     return {n: replace(column, unit=units.get(n, column.unit)) for n, column in known.items()}, rows[1:]
 
@@ -313,8 +317,8 @@ def _shares(
     if above and below and not is_per_cent:
         (high, ratio), (low, _) = above[0], below[0]
         raise TableError(
-            f"{path}: {RATIO_RULE} (line {high.line}: {ratio:g}), or all of the column in per cent, and line {low.line} has "
-            f"{_short(low.text)}"
+            f"{path}: {RATIO_RULE} (line {high.line}: {ratio:g}), or all of the column in per cent, "
+            f"and line {low.line} has {_short(low.text)}"
         )
     in_per_cent = is_per_cent or bool(above)
     found = [
@@ -350,15 +354,19 @@ IMPOSSIBLE: Mapping[str, tuple[tuple[str, ...], pl.Expr]] = {
     "PPL below 1": (("ppl",), pl.col("ppl") < 1),
     "TTFT not above 0": (("ttft",), pl.col("ttft") <= 0),
     "a total time not above 0": (("total",), pl.col("total") <= 0),
-    "TTFT above the total time": (("ttft", "total"), (pl.col("ttft") > pl.col("total")) & (pl.col("total") > 0)),
+    "TTFT above the total time": (
+        ("ttft", "total"),
+        (pl.col("ttft") > pl.col("total")) & (pl.col("total") > 0),
+    ),
     "fewer than 1 sample": (("samples",), pl.col("samples") < 1),
     "a negative threshold": (("prune_after",), pl.col("prune_after") < 0),
     "no entry in the cache": (("cache_tokens",), pl.col("cache_tokens") <= 0),
     "no token evaluated": (("tokens",), pl.col("tokens") <= 0),
     "a cache longer than the text that was evaluated": (
-        ("cache_tokens", "tokens"), (pl.col("cache_tokens") > pl.col("tokens")) & (pl.col("tokens") > 0),
+        ("cache_tokens", "tokens"),
+        (pl.col("cache_tokens") > pl.col("tokens")) & (pl.col("tokens") > 0),
     ),
-}  # fmt: skip
+}
 """What no measurement gives: in words, the columns it is about, and the condition."""
 
 NO_NUMBER = "NaN or infinite"

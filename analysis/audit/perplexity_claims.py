@@ -63,7 +63,10 @@ def equal_at_every_ratio(e: Evidence) -> Ruling:
             "plain knorm cells of two keep_ratios that pruned, with intervals",
             f"several keep_ratios, {THAT_PRUNES}",
         )
-    reproduced = f"PPL {labels.figure(cells['dense_ppl'][0])} at each of {counted(cells, 'ratio')}: a dense pass knows no keep_ratio"
+    reproduced = (
+        f"PPL {labels.figure(cells['dense_ppl'][0])} at each of {counted(cells, 'ratio')}: "
+        "a dense pass knows no keep_ratio"
+    )
     return Ruling(
         _equality(cells, artefact("evaluating without the cache")), _how_many(cells), reproduced, _ends(cells)
     )
@@ -178,7 +181,10 @@ def order(e: Evidence) -> Ruling:
 
 def _largest(pairs: pl.DataFrame) -> str:
     row = pairs.sort("factor").row(-1, named=True)
-    return f"up to {_factor(row)} {_at(row)}, prune_after {row['prune_after']}; above 1 in {share_of(pairs, above())}"
+    return (
+        f"up to {_factor(row)} {_at(row)}, prune_after {row['prune_after']}; "
+        f"above 1 in {share_of(pairs, above())}"
+    )
 
 
 def u_curve(e: Evidence) -> Ruling:
@@ -351,7 +357,10 @@ def recommendation(e: Evidence) -> Ruling:
     )
     honest = f"Pareto front: {', '.join(points)}"
     if advice["budget"] is not None:
-        honest = f"{labels.cell(advice)}, prune_after {advice['prune_after']}, {labels.percent(advice['budget'])} held; {honest}"
+        honest = (
+            f"{labels.cell(advice)}, prune_after {advice['prune_after']}, "
+            f"{labels.percent(advice['budget'])} held; {honest}"
+        )
     recommended_ratio = pl.any_horizontal(
         (pl.col("keep_ratio") - ratio).abs() < EQUAL for ratio in RECOMMENDED
     )

@@ -62,7 +62,10 @@ def _share_taken_for_a_time(group: pl.DataFrame) -> Iterator[Sign]:
         ):
             continue
         if values.max() - values.min() < SAME_SHARE * values.mean():  # pyright: ignore[reportOperatorIssue]
-            words = f"TTFT is {100 * values[0]:.4g} % of the total time in {whose}: a share of it, not a measurement"
+            words = (
+                f"TTFT is {100 * values[0]:.4g} % of the total time in {whose}: a share of it, "
+                "not a measurement"
+            )
             yield Sign("share taken for a time", words, rows[LINE].to_list())
             return
 
@@ -73,7 +76,10 @@ def _same_perplexity(group: pl.DataFrame) -> Iterator[Sign]:
     for (ppl,), rows in group.filter(pl.col("ppl").is_not_null()).group_by("ppl", maintain_order=True):
         ratios = rows["keep_ratio"].unique().sort(descending=True).to_list()
         if len(ratios) > 1:
-            words = f"PPL is {ppl:g} at keep_ratio {', '.join(f'{r:g}' for r in ratios)}: what was scored saw no pruned cache"
+            words = (
+                f"PPL is {ppl:g} at keep_ratio {', '.join(f'{r:g}' for r in ratios)}: "
+                "what was scored saw no pruned cache"
+            )
             yield Sign("perplexity without pruning", words, rows[LINE].to_list())
 
 
@@ -120,7 +126,10 @@ def _not_warmed_up(group: pl.DataFrame) -> Iterator[Sign]:
         if _has(group, name) and group.height >= 4:
             first, others = group[name][0], group[name][1:].drop_nulls().median()
             if first is not None and isinstance(others, float) and first > OUTLIER * others:
-                words = f"the first row's {name} is {first / others:.2f} times the median of the others: no warm-up"
+                words = (
+                    f"the first row's {name} is {first / others:.2f} times the median of the others: "
+                    "no warm-up"
+                )
                 yield Sign("first run slow", words, group[LINE].to_list()[:1])
                 return
 
@@ -132,18 +141,28 @@ def _earlier_than_possible(group: pl.DataFrame) -> Iterator[Sign]:
     rows = group.filter(~pl.col("dense"), pl.col("ttft") < EARLIER * pl.lit(base))
     if rows.height and isinstance(base, float):
         gain = 100 * (1 - float(rows["ttft"].median() or 0) / base)  # pyright: ignore[reportArgumentType]
-        words = f"TTFT falls by {gain:.0f} %, but pruning starts after the prompt's pass and cannot make the first token come earlier"
+        words = (
+            f"TTFT falls by {gain:.0f} %, but pruning starts after the prompt's pass and cannot make the "
+            "first token come earlier"
+        )
         yield Sign("first token too early", words, rows[LINE].to_list())
 
 
 CHECKS: list[Callable[[pl.DataFrame], Iterator[Sign]]] = [
-    _share_taken_for_a_time, _same_perplexity, _never_reached, _few_samples, _no_baseline, _not_warmed_up, _earlier_than_possible,
-]  # fmt: skip
+    _share_taken_for_a_time,
+    _same_perplexity,
+    _never_reached,
+    _few_samples,
+    _no_baseline,
+    _not_warmed_up,
+    _earlier_than_possible,
+]
 
 
 def describe(path: str) -> list[str]:
     """Lines for a person; empty where a table shows no sign. Raises TableError."""
     return [
-        f"{sign.name}: {sign.words} ({'line' if len(sign.lines) == 1 else 'lines'} {', '.join(map(str, sign.lines))})"
+        f"{sign.name}: {sign.words} ({'line' if len(sign.lines) == 1 else 'lines'} "
+        f"{', '.join(map(str, sign.lines))})"
         for sign in signs(read_table(path))
     ]

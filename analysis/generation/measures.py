@@ -85,9 +85,18 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 TURNS = [
-    "model", "dataset", *VERSIONS, "device", "device_name", "dtype", "prompt_tokens", "new_tokens", "batch_size",
-    "timing_protocol", "run_id",
-]  # fmt: skip
+    "model",
+    "dataset",
+    *VERSIONS,
+    "device",
+    "device_name",
+    "dtype",
+    "prompt_tokens",
+    "new_tokens",
+    "batch_size",
+    "timing_protocol",
+    "run_id",
+]
 """What took turns, and so may stand in one picture."""
 
 KEPT = [*TURNS, "policy", "keep_ratio", "timing"]

@@ -15,10 +15,22 @@ from analysis.statistics.uncertainty import ALPHA
 from analysis.verdicts import IMPOSSIBLE
 
 MEASURES = [
-    "ttft_seconds", "prompt_prune_seconds", "tpot_seconds", "prune_step_seconds", "plain_step_seconds", "total_seconds",
-    "tokens_per_second", "prune_seconds", "memory_bandwidth", "kv_bytes_prompt", "kv_bytes_peak", "kv_bytes_final",
-    "kv_bytes_allocated_peak", "kv_bytes_allocated_final", "peak_memory_bytes",
-]  # fmt: skip
+    "ttft_seconds",
+    "prompt_prune_seconds",
+    "tpot_seconds",
+    "prune_step_seconds",
+    "plain_step_seconds",
+    "total_seconds",
+    "tokens_per_second",
+    "prune_seconds",
+    "memory_bandwidth",
+    "kv_bytes_prompt",
+    "kv_bytes_peak",
+    "kv_bytes_final",
+    "kv_bytes_allocated_peak",
+    "kv_bytes_allocated_final",
+    "peak_memory_bytes",
+]
 COMPARED = ["ttft_seconds", "tpot_seconds", "tokens_per_second"]
 """The measures of which a ratio to the dense twin is formed."""
 
@@ -189,11 +201,17 @@ def _fault(drift: float | None, rounds: int, low: float | None, high: float | No
     if drift is None:
         return "unstable timing: the dense cell has no time per token"
     if abs(drift - 1) > DRIFT:
-        return f"unstable timing: the dense cell's time per token changed by {100 * (drift - 1):+.0f} % from first to last round"
+        return (
+            f"unstable timing: the dense cell's time per token changed by {100 * (drift - 1):+.0f} % from "
+            "first to last round"
+        )
     if not rounds:
         return "unstable timing: the dense cell was not timed against itself"
     if low is None or high is None:
-        return f"unstable timing: {rounds} rounds are too few to hold the dense cell against itself, {FEWEST_ROUNDS} are needed"
+        return (
+            f"unstable timing: {rounds} rounds are too few to hold the dense cell against itself, "
+            f"{FEWEST_ROUNDS} are needed"
+        )
     if not low <= 1 <= high:
         return f"unstable timing: the dense cell differs from itself, {low:.3f} to {high:.3f}"
     return None

@@ -17,15 +17,25 @@ from analysis.generation.speed import KEYS
 from analysis.verdicts import IMPOSSIBLE
 
 ABOUT = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("measure", "measure"),
-    ("median", "value", ".4~r"), bounds("95 % interval", "low", "high"), ("unit", "unit"),
-    ("per cent of dense", "share", ".4~r"), bounds("95 % interval of it", "share_low", "share_high"), ("rounds", "n", ","),
+    ("policy", "policy"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("settings", "settings"),
+    ("measure", "measure"),
+    ("median", "value", ".4~r"),
+    bounds("95 % interval", "low", "high"),
+    ("unit", "unit"),
+    ("per cent of dense", "share", ".4~r"),
+    bounds("95 % interval of it", "share_low", "share_high"),
+    ("rounds", "n", ","),
     ("timing", "timing"),
-]  # fmt: skip
+]
 OF_ROUNDS = [
-    ("cell", "cell"), ("round", "repeat"), ("median, ms", "middle", ".4~r"),
-    bounds("10 % to 90 % of the tokens", "low", "high"), ("tokens", "n", ","),
-]  # fmt: skip
+    ("cell", "cell"),
+    ("round", "repeat"),
+    ("median, ms", "middle", ".4~r"),
+    bounds("10 % to 90 % of the tokens", "low", "high"),
+    ("tokens", "n", ","),
+]
 COMPARED_CELLS = 6
 """Cells in a chart that gives each cell marks of its own."""
 

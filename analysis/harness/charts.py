@@ -22,17 +22,37 @@ MOST_CHARTS = 60
 
 Z95 = 1.959963984540054
 ABOUT = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("value", "value", ".4~r"),
-    bounds("± 1.96 standard errors", "low", "high"), ("dense", "dense_value", ".4~r"), ("difference", "difference", "+.4~f"),
-    bounds("95 % interval, paired", "difference_low", "difference_high"), ("realised budget", "budget", ".1%"),
-    ("documents", "documents", ","), ("verdict", "verdict"),
-]  # fmt: skip
+    ("policy", "policy"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("settings", "settings"),
+    ("value", "value", ".4~r"),
+    bounds("± 1.96 standard errors", "low", "high"),
+    ("dense", "dense_value", ".4~r"),
+    ("difference", "difference", "+.4~f"),
+    bounds("95 % interval, paired", "difference_low", "difference_high"),
+    ("realised budget", "budget", ".1%"),
+    ("documents", "documents", ","),
+    ("verdict", "verdict"),
+]
 
 
 SHOWN = [
-    "policy", "keep_ratio", "settings", "value", "low", "high", "dense_value", "difference", "difference_low",
-    "difference_high", "budget", "documents", "verdict", "hollow", "end",
-]  # fmt: skip
+    "policy",
+    "keep_ratio",
+    "settings",
+    "value",
+    "low",
+    "high",
+    "dense_value",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "budget",
+    "documents",
+    "verdict",
+    "hollow",
+    "end",
+]
 """What a point holds."""
 
 

@@ -34,8 +34,8 @@ def task_findings(scores: pl.DataFrame) -> list[str]:
         metric = f"{labels.text(row['task_name'])}, {labels.text(row['metric'])}"
         cell = f"{labels.cell(row)}, prune_after {labels.text(row['prune_after'])}"
         found.append(
-            f"{place}: {shown.height:,} of {figures} are shown to be worse than dense (all at the 95 % level together); most: "
-            f"{metric} {change} ({cell})."
+            f"{place}: {shown.height:,} of {figures} are shown to be worse than dense (all at the 95 % level "
+            f"together); most: {metric} {change} ({cell})."
         )
     return found
 

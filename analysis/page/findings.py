@@ -47,14 +47,18 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
         else:
             words = f"lowest PPL ratio {_ratio(low)}; highest {_ratio(high)}"
             found.append(
-                f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells together."
+                f"{place}: of {len(ranked)} cells that pruned, {words}; both intervals hold for all cells "
+                "together."
             )
     return found
 
 
 def _ratio(row: labels.Row) -> str:
     bounds = labels.interval(row["wide_low"], row["wide_high"])
-    return f"{labels.figure(row['ratio'])} {bounds} at {labels.percent(row['budget'])} of the dense cache ({labels.cell(row)})"
+    return (
+        f"{labels.figure(row['ratio'])} {bounds} at {labels.percent(row['budget'])} of the dense cache "
+        f"({labels.cell(row)})"
+    )
 
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
@@ -85,7 +89,10 @@ def _changed_speed(row: labels.Row) -> str:
     bounds = labels.interval(row["tpot_low"], row["tpot_high"])
     silent = row["prune_step_seconds"] is None and row["prune_events"] > 0
     pruned = "; no step pruned, so that this is of a smaller cache alone" if silent else ""
-    return f"{row['tpot_words']}, ratio {bounds} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}{pruned})"
+    return (
+        f"{row['tpot_words']}, ratio {bounds} ({labels.cell(row)}, prune_after "
+        f"{labels.text(row['prune_after'])}{pruned})"
+    )
 
 
 def warnings(made: Tables, not_drawn: Mapping[str, int]) -> list[str]:
@@ -109,7 +116,10 @@ def _of_coverage(covered: pl.DataFrame) -> list[str]:
 
 def _impossible(excluded: pl.DataFrame) -> list[str]:
     cells = excluded.filter(pl.col("verdict") == IMPOSSIBLE).select("task", "cells").iter_rows()
-    words = "A figure that cannot be, or one of the dense twin, hence in no chart and no finding (the table's note names it)"
+    words = (
+        "A figure that cannot be, or one of the dense twin, hence in no chart and no finding (the table's "
+        "note names it)"
+    )
     return [f"{words}: {_cells(count)} of {task}." for task, count in cells]
 
 
@@ -122,8 +132,8 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
         (paired == 1, "Compared on one window: a ratio without an interval"),
         (
             pl.col("n_units").is_between(2, FEW_WINDOWS - 1),
-            f"Compared on fewer than {FEW_WINDOWS} windows or documents (n < {FEW_WINDOWS}): whether so few hold what an "
-            "interval says was not measured",
+            f"Compared on fewer than {FEW_WINDOWS} windows or documents (n < {FEW_WINDOWS}): "
+            "whether so few hold what an interval says was not measured",
         ),
         (
             paired.is_between(1, pl.col("n_windows") - 1),
@@ -132,8 +142,8 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
         (pl.col("dtype").is_in(SIXTEEN_BITS), _of_rounding(compared)),
         (
             (pl.col("skip_layers").n_unique() > 1).over("cell_id"),
-            "One cell skipped other layers on other machines, where its rule (auto:k) chose them by another text or rounding; "
-            "its rows are kept apart",
+            "One cell skipped other layers on other machines, where its rule (auto:k) "
+            "chose them by another text or rounding; its rows are kept apart",
         ),
         (
             pl.col("position_mode") == "cache_length",
@@ -153,7 +163,10 @@ def _of_rounding(compared: pl.DataFrame) -> str:
         return f"{words}: figures move by rounding with what shares a pass, by how much was not recorded"
     moved = f"{labels.percent(ppl)} of PPL and {labels.figure(nats)} nats a token on average"
     measured = "measured for knorm on the first windows, where pruned"
-    return f"{words}: rounding alone moves figures by up to {moved} ({measured}); do not rely on smaller differences"
+    return (
+        f"{words}: rounding alone moves figures by up to {moved} ({measured}); "
+        "do not rely on smaller differences"
+    )
 
 
 def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
@@ -195,7 +208,8 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
 def _of_speed(speeds: pl.DataFrame) -> list[str]:
     wrong = speeds.filter(pl.col("timing") == "WRONG_ON_PURPOSE").height
     found = [
-        f"Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: {_cells(wrong)}."
+        "Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: "
+        f"{_cells(wrong)}."
     ]
     found = found if wrong else []
     for (fault,), group in speeds.filter(pl.col("timing") == "UNSTABLE_TIMING").group_by(
@@ -209,7 +223,8 @@ def _of_speed(speeds: pl.DataFrame) -> list[str]:
         return found
     return [
         *found,
-        f"First token much earlier than dense, a measuring error, because pruning starts after it: {_cells(early)}.",
+        "First token much earlier than dense, a measuring error, because pruning starts after it: "
+        f"{_cells(early)}.",
     ]
 
 

@@ -50,11 +50,17 @@ def meaning(values: list[float]) -> str:
     ``CLEAR`` of 0."""
     together, apart = (sum(sign * value >= CLEAR for value in values) for sign in (1, -1))
     neither = len(values) - together - apart
-    many = f"Of {len(values)} layers key norm and attention go together in {together}, and in {apart} low norms get more attention"
+    many = (
+        f"Of {len(values)} layers key norm and attention go together in {together}, "
+        f"and in {apart} low norms get more attention"
+    )
     rest = f"; in {neither} neither is clear (below {CLEAR:g} either way)" if neither else ""
     if not together:
         return f"{many}, as knorm presupposes{rest}."
     worst = max(range(len(values)), key=lambda layer: values[layer])
-    turned = f"Where they do, most in layer {worst}, knorm drops first what is attended to most, and knorm_high keeps it"
+    turned = (
+        f"Where they do, most in layer {worst}, knorm drops first what is attended to most, "
+        "and knorm_high keeps it"
+    )
     whole = " In this model knorm is turned round by construction." if together == len(values) else ""
     return f"{many}, as knorm presupposes{rest}. {turned}.{whole}"

@@ -61,11 +61,20 @@ class Contents:
 
 
 LAYOUT = {
-    "recommended": layout.RECOMMENDED, "front": layout.FRONT, "coverage": layout.COVERAGE, "excluded": layout.EXCLUDED,
-    "shapes": layout.SHAPES, "by-ratio": layout.BY_RATIO, "cells": layout.PERPLEXITY, "checks": layout.CHECKS,
-    "generation": layout.GENERATION, "texts": layout.TEXTS, "retrieval": layout.RETRIEVAL, "tasks": layout.TASKS,
+    "recommended": layout.RECOMMENDED,
+    "front": layout.FRONT,
+    "coverage": layout.COVERAGE,
+    "excluded": layout.EXCLUDED,
+    "shapes": layout.SHAPES,
+    "by-ratio": layout.BY_RATIO,
+    "cells": layout.PERPLEXITY,
+    "checks": layout.CHECKS,
+    "generation": layout.GENERATION,
+    "texts": layout.TEXTS,
+    "retrieval": layout.RETRIEVAL,
+    "tasks": layout.TASKS,
     "failures": layout.FAILURES,
-}  # fmt: skip
+}
 
 
 def contents(results: Results, tolerance: float, *, with_audit: bool = False) -> Contents:

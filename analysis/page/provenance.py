@@ -47,7 +47,10 @@ def _model(model: dict[str, Any]) -> str:
     bos = model.get("bos")
     begins = f"texts begin {'with' if bos else 'without'} BOS" if isinstance(bos, bool) else f"BOS {MISSING}"
     stored = f", converted from {model['quantization']}" if model.get("quantization") else ""
-    return f"{model.get('name')} (revision {model.get('revision')}, {model.get('layers')} layers, {begins}{stored})"
+    return (
+        f"{model.get('name')} (revision {model.get('revision')}, {model.get('layers')} layers, "
+        f"{begins}{stored})"
+    )
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

@@ -33,18 +33,29 @@ SIDE_BY_SIDE = 4
 """Values of keep_ratio at which policies are set side by side."""
 
 ABOUT = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("prune_after", "after"), ("settings", "variant"),
-    ("PPL", "ppl", ".4~r"), ("PPL ratio to dense", "ratio", ".4~r"), bounds("95 % interval", "ratio_low", "ratio_high"),
-    ("PPL ratio where pruned", "pruned_ratio", ".4~r"), bounds("95 % interval of it", "pruned_low", "pruned_high"),
-    ("realised budget", "budget", ".1%"), ("recent retained", "recent_retained", ".1%"), ("windows", "windows", ","),
+    ("policy", "policy"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("prune_after", "after"),
+    ("settings", "variant"),
+    ("PPL", "ppl", ".4~r"),
+    ("PPL ratio to dense", "ratio", ".4~r"),
+    bounds("95 % interval", "ratio_low", "ratio_high"),
+    ("PPL ratio where pruned", "pruned_ratio", ".4~r"),
+    bounds("95 % interval of it", "pruned_low", "pruned_high"),
+    ("realised budget", "budget", ".1%"),
+    ("recent retained", "recent_retained", ".1%"),
+    ("windows", "windows", ","),
     ("verdict", "verdict"),
-]  # fmt: skip
+]
 """What a point tells: value, interval, n and the cell's settings."""
 
 OF_BYTES = [
-    ("settings", "settings"), ("keep_ratio", "keep_ratio", ".3~f"), ("mean, MiB", "kv_mean", ".4~r"),
-    ("peak, MiB", "kv_peak", ".4~r"), ("realised budget", "budget", ".1%"),
-]  # fmt: skip
+    ("settings", "settings"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("mean, MiB", "kv_mean", ".4~r"),
+    ("peak, MiB", "kv_peak", ".4~r"),
+    ("realised budget", "budget", ".1%"),
+]
 
 
 def u_curves(

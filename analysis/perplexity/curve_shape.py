@@ -19,9 +19,13 @@ KEYS = [*SCORED, *CURVE]
 
 FEWEST = 3
 SCHEMA = {
-    "cell_id": pl.String, "minimum_at": pl.Float64, "minimum_low": pl.Float64, "minimum_high": pl.Float64, "phases": pl.String,
+    "cell_id": pl.String,
+    "minimum_at": pl.Float64,
+    "minimum_low": pl.Float64,
+    "minimum_high": pl.Float64,
+    "phases": pl.String,
     "cells": pl.Int64,
-}  # fmt: skip
+}
 
 
 def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:

@@ -13,9 +13,12 @@ from analysis.perplexity.cell_charts import ABOUT
 DIVERGENCE = Axis("kl", "KL from dense, nats per token", log_span=20, also=("kl_low", "kl_high"))
 
 OF_KL = [
-    *ABOUT[:4], ("KL, nats per token", "kl", ".4~r"), bounds("95 % interval of it", "kl_low", "kl_high"),
-    ("same first choice as dense", "agreement", ".1%"), *ABOUT[4:],
-]  # fmt: skip
+    *ABOUT[:4],
+    ("KL, nats per token", "kl", ".4~r"),
+    bounds("95 % interval of it", "kl_low", "kl_high"),
+    ("same first choice as dense", "agreement", ".1%"),
+    *ABOUT[4:],
+]
 
 
 def kl_curves(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:

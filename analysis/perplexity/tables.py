@@ -17,9 +17,15 @@ NAMED = [*POOL, *CELL, "window", "stride", "seeds", "n_windows", "n_paired", "im
 _LAYERS = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null("")
 
 ORDER = [
-    "model", "dataset", *VERSIONS, "prune_after", "policy", _LAYERS, *[name for name in VARIANT if name != "skip_layers"],
+    "model",
+    "dataset",
+    *VERSIONS,
+    "prune_after",
+    "policy",
+    _LAYERS,
+    *[name for name in VARIANT if name != "skip_layers"],
     "keep_ratio",
-]  # fmt: skip
+]
 
 
 def summary(measured: pl.DataFrame) -> pl.DataFrame:

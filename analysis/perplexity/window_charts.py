@@ -44,13 +44,20 @@ SAW_CELLS = 16
 """Cells of a group that can be chosen for the saw-tooth."""
 
 OF_POSITION = [
-    ("policy", "policy"), ("keep_ratio", "kept"), ("tokens", "stretch"), ("NLL minus dense", "difference", ".3~f"),
-    bounds("95 % interval", "low", "high"), ("windows", "windows", ","),
-]  # fmt: skip
+    ("policy", "policy"),
+    ("keep_ratio", "kept"),
+    ("tokens", "stretch"),
+    ("NLL minus dense", "difference", ".3~f"),
+    bounds("95 % interval", "low", "high"),
+    ("windows", "windows", ","),
+]
 OF_TEETH = [
-    ("cell", "cell"), ("tokens seen", "token", ","), ("entries held", "held", ","), ("prunes", "events", ","),
+    ("cell", "cell"),
+    ("tokens seen", "token", ","),
+    ("entries held", "held", ","),
+    ("prunes", "events", ","),
     ("of the last 8 positions", "retained"),
-]  # fmt: skip
+]
 
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:

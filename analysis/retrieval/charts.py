@@ -57,21 +57,36 @@ RETAINED = {
 """What was held of the answers, as points name it."""
 
 FIGURES = [
-    ("accuracy", "accuracy", ".1%"), bounds("95 % interval (Wilson)", "accuracy_low", "accuracy_high"),
-    ("dense accuracy", "dense_accuracy", ".1%"), ("answer still held, by attention", "retained", ".1%"),
-    ("in the reading head that holds least", "retained_least", ".1%"), ("in all heads alike", "retained_alike", ".1%"),
-    ("realised budget", "budget", ".1%"), ("questions", "questions", ","),
-]  # fmt: skip
+    ("accuracy", "accuracy", ".1%"),
+    bounds("95 % interval (Wilson)", "accuracy_low", "accuracy_high"),
+    ("dense accuracy", "dense_accuracy", ".1%"),
+    ("answer still held, by attention", "retained", ".1%"),
+    ("in the reading head that holds least", "retained_least", ".1%"),
+    ("in all heads alike", "retained_alike", ".1%"),
+    ("realised budget", "budget", ".1%"),
+    ("questions", "questions", ","),
+]
 _CELL = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
-]  # fmt: skip
+    ("policy", "policy"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("settings", "settings"),
+    ("context tokens", "length"),
+]
 ABOUT = [*_CELL, *FIGURES, ("verdict", "verdict")]
 OF_DEPTH = [
-    ("cell", "series"), ("keep_ratio", "kept"), ("context tokens", "length"), ("depth", "depth", ".1%"), *FIGURES,
-]  # fmt: skip
+    ("cell", "series"),
+    ("keep_ratio", "kept"),
+    ("context tokens", "length"),
+    ("depth", "depth", ".1%"),
+    *FIGURES,
+]
 OF_OUTCOME = [
-    *_CELL, ("what became of them", "outcome"), ("answers", "count", ","), ("of", "questions", ","), *FIGURES[3:7],
-]  # fmt: skip
+    *_CELL,
+    ("what became of them", "outcome"),
+    ("answers", "count", ","),
+    ("of", "questions", ","),
+    *FIGURES[3:7],
+]
 
 
 def settings() -> pl.Expr:

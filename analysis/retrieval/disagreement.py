@@ -22,10 +22,16 @@ CLOSE, LOST = 0.02, 0.10
 lost."""
 
 ABOUT = [
-    ("policy", "policy"), ("keep_ratio", "keep_ratio", ".3~f"), ("settings", "settings"), ("context tokens", "length"),
-    ("PPL ratio where pruned", "ratio", ".4~r"), bounds("95 % interval of it", "ratio_low", "ratio_high"),
-    ("budget of perplexity", "scored_budget", ".1%"), ("accuracy minus dense, points", "points", "+.1f"), *FIGURES,
-]  # fmt: skip
+    ("policy", "policy"),
+    ("keep_ratio", "keep_ratio", ".3~f"),
+    ("settings", "settings"),
+    ("context tokens", "length"),
+    ("PPL ratio where pruned", "ratio", ".4~r"),
+    bounds("95 % interval of it", "ratio_low", "ratio_high"),
+    ("budget of perplexity", "scored_budget", ".1%"),
+    ("accuracy minus dense, points", "points", "+.1f"),
+    *FIGURES,
+]
 
 
 def beside(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
@@ -147,15 +153,22 @@ def in_words(both: pl.DataFrame) -> list[str]:
             found.append(f"{place}: {words}; most: {_pair(harsh)}.")
         if not blind.height and not harsh.height:
             found.append(
-                f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of figures."
+                f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of "
+                "figures."
             )
     return found
 
 
 def _pair(ranked: pl.DataFrame) -> str:
     row = ranked.row(0, named=True)
-    ratio = f"PPL ratio where pruned {labels.figure(row['ratio'])} {labels.interval(row['wide_low'], row['wide_high'])}"
+    ratio = (
+        f"PPL ratio where pruned {labels.figure(row['ratio'])} "
+        f"{labels.interval(row['wide_low'], row['wide_high'])}"
+    )
     right = f"{labels.percent(row['accuracy'])} right against dense {labels.percent(row['dense_accuracy'])}"
     asked = f"{labels.questions(row)}, {row['context_tokens']} tokens"
     held = f"held {labels.percent(row['scored_budget'])} and {labels.percent(row['budget'])} of the cache"
-    return f"{ratio}, {right} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}; {asked}; {held})"
+    return (
+        f"{ratio}, {right} ({labels.cell(row)}, prune_after {labels.text(row['prune_after'])}; {asked}; "
+        f"{held})"
+    )

@@ -26,9 +26,17 @@ POWER = 0.8
 CELLS_AT_ONCE = 500
 
 FIGURES = (
-    "ratio_low", "ratio_high", "pruned_ratio", "pruned_low", "pruned_high", "log_error", "pruned_error", "pruned_units",
-    "p_value", "detectable",
-)  # fmt: skip
+    "ratio_low",
+    "ratio_high",
+    "pruned_ratio",
+    "pruned_low",
+    "pruned_high",
+    "log_error",
+    "pruned_error",
+    "pruned_units",
+    "p_value",
+    "detectable",
+)
 
 
 def bounds(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:

@@ -55,14 +55,22 @@ class _Figures:
 
 TASKS = {
     "perplexity": _Figures(lambda made: made.cells, layout.PERPLEXITY, ["dense_ppl", "n_paired", "p_value"]),
-    "generation": _Figures(lambda made: made.generation, layout.GENERATION, [
-        *[f"{measure}_{end}" for measure in COMPARED for end in ("low", "high")],
-        *[f"{short(measure)}_{figure}" for measure in COMPARED for figure in ("ratio", "low", "high", "rounds")],
-        *TEXT,
-    ]),
+    "generation": _Figures(
+        lambda made: made.generation,
+        layout.GENERATION,
+        [
+            *[f"{measure}_{end}" for measure in COMPARED for end in ("low", "high")],
+            *[
+                f"{short(measure)}_{figure}"
+                for measure in COMPARED
+                for figure in ("ratio", "low", "high", "rounds")
+            ],
+            *TEXT,
+        ],
+    ),
     "retrieval": _Figures(lambda made: made.retrieval, layout.RETRIEVAL),
     "tasks": _Figures(lambda made: made.harness, layout.TASKS, ["dense_stderr"]),
-}  # fmt: skip
+}
 
 PLACES: dict[str, Callable[[Row], str]] = {
     "perplexity": lambda row: "perplexity",

@@ -149,7 +149,8 @@ class MlflowStore:
         scheme = self._store.split(":", 1)[0] if ":/" in self._store else ""
         if scheme not in ("", "sqlite"):
             raise TrackingError(
-                f"--store {store}: give a directory or sqlite:///FILE; only stores on this machine are written"
+                f"--store {store}: give a directory or sqlite:///FILE; only stores on this machine are "
+                "written"
             )
         if scheme == "sqlite" and not all(
             importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic")

@@ -34,15 +34,19 @@ def faults(task: RetrievalTask, facts: ModelFacts, bos: int | None) -> Iterator[
     for kind, digits in itertools.product(task.kinds, task.digits):
         fault = unspeakable(tokens, kind, digits)
         if fault:
-            yield f"retrieval: {facts.name} cannot be asked {kind} questions of {digits} digits: its tokenizer {fault}"
+            yield (
+                f"retrieval: {facts.name} cannot be asked {kind} questions of {digits} digits: "
+                f"its tokenizer {fault}"
+            )
             continue
         for distractors in task.distractors:
             least = least_context(tokens.inside, kind, digits, distractors, start)
             for length in task.context_tokens:
                 if length < least:
                     yield (
-                        f"retrieval.context_tokens: {length} is too short for a {kind} of {digits} digits and {distractors} "
-                        f"distractors under the tokenizer of {facts.name}; at least {least}"
+                        f"retrieval.context_tokens: {length} is too short for a {kind} of {digits} digits "
+                        f"and {distractors} distractors under the tokenizer of {facts.name}; "
+                        f"at least {least}"
                     )
 
 

@@ -51,7 +51,8 @@ def check_units(count: int, texts: str, fewer: str) -> None:
     if count > MAX_UNITS:
         raise SweepError(
             [
-                f"the sweep makes {count:,} units of work ({texts} among them), and {MAX_UNITS:,} is the most; "
-                f"lower {fewer}, leave values of axes out, or make several sweeps of it"
+                f"the sweep makes {count:,} units of work ({texts} among them), "
+                f"and {MAX_UNITS:,} is the most; lower {fewer}, leave values of axes out, "
+                "or make several sweeps of it"
             ]
         )

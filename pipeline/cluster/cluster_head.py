@@ -48,7 +48,8 @@ class HeadWatch:
         except OSError:
             if time.monotonic() - self._answered > GONE_SECONDS:
                 raise ClusterLostError(
-                    f"Ray's head has not answered for {GONE_SECONDS:.0f} s: it was ended or its machine is gone"
+                    f"Ray's head has not answered for {GONE_SECONDS:.0f} s: "
+                    "it was ended or its machine is gone"
                 ) from None
             return False
         self._answered = time.monotonic()

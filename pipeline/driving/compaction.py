@@ -72,7 +72,8 @@ def _table(store: RunStore, task: str, contents: dict[str, bytes]) -> pl.DataFra
             ((name, words) for name, words in found if words), (task, str(error).splitlines()[0])
         )
         raise RunUnreadableError(
-            f"{store.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does its cells again"
+            f"{store.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does "
+            "its cells again"
         ) from error
 
 

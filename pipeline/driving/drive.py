@@ -73,7 +73,10 @@ def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
     }
     if result.code == code_digest() or refused:  # a worker that refused says what lies where
         return result
-    told = f"its worker ran other code ({result.code[:8] or 'an older version'}) than its driver ({code_digest()[:8]})"
+    told = (
+        f"its worker ran other code ({result.code[:8] or 'an older version'}) "
+        f"than its driver ({code_digest()[:8]})"
+    )
     return gave_up(
         unit.cells,
         Fault("OtherCodeError", f"{told}; install the driver's version on every node", node=result.node),

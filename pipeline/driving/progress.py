@@ -130,8 +130,8 @@ class Progress:
         self.last_line, self._unsaid = time.monotonic(), None
         now = datetime.datetime.now().strftime("%H:%M:%S")
         state = (
-            f"{self._time_left.share():.0%} of the work, {self.done}/{self.cells} cells done, {self.failed} failed, "
-            f"{self.running} units running, {self.queued} waiting"
+            f"{self._time_left.share():.0%} of the work, {self.done}/{self.cells} cells done, "
+            f"{self.failed} failed, {self.running} units running, {self.queued} waiting"
         )
         waits = "".join(f"; {phrase}" for phrase in self.waiting)
         print(f"{now} {what} | {state}, about {self.left()} left{waits}", file=self._stream, flush=True)

@@ -169,7 +169,8 @@ def _announce(session: Session) -> None:
     before = len(session.failed_before)
     left = f", {before} failed before and are left" if before else ""
     print(
-        f"{len(session.plan.grid.cells)} cells, {todo} to do in {len(session.pending)} units{left} -> {session.store.directory}",
+        f"{len(session.plan.grid.cells)} cells, {todo} to do in {len(session.pending)} units{left} -> "
+        f"{session.store.directory}",
         file=sys.stderr,
     )
 

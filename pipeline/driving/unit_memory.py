@@ -18,6 +18,7 @@ def beyond_plan(task: str, model: str, need: Need, peak_bytes: int | None) -> st
     if peak_bytes is None or peak_bytes <= planned:
         return None
     return (
-        f"{task} of {model} took {peak_bytes / GIB:.3g} GiB where {planned / GIB:.3g} were planned: workers beside it may find "
-        "too little memory; with more --threads there are fewer workers, which leaves more to each"
+        f"{task} of {model} took {peak_bytes / GIB:.3g} GiB where {planned / GIB:.3g} were planned: "
+        "workers beside it may find too little memory; with more --threads there are fewer workers, "
+        "which leaves more to each"
     )

@@ -189,7 +189,10 @@ def _reason_to_drop(cell: Cell, task: Task, layers: int, excluded: Exclusions) -
     if (why := task.why_no_cell(cell)) is not None:
         return why
     if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
-        return "streaming_rolled gives its keys positions of their own, which position_mode cache_length contradicts"
+        return (
+            "streaming_rolled gives its keys positions of their own, which position_mode cache_length "
+            "contradicts"
+        )
     if (protected := cell.protect_sink + cell.protect_recent) and protected > _first_kept(cell, task):
         return "protect_sink + protect_recent exceed the entries kept at the first prune"
     return None

@@ -99,7 +99,8 @@ def _notes(plan: Plan) -> list[str]:
     notes = list(plan.resolved.notes)
     if plan.never_prune:
         notes.append(
-            f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; their figures are the dense ones"
+            f"{len(plan.never_prune)} cells can never prune: prune_after is not reached; "
+            "their figures are the dense ones"
         )
     notes += _without_cells(plan.spec)
     asked = [
@@ -111,8 +112,8 @@ def _notes(plan: Plan) -> list[str]:
     rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
     if rounded:
         notes.append(
-            f"{', '.join(rounded)}: only float32 is exact; figures move by rounding with what shares a pass, and the run says by "
-            "how much on its own text"
+            f"{', '.join(rounded)}: only float32 is exact; figures move by rounding with what shares a pass, "
+            "and the run says by how much on its own text"
         )
     contexts = {name: facts.context or math.inf for name, facts in plan.resolved.models.items()}
     beyond = Counter(
@@ -128,7 +129,8 @@ def _notes(plan: Plan) -> list[str]:
         notes += _bos_notes(plan, name)
         if beyond[name]:
             notes.append(
-                f"{beyond[name]} cells read more than the {facts.context} tokens that {name} was trained on; they are marked"
+                f"{beyond[name]} cells read more than the {facts.context} tokens that {name} was trained on; "
+                "they are marked"
             )
     for task, cells in asked:
         notes += task.text_notes(plan.resolved, cells)
@@ -141,8 +143,8 @@ def _notes(plan: Plan) -> list[str]:
                 plan.spec.special_tokens_in_text
             ]
             notes.append(
-                f"{dataset} spells {_counted(tokens.special_spelled, 'special token')} of {model}; read as {read} "
-                f"(special_tokens_in_text: {plan.spec.special_tokens_in_text})"
+                f"{dataset} spells {_counted(tokens.special_spelled, 'special token')} of {model}; "
+                f"read as {read} (special_tokens_in_text: {plan.spec.special_tokens_in_text})"
             )
     return list(dict.fromkeys(notes))
 
@@ -157,11 +159,13 @@ def _without_cells(spec: SweepSpec) -> list[str]:
             lacking = [value for value in chosen if value not in values and value != "dense"]
             if not chosen:
                 notes.append(
-                    f"{block} has dense cells alone: its {axis} are an empty list; leave it out for all of the sweep's"
+                    f"{block} has dense cells alone: its {axis} are an empty list; "
+                    "leave it out for all of the sweep's"
                 )
             elif lacking and len(lacking) < len(chosen):
                 notes.append(
-                    f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: no cell has them"
+                    f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: "
+                    "no cell has them"
                 )
             elif lacking:
                 notes.append(

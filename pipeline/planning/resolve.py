@@ -174,8 +174,8 @@ def check_cuda_here(spec: SweepSpec) -> None:
     why = cuda(by_name=True).why_not or "no GPU is found"
     raise SweepError(
         [
-            f"devices: cuda cannot be used on this machine ({why}); take it out of the list, repair the installation, or join a "
-            "cluster that has GPUs with --address"
+            f"devices: cuda cannot be used on this machine ({why}); take it out of the list, "
+            "repair the installation, or join a cluster that has GPUs with --address"
         ]
     )
 
@@ -201,14 +201,15 @@ def _rolled_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     if "streaming_rolled" not in spec.policies:
         return []
     faults = [
-        f"policies: streaming_rolled turns keys at every prune, and in {dtype} the rounding adds up; it takes float32 alone"
+        f"policies: streaming_rolled turns keys at every prune, and in {dtype} the rounding adds up; "
+        "it takes float32 alone"
         for dtype in spec.dtypes
         if dtype != "float32"
     ]
     if facts.architecture not in PLAIN_ROTARY:
         faults.append(
-            f"policies: streaming_rolled turns stored keys, and whether {facts.name} ({facts.architecture}) turns its own in the "
-            f"plain way is not known; it knows {', '.join(PLAIN_ROTARY)}"
+            f"policies: streaming_rolled turns stored keys, and whether {facts.name} ({facts.architecture}) "
+            f"turns its own in the plain way is not known; it knows {', '.join(PLAIN_ROTARY)}"
         )
     return faults
 
@@ -246,8 +247,8 @@ def _vocabulary_faults(facts: ModelFacts, dataset: str, tokens: Tokens, bos: int
     if facts.vocabulary is None or largest < facts.vocabulary:
         return []
     return [
-        f"models: model {facts.name!r}: its tokenizer.json makes the token {largest} of {dataset!r}, and its config.json has "
-        f"vocab_size {facts.vocabulary}; they are not of one model"
+        f"models: model {facts.name!r}: its tokenizer.json makes the token {largest} of {dataset!r}, "
+        f"and its config.json has vocab_size {facts.vocabulary}; they are not of one model"
     ]
 
 

@@ -110,7 +110,10 @@ def _measured(facts: ModelFacts, dtype: str, device: str) -> Pace | None:
     The process stands where this one does, because a model may be named by a relative path, and imports
     nothing from there.
     """
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workers.loaded.measure_pace import main; main(*sys.argv[1:])"
+    start = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from workers.loaded.measure_pace import main; "
+        "main(*sys.argv[1:])"
+    )
     command = [sys.executable, "-P", "-c", start, facts.name, facts.commit or "", dtype, device, "1"]
     try:
         subprocess.run(

@@ -17,8 +17,9 @@ PROBE = "probe-"
 """How names begin that are put for this alone."""
 
 ADVICE = (
-    "so two drivers could work on one run without knowing of each other; give a local directory and copy it afterwards, or a "
-    "store with conditional writes (If-None-Match: *), such as Amazon S3, Google Cloud Storage, Azure, or a newer MinIO or Ceph"
+    "so two drivers could work on one run without knowing of each other; "
+    "give a local directory and copy it afterwards, or a store with conditional writes (If-None-Match: *), "
+    "such as Amazon S3, Google Cloud Storage, Azure, or a newer MinIO or Ceph"
 )
 
 

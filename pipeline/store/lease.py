@@ -173,8 +173,9 @@ class Lease:
             if self._lives(found):
                 raise SweepError(
                     [
-                        f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); wait for it, end it, or "
-                        f"give another --out. A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
+                        f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); "
+                        "wait for it, end it, or give another --out. A driver that is dead is replaced "
+                        f"{STALE_SECONDS:.0f} s after it was last heard of"
                     ]
                 )
             if self._take_over(found):
@@ -184,7 +185,8 @@ class Lease:
             time.sleep(0.2)
         raise SweepError(
             [
-                f"{self._store.directory}: another driver is taking over this sweep now; look with `kvsweep status`"
+                f"{self._store.directory}: another driver is taking over this sweep now; "
+                "look with `kvsweep status`"
             ]
         )
 
@@ -266,7 +268,10 @@ def describe_driver(store: RunStore) -> str:
         return f"running ({holder})"
     who = str(holder) if holder else f"{NAME} is unreadable"
     if alive is None and holder and (holder.silence() or 0) <= STALE_SECONDS:
-        return f"perhaps running ({who}): the same command watches it for {WATCH_SECONDS:.0f} s and goes on if it is dead"
+        return (
+            f"perhaps running ({who}): the same command watches it for {WATCH_SECONDS:.0f} s and goes on if "
+            "it is dead"
+        )
     return f"not running; its driver left no end ({who}): the same command goes on"
 
 

@@ -98,13 +98,15 @@ def _url(text: str) -> str:
         raise PlaceError(f"{text}: names no bucket; write {parts.scheme}://BUCKET/NAME")
     if "@" in parts.netloc:
         raise PlaceError(
-            f"{parts.scheme}://...: holds a user or a password; take it out of the name, and use the environment"
+            f"{parts.scheme}://...: holds a user or a password; take it out of the name, "
+            "and use the environment"
         )
     if parts.query or parts.fragment:
         raise PlaceError(f"{text}: holds ? or #, which are no letters of a name in a URL; give a plain name")
     steps = parts.path.rstrip("/").split("/")[1:]
     if any(step in ("", ".", "..") for step in steps):
         raise PlaceError(
-            f"{text}: holds an empty step, '.' or '..', which mean nothing in an object store; write the whole name"
+            f"{text}: holds an empty step, '.' or '..', which mean nothing in an object store; "
+            "write the whole name"
         )
     return text.rstrip("/")

@@ -66,7 +66,8 @@ def required_run(store: RunStore) -> dict[str, Any]:
     run = read_run(store)
     if run is None:
         raise RunUnreadableError(
-            f"{store.directory}: holds no {NAME}, so it is no kvsweep run directory; give one that `kvsweep run --out` wrote"
+            f"{store.directory}: holds no {NAME}, so it is no kvsweep run directory; "
+            "give one that `kvsweep run --out` wrote"
         )
     return run
 
@@ -99,8 +100,8 @@ def parsed(content: bytes, place: str) -> dict[str, Any]:
     for key, known in (("schema_version", SCHEMA_VERSION), ("protocol_version", PROTOCOL_VERSION)):
         if run[key] > known:
             raise RunUnreadableError(
-                f"{place}: was written by a newer kvsweep ({run.get('kvsweep_version')}; {key} {run[key]}, this one knows up to "
-                f"{known}); use that version, which nothing here was changed for"
+                f"{place}: was written by a newer kvsweep ({run.get('kvsweep_version')}; {key} {run[key]}, "
+                f"this one knows up to {known}); use that version, which nothing here was changed for"
             )
     return run
 

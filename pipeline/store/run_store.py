@@ -217,7 +217,8 @@ class RunStore:
             self.put(whole, content, overwrite=True)
         if self.get(whole) != content:
             raise StoreError(
-                f"{self.directory}/{whole}: was stored, and is not there or has other content; the store is at fault"
+                f"{self.directory}/{whole}: was stored, and is not there or has other content; "
+                "the store is at fault"
             )
         return whole
 
@@ -226,7 +227,8 @@ class RunStore:
         fault."""
         for name, words in self._part_faults(task).items():
             raise RunUnreadableError(
-                f"{self.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does its cells again"
+                f"{self.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does "
+                "its cells again"
             )
 
     def set_aside_unreadable(self, task: str, *, thorough: bool = False) -> dict[str, str]:

@@ -261,6 +261,7 @@ def to_arrow(task: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
     for row in rows:
         if row.keys() != wanted.keys():
             raise ValueError(
-                f"{task} row: missing {sorted(wanted.keys() - row.keys())}, unknown {sorted(row.keys() - wanted.keys())}"
+                f"{task} row: missing {sorted(wanted.keys() - row.keys())}, "
+                f"unknown {sorted(row.keys() - wanted.keys())}"
             )
     return pl.DataFrame(rows, schema=wanted, orient="row").to_arrow()

@@ -13,9 +13,12 @@ from pipeline.store.store_errors import StoreError
 
 VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION"
 OWN = (
-    "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
-)  # fmt: skip
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
 """Variables by which obstore and polars find credentials themselves. They go before a profile, as in every
 tool of AWS."""
 
@@ -72,8 +75,8 @@ def _from_profile(url: str, told: str) -> Access:
         import boto3
     except ImportError:
         raise StoreError(
-            f"{url}: {told}, and boto3, which reads it, is not installed; pip install 'kvsweep[aws]', or set {VARIABLES} "
-            "(`aws configure export-credentials --format env` prints them)"
+            f"{url}: {told}, and boto3, which reads it, is not installed; pip install 'kvsweep[aws]', "
+            f"or set {VARIABLES} (`aws configure export-credentials --format env` prints them)"
         ) from None
 
     try:
@@ -86,7 +89,8 @@ def _from_profile(url: str, told: str) -> Access:
         raise
     except Exception as error:  # what botocore raises has no type in common
         raise StoreError(
-            f"{url}: {told}, and gives no credentials ({' '.join(str(error).split())[:160]}); correct it, or set {VARIABLES}"
+            f"{url}: {told}, and gives no credentials ({' '.join(str(error).split())[:160]}); correct it, "
+            f"or set {VARIABLES}"
         ) from error
 
     def for_obstore() -> dict[str, Any]:

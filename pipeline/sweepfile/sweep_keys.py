@@ -73,10 +73,15 @@ SkipLayers = Annotated[list[int] | str, WrapValidator(_rule_or_layers)]
 """Layers, or ``auto:k``: the k layers in which the model's key norm and attention go together most."""
 
 FIELDS = {
-    "policies": "policy", "keep_ratios": "keep_ratio", "prune_after": "prune_after", "skip_layers": "skip_layers",
-    "protect_recent": "protect_recent", "protect_sink": "protect_sink", "schedules": "schedule",
+    "policies": "policy",
+    "keep_ratios": "keep_ratio",
+    "prune_after": "prune_after",
+    "skip_layers": "skip_layers",
+    "protect_recent": "protect_recent",
+    "protect_sink": "protect_sink",
+    "schedules": "schedule",
     "position_modes": "position_mode",
-}  # fmt: skip
+}
 """Axis of a sweep file -> the field of a cell that holds its value."""
 
 AXES = {name: axis for axis, name in FIELDS.items()}
@@ -291,7 +296,12 @@ class SweepSpec(_Strict):
 
 
 BLOCKS: dict[str, type[BaseModel]] = {
-    "models": ModelRef, "datasets": DatasetRef, "exclude": Exclusion, "perplexity": PerplexityTask,
-    "generation": GenerationTask, "retrieval": RetrievalTask, "lm_eval": HarnessTask,
-}  # fmt: skip
+    "models": ModelRef,
+    "datasets": DatasetRef,
+    "exclude": Exclusion,
+    "perplexity": PerplexityTask,
+    "generation": GenerationTask,
+    "retrieval": RetrievalTask,
+    "lm_eval": HarnessTask,
+}
 """The keys whose values have keys of their own, or are lists of such."""

@@ -94,7 +94,10 @@ def read_yaml(text: str) -> Node:
         place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         raise YamlError(f"not valid YAML: {_one_line(error.problem or error.context)}", *place) from None
     except ReaderError as error:
-        told = f"not valid YAML: the character {_escaped(text[error.position : error.position + 1])} is not allowed"
+        told = (
+            f"not valid YAML: the character {_escaped(text[error.position : error.position + 1])} is not "
+            "allowed"
+        )
         raise YamlError(told, *_place(text, error.position)) from None
     except (
         YAMLError,

@@ -144,8 +144,9 @@ def _silent_note(cells: Sequence[Cell]) -> str:
     """Of timed cells that prune their prompt and nothing after it."""
     first, settings = cells[0], settings_of(cells[0])
     return (
-        f"{len(cells)} generation cells never prune while decoding: their time per token says what a smaller cache saves, and "
-        f"nothing of what pruning costs (keep_ratio {first.keep_ratio:g}, prune_after {first.prune_after}, prompt of "
-        f"{settings['prompt_tokens']}, {settings['new_tokens']} new tokens); ask for more new tokens, a higher keep_ratio or a "
-        "lower prune_after"
+        f"{len(cells)} generation cells never prune while decoding: their time per token says what a smaller "
+        f"cache saves, and nothing of what pruning costs (keep_ratio {first.keep_ratio:g}, "
+        f"prune_after {first.prune_after}, prompt of {settings['prompt_tokens']}, "
+        f"{settings['new_tokens']} new tokens); ask for more new tokens, "
+        "a higher keep_ratio or a lower prune_after"
     )
