@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -13,6 +13,7 @@ from analysis import labels
 from analysis.generation.speed import FEWEST_ROUNDS
 from analysis.keys import GROUP, PRUNING, SCORED, SETTINGS, VARIANT
 from analysis.load import Results
+from analysis.statistics.margins import PPL_MARGIN
 from analysis.statistics.pairs import FEW_WINDOWS
 from analysis.tables import Tables
 from analysis.verdicts import valid
@@ -24,6 +25,14 @@ REFUTED = "refuted"
 
 CONTROLS = ["knorm", "random", "recent", "streaming", "knorm_high"]
 """The policies of the control experiment: the method, three that know nothing of norms, its inverse."""
+
+THAT_PRUNES = "perplexity, policy knorm and a prune_after well below the window"
+"""What a sweep needs to give cells that claims on perplexity can be judged by."""
+
+MARGIN = labels.percent(PPL_MARGIN)
+"""By how much PPLs may differ and still be called equal, in words."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -65,17 +74,14 @@ def missing(rows: str, remedy: str, reproduced: str | None = None, honest: str |
 
 
 def evidences(made: Tables) -> list[Evidence]:
-    """The tables of a report, split into what may be judged together; groups without perplexity rows come
-    last.
+    """The tables of a report, split into what may be judged together. Groups without perplexity come last.
 
     Cells that failed have no figures and are no group; a run.json of an older version says less of a model
     than a newer one.
     """
     models = _models(made.results)
     scored = made.perplexity.select(SCORED).unique().sort(SCORED)
-    others = (
-        pl.concat([frame.select(GROUP) for frame in (made.generation, made.retrieval)]).unique().sort(GROUP)
-    )
+    others = pl.concat([made.generation.select(GROUP), made.retrieval.select(GROUP)]).unique().sort(GROUP)
     others = others.join(scored, on=GROUP, how="anti", nulls_equal=True)
     groups = pl.concat([scored, others], how="diagonal_relaxed")
     return [_evidence(made, group, models) for group in groups.iter_slices(1)]
@@ -83,11 +89,13 @@ def evidences(made: Tables) -> list[Evidence]:
 
 def _models(results: Results) -> dict[tuple[Any, Any], dict[str, Any]]:
     """What the runs say of each model, by name and revision."""
-    found: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for entry in (m for run in results.runs for m in run.info.get("models", []) if isinstance(m, dict)):
-        known = {key: value for key, value in entry.items() if value is not None}
-        found.setdefault((entry.get("name"), entry.get("revision")), {}).update(known)
-    return found
+    entries = [entry for run in results.runs for entry in run.info.get("models", [])]
+    models: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for entry in entries:
+        if isinstance(entry, dict):
+            known = {key: value for key, value in entry.items() if value is not None}
+            models.setdefault((entry.get("name"), entry.get("revision")), {}).update(known)
+    return models
 
 
 def _evidence(
@@ -167,14 +175,10 @@ def no_timing(speeds: pl.DataFrame, reproduced: str | None) -> Ruling:
     """The ruling where no stable timing of a plain knorm cell that pruned is there: unstable, too few rounds,
     or none at all."""
     rows = plain(speeds).filter(pl.col("timing") != "WRONG_ON_PURPOSE")
-    faults = (
-        rows.filter(pl.col("timing") == "UNSTABLE_TIMING")["fault"]
-        .drop_nulls()
-        .unique(maintain_order=True)
-        .to_list()
-    )
-    if faults:
+    faults = rows.filter(pl.col("timing") == "UNSTABLE_TIMING")["fault"].drop_nulls()
+    if len(faults):
         return Ruling(NOT_TESTABLE, f"only timings that cannot be compared: {faults[0]}", reproduced)
+
     kind = f"stable timings of {FEWEST_ROUNDS} rounds or more in which plain knorm pruned"
     return missing(kind, "generation, protocol interleaved, and prompts longer than prune_after", reproduced)
 
@@ -224,11 +228,29 @@ def change(ratio: float) -> str:
 
 def changes(low: float | None, high: float | None) -> str:
     """The interval of a ratio as changes in per cent."""
-    return (
-        labels.NONE
-        if low is None or high is None
-        else f"[{labels.points(low - 1)}, {labels.points(high - 1)}]"
-    )
+    if low is None or high is None:
+        return labels.NONE
+    return f"[{labels.points(low - 1)}, {labels.points(high - 1)}]"
+
+
+def ratio_words(row: labels.Row) -> str:
+    """The PPL ratio of a cell to dense, with its interval."""
+    return with_interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+
+
+def factor_words(row: labels.Row) -> str:
+    """The factor of a pair from ``contrast``, with its interval."""
+    return with_interval(row["factor"], row["low"], row["high"])
+
+
+def at_ratio(row: labels.Row) -> str:
+    """Which keep_ratio a cell has."""
+    return f"at keep_ratio {labels.ratio_setting(row['keep_ratio'])}"
+
+
+def first_and_last(rows: Sequence[Item]) -> list[Item]:
+    """The ends of a list: two of them, or the only one, or none."""
+    return [rows[0], rows[-1]] if len(rows) > 1 else list(rows)
 
 
 def counted(frame: pl.DataFrame, noun: str) -> str:

@@ -18,7 +18,7 @@ from analysis.statistics.uncertainty import ALPHA, t_quantile, units, weighted_m
 ROUNDING = 1e-3
 """Two cells that differ by less than this share are equal: what order of summation alone can do to a cell."""
 
-FIGURES = {"factor": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
+PAIR_FIGURES = {"factor": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
 
 
 def contrast(
@@ -55,41 +55,54 @@ def saved_share(
 def _figures(measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[str, float]]) -> pl.DataFrame:
     """exp of the weighted sum of both sides' mean NLL minus dense's, with its 95 % interval, per pair."""
     pairs = pairs.with_row_index("pair")
-    weight = dict(enumerate(share for _, share in sides))
-    sums = _common_units(measured, pairs, [name for name, _ in sides])
-    first = (
-        pl.col("tokens").first().over("pair", "unit")
-    )  # a side of more seeds has more tokens of the same unit
-    share = pl.col("side").replace_strict(weight, return_dtype=pl.Float64)
-    sums = sums.with_columns(nll=pl.col("nll") * share * first / pl.col("tokens"))
-    both = sums.group_by("pair", "unit", "n", maintain_order=True).agg(
-        pl.col("nll").sum(), pl.col("tokens").first()
-    )
-    own, other = (abs(share) for _, share in sides)
-    rounding = pairs.select("pair", rounding=own * pl.col("rounding_log") + other * pl.col("under_rounding"))
-    both = both.join(rounding, on="pair", maintain_order="left")
-
-    found = [pl.DataFrame(schema={"pair": pairs.schema["pair"], **FIGURES})]
+    both = _weighted_units(measured, pairs, sides)
+    figures = [pl.DataFrame(schema={"pair": pairs.schema["pair"], **PAIR_FIGURES})]
     for (n,), group in both.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
-        shape = (-1, int(str(n)))
-        nll, tokens = (group[name].cast(pl.Float64).to_numpy().reshape(shape) for name in ("nll", "tokens"))
-        mean, error = weighted_mean(nll, tokens)
-        half = (
-            t_quantile(1 - ALPHA / 2, shape[1]) * error + group["rounding"].to_numpy()[:: shape[1]]
-        )  # in 16 bits
-        figures = {"factor": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
-        numbers = group.select(pl.col("pair").unique(maintain_order=True))
-        found.append(
-            numbers.with_columns(
-                **{name: pl.Series(values) for name, values in figures.items()}, n=pl.lit(n, pl.Int64)
-            )
-        )
-    return finite(pairs.join(pl.concat(found), on="pair", how="inner", maintain_order="left").drop("pair"))
+        figures.append(_intervals(group, int(str(n))))
+    every = pl.concat(figures)
+    return finite(pairs.join(every, on="pair", how="inner", maintain_order="left").drop("pair"))
+
+
+def _weighted_units(
+    measured: pl.DataFrame, pairs: pl.DataFrame, sides: Sequence[tuple[str, float]]
+) -> pl.DataFrame:
+    """The sums of both sides put together, each times its weight, per pair and unit.
+
+    ``rounding``: what rounding alone does to their sum in 16 bits.
+    """
+    sums = _common_units(measured, pairs, [name for name, _ in sides])
+    weights = dict(enumerate(weight for _, weight in sides))
+    weight = pl.col("side").replace_strict(weights, return_dtype=pl.Float64)
+    # A side of more seeds has more tokens of the same unit.
+    tokens = pl.col("tokens").first().over("pair", "unit")
+    weighted = sums.with_columns(nll=pl.col("nll") * weight * tokens / pl.col("tokens"))
+    units_of_both = weighted.group_by("pair", "unit", "n", maintain_order=True)
+    both = units_of_both.agg(pl.col("nll").sum(), pl.col("tokens").first())
+
+    over, under = (abs(weight) for _, weight in sides)
+    rounded = over * pl.col("rounding_log") + under * pl.col("under_rounding")
+    return both.join(pairs.select("pair", rounding=rounded), on="pair", maintain_order="left")
+
+
+def _intervals(group: pl.DataFrame, n: int) -> pl.DataFrame:
+    """``PAIR_FIGURES`` of pairs that have ``n`` units in common; ``group`` has those units, pair by pair."""
+    nll, tokens = (group[name].cast(pl.Float64).to_numpy().reshape(-1, n) for name in ("nll", "tokens"))
+    mean, error = weighted_mean(nll, tokens)
+    rounding = group["rounding"].to_numpy()[::n]
+    half = t_quantile(1 - ALPHA / 2, n) * error + rounding
+    return group.select(pl.col("pair").unique(maintain_order=True)).with_columns(
+        factor=pl.Series(np.exp(mean)),
+        low=pl.Series(np.exp(mean - half)),
+        high=pl.Series(np.exp(mean + half)),
+        n=pl.lit(n, pl.Int64),
+    )
 
 
 def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored, in the order
-    of the pairs."""
+    """Sums per pair, side (0 over, 1 under) and unit, over the windows that both sides scored.
+
+    In the order of the pairs.
+    """
     sides = [pairs.select("pair", side=pl.lit(i, pl.Int64), pool_id=name) for i, name in enumerate(names)]
     rows = pl.concat(sides).join(measured.filter("paired"), on="pool_id", how="inner")
     both = rows.filter(pl.col("side").n_unique().over("pair", "window_index") == 2)

@@ -36,7 +36,7 @@ class NumberError(ValueError):
 
 
 @dataclass(frozen=True)
-class Cell:
+class WrittenFigure:
     """A figure as it is written, without a sign of per cent behind it."""
 
     line: int
@@ -44,7 +44,7 @@ class Cell:
     in_per_cent: bool
 
     @classmethod
-    def of(cls, line: int, text: str) -> Cell:
+    def of(cls, line: int, text: str) -> WrittenFigure:
         """A cell of a table, whatever is in it."""
         bare = text.strip()
         per_cent = bare.endswith("%")
@@ -56,10 +56,10 @@ class Cell:
         return self.text.lower() in NOTHING and not self.in_per_cent
 
     @property
-    def marks(self) -> tuple[str, bool] | None:
-        """The decimal mark that this cell alone shows, and whether it is certain; None where it has none."""
-        found = _BODY.fullmatch(self.text)
-        body = found["body"] if found else ""
+    def mark(self) -> tuple[str, bool] | None:
+        """The decimal mark that this figure alone shows, and whether it is certain; None where there is none."""
+        written = _BODY.fullmatch(self.text)
+        body = written["body"] if written else ""
         comma, point = body.rfind(","), body.rfind(".")
         if comma < 0 and point < 0:
             return None
@@ -74,17 +74,18 @@ class Cell:
         return mark, not could_be_thousands
 
 
-def decimal_mark(cells: Iterable[Cell]) -> str:
+def decimal_mark(figures: Iterable[WrittenFigure]) -> str:
     """The mark of all figures of a file, a point where nothing says otherwise. Raises NumberError where two
-    cells contradict."""
-    certain: dict[str, Cell] = {}
-    doubtful: Cell | None = None
-    for cell in cells:
-        found = cell.marks
-        if found and found[1]:
-            certain.setdefault(found[0], cell)
-        elif found and found[0] == ",":
-            doubtful = doubtful or cell
+    of them contradict."""
+    certain: dict[str, WrittenFigure] = {}
+    doubtful: WrittenFigure | None = None
+    for figure in figures:
+        mark, is_certain = figure.mark or ("", False)
+        if is_certain:
+            certain.setdefault(mark, figure)
+        elif mark == ",":
+            doubtful = doubtful or figure
+
     if len(certain) == 2:
         comma, point = certain[","], certain["."]
         raise NumberError(
@@ -100,21 +101,27 @@ def decimal_mark(cells: Iterable[Cell]) -> str:
     return next(iter(certain), ".")
 
 
-def figure(cell: Cell, mark: str) -> float | None:
-    """The figure of a cell in a file with this decimal mark; None where there is none. Raises NumberError."""
-    if cell.is_nothing:
+def number(figure: WrittenFigure, mark: str) -> float | None:
+    """What is written, in a file with this decimal mark; None where nothing is. Raises NumberError."""
+    if figure.is_nothing:
         return None
-    sign, bare = (-1.0, cell.text[1:]) if cell.text[:1] in "-−" else (1.0, cell.text.removeprefix("+"))
+    is_negative = figure.text[:1] in ("-", "−")
+    sign = -1.0 if is_negative else 1.0
+    bare = figure.text[1:] if is_negative else figure.text.removeprefix("+")
     if bare.lower() in NOT_FINITE:
         return sign * float(NOT_FINITE[bare.lower()])
 
-    found = _BODY.fullmatch(cell.text)
-    thousands = "." if mark == "," else ","
-    whole, _, rest = found["body"].partition(mark) if found else ("", "", "")
-    groups = whole.split(thousands)
-    is_grouped = len(groups) == 1 or (
-        1 <= len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
-    )
-    if not found or not is_grouped or not re.fullmatch(r"\d*", rest):
+    parts = _BODY.fullmatch(figure.text)
+    if not parts:
         raise NumberError("is not a number")
-    return sign * float(f"{''.join(groups) or '0'}.{rest or '0'}{found['power'] or ''}")
+    whole, _, rest = parts["body"].partition(mark)
+    groups = whole.split("." if mark == "," else ",")
+    if not _are_thousands(groups) or not re.fullmatch(r"\d*", rest):
+        raise NumberError("is not a number")
+    return sign * float(f"{''.join(groups) or '0'}.{rest or '0'}{parts['power'] or ''}")
+
+
+def _are_thousands(groups: list[str]) -> bool:
+    """Whether digits between marks of thousands are grouped as such: 1 to 3 first, then 3 each."""
+    first, *others = groups
+    return not others or (1 <= len(first) <= 3 and all(len(group) == 3 for group in others))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from analysis.audit.foreign_table import LINE, TableError, impossible, possible, read_table
+from analysis.audit.foreign_csv import TableError
+from analysis.audit.foreign_table import LINE, read_table
+from analysis.audit.impossible_results import impossible, possible
 
 __all__ = ["CHECKS", "Sign", "TableError", "describe", "read_table", "signs"]
 
@@ -54,13 +56,17 @@ def _has(group: pl.DataFrame, *names: str) -> bool:
 def _share_taken_for_a_time(group: pl.DataFrame) -> Iterator[Sign]:
     if not _has(group, "ttft", "total"):
         return
+
     shares = group.with_columns(share=pl.col("ttft") / pl.col("total")).filter(pl.col("share").is_finite())
     for rows, whose in ((shares, "all rows"), (shares.filter("dense"), "the baseline's rows")):
         values = rows["share"]
-        if rows.height == 0 or (
-            rows.height < 3 and abs(values[0] - round(values[0], 1)) > SAME_SHARE * values[0]
-        ):
+        if rows.height == 0:
             continue
+        # Two rows can have one share by chance, unless it is a round one.
+        is_round = abs(values[0] - round(values[0], 1)) <= SAME_SHARE * values[0]
+        if rows.height < 3 and not is_round:
+            continue
+
         if values.max() - values.min() < SAME_SHARE * values.mean():  # pyright: ignore[reportOperatorIssue]
             words = (
                 f"TTFT is {100 * values[0]:.4g} % of the total time in {whose}: a share of it, "
@@ -87,38 +93,29 @@ def _never_reached(group: pl.DataFrame) -> Iterator[Sign]:
     pruned = group.filter(~pl.col("dense"))
     if _has(group, "cache_tokens", "tokens"):
         rows = pruned.filter(pl.col("cache_tokens") >= pl.col("tokens"))
+        words = "the cache is as long as the text that was evaluated"
         if rows.height:
-            yield Sign(
-                "nothing was dropped",
-                "the cache is as long as the text that was evaluated",
-                rows[LINE].to_list(),
-            )
+            yield Sign("nothing was dropped", words, rows[LINE].to_list())
+
     if _has(group, "prune_after", "tokens"):
         rows = pruned.filter(pl.col("prune_after") >= pl.col("tokens"))
+        words = "prune_after is not below the tokens that were evaluated"
         if rows.height:
-            yield Sign(
-                "threshold never reached",
-                "prune_after is not below the tokens that were evaluated",
-                rows[LINE].to_list(),
-            )
+            yield Sign("threshold never reached", words, rows[LINE].to_list())
 
 
 def _few_samples(group: pl.DataFrame) -> Iterator[Sign]:
     if _has(group, "samples"):
         rows = group.filter(pl.col("samples") < FEWEST_SAMPLES)
+        words = f"fewer than {FEWEST_SAMPLES} samples: no interval to speak of"
         if rows.height:
-            yield Sign(
-                "few samples",
-                f"fewer than {FEWEST_SAMPLES} samples: no interval to speak of",
-                rows[LINE].to_list(),
-            )
+            yield Sign("few samples", words, rows[LINE].to_list())
 
 
 def _no_baseline(group: pl.DataFrame) -> Iterator[Sign]:
     if _has(group, "keep_ratio") and not group["dense"].any():
-        yield Sign(
-            "no baseline", "no row has keep_ratio 1: there is nothing to compare with", group[LINE].to_list()
-        )
+        words = "no row has keep_ratio 1: there is nothing to compare with"
+        yield Sign("no baseline", words, group[LINE].to_list())
 
 
 def _not_warmed_up(group: pl.DataFrame) -> Iterator[Sign]:
