@@ -57,7 +57,7 @@ class WrittenFigure:
 
     @property
     def mark(self) -> tuple[str, bool] | None:
-        """The decimal mark that this figure alone shows, and whether it is certain; None where there is none."""
+        """The decimal mark that this figure alone shows, and whether it is certain; None without one."""
         written = _BODY.fullmatch(self.text)
         body = written["body"] if written else ""
         comma, point = body.rfind(","), body.rfind(".")

@@ -115,7 +115,7 @@ def _shares(
 
 
 def _above_one(path: str, figures: list[WrittenFigure], values: list[float | None]) -> bool:
-    """Whether figures without a sign of per cent are above 1. Raises TableError where only some of them are."""
+    """Whether figures without a sign of per cent are above 1. Raises TableError where only some are."""
     bare = [
         (written, value)
         for written, value in zip(figures, values, strict=True)

@@ -12,7 +12,7 @@ import polars as pl
 import vl_convert
 
 from analysis.draw.marks import Chart
-from analysis.page.layout import Column
+from analysis.page.column import Column
 
 WIDTH, SCALE = 420, 3.0
 """Points, and pixels per point of a PNG: a column of a page at 216 dots per inch."""

@@ -19,8 +19,9 @@ from analysis.draw.points import with_words
 from analysis.generation.speed import DRIFT
 from analysis.harness.findings import task_findings
 from analysis.load import Results
-from analysis.page import layout
+from analysis.page import columns, layout
 from analysis.page.charts import charts, not_drawn
+from analysis.page.column import Column
 from analysis.page.findings import findings, warnings
 from analysis.page.norm_attention import in_words, norm_attention
 from analysis.page.provenance import facts
@@ -53,7 +54,7 @@ class Contents:
 
     made: Tables
     tolerance: float
-    tables: dict[str, tuple[pl.DataFrame, list[layout.Column]]]
+    tables: dict[str, tuple[pl.DataFrame, list[Column]]]
     charts: dict[str, list[Chart]]
     audited: list[Judged]
     norm_lines: dict[str, list[str]]
@@ -61,19 +62,19 @@ class Contents:
 
 
 LAYOUT = {
-    "recommended": layout.RECOMMENDED,
-    "front": layout.FRONT,
-    "coverage": layout.COVERAGE,
-    "excluded": layout.EXCLUDED,
-    "shapes": layout.SHAPES,
-    "by-ratio": layout.BY_RATIO,
-    "cells": layout.PERPLEXITY,
-    "checks": layout.CHECKS,
-    "generation": layout.GENERATION,
-    "texts": layout.TEXTS,
-    "retrieval": layout.RETRIEVAL,
-    "tasks": layout.TASKS,
-    "failures": layout.FAILURES,
+    "recommended": columns.RECOMMENDED,
+    "front": columns.FRONT,
+    "coverage": columns.COVERAGE,
+    "excluded": columns.EXCLUDED,
+    "shapes": columns.SHAPES,
+    "by-ratio": columns.BY_RATIO,
+    "cells": columns.PERPLEXITY,
+    "checks": columns.CHECKS,
+    "generation": columns.GENERATION,
+    "texts": columns.TEXTS,
+    "retrieval": columns.RETRIEVAL,
+    "tasks": columns.TASKS,
+    "failures": columns.FAILURES,
 }
 
 
@@ -88,8 +89,8 @@ def contents(results: Results, tolerance: float, *, with_audit: bool = False) ->
         audited: list[Judged] = []
         for number, own in enumerate(evidences(made) if with_audit else [], start=1):
             audited.append(judged(own, audit(own)))
-            shown[f"claims-{number}"] = audited[-1].claims, layout.CLAIMS
-            shown[f"control-{number}"] = control_experiment(own.cells), layout.CONTROL
+            shown[f"claims-{number}"] = audited[-1].claims, columns.CLAIMS
+            shown[f"control-{number}"] = control_experiment(own.cells), columns.CONTROL
         norms = {task: in_words(norm_attention(results, task)) for task in TASKS}
         return Contents(made, tolerance, shown, charts(made), audited, norms)
 

@@ -18,7 +18,9 @@ import polars as pl
 from analysis import labels
 from analysis.generation.speed import COMPARED, TEXT, short
 from analysis.load import OLDER, Results, load
-from analysis.page import layout
+from analysis.page import columns
+from analysis.page.column import SETTINGS as CELL_SETTINGS
+from analysis.page.column import Column
 from analysis.tables import Tables
 from analysis.tracking.stores import TRACKERS, Record, Tracker
 
@@ -34,7 +36,7 @@ class _Figures:
     words or not at all."""
 
     table: Callable[[Tables], pl.DataFrame]
-    columns: list[layout.Column]
+    columns: list[Column]
     further: list[str] = field(default_factory=list)
 
     @property
@@ -54,10 +56,10 @@ class _Figures:
 
 
 TASKS = {
-    "perplexity": _Figures(lambda made: made.cells, layout.PERPLEXITY, ["dense_ppl", "n_paired", "p_value"]),
+    "perplexity": _Figures(lambda made: made.cells, columns.PERPLEXITY, ["dense_ppl", "n_paired", "p_value"]),
     "generation": _Figures(
         lambda made: made.generation,
-        layout.GENERATION,
+        columns.GENERATION,
         [
             *[f"{measure}_{end}" for measure in COMPARED for end in ("low", "high")],
             *[
@@ -68,8 +70,8 @@ TASKS = {
             *TEXT,
         ],
     ),
-    "retrieval": _Figures(lambda made: made.retrieval, layout.RETRIEVAL),
-    "tasks": _Figures(lambda made: made.harness, layout.TASKS, ["dense_stderr"]),
+    "retrieval": _Figures(lambda made: made.retrieval, columns.RETRIEVAL),
+    "tasks": _Figures(lambda made: made.harness, columns.TASKS, ["dense_stderr"]),
 }
 
 PLACES: dict[str, Callable[[Row], str]] = {
@@ -96,7 +98,7 @@ IN_PLACE = {
     "suite",
 }
 
-SETTINGS = [column.key for column in layout.SETTINGS if column.key != "device_name"]
+SETTINGS = [column.key for column in CELL_SETTINGS if column.key != "device_name"]
 """What a record is about. The name of the device stands with each figure: tasks can have run on different
 nodes."""
 
