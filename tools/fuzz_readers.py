@@ -35,7 +35,7 @@ from analysis.audit.table_audit import TableError, describe
 from analysis.load import load
 from analysis.page.page import contents
 from analysis.page.provenance import facts
-from pipeline.commands.run_status import describe as describe_run
+from pipeline.commands.run_status import status_lines
 from pipeline.driving.planned_cells import COLUMNS
 from pipeline.planning.plan import make_plan
 from pipeline.planning.spec import EMBEDDED_SWEEPS, load_spec
@@ -308,7 +308,7 @@ def read_run_json(content: bytes, folder: Path) -> None:
     (folder / "run.json").write_bytes(content)
     if not (folder / "cells.parquet").exists():
         pl.DataFrame(schema=COLUMNS).write_parquet(folder / "cells.parquet")
-    describe_run(RunStore(str(folder)))
+    status_lines(RunStore(str(folder)))
     for run in load([str(folder)]).runs:
         facts(run)
 
@@ -389,7 +389,7 @@ def read_part(content: bytes, folder: Path) -> None:
     pl.DataFrame(cells, schema=COLUMNS).write_parquet(folder / "cells.parquet")
     store = RunStore(str(folder))
     try:
-        describe_run(store)
+        status_lines(store)
         contents(load([str(folder)]), 0.01, with_audit=True)
     finally:
         store.set_aside_unreadable(task.decode(), thorough=True)

@@ -22,9 +22,8 @@ from analysis.page import columns
 from analysis.page.column import SETTINGS as CELL_SETTINGS
 from analysis.page.column import Column
 from analysis.tables import Tables
-from analysis.tracking.stores import TRACKERS, Record, Tracker
-
-Row = labels.Row
+from analysis.tracking.record import Record, Tracker
+from analysis.tracking.stores import TRACKERS
 
 LONGEST_TEXT = 400
 """Characters of a text; trackers cut or refuse longer ones in ways of their own."""
@@ -74,7 +73,7 @@ TASKS = {
     "tasks": _Figures(lambda made: made.harness, columns.TASKS, ["dense_stderr"]),
 }
 
-PLACES: dict[str, Callable[[Row], str]] = {
+PLACES: dict[str, Callable[[labels.Row], str]] = {
     "perplexity": lambda row: "perplexity",
     "generation": lambda row: (
         f"generation/prompt_{row['prompt_tokens']}/batch_{row['batch_size']}/{_name(row['timing_protocol'])}"
@@ -204,7 +203,7 @@ def records(results: Results) -> list[Record]:
     ]
 
 
-def _of_setting(growing: dict[str, _Growing], row: Row) -> _Growing:
+def _of_setting(growing: dict[str, _Growing], row: labels.Row) -> _Growing:
     return growing.setdefault(
         json.dumps([row.get(name) for name in SETTINGS]), _Growing(_title(row), _settings(row))
     )
@@ -220,7 +219,7 @@ def _record(setting: str, own: _Growing, run: dict[str, str]) -> Record:
     return Record(key, digest, f"{own.name} · {key[:8]}", params, own.metrics, verdict)
 
 
-def _add(own: _Growing, task: str, row: Row, keys: Sequence[str], texts: Collection[str]) -> None:
+def _add(own: _Growing, task: str, row: labels.Row, keys: Sequence[str], texts: Collection[str]) -> None:
     """One row of a table: its figures as metrics, its words and the settings of the task as params."""
     place = own.free(PLACES[task](row))
     for key in keys:
@@ -235,7 +234,7 @@ def _add(own: _Growing, task: str, row: Row, keys: Sequence[str], texts: Collect
         own.verdicts.append(row[VERDICTS[task]])
 
 
-def _add_failure(own: _Growing, row: Row) -> None:
+def _add_failure(own: _Growing, row: labels.Row) -> None:
     """The reason of a failure; the verdict FAILED where the task has nothing else (a later attempt may have
     succeeded)."""
     task = _name(row["task"])
@@ -246,12 +245,12 @@ def _add_failure(own: _Growing, row: Row) -> None:
     own.params[f"{own.free(f'{task}/failure')}/reason"] = _shown(reason)
 
 
-def _settings(row: Row) -> dict[str, str | int | float]:
+def _settings(row: labels.Row) -> dict[str, str | int | float]:
     """What does not apply (the threshold of the dense cell) is left out."""
     return {name: _scalar(row[name]) for name in SETTINGS if row.get(name) is not None}
 
 
-def _title(row: Row) -> str:
+def _title(row: labels.Row) -> str:
     after = f", prune_after {row['prune_after']}" if row["prune_after"] is not None else ""
     return _shown(f"{row['model']} · {row['dataset']} · {labels.cell(row)}{after}")
 
@@ -273,7 +272,7 @@ def _name(text: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", text or "unknown")[:60]
 
 
-def _question(row: Row) -> str:
+def _question(row: labels.Row) -> str:
     """What tells questions of one kind and length apart, where it is not the usual."""
     parts = [f"digits_{row['digits']}"] if row["digits"] != OLDER["retrieval"]["digits"] else []
     parts += [f"distractors_{row['distractors']}"] if row["distractors"] else []

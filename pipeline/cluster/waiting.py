@@ -87,7 +87,7 @@ class Waiting:
         return f"no node of this cluster could hold {need}{waited} (nodes: {nodes}{start}).{hint}"
 
 
-def describe(counts: Mapping[Need, int]) -> list[str]:
+def waiting_in_words(counts: Mapping[Need, int]) -> list[str]:
     """One phrase per kind of node that is waited for, such as "12 units wait for a node with a GPU"."""
     phrases: dict[str, int] = {}
     for need, count in counts.items():

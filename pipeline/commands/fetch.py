@@ -102,7 +102,7 @@ def fetch(name: str, to: str | None = None) -> Fetched:
     return Fetched(folder, not made)
 
 
-def describe(name: str, fetched: Fetched, named: bool) -> list[str]:
+def fetched_lines(name: str, fetched: Fetched, named: bool) -> list[str]:
     """What was fetched, from where, under which license, and how to use it; ``named``: into a folder of the
     user's choice."""
     model, size = FETCHABLE[name], sum(file.stat().st_size for file in fetched.folder.iterdir())

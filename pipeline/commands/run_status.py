@@ -16,7 +16,7 @@ from pipeline.tasks import TASKS
 from pipeline.tasks.stored_rows import rows_per_cell
 
 
-def describe(store: RunStore) -> list[str]:
+def status_lines(store: RunStore) -> list[str]:
     """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is
     not done.
 

@@ -38,10 +38,10 @@ read anywhere."""
 NEWS_SECONDS = 15.0
 """How often the log says how far units are, where nothing of them is stored."""
 
-Executor = InlineExecutor | RayExecutor
+AnyExecutor = InlineExecutor | RayExecutor
 
 
-def execute(session: Session, executor: Executor) -> list[Failure]:
+def execute(session: Session, executor: AnyExecutor) -> list[Failure]:
     """Drive all pending units to their end; returns the failures. Ends the executor whatever happens."""
     with RunLog(session.store, session.run_id) as log:
         turn = _Turn(session, executor, log)
@@ -94,7 +94,7 @@ class _Turn:
     """What the loop reports, and what is done about it."""
 
     session: Session
-    executor: Executor
+    executor: AnyExecutor
     log: RunLog
     failures: list[Failure] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
@@ -204,7 +204,7 @@ class _Turn:
 
     def tick(self, queued: int, running: int) -> None:
         """Called at least every second."""
-        phrases = waiting.describe(self.executor.waiting)
+        phrases = waiting.waiting_in_words(self.executor.waiting)
         if phrases and phrases != self.progress.waiting:
             self.log.write("waiting", what=phrases)
         self.progress.tick(queued, running, phrases)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.store.run_store import RunStore
 
-NAME = "cells.parquet"
-MOST_BYTES = 2**30
+CELLS_NAME = "cells.parquet"
+MOST_CELLS_BYTES = 2**30
 """Of a cells.parquet; that of a million cells has 20 MB."""
 
 COLUMNS = {"task": pl.String(), "cell_id": pl.String(), "rows": pl.Int64(), "never_prunes": pl.Boolean()}
@@ -39,10 +39,10 @@ def planned_cells(plan: Plan) -> bytes:
 def read_planned_cells(store: RunStore) -> pl.DataFrame:
     """The cells that a run directory plans. Raises RunUnreadableError where its file is not there, or is none
     of ours."""
-    place, remedy = f"{store.directory}/{NAME}", "`kvsweep run` with the same sweep writes it anew"
-    content = store.get(NAME, MOST_BYTES)
+    place, remedy = f"{store.directory}/{CELLS_NAME}", "`kvsweep run` with the same sweep writes it anew"
+    content = store.get(CELLS_NAME, MOST_CELLS_BYTES)
     if content is None:
-        raise RunUnreadableError(f"{store.directory}: holds no {NAME}; {remedy}")
+        raise RunUnreadableError(f"{store.directory}: holds no {CELLS_NAME}; {remedy}")
     try:
         found = pl.DataFrame(pq.read_table(io.BytesIO(content)))
     except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:

@@ -15,7 +15,7 @@ from pipeline.cluster.foreign_code import check_nothing_in_the_way
 from pipeline.cluster.inline import InlineExecutor
 from pipeline.cluster.ray_folder import ray_folder
 from pipeline.cluster.waiting import Patience
-from pipeline.driving.drive import Executor, execute
+from pipeline.driving.drive import AnyExecutor, execute
 from pipeline.driving.interrupts import as_ctrl_c, interruptible
 from pipeline.driving.session import Session, begin, open_store, refusing, set_aside
 from pipeline.driving.streams import plain, say_last
@@ -104,7 +104,7 @@ def _prepare_ray(address: str) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _executor(options: RunOptions) -> Executor:
+def _executor(options: RunOptions) -> AnyExecutor:
     if options.inline:
         return InlineExecutor(options.threads)
     patience = None

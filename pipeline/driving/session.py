@@ -14,17 +14,14 @@ import polars as pl
 
 from pipeline.cells.planned_unit import PlannedUnit
 from pipeline.driving.done import DoneIndex
-from pipeline.driving.planned_cells import NAME as CELLS_NAME
-from pipeline.driving.planned_cells import planned_cells
+from pipeline.driving.planned_cells import CELLS_NAME, planned_cells
 from pipeline.driving.provenance import as_json, describe_run
 from pipeline.planning.plan import Plan
 from pipeline.store.answer_files import AnswerFiles
 from pipeline.store.exclusion import PROBE
-from pipeline.store.lease import NAME as LEASE_NAME
-from pipeline.store.lease import Lease
+from pipeline.store.lease import LEASE_NAME, Lease
 from pipeline.store.place import PlaceError, is_remote, placed
-from pipeline.store.run_json import NAME as RUN_NAME
-from pipeline.store.run_json import read_run
+from pipeline.store.run_json import RUN_NAME, read_run
 from pipeline.store.run_store import STORE_ERRORS, RunStore
 from pipeline.store.schema import TASK_COLUMNS
 from pipeline.store.store_errors import RunUnreadableError, StoreError, first_line_of

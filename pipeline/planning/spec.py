@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.sweepfile.sweep_keys import BLOCKS, FIELDS, CellFilter, SweepSpec, cell_value
-from pipeline.sweepfile.yaml_values import MAX_BYTES, Node, YamlError, read_yaml
+from pipeline.sweepfile.yaml_values import MAX_BYTES, YamlError, YamlNode, read_yaml
 from pipeline.tasks import TASKS, tasks_asked
 
 EMBEDDED_SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -31,7 +31,7 @@ class Places:
     """Where the keys and items of a sweep stand, and which of them options have replaced."""
 
     file: str
-    root: Node = field(default_factory=lambda: Node(0, 0, {}))
+    root: YamlNode = field(default_factory=lambda: YamlNode(0, 0, {}))
     replaced: dict[tuple[Any, ...], str] = field(default_factory=dict)
     created: dict[tuple[Any, ...], str] = field(default_factory=dict)
     """Blocks that are there because an option names a key in them."""

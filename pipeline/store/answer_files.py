@@ -23,7 +23,7 @@ from pipeline.store.store_errors import RunUnreadableError
 from workers.messages.kept_answers import KeptAnswers
 
 FOLDER, ENDING = "answers", ".jsonl"
-MOST_BYTES = 2**26
+MOST_ANSWER_BYTES = 2**26
 """Of a file; one holds what a worker has answered in some 20 seconds."""
 
 
@@ -71,7 +71,7 @@ class AnswerFiles:
     def _read(self, name: str) -> list[KeptAnswers]:
         """All answers of a file, or none where it is gone, or not what was put there."""
         try:
-            content = self._store.get(name, MOST_BYTES)
+            content = self._store.get(name, MOST_ANSWER_BYTES)
         except RunUnreadableError:
             return []
         if content is None or not name.endswith(f"-{_digest(content)}{ENDING}"):

@@ -32,14 +32,14 @@ from pipeline.store.run_store import STORE_ERRORS, RunStore
 from pipeline.store.store_errors import RunUnreadableError
 from pipeline.sweepfile.sweep_error import SweepError
 
-NAME = "driver.json"
+LEASE_NAME = "driver.json"
 BEAT_SECONDS, STALE_SECONDS = 20.0, 90.0
 """A driver says this often that it lives, and counts as dead after a silence of this length."""
 
 WATCH_SECONDS = 1.5 * BEAT_SECONDS
 """How long a lease is watched for a heartbeat where clocks cannot tell whether its driver lives."""
 
-MOST_BYTES = 100_000
+MOST_LEASE_BYTES = 100_000
 """Of a driver.json; real ones have some hundred."""
 
 
@@ -149,7 +149,7 @@ class Lease:
         self._stop.set()
         with self._lock, contextlib.suppress(*STORE_ERRORS):
             if self._is_mine(_stored(self._store)):
-                self._store.delete(NAME)
+                self._store.delete(LEASE_NAME)
 
     def hold(self) -> None:
         """Raises LeaseLostError where another driver has taken over, as after a machine that slept."""
@@ -162,7 +162,7 @@ class Lease:
 
     def _acquire(self) -> None:
         for _ in range(5):
-            if self._store.put(NAME, self._me.content()):
+            if self._store.put(LEASE_NAME, self._me.content()):
                 return
             found = _stored(self._store)
             if self._is_mine(found):  # the put had worked although its answer was lost
@@ -173,13 +173,13 @@ class Lease:
             if self._lives(found):
                 raise SweepError(
                     [
-                        f"{self._store.directory}: another driver is running this sweep ({holder or NAME}); "
-                        "wait for it, end it, or give another --out. A driver that is dead is replaced "
-                        f"{STALE_SECONDS:.0f} s after it was last heard of"
+                        f"{self._store.directory}: another driver is running this sweep "
+                        f"({holder or LEASE_NAME}); wait for it, end it, or give another --out. "
+                        f"A driver that is dead is replaced {STALE_SECONDS:.0f} s after it was last heard of"
                     ]
                 )
             if self._take_over(found):
-                who = f"the driver before ({holder})" if holder else f"an unreadable {NAME}"
+                who = f"the driver before ({holder})" if holder else f"an unreadable {LEASE_NAME}"
                 print(f"note: took over from {who}, which left no end", file=sys.stderr)
                 return
             time.sleep(0.2)
@@ -231,7 +231,7 @@ class Lease:
             content = other
         stands = _stored(self._store) == found
         if stands:
-            self._store.put(NAME, self._me.content(), overwrite=True)
+            self._store.put(LEASE_NAME, self._me.content(), overwrite=True)
         for claim in claims if stands else claims[-1:]:
             with contextlib.suppress(*STORE_ERRORS):  # what is left of it is in nobody's way
                 self._store.delete(claim)
@@ -249,7 +249,7 @@ class Lease:
             if not self._is_mine(_stored(self._store)):
                 self._lost = True
                 return
-            self._store.put(NAME, replace(self._me, heartbeat_at=_now()).content(), overwrite=True)
+            self._store.put(LEASE_NAME, replace(self._me, heartbeat_at=_now()).content(), overwrite=True)
             self._renewed = _clocks()
 
     def _is_mine(self, content: bytes | None) -> bool:
@@ -266,7 +266,7 @@ def describe_driver(store: RunStore) -> str:
     alive = holder.is_alive() if holder else None
     if alive:
         return f"running ({holder})"
-    who = str(holder) if holder else f"{NAME} is unreadable"
+    who = str(holder) if holder else f"{LEASE_NAME} is unreadable"
     if alive is None and holder and (holder.silence() or 0) <= STALE_SECONDS:
         return (
             f"perhaps running ({who}): the same command watches it for {WATCH_SECONDS:.0f} s and goes on if "
@@ -278,7 +278,7 @@ def describe_driver(store: RunStore) -> str:
 def _stored(store: RunStore) -> bytes | None:
     """The lease as it lies there; of one that is too large to be one, nothing that can be read."""
     try:
-        return store.get(NAME, MOST_BYTES)
+        return store.get(LEASE_NAME, MOST_LEASE_BYTES)
     except RunUnreadableError:
         return b"too large"
 

@@ -14,8 +14,8 @@ from pipeline.store.store_errors import RunUnreadableError
 if TYPE_CHECKING:
     from pipeline.store.run_store import RunStore
 
-NAME = "run.json"
-MOST_BYTES = 256 * 2**20
+RUN_NAME = "run.json"
+MOST_RUN_BYTES = 256 * 2**20
 """Of a run.json; that of a million cells has a few thousand."""
 
 Entry = dict[str, Any]
@@ -56,8 +56,8 @@ def read_run(store: RunStore) -> dict[str, Any] | None:
     Raises RunUnreadableError, in one sentence, for a file that is none of ours, is broken, or comes from a
     newer kvsweep.
     """
-    place = f"{store.directory}/{NAME}"
-    content = store.get(NAME, MOST_BYTES)
+    place = f"{store.directory}/{RUN_NAME}"
+    content = store.get(RUN_NAME, MOST_RUN_BYTES)
     return None if content is None else parsed(content, place)
 
 
@@ -66,7 +66,7 @@ def required_run(store: RunStore) -> dict[str, Any]:
     run = read_run(store)
     if run is None:
         raise RunUnreadableError(
-            f"{store.directory}: holds no {NAME}, so it is no kvsweep run directory; "
+            f"{store.directory}: holds no {RUN_NAME}, so it is no kvsweep run directory; "
             "give one that `kvsweep run --out` wrote"
         )
     return run

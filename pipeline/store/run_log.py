@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.store.place import is_remote
 from pipeline.store.run_store import RunStore
 
-NAME = "log.jsonl"
+LOG_NAME = "log.jsonl"
 FLUSH_SECONDS, FLUSH_LINES = 60.0, 1000
 
 
@@ -28,9 +28,9 @@ class RunLog:
         self._lines: list[str] = []
         self._flushed, self._number = time.monotonic(), 0
         self._turn = _now().strftime("%Y%m%dT%H%M%S")
-        self._file = (
-            None if is_remote(store.directory) else (Path(store.directory) / NAME).open("a", encoding="utf-8")
-        )
+        self._file = None
+        if not is_remote(store.directory):
+            self._file = (Path(store.directory) / LOG_NAME).open("a", encoding="utf-8")
 
     def __enter__(self) -> RunLog:
         """Ready since it was made."""

@@ -25,7 +25,7 @@ def answer_room(digits: Collection[int]) -> int:
     return ANSWER_TOKENS + max(0, *digits, 5) - 5
 
 
-Kind = pl.DataType | type[pl.DataType]
+ColumnType = pl.DataType | type[pl.DataType]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CellColumn:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnType
     role: Literal["version", "target", "pruning"] | None = None
     plain: Any = None
 
@@ -81,7 +81,7 @@ TARGET = tuple(column.name for column in _CELL if column.role == "target")
 PRUNING = {column.name: column.plain for column in _CELL if column.role == "pruning"}
 """Setting -> its value in the dense cell."""
 
-CELL_COLUMNS: dict[str, Kind] = {column.name: column.kind for column in _CELL}
+CELL_COLUMNS: dict[str, ColumnType] = {column.name: column.kind for column in _CELL}
 """The columns every table starts with: who made the row and which cell it belongs to. ``skip_layers``: the
 layers that were really skipped, ``skip_layers_rule``: what chose them (``auto:2``), null where they were
 listed; a cell's id covers the rule, and of a cell with a rule that failed the layers are null.
@@ -92,7 +92,7 @@ Both columns are null in files of older schemas. ``bos``: whether each text bega
 (``parse``). Both are null in files of older schemas. ``quantization``: how the GGUF file that the model was
 made of stored its weights (``Q4_K_M``), null for models of no such file, and in files of older schemas."""
 
-TASK_COLUMNS: dict[str, dict[str, Kind]] = {
+TASK_COLUMNS: dict[str, dict[str, ColumnType]] = {
     "perplexity": {
         "window_index": pl.Int32,
         "window_start": pl.Int64,

@@ -48,7 +48,7 @@ class YamlError(ValueError):
 
 
 @dataclass(slots=True)
-class Node:
+class YamlNode:
     """A value with its place. ``size`` and ``height`` count what an alias to it stands for."""
 
     line: int
@@ -57,7 +57,7 @@ class Node:
     """A scalar; a list of nodes; or a dict of nodes by key."""
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of a mapping: where its own keys stand. Keys that were merged in with << have no place of their own."""
-    merged: list[Node] = field(default_factory=list)
+    merged: list[YamlNode] = field(default_factory=list)
     size: int = 1
     height: int = 0
 
@@ -72,14 +72,14 @@ class Node:
 class _Open:
     """A list or mapping that has not ended yet."""
 
-    node: Node
+    node: YamlNode
     anchor: str | None
     key: str | None = None
     """Of a mapping: the key whose value comes next."""
     merges: bool = False
 
 
-def read_yaml(text: str) -> Node:
+def read_yaml(text: str) -> YamlNode:
     """The one document of a YAML 1.2 text. Raises YamlError, and nothing else, for whatever it is not."""
     if found := _SURROGATE.search(text):
         raise YamlError(
@@ -116,12 +116,12 @@ class _Builder:
 
     def __init__(self) -> None:
         self._resolver = YAML(typ="safe", pure=True).resolver
-        self._anchors: dict[str, Node | None] = {}
+        self._anchors: dict[str, YamlNode | None] = {}
         """None while what an anchor names has not ended."""
         self._open: list[_Open] = []
-        self._root: Node | None = None
+        self._root: YamlNode | None = None
 
-    def build(self, events: Iterator[Event]) -> Node:
+    def build(self, events: Iterator[Event]) -> YamlNode:
         documents = 0
         for event in events:
             line, column = event.start_mark.line + 1, event.start_mark.column + 1
@@ -133,7 +133,7 @@ class _Builder:
                     self._take(event, line, column)
             except YamlError as error:
                 raise error if error.line else YamlError(str(error), line, column) from None
-        return self._root or Node(0, 0)
+        return self._root or YamlNode(0, 0)
 
     @staticmethod
     def _check_document(event: Any, documents: int) -> None:
@@ -149,18 +149,18 @@ class _Builder:
             if self._open and isinstance(self._open[-1].node.value, dict) and self._open[-1].key is None:
                 self._take_key(event, line, column)
             else:
-                node = Node(line, column, self._scalar(event))
+                node = YamlNode(line, column, self._scalar(event))
                 self._remember(event.anchor, node)
                 self._place_value(node, line, column)
         elif isinstance(event, SequenceStartEvent | MappingStartEvent):
-            self._begin(event, Node(line, column, [] if isinstance(event, SequenceStartEvent) else {}))
+            self._begin(event, YamlNode(line, column, [] if isinstance(event, SequenceStartEvent) else {}))
         elif isinstance(event, SequenceEndEvent | MappingEndEvent):
             ended = self._open.pop()
             _merge(ended.node)
             self._remember(ended.anchor, ended.node)
             self._place_value(ended.node, ended.node.line, ended.node.column)
 
-    def _begin(self, event: Any, node: Node) -> None:
+    def _begin(self, event: Any, node: YamlNode) -> None:
         what, core = ("a list", "seq") if isinstance(node.value, list) else ("a mapping", "map")
         if event.tag not in (None, "!", f"{TAG}{core}"):
             raise YamlError(
@@ -174,7 +174,7 @@ class _Builder:
             self._anchors[event.anchor] = None
         self._open.append(_Open(node, event.anchor))
 
-    def _named(self, anchor: str) -> Node:
+    def _named(self, anchor: str) -> YamlNode:
         if anchor not in self._anchors:
             raise YamlError(f"not valid YAML: undefined alias {_shown(anchor)}")
         node = self._anchors[anchor]
@@ -182,14 +182,14 @@ class _Builder:
             raise YamlError(f"not valid YAML: the alias {_shown(anchor)} stands within what it names")
         return node
 
-    def _remember(self, anchor: str | None, node: Node) -> None:
+    def _remember(self, anchor: str | None, node: YamlNode) -> None:
         if anchor:
             self._anchors[anchor] = node
 
     def _take_key(self, event: Any, line: int, column: int) -> None:
         """A key is text as it is written; ``<<`` merges."""
         within = self._open[-1]
-        self._remember(event.anchor, Node(line, column, str(event.value)))
+        self._remember(event.anchor, YamlNode(line, column, str(event.value)))
         tag = self._tag(event)
         if tag == "merge":
             within.key, within.merges = "<<", True
@@ -203,7 +203,7 @@ class _Builder:
         within.node.keys[key] = (line, column)
         within.key = key
 
-    def _place_value(self, node: Node, line: int, column: int) -> None:
+    def _place_value(self, node: YamlNode, line: int, column: int) -> None:
         """Put a value that is complete where it belongs, and count it."""
         if not self._open:
             self._root = node
@@ -263,7 +263,7 @@ class _Builder:
         return text
 
 
-def _mappings(node: Node, line: int, column: int) -> list[Node]:
+def _mappings(node: YamlNode, line: int, column: int) -> list[YamlNode]:
     """What ``<<`` may name: a mapping, or a list of them."""
     named = node.value if isinstance(node.value, list) else [node]
     if not all(isinstance(each.value, dict) for each in named):
@@ -271,7 +271,7 @@ def _mappings(node: Node, line: int, column: int) -> list[Node]:
     return named
 
 
-def _merge(node: Node) -> None:
+def _merge(node: YamlNode) -> None:
     """Keys that were merged in, behind a mapping's own and where it has none of that name."""
     for other in node.merged:
         for key, value in other.value.items():

@@ -35,7 +35,7 @@ from workers.models.model_files import ModelFacts
 from workers.texts.questions import QUESTION_TOKENS, Question, build_questions, filler_tokens, says
 from workers.texts.text_tokens import open_tokenizer
 
-MOST_CELLS = 32
+MOST_ASKED_CELLS = 32
 """Of a unit."""
 ASKED_TOKENS = 16
 """Of a question, where only its seconds are estimated."""
@@ -219,7 +219,7 @@ def _about(
     def seconds(batch: Sequence[Cell], about: int) -> float:
         return retrieval_seconds(batch, rates, length, depths * about)
 
-    size = most(min(len(cells), MOST_CELLS), lambda many: seconds(cells[:many], 1), longest)
+    size = most(min(len(cells), MOST_ASKED_CELLS), lambda many: seconds(cells[:many], 1), longest)
     for batch in in_batches(cells, size):
         yield batch, evenly(documents, most(documents, partial(seconds, batch)))
 

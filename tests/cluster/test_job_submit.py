@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from pipeline.driving.run_sweep import BAD_INPUT, DONE, SOME_FAILED
-from pipeline.store.lease import NAME as LEASE
+from pipeline.store.lease import LEASE_NAME as LEASE
 from tests.support.command import ROOT, kvsweep
 from tests.support.held_runs import LONGER, copy_of_project, rows_of, same_rows, until_held
 from tests.support.ray_head import DASHBOARD, RayHead

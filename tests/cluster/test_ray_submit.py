@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline.driving.run_sweep import DONE
-from pipeline.store.lease import NAME as LEASE
+from pipeline.store.lease import LEASE_NAME as LEASE
 from tests.support.command import run_inline
 from tests.support.held_runs import LONGER, POLICIES, rows_of, same_rows, until_held
 from tests.support.private_machine import needs, two_machines

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.driving.run_sweep import INTERRUPTED
-from pipeline.store.lease import NAME as LEASE
+from pipeline.store.lease import LEASE_NAME as LEASE
 from tests.support.command import ROOT
 from tests.support.held_runs import LONGER, copy_of_project, rows_of
 from tests.support.private_machine import needs, two_machines

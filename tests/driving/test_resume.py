@@ -14,7 +14,7 @@ import pytest
 from analysis.load import load
 from pipeline.cluster.schedule import Fault, gave_up
 from pipeline.driving.run_sweep import DONE, INTERRUPTED, SOME_FAILED
-from pipeline.store.lease import NAME
+from pipeline.store.lease import LEASE_NAME
 from pipeline.store.run_store import RunStore
 from pipeline.store.schema import ROW_KEYS
 from tests.support.command import run_inline
@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(units, undisturbed, write_s
         patch.setattr(Worker, "run", interrupted)
         assert run_inline(write_sweep(), out) == INTERRUPTED
     before = parts(out)
-    assert len(before) == units and not (out / NAME).exists()
+    assert len(before) == units and not (out / LEASE_NAME).exists()
     assert run_inline(write_sweep(), out) == DONE
     assert_same_rows(out, undisturbed)
     assert before.items() <= parts(out).items()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.cluster.node_types import node_types
 from pipeline.cluster.placement import UNSAID, Fleet, Need, Node
-from pipeline.cluster.waiting import Patience, Waiting, describe
+from pipeline.cluster.waiting import Patience, Waiting, waiting_in_words
 
 CPU = Need("cpu", False, 2**30, "m")
 GPU = replace(CPU, device="cuda")
@@ -100,12 +100,12 @@ def test_nodes_that_may_join_are_waited_for_when_asked_to():
 def test_what_waits_is_said_by_kind_of_node():
     timed = replace(GPU, timed=True)
     other = replace(GPU, model="other")
-    assert describe({GPU: 10, other: 2, timed: 1, CPU: 1}) == [
+    assert waiting_in_words({GPU: 10, other: 2, timed: 1, CPU: 1}) == [
         "12 units wait for a node with a GPU",
         "1 unit waits for a node with a GPU and a timing slot",
         "1 unit waits for a node with 1.0 GiB free",
     ]
-    assert describe({}) == []
+    assert waiting_in_words({}) == []
 
 
 def test_node_types_are_read_from_what_ray_up_leaves_on_the_head(tmp_path):

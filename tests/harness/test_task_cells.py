@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from pipeline.commands.run_status import describe
+from pipeline.commands.run_status import status_lines
 from pipeline.driving.run_sweep import DONE, SOME_FAILED
 from pipeline.planning.plan import make_plan
 from pipeline.planning.spec import load_spec
@@ -104,7 +104,9 @@ def test_a_sweep_of_tasks_runs_stores_the_harness_figures_and_is_not_run_again(t
     parts = {part: part.read_bytes() for part in out.glob("tasks/*.parquet")}
     assert run_inline(sweep, out) == DONE
     assert {part: part.read_bytes() for part in out.glob("tasks/*.parquet")} == parts and len(parts) == 4
-    assert "tasks: 4 cells planned, 4 done, 0 failed, 0 missing" in "\n".join(describe(RunStore(str(out))))
+    assert "tasks: 4 cells planned, 4 done, 0 failed, 0 missing" in "\n".join(
+        status_lines(RunStore(str(out)))
+    )
     assert "kv_choice" in (out / "report.html").read_text()
 
 

@@ -20,7 +20,7 @@ import obstore
 import pytest
 
 from pipeline.driving.run_sweep import BAD_INPUT, DONE, INTERRUPTED
-from pipeline.store.lease import NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
+from pipeline.store.lease import LEASE_NAME, STALE_SECONDS, Holder, Lease, LeaseLostError, describe_driver
 from pipeline.store.run_store import RunStore
 from pipeline.sweepfile.sweep_error import SweepError
 from tests.support.command import ROOT, kvsweep, run_inline
@@ -91,14 +91,14 @@ def objects(store: RunStore) -> list[str]:
 
 
 def holder(store: RunStore) -> Holder:
-    found = Holder.read(store.get(NAME) or b"")
+    found = Holder.read(store.get(LEASE_NAME) or b"")
     assert found
     return found
 
 
 def leave_lease(store: RunStore, **changes: object) -> None:
     """The lease of a driver that ended without a word."""
-    store.put(NAME, replace(Holder.here(), token="another", **changes).content(), overwrite=True)
+    store.put(LEASE_NAME, replace(Holder.here(), token="another", **changes).content(), overwrite=True)
 
 
 def ago(seconds: float) -> str:
@@ -110,7 +110,7 @@ def ago(seconds: float) -> str:
 def test_a_second_driver_ends_with_2_one_line_and_nothing_written(store, sweep_file):
     with other_driver(store) as process:
         before = {
-            name: content for name, content in files(store.directory).items() if not name.endswith(NAME)
+            name: content for name, content in files(store.directory).items() if not name.endswith(LEASE_NAME)
         }
         done = kvsweep(
             "run", sweep_file(), "--inline", "--out", store.directory, folder=Path(store.directory).parent
@@ -126,7 +126,7 @@ def test_a_second_driver_ends_with_2_one_line_and_nothing_written(store, sweep_f
             "wait for it",
         ):
             assert part in line
-        assert before == {} == {n: c for n, c in files(store.directory).items() if not n.endswith(NAME)}
+        assert before == {} == {n: c for n, c in files(store.directory).items() if not n.endswith(LEASE_NAME)}
 
 
 def test_status_tells_that_a_driver_runs_and_that_it_died(store, sweep_file, tmp_path):
@@ -156,7 +156,7 @@ def test_a_killed_driver_is_replaced_at_once_with_a_note(store, sweep_file, caps
         assert run_inline(sweep_file(), Path(store.directory)) == DONE
     printed = capsys.readouterr().err
     assert f"note: took over from the driver before (host {os.uname().nodename}, pid {process.pid}" in printed
-    assert not (Path(store.directory) / NAME).exists()
+    assert not (Path(store.directory) / LEASE_NAME).exists()
 
 
 def test_a_driver_elsewhere_is_refused_while_it_was_heard_of(store):
@@ -220,11 +220,11 @@ BROKEN = [b" " * 200_000, b"", b"{}", b"[1]", b"null", b'{"pid": 1}', b"\xff", b
 
 @pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
 def test_an_unreadable_lease_is_watched_and_replaced_with_a_note(store, content, capsys):
-    store.put(NAME, content)
+    store.put(LEASE_NAME, content)
     assert "unreadable" in describe_driver(store)
     with Lease(store, watch_seconds=0.2):
         assert holder(store).pid == os.getpid()
-    assert f"took over from an unreadable {NAME}" in capsys.readouterr().err
+    assert f"took over from an unreadable {LEASE_NAME}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -254,19 +254,19 @@ def test_a_driver_whose_lease_was_taken_stops_before_it_stores_and_leaves_the_ne
     with Lease(store, beat_seconds=0.05) as lease:
         lease.hold()
         if content is None:
-            store.delete(NAME)
+            store.delete(LEASE_NAME)
         else:
-            store.put(NAME, content, overwrite=True)
+            store.put(LEASE_NAME, content, overwrite=True)
         time.sleep(0.5)
         with pytest.raises(LeaseLostError, match="another driver has taken over"):
             lease.hold()
-    assert store.get(NAME) == content
+    assert store.get(LEASE_NAME) == content
 
 
 @pytest.mark.parametrize("change", [STALE_SECONDS, -STALE_SECONDS], ids=["slept", "clock set back"])
 def test_a_machine_that_slept_or_whose_clock_was_set_back_looks_before_it_stores(change, store, monkeypatch):
     with Lease(store) as lease:
-        store.put(NAME, Holder.here().content(), overwrite=True)
+        store.put(LEASE_NAME, Holder.here().content(), overwrite=True)
         lease.hold()
         awake = time.time() + change
         monkeypatch.setattr("pipeline.store.lease.time.time", lambda: awake)
@@ -309,8 +309,8 @@ def test_of_many_drivers_that_start_together_one_drives(anywhere, lease, request
     if lease != "none":
         leave_lease(store, process_started=1.0)
     if lease == "claimed by a dead one":
-        claim = f"driver-{hashlib.sha256(store.get(NAME) or b'').hexdigest()[:12]}-0.claim"
-        store.put(claim, store.get(NAME) or b"")
+        claim = f"driver-{hashlib.sha256(store.get(LEASE_NAME) or b'').hexdigest()[:12]}-0.claim"
+        store.put(claim, store.get(LEASE_NAME) or b"")
     begin = str(time.time() + 4)
     racers = [start(RACER, store.directory, begin) for _ in range(5)]
     request.addfinalizer(lambda: [racer.kill() for racer in racers])
@@ -324,5 +324,5 @@ def test_of_many_drivers_that_start_together_one_drives(anywhere, lease, request
 
 def test_the_lease_is_readable_json_for_people(store):
     with Lease(store):
-        content = json.loads(store.get(NAME) or b"")
+        content = json.loads(store.get(LEASE_NAME) or b"")
     assert {"host", "pid", "started_at", "heartbeat_at"} <= content.keys()
