@@ -65,7 +65,7 @@ def _count(outcomes: pl.DataFrame, source: int, task: str, info: dict[str, Any])
     return info.get("run_id"), task, planned, done, failed, max(0, planned - done - failed)
 
 
-def in_words(covered: pl.DataFrame, excluded: pl.DataFrame) -> str:
+def coverage_in_words(covered: pl.DataFrame, excluded: pl.DataFrame) -> str:
     """All tasks and runs of ``coverage`` in one line for the head of the page, and what ``Tables.excluded``
     leaves out."""
     planned = covered["planned"]

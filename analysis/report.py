@@ -11,7 +11,7 @@ from pathlib import Path
 if not __package__:  # run as a script: the packages lie beside this directory
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.audit.claim_models import in_words
+from analysis.audit.claim_models import verdicts_in_words
 from analysis.load import load
 from analysis.page.export import write_charts, write_tables
 from analysis.page.page import contents, render
@@ -66,7 +66,7 @@ def make_report(
     results = load(directories)
     shown = contents(results, tolerance, with_audit=audit)
     page = render(shown).encode()
-    verdicts = in_words(shown.audited)
+    verdicts = verdicts_in_words(shown.audited)
     for form, folder in places.items():
         if form == "csv":
             write_tables(shown.tables, folder)

@@ -54,7 +54,7 @@ def head(found: Sequence[Judged]) -> list[str]:
     return [*_disagreements(found), *_caution(found)]
 
 
-def in_words(found: Sequence[Judged]) -> list[str]:
+def verdicts_in_words(found: Sequence[Judged]) -> list[str]:
     """``head``, then each claim with a line per model: whose verdict it is, the verdict, and why."""
     names, lines = _names(found), head(found)
     for rows in _by_claim(found):

@@ -35,7 +35,7 @@ from analysis.audit.claim_evidence import (
     share_of,
     timed,
 )
-from analysis.retrieval.tables import KNOWS, kept_accuracy, shown_lower
+from analysis.retrieval.tables import ASKED, KNOWS, kept_accuracy, shown_lower
 from analysis.statistics.margins import ACCURACY_MARGIN, mostly, outside, within
 from analysis.statistics.uncertainty import holm
 from analysis.verdicts import valid
@@ -52,7 +52,6 @@ SHARE_TAKEN_FOR_TTFT = (
 )
 SLOWER = (0.82, 0.90)
 LEAST_KEPT = 0.7
-SORT = ["kind", "digits", "distractors", "question_pruned"]
 
 
 def audit(evidence: Evidence) -> pl.DataFrame:
@@ -188,7 +187,7 @@ def _retrieval(e: Evidence) -> Ruling:
     sorts = [f"{words} {share_of(asked, loses)}" for words, asked in _by_sort(cells)]
     kept = f"{share_of(cells, kept_accuracy())} to lose at most {100 * ACCURACY_MARGIN:g} points"
     why = f"shown to lose answers: {'; '.join(sorts)} cells; {kept}"
-    unknown = [words for words, _ in _by_sort(pruned.join(cells, on=SORT, how="anti", nulls_equal=True))]
+    unknown = [words for words, _ in _by_sort(pruned.join(cells, on=ASKED, how="anti", nulls_equal=True))]
     why += f"; dense does not know: {'; '.join(unknown)}" if unknown else ""
 
     verdict = NOT_TESTABLE
@@ -215,7 +214,7 @@ def _by_sort(cells: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     """Cells by sort of question, which is put in words."""
     return [
         (labels.questions(asked.row(0, named=True)), asked)
-        for _, asked in cells.group_by(SORT, maintain_order=True)
+        for _, asked in cells.group_by(ASKED, maintain_order=True)
     ]
 
 

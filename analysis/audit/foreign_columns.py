@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from analysis.audit.foreign_csv import CsvRow, TableError, short
+from analysis.audit.foreign_csv import CsvRow, TableError, excerpt
 from analysis.audit.foreign_numbers import NOTHING, UNITS
 
 COLUMNS = {
@@ -72,10 +72,10 @@ def known_columns(path: str, headings: list[str]) -> dict[str, Heading]:
             continue
         if name in columns:
             raise TableError(
-                f"{path}: columns {columns[name].written!r} and {short(heading)!r} both are {name}; "
+                f"{path}: columns {columns[name].written!r} and {excerpt(heading)!r} both are {name}; "
                 "leave one out"
             )
-        columns[name] = Heading(at, short(heading.strip()), _unit(path, name, remarks))
+        columns[name] = Heading(at, excerpt(heading.strip()), _unit(path, name, remarks))
     return columns
 
 
@@ -113,7 +113,7 @@ def _unit(path: str, name: str, remarks: list[str]) -> str | None:
     if strange or len(set(units)) > 1:
         unknown = strange[0] if strange else ", ".join(units)
         raise TableError(
-            f"{path}: the unit {short(unknown)!r} of column {name} is not known; {_allowed(name)}"
+            f"{path}: the unit {excerpt(unknown)!r} of column {name} is not known; {_allowed(name)}"
         )
     return units[0] if units else None
 

@@ -91,7 +91,7 @@ def _text(path: str) -> str:
         raise TableError(f"{path}: is no readable CSV file ({reason})") from error
 
 
-def short(text: str) -> str:
+def excerpt(text: str) -> str:
     """Somebody's text as it can stand in a message: printable, ``SHOWN`` characters at most."""
     plain = "".join(c if c.isprintable() else "�" for c in text[:SHOWN])
     return plain + ("..." if len(text) > SHOWN else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.audit.foreign_columns import TEXTS, TIMES, Heading, known_columns, without_units
-from analysis.audit.foreign_csv import CsvRow, TableError, read_rows, short
+from analysis.audit.foreign_csv import CsvRow, TableError, excerpt, read_rows
 from analysis.audit.foreign_numbers import UNITS, NumberError, WrittenFigure, decimal_mark, number
 
 RESULTS = ("ppl", "ttft", "total", "cache_tokens", "samples")
@@ -32,7 +32,7 @@ def read_table(path: str) -> pl.DataFrame:
     known = known_columns(path, heading.cells)
     if not set(RESULTS) & set(known):
         raise TableError(
-            f"{path}: none of its columns ({short(', '.join(heading.cells))}) holds a known figure; "
+            f"{path}: none of its columns ({excerpt(', '.join(heading.cells))}) holds a known figure; "
             f"give at least one of {', '.join(RESULTS)}, with a comma, a semicolon or a tab between columns"
         )
     known, rows = without_units(path, known, rows)
@@ -85,7 +85,7 @@ def _figures(path: str, known: dict[str, Heading], rows: list[CsvRow]) -> dict[s
 
 
 def _figure(path: str, name: str, written: WrittenFigure, mark: str) -> float | None:
-    shown = short(written.text + ("%" if written.in_per_cent else ""))
+    shown = excerpt(written.text + ("%" if written.in_per_cent else ""))
     if written.in_per_cent and name != "keep_ratio":
         raise TableError(
             f"{path}: {name} {shown!r} is a share in per cent (line {written.line}); give the figure itself"
@@ -127,7 +127,7 @@ def _above_one(path: str, figures: list[WrittenFigure], values: list[float | Non
         (high, ratio), low = above[0], below[0]
         raise TableError(
             f"{path}: {RATIO_RULE} (line {high.line}: {ratio:g}), or all of the column in per cent, "
-            f"and line {low.line} has {short(low.text)}"
+            f"and line {low.line} has {excerpt(low.text)}"
         )
     return bool(above)
 

@@ -193,14 +193,14 @@ def equal(name: str, value: Any) -> alt.FieldEqualPredicate:
     return alt.FieldEqualPredicate(field=name, equal=value)
 
 
-def bounds(title: str, low: str, high: str) -> tuple[str, str, str]:
+def interval_entry(title: str, low: str, high: str) -> tuple[str, str, str]:
     """An interval for ``tooltips``."""
     return title, low, high
 
 
 def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
     """A layer whose marks tell ``(title, field)``, ``(title, field, d3 format)`` or an interval from
-    ``bounds``."""
+    ``interval_entry``."""
     shown = []
     for title, name, *rest in entries:
         if not rest:

@@ -84,7 +84,7 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-TURNS = [
+ONE_PICTURE = [
     "model",
     "dataset",
     *VERSIONS,
@@ -99,7 +99,7 @@ TURNS = [
 ]
 """What took turns, and so may stand in one picture."""
 
-KEPT = [*TURNS, "policy", "keep_ratio", "timing"]
+KEPT = [*ONE_PICTURE, "policy", "keep_ratio", "timing"]
 """What is taken over: what tells groups apart, and the cell."""
 
 

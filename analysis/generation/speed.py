@@ -9,12 +9,12 @@ from scipy.stats import binom
 
 from analysis.impossible import WORDS, in_cell, without_figures
 from analysis.keys import CELL, VERSIONS
-from analysis.perplexity.tables import beyond, in_order
+from analysis.perplexity.tables import beyond, in_reading_order
 from analysis.statistics.pairs import finite
 from analysis.statistics.uncertainty import ALPHA
 from analysis.verdicts import IMPOSSIBLE
 
-MEASURES = [
+MEDIANS = [
     "ttft_seconds",
     "prompt_prune_seconds",
     "tpot_seconds",
@@ -93,7 +93,7 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
             in_cell(),
             pl.col("new_tokens", "threads", "peak_memory_method").first(),
             pl.col("repeat").n_unique().alias("repeats"),
-            *[pl.col(name).cast(pl.Float64).median() for name in [*MEASURES, "prune_events"]],
+            *[pl.col(name).cast(pl.Float64).median() for name in [*MEDIANS, "prune_events"]],
             (pl.col("ttft_seconds") - pl.col("prompt_prune_seconds")).median().alias("prefill_seconds"),
             step.median().alias("bytes_per_step"),
             (step / pl.col("tpot_seconds")).median().alias("bytes_per_second"),
@@ -126,7 +126,9 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
             pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words")
         )
     note = pl.concat_str([pl.col("fault"), beyond(), _without_prunes()], separator="; ", ignore_nulls=True)
-    return in_order(finite(without_figures(table.with_columns(note=pl.when(note != "").then(note)), NAMED)))
+    return in_reading_order(
+        finite(without_figures(table.with_columns(note=pl.when(note != "").then(note)), NAMED))
+    )
 
 
 def _without_prunes() -> pl.Expr:
@@ -255,7 +257,7 @@ def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:
         values = group[measure].to_numpy()
         low, high = median_interval(values)
         middle = float(np.median(values))
-        words = in_words(middle, low, high, len(values), more_is_better=measure == "tokens_per_second")
+        words = change_in_words(middle, low, high, len(values), more_is_better=measure == "tokens_per_second")
         found.append((*keys, len(values), middle, low, high, words))
     columns = {
         f"{name}_rounds": pl.Int64,
@@ -282,7 +284,7 @@ def median_interval(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
-def in_words(
+def change_in_words(
     ratio: float, low: float | None, high: float | None, rounds: int, *, more_is_better: bool
 ) -> str:
     """A speed-up or slow-down, only where the interval excludes 1 and enough rounds were run."""

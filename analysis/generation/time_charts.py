@@ -8,11 +8,11 @@ from dataclasses import replace
 import altair as alt
 import polars as pl
 
-from analysis.draw.marks import HEIGHT, Axis, Chart, Points, bounds, colour, equal, in_order
+from analysis.draw.marks import HEIGHT, Axis, Chart, Points, colour, equal, in_order, interval_entry
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group, groups, spread
 from analysis.draw.policy_looks import PolicyLooks
-from analysis.generation.measures import MEASURES, TIMED, TURNS, cell_label
+from analysis.generation.measures import MEASURES, ONE_PICTURE, TIMED, cell_label
 from analysis.generation.speed import KEYS
 from analysis.verdicts import IMPOSSIBLE
 
@@ -22,10 +22,10 @@ ABOUT = [
     ("settings", "settings"),
     ("measure", "measure"),
     ("median", "value", ".4~r"),
-    bounds("95 % interval", "low", "high"),
+    interval_entry("95 % interval", "low", "high"),
     ("unit", "unit"),
     ("per cent of dense", "share", ".4~r"),
-    bounds("95 % interval of it", "share_low", "share_high"),
+    interval_entry("95 % interval of it", "share_low", "share_high"),
     ("rounds", "n", ","),
     ("timing", "timing"),
 ]
@@ -33,7 +33,7 @@ OF_ROUNDS = [
     ("cell", "cell"),
     ("round", "repeat"),
     ("median, ms", "middle", ".4~r"),
-    bounds("10 % to 90 % of the tokens", "low", "high"),
+    interval_entry("10 % to 90 % of the tokens", "low", "high"),
     ("tokens", "n", ","),
 ]
 COMPARED_CELLS = 6
@@ -44,7 +44,7 @@ def timed_groups(table: pl.DataFrame) -> list[Group]:
     """Rows of ``measures`` by what took turns; a wrong protocol is named in the title."""
     said = ("prompt_tokens", "new_tokens", "batch_size", "timing_protocol")
     found = []
-    for group in groups(table, TURNS):
+    for group in groups(table, ONE_PICTURE):
         first = group.cells.row(0, named=True)
         wrong = first["timing_protocol"] == "report_2025"
         title = f"WRONG ON PURPOSE · {group.title}" if wrong else group.title

@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import Axis, Chart, Points, bounds
+from analysis.draw.marks import Axis, Chart, Points, interval_entry
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group, groups, with_words
 from analysis.draw.policy_looks import PolicyLooks
@@ -26,10 +26,10 @@ ABOUT = [
     ("keep_ratio", "keep_ratio", ".3~f"),
     ("settings", "settings"),
     ("value", "value", ".4~r"),
-    bounds("± 1.96 standard errors", "low", "high"),
+    interval_entry("± 1.96 standard errors", "low", "high"),
     ("dense", "dense_value", ".4~r"),
     ("difference", "difference", "+.4~f"),
-    bounds("95 % interval, paired", "difference_low", "difference_high"),
+    interval_entry("95 % interval, paired", "difference_low", "difference_high"),
     ("realised budget", "budget", ".1%"),
     ("documents", "documents", ","),
     ("verdict", "verdict"),

@@ -7,7 +7,7 @@ import polars as pl
 
 from analysis.impossible import in_cell, of_twin, without_figures
 from analysis.keys import CELL, VERSIONS
-from analysis.perplexity.tables import in_order
+from analysis.perplexity.tables import in_reading_order
 from analysis.statistics.pairs import POOL, finite
 from analysis.statistics.uncertainty import mean_bounds
 from analysis.verdicts import plain_verdict
@@ -51,7 +51,7 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
     )  # pruned only after all that was asked had been predicted
     table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), never, _note(is_mean))
     table = without_figures(table, [*keys, *CELL, *NAMED])
-    return in_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
+    return in_reading_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
 
 
 def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:

@@ -20,6 +20,7 @@ from analysis.harness import charts as task_charts
 from analysis.keys import SCORED
 from analysis.perplexity import cell_charts, window_charts
 from analysis.perplexity.kl_charts import kl_curves
+from analysis.retrieval import budget_charts, depth_charts, outcome_charts
 from analysis.retrieval import charts as retrieval_charts
 from analysis.retrieval.disagreement import disagreement_charts
 from analysis.tables import Tables
@@ -112,9 +113,9 @@ SECTIONS: dict[str, Callable[[Drawing], Iterable[list[Chart]]]] = {
     "timed": lambda d: (time_charts.six_panels(group, d.looks) for group in d.timed),
     "normalised": lambda d: (time_charts.summary_chart(group) for group in d.timed),
     "rounds": lambda d: [time_charts.rounds(d.made.timings.collect(), d.made.generation)],
-    "accuracy": lambda d: [retrieval_charts.budget_charts(d.made.retrieval, d.looks)],
-    "retrieval": lambda d: [retrieval_charts.depth_charts(d.made.answers)],
-    "outcomes": lambda d: [retrieval_charts.outcome_charts(d.made.retrieval)],
+    "accuracy": lambda d: [budget_charts.budget_charts(d.made.retrieval, d.looks)],
+    "retrieval": lambda d: [depth_charts.depth_charts(d.made.answers)],
+    "outcomes": lambda d: [outcome_charts.outcome_charts(d.made.retrieval)],
     "disagreement": lambda d: [disagreement_charts(d.made.perplexity, d.made.retrieval, d.looks)],
     "tasks": lambda d: [task_charts.task_charts(d.made.harness, d.looks)],
 }

@@ -30,7 +30,7 @@ def norm_attention(results: Results, task: str) -> pl.DataFrame:
     return found.collect(engine="streaming").sort(MODEL, nulls_last=True)
 
 
-def in_words(found: pl.DataFrame) -> list[str]:
+def correlations_in_words(found: pl.DataFrame) -> list[str]:
     """A line per model: the correlation of each layer, and what they mean for ``knorm``."""
     return [_line(row) for row in found.iter_rows(named=True)]
 

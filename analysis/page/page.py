@@ -23,7 +23,7 @@ from analysis.page import columns, layout
 from analysis.page.charts import charts, not_drawn
 from analysis.page.column import Column
 from analysis.page.findings import findings, warnings
-from analysis.page.norm_attention import in_words, norm_attention
+from analysis.page.norm_attention import correlations_in_words, norm_attention
 from analysis.page.provenance import facts
 from analysis.perplexity.tables import by_ratio
 from analysis.recommend import advice_in_words
@@ -91,7 +91,7 @@ def contents(results: Results, tolerance: float, *, with_audit: bool = False) ->
             audited.append(judged(own, audit(own)))
             shown[f"claims-{number}"] = audited[-1].claims, columns.CLAIMS
             shown[f"control-{number}"] = control_experiment(own.cells), columns.CONTROL
-        norms = {task: in_words(norm_attention(results, task)) for task in TASKS}
+        norms = {task: correlations_in_words(norm_attention(results, task)) for task in TASKS}
         return Contents(made, tolerance, shown, charts(made), audited, norms)
 
 
@@ -127,7 +127,7 @@ def render(shown: Contents) -> str:
     panels = [chart for panel in shown.charts.values() for chart in panel]
     return environment.get_template("template.html").render(
         runs=[facts(run) for run in made.results.runs],
-        head=coverage.in_words(made.coverage, made.excluded),
+        head=coverage.coverage_in_words(made.coverage, made.excluded),
         names=[str(run.info.get("name") or "unnamed run") for run in made.results.runs],
         findings=[
             *findings(made),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.draw.marks import Axis, Chart, Points, bounds, names_of
+from analysis.draw.marks import Axis, Chart, Points, interval_entry, names_of
 from analysis.draw.panel import COMPARED, HELD, Panel, Series
 from analysis.draw.points import Group
 from analysis.draw.policy_looks import PolicyLooks
@@ -15,7 +15,7 @@ DIVERGENCE = Axis("kl", "KL from dense, nats per token", log_span=20, also=("kl_
 OF_KL = [
     *ABOUT[:4],
     ("KL, nats per token", "kl", ".4~r"),
-    bounds("95 % interval of it", "kl_low", "kl_high"),
+    interval_entry("95 % interval of it", "kl_low", "kl_high"),
     ("same first choice as dense", "agreement", ".1%"),
     *ABOUT[4:],
 ]

@@ -38,7 +38,9 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     cells = without_figures(compare(measured).with_columns(scored_verdict(), note()), NAMED)
     can_reach = least_p(pl.col("n_units")) * valid().sum().over(GROUP) < ALPHA
     judged = pl.when(valid() & can_reach).then(pl.col("p_value"))
-    return in_order(cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), GROUP)))
+    return in_reading_order(
+        cells.with_columns(p_value=judged).with_columns(p_holm=holm(pl.col("p_value"), GROUP))
+    )
 
 
 def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
@@ -53,7 +55,7 @@ def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
     reasons = pl.format("{}: {}", pl.col("error_type").fill_null("?"), pl.col("message").fill_null(""))
     known = [name for name in lost.columns if name in cells.columns]
     rows = lost.select(*known, verdict=pl.lit("FAILED"), note=reasons.str.slice(0, 200))
-    return in_order(pl.concat([cells, rows], how="diagonal_relaxed")) if rows.height else cells
+    return in_reading_order(pl.concat([cells, rows], how="diagonal_relaxed")) if rows.height else cells
 
 
 def excluded(
@@ -85,7 +87,7 @@ def excluded(
     return both.select("task", "verdict", "cells", "why").sort("task", "verdict", descending=[True, False])
 
 
-def in_order(cells: pl.DataFrame) -> pl.DataFrame:
+def in_reading_order(cells: pl.DataFrame) -> pl.DataFrame:
     """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin)
     first."""
     return cells.sort(ORDER, nulls_last=False, maintain_order=True)

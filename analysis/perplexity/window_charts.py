@@ -17,11 +17,11 @@ from analysis.draw.marks import (
     Axis,
     Chart,
     Points,
-    bounds,
     chooser,
     cycle,
     dash,
     in_order,
+    interval_entry,
     mark,
     names_of,
 )
@@ -48,7 +48,7 @@ OF_POSITION = [
     ("keep_ratio", "kept"),
     ("tokens", "stretch"),
     ("NLL minus dense", "difference", ".3~f"),
-    bounds("95 % interval", "low", "high"),
+    interval_entry("95 % interval", "low", "high"),
     ("windows", "windows", ","),
 ]
 OF_TEETH = [

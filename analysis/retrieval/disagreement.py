@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import HEIGHT, Axis, Chart, Points, bounds, names_of
+from analysis.draw.marks import HEIGHT, Axis, Chart, Points, interval_entry, names_of
 from analysis.draw.panel import Panel, Series
 from analysis.draw.points import Group, with_words
 from analysis.draw.policy_looks import PolicyLooks
@@ -17,17 +17,17 @@ from analysis.retrieval.tables import kept_accuracy, scored_schedule, shown_lowe
 from analysis.statistics.uncertainty import holm, widened
 from analysis.verdicts import valid
 
-CLOSE, LOST = 0.02, 0.10
+HARMLESS, HARMED = 0.02, 0.10
 """A PPL shown to be at most this much above dense is called harmless; an accuracy this far below dense,
 lost."""
 
-ABOUT = [
+ABOUT_BOTH = [
     ("policy", "policy"),
     ("keep_ratio", "keep_ratio", ".3~f"),
     ("settings", "settings"),
     ("context tokens", "length"),
     ("PPL ratio where pruned", "ratio", ".4~r"),
-    bounds("95 % interval of it", "ratio_low", "ratio_high"),
+    interval_entry("95 % interval of it", "ratio_low", "ratio_high"),
     ("budget of perplexity", "scored_budget", ".1%"),
     ("accuracy minus dense, points", "points", "+.1f"),
     *FIGURES,
@@ -89,12 +89,14 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
     params, only = length_choice(frame)
     reach, also = (1.0, 1.05), ("ratio_low", "ratio_high")
     x = Axis("ratio", "PPL ratio to dense where pruned", log_span=2, reach=reach, also=also)
-    y = Axis("points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * LOST), also=("low", "high"))
+    y = Axis(
+        "points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * HARMED), also=("low", "high")
+    )
     panel = Panel(frame, x, y, looks.colour(frame), Series.of(frame, "settings", names_of))
     panel = panel.add(*_corner(frame, x, y)).rule(1.0, "", upright=True).rule(0.0, "")
     panel = panel.among(*of_length(frame))
     panel = panel.bars("ratio_low", "ratio_high", across=True, width=1.2, opacity=0.5)
-    panel = panel.bars("low", "high", gaps=False, width=1.2, opacity=0.5).dots(ABOUT)
+    panel = panel.bars("low", "high", gaps=False, width=1.2, opacity=0.5).dots(ABOUT_BOTH)
 
     told = f"{group.title}, {group.detail}: {frame.height} cells measured both ways"
     words = f"PPL ratio against accuracy lost, {told}"
@@ -108,7 +110,9 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
     words = "PPL sees no harm, retrieval does"
     data = alt.Chart(
         alt.Data(
-            values=[{"ratio": left, "to": 1 + CLOSE, "top": -100 * LOST, "bottom": bottom, "label": words}]
+            values=[
+                {"ratio": left, "to": 1 + HARMLESS, "top": -100 * HARMED, "bottom": bottom, "label": words}
+            ]
         )
     )
     area = data.mark_rect(fill="var(--c-snapkv)", opacity=0.15)
@@ -117,31 +121,31 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
     return [area, text.encode(x=x.x(frame), y=y.y(frame, "bottom"), text="label:N")]
 
 
-def in_words(both: pl.DataFrame) -> list[str]:
+def disagreements_in_words(both: pl.DataFrame) -> list[str]:
     """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from
     ``beside``.
 
-    Retrieval is harmed where it is more than ``LOST`` below dense and shown to be lower (Holm over the
-    pairs), and kept where it is shown to be; PPL is harmed where all of its interval lies more than ``CLOSE``
-    above dense, and not where none of it does: the interval that holds for all cells together, because the
-    pair that is named is picked among many.
+    Retrieval is harmed where it is more than ``HARMED`` below dense and shown to be lower (Holm over the
+    pairs), and kept where it is shown to be. PPL is harmed where all of its interval lies more than
+    ``HARMLESS`` above dense, and not where none of it does: the interval that holds for all cells together,
+    because the pair that is named is picked among many.
     """
     sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound.with_columns(p_value=holm(pl.col("p_value"), GROUP))
-    lost = (pl.col("accuracy_difference") < -LOST) & shown_lower()
+    lost = (pl.col("accuracy_difference") < -HARMED) & shown_lower()
     found = []
     for _, group in sound.group_by(GROUP, maintain_order=True):
-        blind = group.filter(pl.col("wide_high") <= 1 + CLOSE, lost).sort(
+        blind = group.filter(pl.col("wide_high") <= 1 + HARMLESS, lost).sort(
             "accuracy_difference", maintain_order=True
         )
-        harsh = group.filter(pl.col("wide_low") > 1 + CLOSE, kept_accuracy()).sort(
+        harsh = group.filter(pl.col("wide_low") > 1 + HARMLESS, kept_accuracy()).sort(
             "ratio", descending=True, maintain_order=True
         )
         place = "{model} on {dataset}".format(**group.row(0, named=True))
         count = f"{{}} of {group.height:,} pairs of figures"
         if blind.height:
             many = count.format(blind.height)
-            limit = f"PPL is shown to rise by at most {100 * CLOSE:g} % where pruned"
+            limit = f"PPL is shown to rise by at most {100 * HARMLESS:g} % where pruned"
             found.append(
                 f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}."
             )

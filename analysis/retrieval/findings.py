@@ -9,8 +9,8 @@ import polars as pl
 
 from analysis import labels
 from analysis.keys import CURVE, GROUP
-from analysis.retrieval.disagreement import beside, in_words
-from analysis.retrieval.tables import LEAST, kept_accuracy, shown_lower
+from analysis.retrieval.disagreement import beside, disagreements_in_words
+from analysis.retrieval.tables import ASKED, LEAST, kept_accuracy, shown_lower
 from analysis.statistics.margins import ACCURACY_MARGIN
 from analysis.statistics.uncertainty import holm
 from analysis.verdicts import valid
@@ -18,14 +18,13 @@ from analysis.verdicts import valid
 if TYPE_CHECKING:
     from analysis.tables import Tables
 
-ASKED = ["kind", "digits", "distractors", "question_pruned"]
 MARGIN = f"{100 * ACCURACY_MARGIN:g}"
 
 
 def retrieval_findings(made: Tables) -> list[str]:
     """On retrieval by itself, and beside perplexity."""
     both = beside(made.perplexity, made.retrieval)
-    return [*_at_equal_budget(made.retrieval), *in_words(both)]
+    return [*_at_equal_budget(made.retrieval), *disagreements_in_words(both)]
 
 
 def _at_equal_budget(answers: pl.DataFrame) -> list[str]:

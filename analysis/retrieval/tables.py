@@ -8,7 +8,7 @@ import polars as pl
 
 from analysis.impossible import beside_twin, in_cell, without_figures
 from analysis.keys import CELL, VERSIONS
-from analysis.perplexity.tables import beyond, in_order
+from analysis.perplexity.tables import beyond, in_reading_order
 from analysis.statistics.margins import ACCURACY_MARGIN
 from analysis.statistics.pairs import POOL, finite
 from analysis.statistics.uncertainty import mcnemar_p, share_at_most
@@ -16,6 +16,9 @@ from analysis.verdicts import plain_verdict
 
 QUESTIONS = ["kind", "context_tokens", "digits", "distractors", "question_pruned"]
 """What tells one set of questions from another; each is a row of its own."""
+
+ASKED = [name for name in QUESTIONS if name != "context_tokens"]
+"""What tells one sort of question from another, at whatever length."""
 
 ASKED_ORDER, ASKED_DOWN = [*QUESTIONS], [name == "question_pruned" for name in QUESTIONS]
 """The order of sets of questions: those asked before the prune first."""
@@ -77,7 +80,7 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     if cells["text_right"].is_null().all():
         cells = cells.drop("text_right")
     cells = without_figures(cells, [*keys, *CELL, "questions", "impossible", "verdict", "note"])
-    return in_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
+    return in_reading_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
 
 
 def _note() -> pl.Expr:

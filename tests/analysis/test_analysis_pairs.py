@@ -185,7 +185,7 @@ GROUPS = {
     "findings": findings.CURVES,
     "curves": curve_shape.KEYS,
     "timed and scored": measures.SAME,
-    "timed": measures.TURNS,
+    "timed": measures.ONE_PICTURE,
     "turns": speed.TURNS,
     "asked": retrieval_charts.PANEL,
     "tasks": task_charts.PANEL,

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.generation.speed import NO_DIFFERENCE, in_words, median_interval
+from analysis.generation.speed import NO_DIFFERENCE, change_in_words, median_interval
 from analysis.load import load
 from analysis.tables import Tables
 from tests.support.rows import generation_row, one, write_run
@@ -116,7 +116,7 @@ def test_memory_without_a_counter_is_null_without_a_warning(tmp_path):
     ],
 )
 def test_a_difference_is_named_only_where_it_was_shown(figures, words):
-    assert in_words(*figures, more_is_better=False) == words
+    assert change_in_words(*figures, more_is_better=False) == words
 
 
 @pytest.mark.parametrize(("rounds", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (40, 14)])

@@ -10,7 +10,7 @@ import torch
 
 from analysis import labels
 from analysis.load import load as load_run
-from analysis.page.norm_attention import in_words, norm_attention
+from analysis.page.norm_attention import correlations_in_words, norm_attention
 from analysis.report import write_report
 from pipeline.driving.run_sweep import DONE, SOME_FAILED
 from pipeline.planning.cell_reach import planned_budget
@@ -185,7 +185,7 @@ def test_the_report_names_the_rule_and_says_how_norm_and_attention_go_together(r
     assert "Of 6 layers key norm and attention go together in 6" in page and "most in layer 4" in page
     found = norm_attention(load_run([str(rules_run[1])]), "perplexity")
     assert found["model"].to_list() == sorted(MODELS)
-    assert "turned round by construction" in in_words(found)[0]
+    assert "turned round by construction" in correlations_in_words(found)[0]
 
 
 def test_words_for_rules_and_for_models():
@@ -202,7 +202,9 @@ def test_words_for_rules_and_for_models():
         "device": ["cpu"] * 3,
         "dtype": ["float32"] * 3,
     }
-    said = in_words(pl.DataFrame({**about, "norm_attention": [[-0.1, -0.2], [-0.5, 0.25], None]}))
+    said = correlations_in_words(
+        pl.DataFrame({**about, "norm_attention": [[-0.1, -0.2], [-0.5, 0.25], None]})
+    )
     assert "go together in 0, and in 2 low norms get more attention, as knorm presupposes." in said[0]
     assert "go together in 1, and in 1 low norms get more attention" in said[1] and "-0.50, +0.25" in said[1]
     assert "not recorded" in said[2]
@@ -215,7 +217,7 @@ def test_a_correlation_near_0_or_none_at_all_says_nothing_either_way():
         "device": ["cpu"] * 3,
         "dtype": ["float32"] * 3,
     }
-    near, tiny, none = in_words(
+    near, tiny, none = correlations_in_words(
         pl.DataFrame({**about, "norm_attention": [[-0.01, -0.02], [0.001, 0.3], [math.nan, math.nan]]})
     )
     assert (
