@@ -15,12 +15,9 @@ import altair as alt
 import polars as pl
 
 from analysis.draw.marks import (
-    HEIGHT,
     SHAPES,
     Axis,
-    Chart,
     Filter,
-    Points,
     cycle,
     dash,
     equal,
@@ -28,11 +25,11 @@ from analysis.draw.marks import (
     in_order,
     mark,
     shape,
-    specification,
     tooltips,
 )
 from analysis.draw.points import Group
 from analysis.draw.policy_looks import look
+from analysis.draw.specification import HEIGHT, Chart, Points, specification
 
 KEPT = Axis("keep_ratio", "keep_ratio", ".2~f", reach=(1.0,))
 """As it was set, up to the dense twin's."""

@@ -8,10 +8,11 @@ from dataclasses import replace
 import altair as alt
 import polars as pl
 
-from analysis.draw.marks import HEIGHT, Axis, Chart, Points, colour, equal, in_order, interval_entry
+from analysis.draw.marks import Axis, colour, equal, in_order, interval_entry
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group, groups, spread
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import HEIGHT, Chart, Points
 from analysis.generation.measures import MEASURES, ONE_PICTURE, TIMED, cell_label
 from analysis.generation.speed import KEYS
 from analysis.verdicts import IMPOSSIBLE

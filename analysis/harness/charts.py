@@ -7,10 +7,11 @@ from dataclasses import replace
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import Axis, Chart, Points, interval_entry
+from analysis.draw.marks import Axis, interval_entry
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group, groups, with_words
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import Chart, Points
 from analysis.harness.tables import METRIC
 from analysis.keys import GROUP
 from analysis.retrieval.charts import dodged, settings

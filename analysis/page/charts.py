@@ -10,10 +10,10 @@ from itertools import accumulate, chain
 import polars as pl
 from altair.utils.schemapi import debug_mode
 
-from analysis.draw.marks import Chart, Points
 from analysis.draw.panel import HELD
 from analysis.draw.points import Group, cell_points, groups
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import Chart, Points
 from analysis.generation import time_charts
 from analysis.generation.measures import measures
 from analysis.harness import charts as task_charts

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import vl_convert
 
-from analysis.draw.marks import Chart
+from analysis.draw.specification import Chart
 from analysis.page.column import Column
 
 WIDTH, SCALE = 420, 3.0

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from analysis import coverage, labels
 from analysis.audit.claim_models import Judged, head, judged
 from analysis.audit.claims import audit, control_experiment, evidences
-from analysis.draw.marks import Chart
 from analysis.draw.points import with_words
+from analysis.draw.specification import Chart
 from analysis.generation.speed import DRIFT
 from analysis.harness.findings import task_findings
 from analysis.load import Results

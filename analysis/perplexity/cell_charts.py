@@ -9,23 +9,11 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import (
-    DASHES,
-    HEIGHT,
-    Axis,
-    Chart,
-    Points,
-    chooser,
-    equal,
-    gradient,
-    in_order,
-    interval_entry,
-    mark,
-    names_of,
-)
+from analysis.draw.marks import DASHES, Axis, equal, gradient, in_order, interval_entry, mark, names_of
 from analysis.draw.panel import COMPARED, HELD, KEPT, Panel, Series
 from analysis.draw.points import Group, spread, with_words
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import HEIGHT, Chart, Points, chooser
 from analysis.verdicts import valid
 
 WHERE_PRUNED = "PPL ratio to dense where pruned"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.draw.marks import Axis, Chart, Points, interval_entry, names_of
+from analysis.draw.marks import Axis, interval_entry, names_of
 from analysis.draw.panel import COMPARED, HELD, Panel, Series
 from analysis.draw.points import Group
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import Chart, Points
 from analysis.perplexity.cell_charts import ABOUT
 
 DIVERGENCE = Axis("kl", "KL from dense, nats per token", log_span=20, also=("kl_low", "kl_high"))

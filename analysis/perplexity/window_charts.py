@@ -12,22 +12,11 @@ import numpy as np
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import (
-    HEIGHT,
-    Axis,
-    Chart,
-    Points,
-    chooser,
-    cycle,
-    dash,
-    in_order,
-    interval_entry,
-    mark,
-    names_of,
-)
+from analysis.draw.marks import Axis, cycle, dash, in_order, interval_entry, mark, names_of
 from analysis.draw.panel import Panel
 from analysis.draw.points import Group, groups, spread, with_words
 from analysis.draw.policy_looks import PALETTE, PolicyLooks, look
+from analysis.draw.specification import HEIGHT, Chart, Points, chooser
 from analysis.keys import SCORED, VERSIONS
 from analysis.load import Results
 from analysis.statistics.uncertainty import ALPHA, t_quantile, weighted_mean

@@ -7,10 +7,11 @@ from dataclasses import replace
 import altair as alt
 import polars as pl
 
-from analysis.draw.marks import HEIGHT, Axis, Chart, Points, equal, filtered, mark, names_of
+from analysis.draw.marks import Axis, equal, filtered, mark, names_of
 from analysis.draw.panel import COMPARED, HELD, Panel, Series
 from analysis.draw.points import Group
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import HEIGHT, Chart, Points
 from analysis.retrieval.charts import (
     ABOUT,
     RETAINED,

@@ -5,14 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import (
-    Axis,
-    Filter,
-    chooser,
-    interval_entry,
-    names_of,
-)
+from analysis.draw.marks import Axis, Filter, interval_entry, names_of
 from analysis.draw.points import Group, groups, with_words
+from analysis.draw.specification import chooser
 from analysis.keys import GROUP
 from analysis.retrieval.tables import ASKED
 from analysis.verdicts import HOLLOW

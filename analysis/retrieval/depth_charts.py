@@ -6,10 +6,11 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import Chart, Points, chooser, gradient, in_order, mark, names_of
+from analysis.draw.marks import gradient, in_order, mark, names_of
 from analysis.draw.panel import Panel
 from analysis.draw.points import Group, with_words
 from analysis.draw.policy_looks import palette_rank
+from analysis.draw.specification import Chart, Points, chooser
 from analysis.perplexity.tables import in_reading_order
 from analysis.retrieval.charts import FIGURES, RETAINED, asked_groups, settings
 from analysis.retrieval.tables import ASKED_DOWN, ASKED_ORDER, QUESTIONS, figures, with_twin

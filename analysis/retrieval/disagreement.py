@@ -7,10 +7,11 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import HEIGHT, Axis, Chart, Points, interval_entry, names_of
+from analysis.draw.marks import Axis, interval_entry, names_of
 from analysis.draw.panel import Panel, Series
 from analysis.draw.points import Group, with_words
 from analysis.draw.policy_looks import PolicyLooks
+from analysis.draw.specification import HEIGHT, Chart, Points
 from analysis.keys import GROUP, SAME
 from analysis.retrieval.charts import FIGURES, RETAINED, asked_groups, length_choice, of_length, settings
 from analysis.retrieval.tables import kept_accuracy, scored_schedule, shown_lower

@@ -8,10 +8,11 @@ import altair as alt
 import polars as pl
 
 from analysis import labels
-from analysis.draw.marks import Chart, Points, chooser, filtered, mark, names_of
+from analysis.draw.marks import filtered, mark, names_of
 from analysis.draw.panel import Panel
 from analysis.draw.points import Group, spread
 from analysis.draw.policy_looks import palette_rank
+from analysis.draw.specification import Chart, Points, chooser
 from analysis.perplexity.cell_charts import SIDE_BY_SIDE
 from analysis.retrieval.charts import (
     CELL_ENTRIES,

@@ -6,9 +6,10 @@ import altair as alt
 import polars as pl
 import pytest
 
-from analysis.draw.marks import Axis, Points, colour, equal
+from analysis.draw.marks import Axis, colour, equal
 from analysis.draw.panel import COMPARED, KEPT, Panel, Series
 from analysis.draw.points import Group
+from analysis.draw.specification import Points
 
 FRAME = pl.DataFrame(
     {
