@@ -56,6 +56,9 @@ TOKENS_READ = {
 }
 """How much of a text the model of a row saw at once."""
 
+MADE_OF_LISTS = {"perplexity": OF_LISTS}
+"""Figures that are made of list columns before these are left out."""
+
 OLDER = {
     "retrieval": {"digits": 5, "distractors": 0, "question_pruned": True},
     "generation": {"control": False, "batch_size": 1, "timing_protocol": "interleaved"},
@@ -132,17 +135,14 @@ class Results:
         return rows.with_columns(pool_id=_pool_id(task))
 
     def _short(self, task: str) -> pl.LazyFrame:
-        """The rows without their lists. Those of perplexity are read here: as a stream, of which no more than
-        figures is kept."""
+        """The rows without their lists. Where figures are made of them, they are read here: as a stream, of
+        which no more than those is kept.
+        """
         rows = self.scanned[task]
-        if task == "perplexity":
-            return (
-                rows.with_columns(**OF_LISTS)
-                .drop(LONG_COLUMNS, strict=False)
-                .collect(engine="streaming")
-                .lazy()
-            )
-        return rows.drop(LONG_COLUMNS, strict=False)
+        if task not in MADE_OF_LISTS:
+            return rows.drop(LONG_COLUMNS, strict=False)
+        figures = rows.with_columns(**MADE_OF_LISTS[task]).drop(LONG_COLUMNS, strict=False)
+        return figures.collect(engine="streaming").lazy()
 
     def _cut_short(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Cells that failed and have fewer rows than their dense twin: they failed halfway.
@@ -205,7 +205,7 @@ def load(directories: Sequence[str]) -> Results:
 
 def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
     derived = [pl.col(name).fill_null(value) for name, value in OLDER.get(task, {}).items()]
-    derived += _step_times() if task == "generation" else []
+    derived += STEP_TIMES.get(task, [])
     scans = [
         store.scan(task).with_columns(*derived, source=pl.lit(index, pl.Int32))
         for index, store in enumerate(stores)
@@ -215,10 +215,8 @@ def _scan(stores: Sequence[RunStore], task: str) -> pl.LazyFrame:
 
 def _step_times() -> list[pl.Expr]:
     """Mean time of the decoding steps that pruned, and of the others; null where there are none."""
-    steps, pruned = (
-        pl.col("token_seconds"),
-        pl.col("token_seconds").list.gather(pl.col("prune_steps"), null_on_oob=True),
-    )
+    steps = pl.col("token_seconds")
+    pruned = steps.list.gather(pl.col("prune_steps"), null_on_oob=True)
     others = steps.list.len() - pruned.list.len()
     return [
         pruned.list.mean().alias("prune_step_seconds"),
@@ -228,6 +226,10 @@ def _step_times() -> list[pl.Expr]:
         ],
         pl.when(others > 0).then((steps.list.sum() - pruned.list.sum()) / others).alias("plain_step_seconds"),
     ]
+
+
+STEP_TIMES = {"generation": _step_times()}
+"""Columns that are made of those which stay on disk."""
 
 
 def _pool_id(task: str) -> pl.Expr:
