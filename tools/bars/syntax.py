@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ NOT_CODE = (
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 )
+
+PRAGMA = re.compile(r"\s*# (pyright|noqa|fmt|type): ?.*$")
+"""What is said to a tool at the end of a line, which cannot stand elsewhere."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -64,7 +68,7 @@ def _add(source: Source, name: str, text: str) -> None:
     source.nodes += sum(1 for _ in ast.walk(tree))
     source.code_lines += len(_code_lines(text, tree))
     source.file_lines[name] = len(lines)
-    source.widest_line = max([source.widest_line, *map(len, lines)])
+    source.widest_line = max([source.widest_line, *(len(PRAGMA.sub("", line)) for line in lines)])
 
     for function in _functions(tree):
         place = f"{name}: {function.name}"
