@@ -89,45 +89,43 @@ def recommended(
 def _choice(cells: pl.DataFrame, tolerance: float) -> tuple[pl.DataFrame, str]:
     """The recommended cell (no row where there is none), and why."""
     limit = f"{100 * tolerance:g} %"
-    if cells.is_empty():
-        return cells, "no recommendation: no cell that pruned, controls apart, has an interval"
-    enough = cells.filter(pl.col("pruned_units") >= FEWEST_UNITS)
-    if enough.is_empty():
-        most, kind = labels.count(cells.select(pl.col("pruned_units").max()).item()), cells["unit_kind"][0]
-        return (
-            enough,
-            f"no recommendation: {most} {kind} that pruned are too few to choose on one half and confirm on "
-            "the other",
-        )
-    cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
-    if cheap.is_empty():
-        least = labels.figure(100 * (enough.select(pl.col("choosing_high").min()).item() - 1))
-        return (
-            cheap,
-            f"no recommendation: no cell looks to stay within {limit}; the closest may be {least} % worse",
-        )
-    kept = cheap.filter(pl.col("veto").is_null())
+    kept, why_none = _worth_a_try(cells, tolerance, limit)
     if kept.is_empty():
-        first = cheap["veto"][0]
-        return (
-            kept,
-            f"no recommendation: retrieval rules out each cell that looks to stay within {limit}: {first}",
-        )
+        return kept, f"no recommendation: {why_none}"
+
     tried = _best(kept, "choosing_high").sort("budget", descending=True, maintain_order=True)
+    # The first that is not confirmed makes the product 0, and with it all behind.
     confirmed = tried.filter((pl.col("confirmed_high") <= 1 + tolerance).cum_prod().cast(pl.Boolean))
     if confirmed.is_empty():
         worst = labels.figure(100 * (tried["confirmed_high"][0] - 1))
-        return (
-            confirmed,
-            f"no recommendation: within {limit} was not confirmed on the other half of the windows, "
-            f"up to {worst} %",
-        )
+        not_confirmed = f"within {limit} was not confirmed on the other half of the windows, up to {worst} %"
+        return confirmed, f"no recommendation: {not_confirmed}"
+
     last = confirmed.tail(1)
-    advice = (
-        f"at most {limit} worse where the cache was pruned, confirmed on {last['unit_kind'][0]} that did not "
-        "choose it"
-    )
+    others = f"{last['unit_kind'][0]} that did not choose it"
+    advice = f"at most {limit} worse where the cache was pruned, confirmed on {others}"
     return last, f"{advice}; {last['asked'][0]}"
+
+
+def _worth_a_try(cells: pl.DataFrame, tolerance: float, limit: str) -> tuple[pl.DataFrame, str]:
+    """The cells that look cheap on the half that chooses and that retrieval does not rule out, and why there
+    may be none."""
+    if cells.is_empty():
+        return cells, "no cell that pruned, controls apart, has an interval"
+
+    enough = cells.filter(pl.col("pruned_units") >= FEWEST_UNITS)
+    if enough.is_empty():
+        most = labels.count(cells.select(pl.col("pruned_units").max()).item())
+        too_few = "that pruned are too few to choose on one half and confirm on the other"
+        return enough, f"{most} {cells['unit_kind'][0]} {too_few}"
+
+    cheap = enough.filter(pl.col("choosing_high") <= 1 + tolerance)
+    if cheap.is_empty():
+        least = labels.figure(100 * (enough.select(pl.col("choosing_high").min()).item() - 1))
+        return cheap, f"no cell looks to stay within {limit}; the closest may be {least} % worse"
+
+    kept = cheap.filter(pl.col("veto").is_null())
+    return kept, f"retrieval rules out each cell that looks to stay within {limit}: {cheap['veto'][0]}"
 
 
 def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
@@ -137,30 +135,44 @@ def with_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     Every other window, or document, belongs to one half. The ratio is that of the tokens that saw a pruned
     cache, raised by what rounding alone does to PPL (``rounding_ppl``, which matters in 16 bits).
     """
-    sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
-    sums = sums.filter(pl.col("tokens_pruned") > 0).sort(*POOL, "unit").with_columns(n=pl.len().over(POOL))
-    sums = sums.with_columns(half=pl.int_range(pl.len()).over(POOL) % 2)
-    found = [
+    highs = [
         cells.select(POOL).clear().with_columns(half=pl.lit(None, pl.Int64), high=pl.lit(None, pl.Float64))
     ]
-    for (n,), group in sums.filter(pl.col("n") >= FEWEST_UNITS).sort(*POOL, "half", "unit").group_by("n"):
+    for (n,), group in _units_of_halves(measured, cells).group_by("n"):
         for number in range(len(HALVES)):
-            own = group.filter(pl.col("half") == number)
+            # Of an odd number of units the first half has one more.
             count = (int(str(n)) + 1 - number) // 2
-            nll, tokens = (
-                own[name].cast(pl.Float64).to_numpy().reshape(-1, count) for name in ("nll", "tokens_pruned")
-            )
-            mean, error = weighted_mean(nll, tokens)
-            bound = pl.Series(mean + t_quantile(LEVEL, count) * error).exp()
-            keys = own.unique(POOL, keep="first", maintain_order=True).select(POOL)
-            found.append(keys.with_columns(half=pl.lit(number, pl.Int64), high=bound))
-    bounds = pl.concat(found)
+            highs.append(_upper_bounds(group.filter(pl.col("half") == number), number, count))
+
+    bounds = pl.concat(highs)
     rounding = pl.col("rounding_log").exp()
     for number, name in enumerate(HALVES):
-        own = bounds.filter(pl.col("half") == number).select(*POOL, pl.col("high").alias(name))
-        cells = cells.join(own, on=POOL, how="left", nulls_equal=True, maintain_order="left")
+        of_half = bounds.filter(pl.col("half") == number).select(*POOL, pl.col("high").alias(name))
+        cells = cells.join(of_half, on=POOL, how="left", nulls_equal=True, maintain_order="left")
         cells = cells.with_columns(pl.col(name) * rounding)
     return cells
+
+
+def _units_of_halves(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """Sums of the units that pruned, where a cell has enough of them.
+
+    ``half`` says to which each belongs, ``n`` how many its cell has.
+    """
+    sums = units(measured, POOL).join(cells.select(POOL), on=POOL, how="semi", nulls_equal=True)
+    pruned = sums.filter(pl.col("tokens_pruned") > 0).sort(*POOL, "unit")
+    halved = pruned.with_columns(n=pl.len().over(POOL), half=pl.int_range(pl.len()).over(POOL) % 2)
+    return halved.filter(pl.col("n") >= FEWEST_UNITS).sort(*POOL, "half", "unit")
+
+
+def _upper_bounds(of_half: pl.DataFrame, number: int, count: int) -> pl.DataFrame:
+    """The upper bound of each cell's ratio on one half, of which it has ``count`` units."""
+    nll, tokens = (
+        of_half[name].cast(pl.Float64).to_numpy().reshape(-1, count) for name in ("nll", "tokens_pruned")
+    )
+    mean, error = weighted_mean(nll, tokens)
+    bound = pl.Series(mean + t_quantile(LEVEL, count) * error).exp()
+    keys = of_half.unique(POOL, keep="first", maintain_order=True).select(POOL)
+    return keys.with_columns(half=pl.lit(number, pl.Int64), high=bound)
 
 
 def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
@@ -179,17 +191,18 @@ def with_retrieval(cells: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
 
 def _told(asked: pl.DataFrame) -> tuple[str, bool]:
     """What retrieval of a setting says, and whether the setting may be recommended."""
-    known = asked.filter(valid(), pl.col("accuracy_difference").is_not_null())
-    if known.is_empty():
+    measured = asked.filter(valid(), pl.col("accuracy_difference").is_not_null())
+    if measured.is_empty():
         return "retrieval of this setting was not measured", True
-    known = known.filter(knows_enough())
+    known = measured.filter(knows_enough())
     if known.is_empty():
         return "retrieval cannot tell, for the dense cell does not know the answers", True
-    shown_to_lose = shown_lower().fill_null(False)
-    for shown, words in (
-        (shown_to_lose, "retrieval is shown to lose"),
-        (~kept_accuracy(), "retrieval may lose"),
-    ):
+
+    losses = {
+        "retrieval is shown to lose": shown_lower().fill_null(False),
+        "retrieval may lose": ~kept_accuracy(),
+    }
+    for words, shown in losses.items():
         bad = known.filter(shown).sort("accuracy_difference", maintain_order=True)
         if bad.height:
             row = bad.row(0, named=True)

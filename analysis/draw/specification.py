@@ -1,4 +1,4 @@
-"""A chart as one Vega-Lite specification; its data lies outside in a ``Points`` that several charts can share.
+"""A chart as one Vega-Lite specification; its data lies outside, in a ``Points`` that several can share.
 
 Text, grid and series colours are CSS variables of the page, so that one drawing serves light, dark and print.
 """

@@ -51,37 +51,51 @@ def measures(speeds: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([_long(both, name) for name in MEASURES], how="vertical")
 
 
+_DENSE = pl.col("policy") == "dense"
+_NOTHING = pl.lit(None, pl.Float64)
+
+
 def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The rows of one measure."""
     column, unit, factor = MEASURES[name]
-    dense = pl.col("policy") == "dense"
-    nothing = pl.lit(None, pl.Float64)
-    low, high, shares = nothing, nothing, [nothing, nothing, nothing]
-    if name in TIMED:
-        low, high = pl.col(f"{column}_low") * factor, pl.col(f"{column}_high") * factor
-        shares = [100 * pl.col(f"{short(column)}_{end}") for end in ("ratio", "low", "high")]
-    elif name == "PPL":
-        low, high = pl.col("ppl_low"), pl.col("ppl_high")
-        shares = [100 * pl.col(end) for end in ("ppl_ratio", "ratio_low", "ratio_high")]
-    else:
-        twin = pl.col(column).filter(dense).first().over("dense_cell_id", "run_id", "device_name")
-        shares = [100 * pl.col(column) / twin, nothing, nothing]
-    shares = [pl.when(dense).then(100.0).otherwise(share) for share in shares]
+    low, high = _interval(name)
+    share, share_low, share_high = [pl.when(_DENSE).then(100.0).otherwise(each) for each in _shares(name)]
+    settings = pl.format("prune_after {}, {}", "after", "variant")
     return both.select(
         *KEPT,
-        settings=pl.when(dense)
-        .then(pl.lit("dense"))
-        .otherwise(pl.format("prune_after {}, {}", "after", "variant")),
+        settings=pl.when(_DENSE).then(pl.lit("dense")).otherwise(settings),
         hollow=(pl.col("timing") != "STABLE") & pl.lit(name in TIMED),
         measure=pl.lit(name),
         unit=pl.lit(unit),
         value=pl.col(column).cast(pl.Float64) * factor,
         low=low,
         high=high,
-        share=shares[0],
-        share_low=shares[1],
-        share_high=shares[2],
+        share=share,
+        share_low=share_low,
+        share_high=share_high,
         n=pl.col("repeats"),
     )
+
+
+def _interval(name: str) -> tuple[pl.Expr, pl.Expr]:
+    """The 95 % interval of a measure in its unit."""
+    column, _, factor = MEASURES[name]
+    if name in TIMED:
+        return pl.col(f"{column}_low") * factor, pl.col(f"{column}_high") * factor
+    if name == "PPL":
+        return pl.col("ppl_low"), pl.col("ppl_high")
+    return _NOTHING, _NOTHING
+
+
+def _shares(name: str) -> list[pl.Expr]:
+    """A measure and its interval as per cent of the dense twin's."""
+    column = MEASURES[name][0]
+    if name in TIMED:
+        return [100 * pl.col(f"{short(column)}_{end}") for end in ("ratio", "low", "high")]
+    if name == "PPL":
+        return [100 * pl.col(end) for end in ("ppl_ratio", "ratio_low", "ratio_high")]
+    twin = pl.col(column).filter(_DENSE).first().over("dense_cell_id", "run_id", "device_name")
+    return [100 * pl.col(column) / twin, _NOTHING, _NOTHING]
 
 
 ONE_PICTURE = [

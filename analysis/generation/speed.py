@@ -84,51 +84,52 @@ def generation(rows: pl.LazyFrame, checked: pl.DataFrame) -> pl.DataFrame:
     ``ttft_words`` and so on), ``timing`` (STABLE, UNSTABLE_TIMING, WRONG_ON_PURPOSE, IMPOSSIBLE) and
     ``note``. ``checked`` comes from ``checks`` on the same rows.
     """
-    own = rows.filter(~pl.col("control"))
-    step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
-    table = (
-        own.group_by(KEYS, maintain_order=True)
-        .agg(
-            *[pl.col(name).first() for name in CELL if name not in KEYS],
-            in_cell(),
-            pl.col("new_tokens", "threads", "peak_memory_method").first(),
-            pl.col("repeat").n_unique().alias("repeats"),
-            *[pl.col(name).cast(pl.Float64).median() for name in [*MEDIANS, "prune_events"]],
-            (pl.col("ttft_seconds") - pl.col("prompt_prune_seconds")).median().alias("prefill_seconds"),
-            step.median().alias("bytes_per_step"),
-            (step / pl.col("tpot_seconds")).median().alias("bytes_per_second"),
-            pl.col(TEXT).mean(),
-        )
-        .collect()
-    )
-    twin = table.filter(pl.col("policy") == "dense").unique(TURNS, keep="first", maintain_order=True)
-    twin = twin.select(*TURNS, pl.col(TEXT).name.prefix("dense_"))
-    table = table.join(twin, on=TURNS, how="left", nulls_equal=True, maintain_order="left")
-    table = table.join(
-        checked.select(*TURNS, "timing", "fault"),
-        on=TURNS,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    )
+    timed = rows.filter(~pl.col("control"))
+    table = _beside_dense_text(_medians(timed).collect())
+    table = _joined(table, checked.select(*TURNS, "timing", "fault"), TURNS)
     table = _judged(table)
-    ratios = _paired_ratios(own).collect()
-    levels = own.select(*KEYS, *COMPARED).collect()
+
+    ratios = _paired_ratios(timed).collect()
+    levels = timed.select(*KEYS, *COMPARED).collect()
     for measure in COMPARED:
-        table = table.join(
-            _level_intervals(levels, measure), on=KEYS, how="left", nulls_equal=True, maintain_order="left"
-        )
-        found = _ratio_intervals(ratios, measure)
-        table = table.join(found, on=KEYS, how="left", nulls_equal=True, maintain_order="left")
+        table = _joined(table, _level_intervals(levels, measure), KEYS)
+        table = _joined(table, _ratio_intervals(ratios, measure), KEYS)
         words = pl.col(f"{short(measure)}_words")
         doubted = pl.when(pl.col("timing") == "STABLE").then(words).otherwise(pl.col("fault"))
         table = table.with_columns(
             pl.when(words.is_not_null()).then(doubted).alias(f"{short(measure)}_words")
         )
+
     note = pl.concat_str([pl.col("fault"), beyond(), _without_prunes()], separator="; ", ignore_nulls=True)
     return in_reading_order(
         finite(without_figures(table.with_columns(note=pl.when(note != "").then(note)), NAMED))
     )
+
+
+def _medians(timed: pl.LazyFrame) -> pl.LazyFrame:
+    """Medians over rounds, per cell, run, device, prompt length and batch."""
+    step = pl.col("weight_bytes") + pl.col("kv_bytes_step_mean")
+    return timed.group_by(KEYS, maintain_order=True).agg(
+        *[pl.col(name).first() for name in CELL if name not in KEYS],
+        in_cell(),
+        pl.col("new_tokens", "threads", "peak_memory_method").first(),
+        pl.col("repeat").n_unique().alias("repeats"),
+        *[pl.col(name).cast(pl.Float64).median() for name in [*MEDIANS, "prune_events"]],
+        (pl.col("ttft_seconds") - pl.col("prompt_prune_seconds")).median().alias("prefill_seconds"),
+        step.median().alias("bytes_per_step"),
+        (step / pl.col("tpot_seconds")).median().alias("bytes_per_second"),
+        pl.col(TEXT).mean(),
+    )
+
+
+def _beside_dense_text(table: pl.DataFrame) -> pl.DataFrame:
+    """The cells with what is told of their dense twin's text."""
+    twin = table.filter(pl.col("policy") == "dense").unique(TURNS, keep="first", maintain_order=True)
+    return _joined(table, twin.select(*TURNS, pl.col(TEXT).name.prefix("dense_")), TURNS)
+
+
+def _joined(table: pl.DataFrame, other: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    return table.join(other, on=keys, how="left", nulls_equal=True, maintain_order="left")
 
 
 def _without_prunes() -> pl.Expr:
@@ -163,30 +164,34 @@ def checks(rows: pl.LazyFrame) -> pl.DataFrame:
     ratio: its interval has to contain 1.
     """
     dense = rows.filter(pl.col("policy") == "dense").collect()
-    found = []
-    for keys, group in dense.group_by([*TURNS, "model"], maintain_order=True):
-        protocol = str(keys[-2])
-        by_round = (
-            group.group_by("repeat")
-            .agg(
-                both=pl.col("tpot_seconds").mean(),
-                first=pl.col("tpot_seconds").filter(~pl.col("control")).first(),
-                second=pl.col("tpot_seconds").filter("control").first(),
-            )
-            .sort("repeat")
-        )
-        known = by_round["both"].drop_nulls().filter(by_round["both"].drop_nulls() > 0)
-        drift = known[-1] / known[0] if len(known) else None
-        null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
-        low, high = median_interval(null)
-        ratio = float(np.median(null)) if len(null) else None
-        timing, fault = _timing(
-            protocol, group["impossible"].drop_nulls(), _fault(drift, len(null), low, high)
-        )
-        found.append((*keys, by_round.height, drift, ratio, low, high, timing, fault))
+    checked = [
+        (*keys, *_check(str(keys[-2]), group))
+        for keys, group in dense.group_by([*TURNS, "model"], maintain_order=True)
+    ]
     schema = {name: dense.schema[name] for name in [*TURNS, "model"]}
-    own = {"rounds": pl.Int64} | dict.fromkeys(("drift", "null_ratio", "null_low", "null_high"), pl.Float64)
-    return pl.DataFrame(found, schema=schema | own | {"timing": pl.String, "fault": pl.String}, orient="row")
+    figures = dict.fromkeys(("drift", "null_ratio", "null_low", "null_high"), pl.Float64)
+    schema |= {"rounds": pl.Int64, **figures, "timing": pl.String, "fault": pl.String}
+    return pl.DataFrame(checked, schema=schema, orient="row")
+
+
+def _check(protocol: str, group: pl.DataFrame) -> tuple[object, ...]:
+    """What ``checks`` says of a dense cell's rows, behind the columns that name the group."""
+    seconds = pl.col("tpot_seconds")
+    by_round = group.group_by("repeat").agg(
+        both=seconds.mean(),
+        first=seconds.filter(~pl.col("control")).first(),
+        second=seconds.filter("control").first(),
+    )
+    by_round = by_round.sort("repeat")
+    known = by_round.filter(pl.col("both") > 0)["both"]
+    drift = known[-1] / known[0] if len(known) else None
+
+    null = (by_round["second"] / by_round["first"]).drop_nulls().to_numpy()
+    low, high = median_interval(null)
+    ratio = float(np.median(null)) if len(null) else None
+    fault = _fault(drift, len(null), low, high)
+    timing, why = _timing(protocol, group["impossible"].drop_nulls(), fault)
+    return by_round.height, drift, ratio, low, high, timing, why
 
 
 def _timing(protocol: str, impossible: pl.Series, fault: str | None) -> tuple[str, str | None]:
@@ -236,37 +241,33 @@ def _paired_ratios(own: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _level_intervals(own: pl.DataFrame, measure: str) -> pl.DataFrame:
+def _level_intervals(levels: pl.DataFrame, measure: str) -> pl.DataFrame:
     """Interval of the median of a measure itself, unpaired: ``MEASURE_low`` and ``MEASURE_high``."""
-    found = [
+    rows = [
         (*keys, *median_interval(group[measure].drop_nulls().to_numpy()))
-        for keys, group in own.group_by(KEYS, maintain_order=True)
+        for keys, group in levels.group_by(KEYS, maintain_order=True)
     ]
-    schema = {key: own.schema[key] for key in KEYS} | {
-        f"{measure}_low": pl.Float64,
-        f"{measure}_high": pl.Float64,
-    }
-    return pl.DataFrame(found, schema=schema, orient="row")
+    schema = {key: levels.schema[key] for key in KEYS}
+    schema |= {f"{measure}_low": pl.Float64, f"{measure}_high": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """Median of the ratios of a measure with its interval, and what they say in words; per cell and group."""
     name = short(measure)
     known = ratios.filter(pl.col(measure).is_finite()).sort([*KEYS, "repeat"])
-    found = []
+    rows = []
     for keys, group in known.group_by(KEYS, maintain_order=True):
         values = group[measure].to_numpy()
         low, high = median_interval(values)
         middle = float(np.median(values))
         words = change_in_words(middle, low, high, len(values), more_is_better=measure == "tokens_per_second")
-        found.append((*keys, len(values), middle, low, high, words))
-    columns = {
-        f"{name}_rounds": pl.Int64,
-        f"{name}_ratio": pl.Float64,
-        f"{name}_low": pl.Float64,
-        f"{name}_high": pl.Float64,
-    }
-    schema = {**{key: ratios.schema[key] for key in KEYS}, **columns, f"{name}_words": pl.String}
-    return pl.DataFrame(found, schema=schema, orient="row")
+        rows.append((*keys, len(values), middle, low, high, words))
+
+    figures = {f"{name}_{figure}": pl.Float64 for figure in ("ratio", "low", "high")}
+    columns = {f"{name}_rounds": pl.Int64, **figures, f"{name}_words": pl.String}
+    schema = {key: ratios.schema[key] for key in KEYS} | columns
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def median_interval(values: np.ndarray) -> tuple[float | None, float | None]:
@@ -289,9 +290,8 @@ def change_in_words(
 ) -> str:
     """A speed-up or slow-down, only where the interval excludes 1 and enough rounds were run."""
     if rounds < FEWEST_ROUNDS:
-        return (
-            f"{NO_DIFFERENCE} (only {rounds} rounds)" if rounds != 1 else f"{NO_DIFFERENCE} (only one round)"
-        )
+        many = f"{rounds} rounds" if rounds != 1 else "one round"
+        return f"{NO_DIFFERENCE} (only {many})"
     if low is None or high is None or low <= 1 <= high:
         return NO_DIFFERENCE
     factor = ratio if more_is_better else 1 / ratio

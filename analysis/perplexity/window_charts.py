@@ -100,24 +100,30 @@ def _position_chart(
     frames = [frame for cell in chosen.iter_rows(named=True) if (frame := positions(cell, rows)) is not None]
     if not frames:
         return None
+
     frame = looks.told_apart(pl.concat(frames), "kept")
-    x = Axis("position", "position of the token in its window", ",d")
-    y = Axis("difference", "NLL minus dense, nats per token", reach=(0.0,), also=("low", "high"))
     kind = look(frame, "kept")
     kept = names_of(frame, kind)
+    x = Axis("position", "position of the token in its window", ",d")
+    y = Axis("difference", "NLL minus dense, nats per token", reach=(0.0,), also=("low", "high"))
     panel = Panel(frame, x, y, looks.colour(frame)).rule(0.0, "dense")
     panel = panel.rule(int(after), "first prune possible", upright=True) if after.isdigit() else panel
     panel = panel.band("low", "high", opacity=0.12, detail=f"{kind}:N")
     panel = panel.line(opacity=None, strokeDash=dash(kept, kind)).dots(OF_POSITION, size=25, opacity=0.9)
 
-    looks_of = zip(kept, cycle(["solid", "dashed", "dotted"], kept), strict=True)
-    dashes = ", ".join(f"{ratio} {dashed}" for ratio, dashed in looks_of)
-    settings = " · ".join(part for part in (chosen["variant"][0], group.detail) if part)
-    lines = [f"prune_after {after} · keep_ratio {dashes}", settings]
+    lines = _position_lines(group, after, chosen, kept)
     told = f"{len(frames)} cells, {BINS} stretches of a window"
     words = f"NLL minus dense by token position, {', '.join([group.title, *lines])}: {told}"
     points = Points(f"position_{group.number}_{after}", frame)
     return panel.chart("position", group, points, words, *lines, part=after)
+
+
+def _position_lines(group: Group, after: str, chosen: pl.DataFrame, kept: list[str]) -> list[str]:
+    """What stands below the title: the threshold, which dash is which keep_ratio, and the settings."""
+    looks_of = zip(kept, cycle(["solid", "dashed", "dotted"], kept), strict=True)
+    dashes = ", ".join(f"{ratio} {dashed}" for ratio, dashed in looks_of)
+    settings = " · ".join(part for part in (chosen["variant"][0], group.detail) if part)
+    return [f"prune_after {after} · keep_ratio {dashes}", settings]
 
 
 def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -128,34 +134,36 @@ def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     do not line up.
     """
     both = _windows_of_both(cell, rows)
-    if both.is_empty():
-        return None
-    scored = int(both["length"][0])
-    window = int(both["window"][0])
+    scored = int(both["length"][0]) if both.height else 0
     if scored == 0:
         return None
 
     own, dense = (_as_array(both[name], scored) for name in ("nll", "nll_dense"))
-    edges = np.unique(np.linspace(0, scored, min(BINS, scored) + 1).round().astype(int))
-    means = np.add.reduceat(own - dense, edges[:-1], axis=1) / np.diff(edges)
-    low, high = _intervals(means)
-    first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
-    frame = pl.DataFrame(
-        {
-            "position": (first[:-1] + first[1:] - 1) / 2,
-            "difference": means.mean(0),
-            "low": low,
-            "high": high,
-            "stretch": [f"{a} to {b - 1}" for a, b in itertools.pairwise(first)],
-        }
-    )
+    frame = _stretches(own - dense, int(both["window"][0]))
     floats = pl.selectors.float()
     return frame.with_columns(
         pl.when(floats.is_finite()).then(floats).name.keep(),
         policy=pl.lit(cell["policy"]),
         kept=pl.lit(labels.ratio_setting(cell["keep_ratio"])),
-        windows=pl.lit(len(means)),
+        windows=pl.lit(len(own)),
     )
+
+
+def _stretches(differences: np.ndarray, window: int) -> pl.DataFrame:
+    """Means over the stretches of a window of so many tokens: differences [windows, scored tokens]."""
+    scored = differences.shape[1]
+    edges = np.unique(np.linspace(0, scored, min(BINS, scored) + 1).round().astype(int))
+    means = np.add.reduceat(differences, edges[:-1], axis=1) / np.diff(edges)
+    low, high = _intervals(means)
+    first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
+    stretches = {
+        "position": (first[:-1] + first[1:] - 1) / 2,
+        "difference": means.mean(0),
+        "low": low,
+        "high": high,
+        "stretch": [f"{start} to {end - 1}" for start, end in itertools.pairwise(first)],
+    }
+    return pl.DataFrame(stretches)
 
 
 def _windows_of_both(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame:
@@ -225,47 +233,37 @@ def _few(cells: pl.DataFrame) -> pl.DataFrame:
 def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
     """The corners of the saw-tooth as lists in one row: it grows by one entry a token and falls at each
     event."""
-    own = rows.filter(pl.col("cell_id") == cell["cell_id"])
-    if own.is_empty():
+    row = rows.filter(pl.col("cell_id") == cell["cell_id"])
+    if row.is_empty():
         return None
-    steps, kept = (
-        list(own[name][0]) if own[name][0] is not None else [] for name in ("event_steps", "event_kept")
-    )
+    steps, kept = (row[name].to_list()[0] or [] for name in ("event_steps", "event_kept"))
     if len(steps) != len(kept):
         return None
 
-    places, held, seen, now = [0], [0], 0, 0
-    for step, left in zip(steps, kept, strict=True):
-        places += [step, step]
-        held += [now + step - seen, left]
-        seen, now = step, left
-    last = int(own["window"][0]) - 1
-
+    tokens, held = _corners(steps, kept, last=int(row["window"][0]) - 1)
     ratio = labels.ratio_setting(cell["keep_ratio"])
-    row = {
+    corners = {
         "cell": f"{cell['policy']} {ratio}, prune_after {cell['after']}, {cell['variant']}",
         "retained": f"recent retained {labels.percent(cell['recent_retained'])}",
         "after": cell["prune_after"],
         "events": len(steps),
-        "token": [*places, last],
-        "held": [*held, now + last - seen],
+        "token": tokens,
+        "held": held,
     }
-    return pl.DataFrame([row])
+    return pl.DataFrame([corners])
+
+
+def _corners(steps: list[int], kept: list[int], last: int) -> tuple[list[int], list[int]]:
+    """Tokens seen and entries held at each corner, from nothing to the window's ``last`` token."""
+    tokens, held = [0], [0]
+    for step, left in zip(steps, kept, strict=True):
+        grown = held[-1] + step - tokens[-1]
+        tokens += [step, step]
+        held += [grown, left]
+    return [*tokens, last], [*held, held[-1] + last - tokens[-1]]
 
 
 def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
-    names = in_order(frame, "cell")
-    last = int(frame.select(pl.col("token").list.max().max()).item())
-    least_after = int(frame.select(pl.col("after").min()).item())
-    most = max(4, math.ceil(last / least_after))
-    slider = {
-        "input": "range",
-        "min": 2,
-        "max": most,
-        "step": 1,
-        "name": "tokens shown, in multiples of prune_after: ",
-    }
-    params = [chooser("cell", names), {"name": "upto", "value": 4, "bind": slider}]
     x = alt.X("token:Q", title="tokens seen", axis=alt.Axis(tickCount=6, format=",d"))
     zero, ticks = alt.Scale(zero=True), alt.Axis(tickCount=6)
     y = alt.Y("held:Q", title="entries of a pruning layer", scale=zero, axis=ticks)
@@ -278,6 +276,21 @@ def _saw_chart(group: Group, frame: pl.DataFrame) -> Chart:
     panel = Panel(frame, x, y, "var(--c-knorm)", rows=corners).line(width=1.2, opacity=None, order="corner:Q")
     panel = panel.dots(OF_TEETH, size=12, opacity=0.5).add(note)
 
+    names = in_order(frame, "cell")
+    params = [chooser("cell", names), {"name": "upto", "value": 4, "bind": _slider(frame)}]
     words = f"cache length over the tokens of a window, {group.title}: {len(names)} cells to choose from"
     points = Points(f"saw_{group.number}", frame)
     return panel.chart("saw", group, points, words, group.detail, params=params, height=HEIGHT - 50)
+
+
+def _slider(frame: pl.DataFrame) -> dict[str, object]:
+    """What is chosen below the chart: up to which token, in multiples of the cell's threshold."""
+    last = int(frame.select(pl.col("token").list.max().max()).item())
+    least_after = int(frame.select(pl.col("after").min()).item())
+    return {
+        "input": "range",
+        "min": 2,
+        "max": max(4, math.ceil(last / least_after)),
+        "step": 1,
+        "name": "tokens shown, in multiples of prune_after: ",
+    }

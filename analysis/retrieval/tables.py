@@ -69,18 +69,27 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     answers = with_twin(rows).collect()
     keys = [*POOL, *QUESTIONS]
     cells = figures(answers.lazy(), QUESTIONS).collect()
+    cells = cells.with_columns(plain_verdict(), _note(), **_tests(cells))
+    if cells["text_right"].is_null().all():
+        cells = cells.drop("text_right")
+
+    cells = without_figures(cells, [*keys, *CELL, "questions", "impossible", "verdict", "note"])
+    return in_reading_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
+
+
+def _tests(cells: pl.DataFrame) -> dict[str, pl.Series]:
+    """``p_value`` and ``lost_at_most`` of ``retrieval``."""
     pairs = list(cells.select("lost", "gained", "paired").iter_rows())
-    p = [
+    p_values = [
+        # 2 ** (1 - n) is the least p that n questions can give, all of them lost.
         mcnemar_p(lost, gained) if paired and 2.0 ** (1 - paired) < SHOWN else None
         for lost, gained, paired in pairs
     ]
     most = [share_at_most(lost, paired) if paired else None for lost, _, paired in pairs]
-    shown = {"p_value": pl.Series(p, dtype=pl.Float64), "lost_at_most": pl.Series(most, dtype=pl.Float64)}
-    cells = cells.with_columns(plain_verdict(), _note(), **shown)
-    if cells["text_right"].is_null().all():
-        cells = cells.drop("text_right")
-    cells = without_figures(cells, [*keys, *CELL, "questions", "impossible", "verdict", "note"])
-    return in_reading_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
+    return {
+        "p_value": pl.Series(p_values, dtype=pl.Float64),
+        "lost_at_most": pl.Series(most, dtype=pl.Float64),
+    }
 
 
 def _note() -> pl.Expr:
@@ -91,57 +100,66 @@ def _note() -> pl.Expr:
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
     """The figures of ``retrieval`` but for tests and bounds, per pooled cell and ``by``; ``answers`` comes
     from ``with_twin``."""
-    known = pl.col("nll_difference").is_not_null()
-    held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
-    both = held.is_not_null() & dense_held.is_not_null()
-    paired = pl.col("correct").is_not_null() & pl.col("dense_correct").is_not_null()
+    right, text_right = pl.col("correct"), pl.col("correct_text")
     cells = answers.group_by([*POOL, *by], maintain_order=True).agg(
         *[pl.col(name).first() for name in CELL],
         in_cell(),
         questions=pl.len(),
-        right=pl.col("correct").sum(),
-        text_right=pl.when((pl.col("correct_text") != pl.col("correct")).any()).then(
-            pl.col("correct_text").sum()
-        ),
-        dense_accuracy=pl.col("dense_correct").mean(),
-        paired=paired.sum(),
-        lost=pl.when(paired.any()).then((pl.col("dense_correct") & ~pl.col("correct")).filter(paired).sum()),
-        gained=pl.when(paired.any()).then(
-            (~pl.col("dense_correct") & pl.col("correct")).filter(paired).sum()
-        ),
-        accuracy_difference=(pl.col("correct").cast(pl.Int64) - pl.col("dense_correct").cast(pl.Int64))
-        .filter(paired)
-        .mean(),
-        answer_nll=pl.col("answer_nll").sum()
-        / pl.col("answer_tokens").filter(pl.col("answer_nll").is_not_null()).sum(),
-        nll_difference=pl.col("nll_difference").filter(known).sum()
-        / pl.col("answer_tokens").filter(known).sum(),
+        right=right.sum(),
+        text_right=pl.when((text_right != right).any()).then(text_right.sum()),
+        **_beside_dense(),
+        **_answer_nll(),
         answer_retained=pl.col("answer_position_retained").mean(),
         answer_retained_weighted=pl.col("answer_retained_weighted").mean(),
         answer_retained_least=pl.col("answer_retained_least").mean(),
-        budget=held.filter(both).sum() / dense_held.filter(both).sum(),
+        budget=_budget(),
         prune_events=pl.col("prune_events").mean(),
         **{name: (pl.col("outcome") == words).sum() for name, words in LOST.items()},
     )
-    return cells.with_columns(
-        accuracy=pl.col("right") / pl.col("questions"), **wilson(pl.col("right"), pl.col("questions"))
-    )
+    accuracy = pl.col("right") / pl.col("questions")
+    return cells.with_columns(accuracy=accuracy, **wilson(pl.col("right"), pl.col("questions")))
+
+
+def _beside_dense() -> dict[str, pl.Expr]:
+    """Right answers beside the dense twin's to the same questions."""
+    right, dense_right = pl.col("correct"), pl.col("dense_correct")
+    paired = right.is_not_null() & dense_right.is_not_null()
+    lost = (dense_right & ~right).filter(paired).sum()
+    gained = (~dense_right & right).filter(paired).sum()
+    difference = (right.cast(pl.Int64) - dense_right.cast(pl.Int64)).filter(paired)
+    return {
+        "dense_accuracy": dense_right.mean(),
+        "paired": paired.sum(),
+        "lost": pl.when(paired.any()).then(lost),
+        "gained": pl.when(paired.any()).then(gained),
+        "accuracy_difference": difference.mean(),
+    }
+
+
+def _answer_nll() -> dict[str, pl.Expr]:
+    """NLL of the right answer per token, and minus the dense twin's, over the answers that have one."""
+    nll, difference = pl.col("answer_nll"), pl.col("nll_difference")
+    tokens = pl.col("answer_tokens")
+    compared = difference.is_not_null()
+    return {
+        "answer_nll": nll.sum() / tokens.filter(nll.is_not_null()).sum(),
+        "nll_difference": difference.filter(compared).sum() / tokens.filter(compared).sum(),
+    }
+
+
+def _budget() -> pl.Expr:
+    """The cache held while answering, as a share of the dense twin's, where both are known."""
+    held, dense_held = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
+    both = held.is_not_null() & dense_held.is_not_null()
+    return held.filter(both).sum() / dense_held.filter(both).sum()
 
 
 def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``,
     ``nll_difference`` in nats), and what became of each: ``outcome``.
     """
-    question = [
-        "dense_cell_id",
-        *VERSIONS,
-        "kind",
-        "context_tokens",
-        "digits",
-        "distractors",
-        "depth",
-        "question_index",
-    ]
+    asked = ["kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
+    question = ["dense_cell_id", *VERSIONS, *asked]
     twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *question,
         dense_correct="correct",
@@ -149,10 +167,10 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
         dense_cache_tokens="cache_tokens_mean",
         dense_impossible="impossible",
     )
+
     paired = rows.join(twin, on=question, how="left", nulls_equal=True, maintain_order="left")
-    return paired.with_columns(
-        outcome(), beside_twin(), nll_difference=pl.col("answer_nll") - pl.col("dense_nll")
-    )
+    difference = pl.col("answer_nll") - pl.col("dense_nll")
+    return paired.with_columns(outcome(), beside_twin(), nll_difference=difference)
 
 
 def outcome() -> pl.Expr:
@@ -160,6 +178,7 @@ def outcome() -> pl.Expr:
     that read it held."""
     held = pl.col("answer_retained_weighted").fill_nan(None)
     lost = pl.col("correct").not_() & pl.col("dense_correct")
+
     return (
         pl.when(pl.col("correct"))
         .then(pl.lit(RIGHT))

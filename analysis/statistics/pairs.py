@@ -43,16 +43,15 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
         dense_start="window_start",
         dense_document="document",
     )
+
     keys = ["dense_cell_id", *VERSIONS, "window_index"]
     joined = perplexity.join(twin, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    # A missing or infinite sum must not count as zero nats: NaN carries it through every sum to a null at the
-    # end.
+    # A missing or infinite sum is not zero nats: NaN carries it through every sum, to a null at the end.
     sums = pl.col("nll_sum", "dense_nll")
     known = pl.when(sums.is_finite()).then(sums).otherwise(float("nan")).name.keep()
     joined = joined.with_columns(beside_twin()).with_columns(at_twins_place())
-    return joined.with_columns(
-        known, paired=pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))
-    ).collect()
+    paired = pl.col("dense_tokens").eq_missing(pl.col("tokens_scored"))
+    return joined.with_columns(known, paired=paired).collect()
 
 
 def compare(rows: pl.DataFrame) -> pl.DataFrame:
@@ -69,9 +68,8 @@ def compare(rows: pl.DataFrame) -> pl.DataFrame:
     for value, name in (("kl", "kl"), ("agreed", "agreement")):
         near = mean_bounds(sums, POOL, value, "tokens", name)
         sure = sure.join(near, on=POOL, how="left", nulls_equal=True, maintain_order="left")
-    return finite(
-        _with_rounding(cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left"))
-    )
+    compared = cells.join(sure, on=POOL, how="left", nulls_equal=True, maintain_order="left")
+    return finite(_with_rounding(compared))
 
 
 def _with_rounding(cells: pl.DataFrame) -> pl.DataFrame:
@@ -95,17 +93,9 @@ def finite(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sums() -> list[pl.Expr]:
+    """The columns of a pooled cell that come straight from its rows."""
     paired = pl.col("paired")
-    weight = pl.col("prune_events")
-
-    def per_event(name: str) -> pl.Expr:
-        known = pl.col(name).is_not_null()
-        return ((pl.col(name) * weight).sum() / weight.filter(known).sum()).alias(name)
-
-    def per_token(name: str) -> pl.Expr:
-        known = paired & pl.col(name).is_not_null()
-        return pl.col(name).filter(known).sum() / pl.col("tokens_scored").filter(known).sum()
-
+    share_pruned = pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()
     return [
         *[pl.col(name).first() for name in CELL],
         in_cell(),
@@ -115,27 +105,49 @@ def _sums() -> list[pl.Expr]:
         pl.col("window_index").filter(paired).n_unique().alias("n_paired"),
         pl.col("tokens_scored").cast(pl.Int64).sum().alias("tokens"),
         pl.col("nll_sum").sum().alias("nll"),
-        pl.col("tokens_scored").cast(pl.Int64).filter(paired).sum().alias("paired_tokens"),
-        (pl.col("nll_sum") - pl.col("dense_nll")).filter(paired).sum().alias("nll_difference"),
-        pl.col("dense_nll").filter(paired).sum().alias("dense_nll"),
-        (pl.col("tokens_correct") - pl.col("dense_correct")).filter(paired).sum().alias("correct_difference"),
-        (
-            pl.col("cache_tokens_mean").filter(paired).sum()
-            / pl.col("dense_cache_tokens").filter(paired).sum()
-        ).alias("budget"),
+        *_paired_sums(),
         pl.col("prune_events").mean(),
         pl.col("kv_bytes_mean").mean(),
         pl.col("kv_bytes_peak").max(),
         pl.col("rounding_nats", "rounding_ppl").max(),
         pl.col("dense_kv_bytes").mean().alias("dense_kv_bytes_mean"),
-        (pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()).alias("share_pruned"),
-        per_token("kl_sum").alias("kl"),
-        per_token("tokens_agreed").alias("agreement"),
-        *[per_event(name) for name in ("recent_retained", "sink_retained", "score_ties")],
+        share_pruned.alias("share_pruned"),
+        _per_token("kl_sum").alias("kl"),
+        _per_token("tokens_agreed").alias("agreement"),
+        *[_per_event(name) for name in ("recent_retained", "sink_retained", "score_ties")],
     ]
 
 
+def _paired_sums() -> list[pl.Expr]:
+    """Sums over the windows that the dense twin scored too."""
+    paired = pl.col("paired")
+    nll_difference = pl.col("nll_sum") - pl.col("dense_nll")
+    correct_difference = pl.col("tokens_correct") - pl.col("dense_correct")
+    held = pl.col("cache_tokens_mean").filter(paired).sum()
+    dense_held = pl.col("dense_cache_tokens").filter(paired).sum()
+    return [
+        pl.col("tokens_scored").cast(pl.Int64).filter(paired).sum().alias("paired_tokens"),
+        nll_difference.filter(paired).sum().alias("nll_difference"),
+        pl.col("dense_nll").filter(paired).sum().alias("dense_nll"),
+        correct_difference.filter(paired).sum().alias("correct_difference"),
+        (held / dense_held).alias("budget"),
+    ]
+
+
+def _per_event(name: str) -> pl.Expr:
+    """A mean over prune events, from the rows that have one."""
+    events, known = pl.col("prune_events"), pl.col(name).is_not_null()
+    return ((pl.col(name) * events).sum() / events.filter(known).sum()).alias(name)
+
+
+def _per_token(name: str) -> pl.Expr:
+    """A mean over scored tokens, from the paired rows that have one."""
+    known = pl.col("paired") & pl.col(name).is_not_null()
+    return pl.col(name).filter(known).sum() / pl.col("tokens_scored").filter(known).sum()
+
+
 def _figures() -> list[pl.Expr]:
+    """The figures that are made of sums."""
     tokens = pl.col("paired_tokens")
     return [
         (pl.col("nll") / pl.col("tokens")).exp().alias("ppl"),
