@@ -57,22 +57,23 @@ def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
     kept = rows.unique(keys, keep="first", maintain_order=True)
     if "nll_sum" not in rows.collect_schema():
         return kept
-    low, high = pl.col("nll_sum").min().alias("low"), pl.col("nll_sum").max().alias("high")
-    spread, finite = pl.col("high") - pl.col("low"), pl.col("low").is_finite() & pl.col("high").is_finite()
-    apart = rows.group_by(keys).agg(low, high).filter(finite & (spread > TWICE * pl.col("low").abs()))
-    told = kept.join(apart, on=list(keys), how="left", nulls_equal=True, maintain_order="left")
+
+    told = kept.join(_apart(rows, keys), on=list(keys), how="left", nulls_equal=True, maintain_order="left")
     words = pl.format("nll_sum {} and {} of one window", "low", "high")
 
     place = [*(key for key in keys if key != "window_index"), "document", "window_start"]
-    shared = (
-        kept.filter(pl.col("window_start").is_not_null())
-        .group_by(place)
-        .agg(others=pl.len())
-        .filter(pl.col("others") > 1)
-    )
+    numbered = kept.filter(pl.col("window_start").is_not_null())
+    shared = numbered.group_by(place).agg(others=pl.len()).filter(pl.col("others") > 1)
     told = told.join(shared, on=place, how="left", nulls_equal=True, maintain_order="left")
     again = pl.format("{} windows that begin at one token, {}", "others", "window_start")
     return told.with_columns(impossible=pl.coalesce("impossible", words, again)).drop("low", "high", "others")
+
+
+def _apart(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
+    """Windows of which rows have sums, ``low`` to ``high``, that no rounding explains."""
+    low, high = pl.col("low"), pl.col("high")
+    spans = rows.group_by(keys).agg(low=pl.col("nll_sum").min(), high=pl.col("nll_sum").max())
+    return spans.filter(low.is_finite() & high.is_finite() & (high - low > TWICE * low.abs()))
 
 
 def beside_twin() -> pl.Expr:

@@ -231,23 +231,29 @@ def _beside(group: Group, number: int, data: str, own: pl.DataFrame, looks: Poli
     scale = alt.Scale(domain=kept, paddingInner=0.25)
     y = alt.Y("keep_ratio:O", title="keep_ratio", axis=axis, scale=scale)
 
-    # Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where
-    # some break it.
     policies = names_of(own, "policy")
-    places = list(range(len(policies)))
-    own = own.with_columns(place=pl.col("policy").replace_strict(policies, places, return_dtype=pl.Int32))
-    offset = alt.YOffset("place:O", scale=alt.Scale(domain=places))
-
-    series = Series.of(own, "variant")
+    frame, offset = _placed(own, policies)
+    series = Series.of(frame, "variant")
     shapes = None if series.column == "variant" else series  # of one variant all have one shape
-    panel = Panel(own, x, y, looks.colour(own), shapes, offset=offset).rule(1.0, "", upright=True)
+    panel = Panel(frame, x, y, looks.colour(frame), shapes, offset=offset).rule(1.0, "", upright=True)
     panel = panel.bars("ratio_low", "ratio_high", across=True, width=1.5)
     panel = panel.dots(ABOUT, size=50).cores(equal("hollow", True))
 
-    told = f"{own.height} cells, {_span(own, 'ratio')}"
+    told = f"{frame.height} cells, {_span(frame, 'ratio')}"
     words = f"PPL ratio by policy under the same budget, {group.title}, {line}: {told}"
     height = max(120, len(kept) * (13 * len(policies) + 12))
-    return panel.chart("beside", group, Points(data, own), words, line, part=number, height=height)
+    return panel.chart("beside", group, Points(data, frame), words, line, part=number, height=height)
+
+
+def _placed(cells: pl.DataFrame, policies: list[str]) -> tuple[pl.DataFrame, alt.YOffset]:
+    """The cells with the ``place`` of their policy in a row, and the channel that moves them there.
+
+    Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where some
+    break it.
+    """
+    places = list(range(len(policies)))
+    place = pl.col("policy").replace_strict(policies, places, return_dtype=pl.Int32)
+    return cells.with_columns(place=place), alt.YOffset("place:O", scale=alt.Scale(domain=places))
 
 
 def kv_bytes(group: Group) -> list[Chart]:

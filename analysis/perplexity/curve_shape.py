@@ -18,6 +18,10 @@ KEYS = [*SCORED, *CURVE]
 """What names a curve."""
 
 FEWEST = 3
+"""Cells that a curve needs to have a shape."""
+
+NO_CHANGE = "no change shown"
+
 SCHEMA = {
     "cell_id": pl.String,
     "minimum_at": pl.Float64,
@@ -102,21 +106,26 @@ def phases(kept: np.ndarray, nll: np.ndarray, tokens: np.ndarray) -> str:
     intervals of a curve's steps hold together (95 %, Bonferroni). Steps of one kind that follow each other
     are one phase.
     """
-    stops = [1.0, *kept]
     with_twin = np.vstack([np.zeros_like(tokens), nll])
     mean, error = weighted_mean(np.diff(with_twin, axis=0), np.broadcast_to(tokens, nll.shape))
     half = t_quantile(1 - ALPHA / (2 * len(nll)), nll.shape[1]) * error
-    kinds = [
-        "rises" if a > 0 else "falls" if b < 0 else "no change shown"
-        for a, b in zip(mean - half, mean + half, strict=True)
-    ]
+    kinds = [_kind(low, high) for low, high in zip(mean - half, mean + half, strict=True)]
 
-    words, start = [], 0
+    stops = [1.0, *kept]
+    words = []
+    start = 0
     for i, kind in enumerate(kinds):
         if i + 1 < len(kinds) and kinds[i + 1] == kind:
             continue
         factor = float(np.exp(mean[start : i + 1].sum()))
-        change = "" if kind == "no change shown" else f" ×{labels.figure(factor)}"
+        change = "" if kind == NO_CHANGE else f" ×{labels.figure(factor)}"
         words.append(f"{stops[start]:g} → {stops[i + 1]:g} {kind}{change}")
         start = i + 1
     return "; ".join(words)
+
+
+def _kind(low: float, high: float) -> str:
+    """What the interval of a step's mean difference in NLL shows."""
+    if low > 0:
+        return "rises"
+    return "falls" if high < 0 else NO_CHANGE

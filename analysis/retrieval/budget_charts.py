@@ -37,23 +37,7 @@ def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
 
 
 def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
-    dense = pl.col("policy") == "dense"
-    kept = [
-        "length",
-        "settings",
-        "keep_ratio",
-        "budget",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "dense_accuracy",
-        *RETAINED,
-        "questions",
-        "verdict",
-        "hollow",
-    ]
-    # The dense twin has no policy here: it stays where a policy is chosen.
-    frame = group.cells.select(*kept, end=dense, policy=pl.when(~dense).then(pl.col("policy")))
+    frame = _budget_frame(group.cells)
     params, only = length_choice(frame)
     x = replace(HELD, log_span=8, place="at")
     frame = looks.told_apart(dodged(frame, x), "settings")
@@ -67,9 +51,17 @@ def _budget_chart(group: Group, looks: PolicyLooks) -> Chart:
 
     words = f"retrieval accuracy against {HELD.title}, {group.title}, {group.detail}: {cells.height} cells"
     points = Points(f"accuracy_{group.number}", frame)
-    return panel.chart(
-        "accuracy", group, points, words, group.detail, only, params=params, height=HEIGHT + 10
-    )
+    lines = (group.detail, only)
+    return panel.chart("accuracy", group, points, words, *lines, params=params, height=HEIGHT + 10)
+
+
+def _budget_frame(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells as points. The dense twin has no policy here: it stays where a policy is chosen."""
+    dense = pl.col("policy") == "dense"
+    accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
+    kept = ["length", "settings", "keep_ratio", "budget", *accuracy, *RETAINED]
+    policy = pl.when(~dense).then(pl.col("policy"))
+    return cells.select(*kept, "questions", "verdict", "hollow", end=dense, policy=policy)
 
 
 def _dense_rule(frame: pl.DataFrame) -> list[alt.Chart]:

@@ -37,25 +37,16 @@ def depth_charts(rows: pl.LazyFrame) -> list[Chart]:
 
 def _depth_chart(group: Group) -> Chart:
     frame = _depth_frame(group.cells)
+    lengths, depths = alt.Axis(labelAngle=0), alt.Axis(format=".1~%")
+    x = alt.X("length:O", sort=names_of(frame, "length"), title="context tokens", axis=lengths)
+    y = alt.Y("depth:O", sort="ascending", title="depth of the answer", axis=depths)
+    panel = _squares(Panel(frame, x, y))
+
     names = in_order(frame, "series")
     kept = set(frame.filter(~pl.col("whole"))["kept"]) or {frame["kept"][0]}
     ratios = sorted(kept, key=float, reverse=True)
     # The first series may lack the highest keep_ratio of the others.
     params = [chooser("shown", names), {**chooser("keep_ratio", ratios, "ratio"), "value": frame["kept"][0]}]
-
-    lengths, depths = alt.Axis(labelAngle=0), alt.Axis(format=".1~%")
-    x = alt.X("length:O", sort=names_of(frame, "length"), title="context tokens", axis=lengths)
-    y = alt.Y("depth:O", sort="ascending", title="depth of the answer", axis=depths)
-    scale = alt.Scale(scheme="cividis", domain=[0, 1])
-    tint = alt.Color("accuracy:Q", scale=scale, legend=gradient("questions answered right", ".0%"))
-    ink = alt.condition("datum.accuracy > 0.5", alt.value("black"), alt.value("white"))
-    shown = mark().transform_filter("datum.series === shown && (datum.whole || datum.kept === ratio)")
-    share = shown.transform_calculate(text="format(datum.accuracy, '.0%')")
-    held = shown.transform_filter("isValid(datum.retained)")
-    held = held.transform_calculate(text="'held ' + format(datum.retained, '.0%')")
-    panel = Panel(frame, x, y).drawn(shown.mark_rect(stroke="var(--bg)"), OF_DEPTH, color=tint)
-    panel = panel.drawn(share.mark_text(fontSize=11, dy=-5), text="text:N", fill=ink)
-    panel = panel.drawn(held.mark_text(fontSize=9, dy=8), text="text:N", fill=ink)
 
     told = f"{group.title}, {group.detail}: {len(names)} series of {len(ratios)} keep_ratios"
     words = f"retrieval by depth and length, {told}"
@@ -64,19 +55,34 @@ def _depth_chart(group: Group) -> Chart:
     return panel.chart("retrieval", group, points, words, group.detail, params=params, height=height)
 
 
+def _squares(panel: Panel) -> Panel:
+    """A square for each length and depth of the chosen series: the accuracy, and what was held below it."""
+    scale = alt.Scale(scheme="cividis", domain=[0, 1])
+    tint = alt.Color("accuracy:Q", scale=scale, legend=gradient("questions answered right", ".0%"))
+    ink = alt.condition("datum.accuracy > 0.5", alt.value("black"), alt.value("white"))
+
+    shown = mark().transform_filter("datum.series === shown && (datum.whole || datum.kept === ratio)")
+    share = shown.transform_calculate(text="format(datum.accuracy, '.0%')")
+    held = shown.transform_filter("isValid(datum.retained)")
+    held = held.transform_calculate(text="'held ' + format(datum.retained, '.0%')")
+
+    panel = panel.drawn(shown.mark_rect(stroke="var(--bg)"), OF_DEPTH, color=tint)
+    panel = panel.drawn(share.mark_text(fontSize=11, dy=-5), text="text:N", fill=ink)
+    return panel.drawn(held.mark_text(fontSize=9, dy=8), text="text:N", fill=ink)
+
+
 def _depth_frame(cells: pl.DataFrame) -> pl.DataFrame:
     """A square for each cell, length and depth: ``series`` in the order of the legend, ``whole`` where it is
     the dense one's."""
     whole = pl.col("policy") == "dense"
     compared = pl.format("{}, {}", "policy", settings())
     series = pl.when(whole).then(pl.lit("dense")).otherwise(compared).alias("series")
+    accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
+
     order, down = [whole, palette_rank(), "keep_ratio"], [False, False, True]
     return cells.sort(order, descending=down, maintain_order=True).select(
         series,
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "dense_accuracy",
+        *accuracy,
         "budget",
         "depth",
         "questions",

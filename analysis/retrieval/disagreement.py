@@ -65,34 +65,13 @@ def disagreement_charts(cells: pl.DataFrame, answers: pl.DataFrame, looks: Polic
 
 
 def _chart(group: Group, looks: PolicyLooks) -> Chart:
-    dense = pl.col("dense_accuracy")
-    frame = group.cells.select(
-        "policy",
-        "keep_ratio",
-        "settings",
-        "length",
-        "ratio",
-        "ratio_low",
-        "ratio_high",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "dense_accuracy",
-        *RETAINED,
-        "budget",
-        "scored_budget",
-        "questions",
-        points=100 * pl.col("accuracy_difference"),
-        low=100 * (pl.col("accuracy_low") - dense),
-        high=100 * (pl.col("accuracy_high") - dense),
-    )
-    frame = looks.told_apart(frame, "settings")
+    frame = looks.told_apart(_points(group.cells), "settings")
     params, only = length_choice(frame)
     reach, also = (1.0, 1.05), ("ratio_low", "ratio_high")
     x = Axis("ratio", "PPL ratio to dense where pruned", log_span=2, reach=reach, also=also)
-    y = Axis(
-        "points", "accuracy minus dense, points", "+.0f", reach=(0.0, -200 * HARMED), also=("low", "high")
-    )
+    reach, also = (0.0, -200 * HARMED), ("low", "high")
+    y = Axis("points", "accuracy minus dense, points", "+.0f", reach=reach, also=also)
+
     panel = Panel(frame, x, y, looks.colour(frame), Series.of(frame, "settings", names_of))
     panel = panel.add(*_corner(frame, x, y)).rule(1.0, "", upright=True).rule(0.0, "")
     panel = panel.among(*of_length(frame))
@@ -101,21 +80,35 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
 
     told = f"{group.title}, {group.detail}: {frame.height} cells measured both ways"
     words = f"PPL ratio against accuracy lost, {told}"
-    points, lines = Points(f"disagreement_{group.number}", frame), (group.detail, only)
+    points = Points(f"disagreement_{group.number}", frame)
+    lines = (group.detail, only)
     return panel.chart("disagreement", group, points, words, *lines, params=params, height=HEIGHT + 10)
+
+
+def _points(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells of a group as points: accuracy and its interval in percentage points from dense."""
+    dense = pl.col("dense_accuracy")
+    kept = ["policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high"]
+    accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
+    return cells.select(
+        *kept,
+        *accuracy,
+        *RETAINED,
+        "budget",
+        "scored_budget",
+        "questions",
+        points=100 * pl.col("accuracy_difference"),
+        low=100 * (pl.col("accuracy_low") - dense),
+        high=100 * (pl.col("accuracy_high") - dense),
+    )
 
 
 def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
     """The corner where perplexity sees no harm and retrieval does, shaded."""
     left, bottom = (axis.scale(frame).to_dict()["domain"][0] for axis in (x, y))
     words = "PPL sees no harm, retrieval does"
-    data = alt.Chart(
-        alt.Data(
-            values=[
-                {"ratio": left, "to": 1 + HARMLESS, "top": -100 * HARMED, "bottom": bottom, "label": words}
-            ]
-        )
-    )
+    corner = {"ratio": left, "to": 1 + HARMLESS, "top": -100 * HARMED, "bottom": bottom, "label": words}
+    data = alt.Chart(alt.Data(values=[corner]))
     area = data.mark_rect(fill="var(--c-snapkv)", opacity=0.15)
     area = area.encode(x=x.x(frame), x2=alt.X2("to"), y=y.y(frame, "top"), y2=alt.Y2("bottom"))
     text = data.mark_text(align="left", baseline="bottom", dx=4, dy=-4, fontSize=11, fill="var(--fg)")
@@ -133,35 +126,31 @@ def disagreements_in_words(both: pl.DataFrame) -> list[str]:
     """
     sound = both.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound.with_columns(p_value=holm(pl.col("p_value"), GROUP))
+    groups = sound.group_by(GROUP, maintain_order=True)
+    return [sentence for _, group in groups for sentence in _sentences(group)]
+
+
+def _sentences(group: pl.DataFrame) -> list[str]:
+    """What is said of one model and dataset, one sentence or two."""
     lost = (pl.col("accuracy_difference") < -HARMED) & shown_lower()
-    found = []
-    for _, group in sound.group_by(GROUP, maintain_order=True):
-        blind = group.filter(pl.col("wide_high") <= 1 + HARMLESS, lost).sort(
-            "accuracy_difference", maintain_order=True
-        )
-        harsh = group.filter(pl.col("wide_low") > 1 + HARMLESS, kept_accuracy()).sort(
-            "ratio", descending=True, maintain_order=True
-        )
-        place = "{model} on {dataset}".format(**group.row(0, named=True))
-        count = f"{{}} of {group.height:,} pairs of figures"
-        if blind.height:
-            many = count.format(blind.height)
-            limit = f"PPL is shown to rise by at most {100 * HARMLESS:g} % where pruned"
-            found.append(
-                f"{place}: {limit} where retrieval is shown to lose in {many}; most: {_pair(blind)}."
-            )
-        if harsh.height:
-            many = count.format(harsh.height)
-            words = (
-                f"PPL is shown to rise where retrieval is shown to be kept in {many}, each at the 95 % level"
-            )
-            found.append(f"{place}: {words}; most: {_pair(harsh)}.")
-        if not blind.height and not harsh.height:
-            found.append(
-                f"{place}: PPL and retrieval are shown to disagree in none of {group.height:,} pairs of "
-                "figures."
-            )
-    return found
+    blind = group.filter(pl.col("wide_high") <= 1 + HARMLESS, lost)
+    blind = blind.sort("accuracy_difference", maintain_order=True)
+    harsh = group.filter(pl.col("wide_low") > 1 + HARMLESS, kept_accuracy())
+    harsh = harsh.sort("ratio", descending=True, maintain_order=True)
+
+    place = "{model} on {dataset}".format(**group.row(0, named=True))
+    pairs = f"{group.height:,} pairs of figures"
+    sentences = []
+    if blind.height:
+        many = f"{blind.height} of {pairs}"
+        limit = f"PPL is shown to rise by at most {100 * HARMLESS:g} % where pruned"
+        words = f"{limit} where retrieval is shown to lose in {many}"
+        sentences.append(f"{place}: {words}; most: {_pair(blind)}.")
+    if harsh.height:
+        many = f"{harsh.height} of {pairs}"
+        words = f"PPL is shown to rise where retrieval is shown to be kept in {many}, each at the 95 % level"
+        sentences.append(f"{place}: {words}; most: {_pair(harsh)}.")
+    return sentences or [f"{place}: PPL and retrieval are shown to disagree in none of {pairs}."]
 
 
 def _pair(ranked: pl.DataFrame) -> str:

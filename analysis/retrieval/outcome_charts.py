@@ -47,38 +47,42 @@ def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
 
 def _outcome_chart(group: Group) -> Chart:
     rows, frame = _outcome_frame(group.cells)
-    settings_choice = chooser("settings", names_of(frame, "settings"), "setting")
-    params, only = length_choice(frame, settings_choice)
-    # Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an
-    # expression.
-    told = [
-        f"{policy} {labels.ratio_setting(ratio)}"
-        for ratio, policy in rows.select("keep_ratio", "policy").iter_rows()
-    ]
-    names = [words[:40].translate(labels.LINE_ENDS) for words in told]
-
-    shares = alt.Axis(format=".0%", tickCount=5)
-    x = alt.X("begin:Q", title="share of the answers", axis=shares, scale=alt.Scale(domain=[0, 1]))
-    named = alt.Axis(labelExpr="rows[datum.value]", labelLimit=140, grid=False)
-    places = alt.Scale(domain=rows["place"].to_list(), paddingInner=0.15)
-    y = alt.Y("place:O", title=None, axis=named, scale=places)
-    legend = alt.Legend(
-        orient="bottom", columns=1, title=None, labelLimit=300, symbolType="square", symbolSize=80
-    )
-    colours = alt.Scale(domain=list(OUTCOMES), range=[f"var(--c-{name})" for name in OUTCOMES.values()])
-    panel = Panel(frame, x, y, alt.Color("outcome:N", scale=colours, legend=legend))
-    shown = filtered(mark(), "datum.settings === setting", *of_length(frame))
-    panel = panel.drawn(shown.mark_bar(opacity=0.9), OF_OUTCOME, x2=alt.X2("finish"))
+    params, only = length_choice(frame, chooser("settings", names_of(frame, "settings"), "setting"))
+    panel = _bars(frame, rows["place"].to_list())
 
     counted = f"{rows.height} policies and keep_ratios"
     words = f"what became of the answers, {group.title}, {group.detail}: {counted}"
     points = Points(f"outcomes_{group.number}", frame)
-    lines, params, height = (
-        (group.detail, only),
-        [*params, {"name": "rows", "value": names}],
-        15 * rows.height + 20,
-    )
+    lines = (group.detail, only)
+    params = [*params, {"name": "rows", "value": _row_names(rows)}]
+    height = 15 * rows.height + 20
     return panel.chart("outcomes", group, points, words, *lines, params=params, height=height)
+
+
+def _row_names(rows: pl.DataFrame) -> list[str]:
+    """What stands beside the rows of the chart.
+
+    Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an
+    expression.
+    """
+    settings = rows.select("policy", "keep_ratio").iter_rows()
+    told = [f"{policy} {labels.ratio_setting(ratio)}" for policy, ratio in settings]
+    return [words[:40].translate(labels.LINE_ENDS) for words in told]
+
+
+def _bars(frame: pl.DataFrame, places: list[int]) -> Panel:
+    """The stacked bars of the chosen settings and length."""
+    shares = alt.Axis(format=".0%", tickCount=5)
+    x = alt.X("begin:Q", title="share of the answers", axis=shares, scale=alt.Scale(domain=[0, 1]))
+    named = alt.Axis(labelExpr="rows[datum.value]", labelLimit=140, grid=False)
+    y = alt.Y("place:O", title=None, axis=named, scale=alt.Scale(domain=places, paddingInner=0.15))
+
+    look = {"symbolType": "square", "symbolSize": 80, "labelLimit": 300}
+    legend = alt.Legend(orient="bottom", columns=1, title=None, **look)
+    colours = alt.Scale(domain=list(OUTCOMES), range=[f"var(--c-{name})" for name in OUTCOMES.values()])
+    panel = Panel(frame, x, y, alt.Color("outcome:N", scale=colours, legend=legend))
+    shown = filtered(mark(), "datum.settings === setting", *of_length(frame))
+    return panel.drawn(shown.mark_bar(opacity=0.9), OF_OUTCOME, x2=alt.X2("finish"))
 
 
 def _outcome_frame(cells: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -96,20 +100,16 @@ def _outcome_frame(cells: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _stacks(cells: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Each outcome's stretch of its bar, in the order of ``OUTCOMES``; empty stretches are left out."""
     counts = {RIGHT: pl.col("right"), **{words: pl.col(name) for name, words in LOST.items()}}
+    kept = ["place", "policy", "keep_ratio", "settings", "length", "questions", "budget"]
     before = pl.lit(0, pl.Int64)
     for words, count in counts.items():
-        yield cells.select(
-            "place",
-            "policy",
-            "keep_ratio",
-            "settings",
-            "length",
-            "questions",
-            "budget",
+        stretch = cells.select(
+            *kept,
             *RETAINED,
             outcome=pl.lit(words),
             count=count.cast(pl.Int64),
             begin=before / pl.col("questions"),
             finish=(before + count) / pl.col("questions"),
-        ).filter(pl.col("count") > 0)
+        )
+        yield stretch.filter(pl.col("count") > 0)
         before = before + count

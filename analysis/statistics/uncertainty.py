@@ -50,25 +50,22 @@ def bounds(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
     that name a cell.
     """
     sums = units(rows, pool)
-    own = dict.fromkeys(FIGURES, pl.Float64)
-    found = [
-        sums.select(*pool, "unit_kind", n_units="n")
-        .clear()
-        .with_columns(pl.lit(None, kind).alias(n) for n, kind in own.items())
-    ]
+    named = [*pool, "unit_kind"]
+    none = sums.select(*named, n_units="n").clear()
+    tables = [none.with_columns(pl.lit(None, pl.Float64).alias(name) for name in FIGURES)]
     for (n,), group in sums.filter(pl.col("n") >= 2).group_by("n", maintain_order=True):
-        shape = (-1, int(str(n)))
-        columns = [
-            group[name].cast(pl.Float64).to_numpy().reshape(shape)
-            for name in ("nll", "tokens", "tokens_pruned")
-        ]
-        parts = [slice(i, i + CELLS_AT_ONCE) for i in range(0, len(columns[0]), CELLS_AT_ONCE)]
-        figures = np.concatenate([_figures(*(column[part] for column in columns)) for part in parts])
-        cells = group.unique([*pool], keep="first", maintain_order=True).select(
-            *pool, "unit_kind", n_units="n"
-        )
-        found.append(cells.with_columns(pl.Series(name, figures[:, i]) for i, name in enumerate(own)))
-    return pl.concat(found)
+        figures = _figures_of_all(group, int(str(n)))
+        cells = group.unique([*pool], keep="first", maintain_order=True).select(*named, n_units="n")
+        tables.append(cells.with_columns(pl.Series(name, figures[:, i]) for i, name in enumerate(FIGURES)))
+    return pl.concat(tables)
+
+
+def _figures_of_all(group: pl.DataFrame, n: int) -> np.ndarray:
+    """[cells, len(FIGURES)] of cells that have ``n`` units each, ``CELLS_AT_ONCE`` at a time."""
+    names = ("nll", "tokens", "tokens_pruned")
+    columns = [group[name].cast(pl.Float64).to_numpy().reshape(-1, n) for name in names]
+    parts = [slice(i, i + CELLS_AT_ONCE) for i in range(0, len(columns[0]), CELLS_AT_ONCE)]
+    return np.concatenate([_figures(*(column[part] for column in columns)) for part in parts])
 
 
 def units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
