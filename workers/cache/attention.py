@@ -76,24 +76,25 @@ def attention(
     if scale.softcap is not None:
         return probe(query, keys, values, scale, mask)[0]
     if mask is not None:
-        mask = mask.to(
-            query.dtype
-        )  # kernels on a GPU read the mask as what the queries are, or refuse another type
+        # kernels on a GPU read the mask as what the queries are, or refuse another type
+        mask = mask.to(query.dtype)
+
     queries, entries = query.shape[2], keys.shape[2]
     causal = mask is None and queries > 1 and queries == entries
     if mask is None and not causal and queries > 1:
         if queries * entries > MASK_PLACES:
             return _in_parts(query, keys, values, scale)
         mask = _open_then_causal(queries, entries, query.device)
+
     grouped = query.shape[1] != keys.shape[1]
-    if (
-        grouped and mask is not None and mask.ndim == 4
-    ):  # the heads of a group as more queries of one head: no key is copied
+    if grouped and mask is not None and mask.ndim == 4:
+        # the heads of a group as more queries of one head: no key is copied
         batch, kv_heads, group = query.shape[0], keys.shape[1], query.shape[1] // keys.shape[1]
         rows = query.reshape(batch, kv_heads, group * queries, -1)
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
         out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale.scaling)
         return out.reshape(*query.shape[:3], -1)  # kernels on a GPU lay their result out in another order
+
     return functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=causal, scale=scale.scaling, enable_gqa=grouped
     )
@@ -143,14 +144,14 @@ def probabilities(
     batch, heads, queries = query.shape[:3]
     entries = keys.shape[2]
     step = max(1, PROBABILITY_BYTES // (4 * batch * heads * entries))
+
     for first in range(0, queries, step):
         logits = grouped_logits(query[:, :, first : first + step], keys, scale)
         if mask is not None:
             logits += mask[:, :, None, first : first + step]
         elif queries > 1:
-            own = (
-                entries - queries + first
-            )  # the entry of the slice's first query: what lies before it all of them see
+            # the entry of the slice's first query: what lies before it all of them see
+            own = entries - queries + first
             newer = torch.arange(own, entries, device=query.device)
             later = newer > newer[: logits.shape[3], None]
             logits[..., own:].masked_fill_(later, -torch.inf)
@@ -203,6 +204,7 @@ def _refuse_unknown(
         raise ValueError(
             f"{kind} lets its tokens see later ones (is_causal is false): such a model has no cache to prune"
         )
+
     unknown = sorted(
         name
         for name, given in others.items()

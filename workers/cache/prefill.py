@@ -36,6 +36,7 @@ class Prefill:
             past_key_values=self.prefix,
             use_cache=True,
         ).last_hidden_state
+
         self.prefix.check_complete(length)
         self.logits = next_logits(model, hidden[:, -1])
         """[batch, vocabulary], of the token after each prompt."""

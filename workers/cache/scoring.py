@@ -69,7 +69,8 @@ class Scored:
             values = [getattr(part, name) for part in parts]
             return None if values[0] is None else torch.cat(values, dim)
 
-        nll, correct = cat("nll"), cat("correct")
+        nll = cat("nll")
+        correct = cat("correct")
         assert nll is not None and correct is not None
         return Scored(nll, correct, cat("kl"), cat("agreed"))
 
@@ -200,7 +201,8 @@ def score(model: nn.Module, hidden: Tensor, targets: Tensor, twin: Twin | None =
 def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin | None) -> Scored:
     """hidden [rows, width], wanted [rows]: log-sum-exp, largest and wanted logit over tiles of words."""
     total, best, picked = torch.full((3, len(wanted)), -torch.inf, device=hidden.device)
-    place, cross = torch.zeros_like(wanted), torch.zeros(len(wanted), device=hidden.device)
+    place = torch.zeros_like(wanted)
+    cross = torch.zeros(len(wanted), device=hidden.device)
     for tile in layer.tiles(hidden.device):
         logits = layer.logits(hidden, tile)
         total = torch.logaddexp(total, logits.logsumexp(1))
@@ -210,8 +212,10 @@ def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin |
         inside = (wanted >= tile.start) & (wanted < tile.start + logits.shape[1])
         here = logits.gather(1, (wanted - tile.start).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         picked = torch.where(inside, here, picked)
+
         if twin is not None and twin.hidden is not None:
             cross += (layer.logits(twin.hidden, tile) - twin.total[:, None]).exp_().mul_(logits).sum(1)
+
     if twin is None:
         return Scored(total - picked, place == wanted, None, None)
     if twin.expected is not None:
@@ -225,7 +229,9 @@ def score_dense(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Scor
     layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     parts = [_dense_rows(layer, flat[i : i + rows], wanted[i : i + rows]) for i in range(0, len(flat), rows)]
-    scored, twins = Scored.joined([part for part, _ in parts]), [twin for _, twin in parts]
+    scored = Scored.joined([part for part, _ in parts])
+
+    twins = [twin for _, twin in parts]
     names = ("hidden", "expected", "constant", "total", "top")
     joined = [
         None if getattr(twins[0], name) is None else torch.cat([getattr(twin, name) for twin in twins])
@@ -243,14 +249,19 @@ def _dense_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor) -> tuple[Sco
     mass, entropy = torch.zeros(2, rows, device=device)
     expected = torch.zeros(hidden.shape, device=device) if layer.softcap is None else None
     top = torch.zeros(rows, dtype=torch.long, device=device)
+
     for tile in layer.tiles(device):
         logits = layer.logits(hidden, tile)
         largest, at = logits.max(1)
-        top, higher = torch.where(largest > best, at + tile.start, top), torch.maximum(best, largest)
-        scale, best = (best - higher).exp(), higher
+        top = torch.where(largest > best, at + tile.start, top)
+        higher = torch.maximum(best, largest)
+        scale = (best - higher).exp()
+        best = higher
+
         inside = (wanted >= tile.start) & (wanted < tile.start + logits.shape[1])
         here = logits.gather(1, (wanted - tile.start).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         picked = torch.where(inside, here, picked)
+
         if expected is None:
             weights = (logits - higher[:, None]).exp_()
             entropy = entropy * scale + (weights * logits).sum(1)
@@ -259,6 +270,7 @@ def _dense_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor) -> tuple[Sco
             with whole_products():
                 expected.mul_(scale[:, None]).addmm_(weights, layer.head.weight[tile].float())
         mass = mass * scale + weights.sum(1)
+
     total = best + mass.log()
     scored = Scored(total - picked, top == wanted, None, None)
     if expected is None:

@@ -37,9 +37,8 @@ class FileStream:
 
     def __init__(self, stream: Any, file: int, column: str, dataset: str) -> None:
         self._rows = iter(stream.shard(stream.num_shards, file))
-        weakref.finalize(
-            self, self._rows.close
-        )  # at the interpreter's end it would complain of what is gone already
+        # at the interpreter's end it would complain of what is gone already
+        weakref.finalize(self, self._rows.close)
         self._column = column
         self._dataset = dataset
         self._values: list[object] = []

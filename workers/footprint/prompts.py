@@ -41,9 +41,8 @@ def retrieval_bytes(shape: Shape, length: int, questions: int, cells: Sequence[P
     rows = min(questions, questions_at_once(shape, length))
     prompts = rows * length * shape.cached
     forks = max((fork_bytes(shape, cell, length + QUESTION_TOKENS, 2 * rows) for cell in cells), default=0)
-    layer = (
-        4 * rows * length * shape.entry
-    )  # of the dense cache, with the entries of the question, once joined and once apart
+    # of the dense cache, with the entries of the question, once joined and once apart
+    layer = 4 * rows * length * shape.entry
     asking = 2 * rows * (QUESTION_TOKENS * shape.passing + 12 * shape.vocabulary)
 
     largest = max(prefill_bytes(shape, cells, rows, length), max(forks, layer) + asking)

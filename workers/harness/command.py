@@ -22,9 +22,8 @@ def main() -> None:
         from lm_eval.api.registry import model_registry
 
         sys.path.append(os.getcwd())  # where policies of one's own are, module:function
-        model_registry.register(
-            "kvsweep", target="workers.harness.model:PrunedModel"
-        )  # imported when it is asked for
+        # by its name, so that it is imported when it is asked for
+        model_registry.register("kvsweep", target="workers.harness.model:PrunedModel")
         cli_evaluate()
     except (HarnessError, ModelError) as error:
         print(f"kvsweep: {error}", file=sys.stderr)

@@ -115,9 +115,8 @@ def _index(folders: list[Path]) -> dict[str, Any]:
     """Name -> the harness's entry, of all tasks, groups and tags defined in the folders."""
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval.tasks._index").setLevel(
-        logging.ERROR
-    )  # tags found in two folders are nothing to warn of
+    # tags found in two folders are nothing to warn of
+    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)
     return TaskManager(include_path=[*folders], include_defaults=False).task_index
 
 

@@ -67,9 +67,8 @@ class Diagnosis:
     @property
     def rounded(self) -> list[float]:
         """Each layer's correlation as layers are ranked by it."""
-        return [
-            round(layer.correlation, DECIMALS) + 0.0 for layer in self.layers
-        ]  # + 0.0 turns -0.0 into 0.0
+        # + 0.0 turns -0.0 into 0.0
+        return [round(layer.correlation, DECIMALS) + 0.0 for layer in self.layers]
 
     def worst(self, count: int) -> tuple[int, ...]:
         """The ``count`` layers where the correlation is greatest, ascending; of equal ones the lower."""
@@ -151,10 +150,8 @@ def attention_received(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
     for first, chance in probabilities(query, keys, scale, None):
         heads = chance.mean(2)  # [batch, kv_heads, some queries, n], over the group
         total += heads.sum(2)
-        some = heads.shape[2]
-        total[..., first : first + some] -= heads[..., first : first + some].diagonal(
-            dim1=2, dim2=3
-        )  # what is its own
+        own = slice(first, first + heads.shape[2])
+        total[..., own] -= heads[..., own].diagonal(dim1=2, dim2=3)  # what each query gives its own entry
 
     later = torch.arange(keys.shape[2] - 1, -1, -1, device=keys.device)
     return (total / later.clamp(min=1)).clamp(min=0.0) * (later > 0)

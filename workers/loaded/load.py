@@ -68,9 +68,8 @@ def _hub_answer(error: BaseException | None) -> str | None:
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
             return f"answered {status}" if status in (408, 429) or status >= 500 else None
-        transport = (
-            type(error).__module__.split(".")[0].startswith("httpx")
-        )  # which of its clients the hub's library has differs
+        # which of its clients the hub's library has differs
+        transport = type(error).__module__.split(".")[0].startswith("httpx")
         if transport or isinstance(error, LocalEntryNotFoundError):
             return "cannot be reached"
         error = error.__cause__ or error.__context__

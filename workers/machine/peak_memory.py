@@ -78,9 +78,8 @@ def _status(name: str) -> int:
 def _reset_resident_peak() -> bool:
     """Give freed memory back to the system, then start a new peak; False where either cannot be done."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # freed blocks stay resident otherwise, and would count for the next run
+        # freed blocks stay resident otherwise, and would count for the next run
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as refs:
             refs.write("5")  # proc(5): resets the peak resident set size to the present one
     except (OSError, AttributeError):

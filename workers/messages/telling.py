@@ -82,9 +82,8 @@ class Telling:
         """Rows that are finished, each with the ``cell_id`` of its cell."""
         self.rows += [row | self.columns.get(row["cell_id"], {}) for row in rows]
         finished = {row["cell_id"] for row in rows}
-        self.answers = [
-            each for each in self.answers if each.cell_id not in finished
-        ]  # they were kept for these rows
+        # answers are kept until the rows that are made of them are there
+        self.answers = [each for each in self.answers if each.cell_id not in finished]
         self._tell_in_time()
 
     def answered(self, answers: KeptAnswers) -> None:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+POSITION_BITS = 24
+"""Of an entry's order the lowest bits, which say its position; those above them say protection and score."""
+NOT_HELD = -(1 << 62)
+"""The order of a place that holds no entry: below that of any entry, whose rank has 34 bits and a sign."""
+
 
 def order_by_score(scores: Tensor, positions: Tensor, protected: Tensor | None) -> Tensor:
     """One int64 per entry that orders by protection, score, earlier position (below 2**24): no two are equal,
-    so the choice never depends on a sort's whims. ``>> 24`` gives back what ties compare."""
+    so the choice never depends on a sort's whims. ``are_tied`` compares what lies above the position."""
     bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+    # the bits of floats from 0 on ascend as integers do; of negative ones all but the sign ascend with the
+    # magnitude, so the integer is its negative
     rank = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
     if protected is not None:
-        rank = rank + (protected.long() << 33)
-    return (rank << 24) + (0xFFFFFF - positions).clamp_(min=0)
+        rank = rank + (protected.long() << 33)  # above any score, which has 31 bits and a sign
+    latest = (1 << POSITION_BITS) - 1
+    return (rank << POSITION_BITS) + (latest - positions).clamp_(min=0)
+
+
+def are_tied(order: Tensor, other: Tensor) -> Tensor:
+    """Whether orders differ by position at most: protection and score are the same."""
+    return (order >> POSITION_BITS) == (other >> POSITION_BITS)
 
 
 def select(
@@ -32,7 +45,7 @@ def select(
         return _without_the_worst(order, keep)
 
     best, index = order.topk(keep + 1, dim=-1)
-    tied = (best[..., keep - 1] >> 24) == (best[..., keep] >> 24)
+    tied = are_tied(best[..., keep - 1], best[..., keep])
     kept = index[..., :keep]
     return (kept.sort(dim=-1).values if positions is None else kept), tied
 
@@ -42,7 +55,7 @@ def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     past them."""
     gone = order.shape[-1] - keep
     worst, index = order.topk(gone + 1, dim=-1, largest=False)
-    tied = (worst[..., gone - 1] >> 24) == (worst[..., gone] >> 24)
+    tied = are_tied(worst[..., gone - 1], worst[..., gone])
 
     return _staying(index[..., :gone].sort(dim=-1).values, keep), tied
 
@@ -56,8 +69,10 @@ def _without_the_worst_of_rows(
     spare = n - keep
     worst, index = order.topk(min(n, n - narrowest + 1), dim=-1, largest=False)
     at = spare.expand(-1, order.shape[1], -1)
-    dropped, kept = (worst.gather(-1, place.clamp(0, worst.shape[-1] - 1)) >> 24 for place in (at - 1, at))
-    tied = (dropped == kept)[..., 0] & (keep < lengths[:, None, None])[..., 0]
+    last = worst.shape[-1] - 1
+    best_dropped = worst.gather(-1, (at - 1).clamp(0, last))
+    worst_kept = worst.gather(-1, at.clamp(0, last))
+    tied = are_tied(best_dropped, worst_kept)[..., 0] & (keep < lengths[:, None, None])[..., 0]
 
     rank = torch.arange(index.shape[-1], device=order.device)
     goes = index.masked_fill(rank >= spare, 2 * n).sort(dim=-1).values
@@ -91,16 +106,16 @@ def select_ragged(
     meaningless behind each row's keep but inside the tensor, and [batch, kv_heads] bool).
     """
     n = scores.shape[-1]
-    slot, keep = torch.arange(n, device=scores.device), keep[:, None, None]
-    order = order_by_score(scores, slot if positions is None else positions, protected).masked_fill(
-        slot >= lengths[:, None, None], -(1 << 62)
-    )
+    slot = torch.arange(n, device=scores.device)
+    keep = keep[:, None, None]
+    order = order_by_score(scores, slot if positions is None else positions, protected)
+    order = order.masked_fill(slot >= lengths[:, None, None], NOT_HELD)
     if positions is None and narrowest > n // 2:
         return _without_the_worst_of_rows(order, keep, lengths, widest, narrowest)
 
     best, index = order.sort(dim=-1, descending=True)
     at = keep.expand(-1, scores.shape[1], -1)
-    cut = (best.gather(-1, at - 1) >> 24) == (best.gather(-1, at.clamp(max=n - 1)) >> 24)
+    cut = are_tied(best.gather(-1, at - 1), best.gather(-1, at.clamp(max=n - 1)))
     tied = cut[..., 0] & (keep < lengths[:, None, None])[..., 0]
     if positions is not None:
         return index[..., :widest], tied

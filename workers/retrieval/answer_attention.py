@@ -76,10 +76,9 @@ class LookLayer(AttendingLayer):
         total = torch.zeros(self.keys.shape[:2], device=self.device)
         for first, chance in probabilities(query[:, :, -count:], self.keys, scale, None):
             predicts = self.asked.queries[:, first : first + chance.shape[3]]
-            found = (chance * self.asked.entries[:, None, None, None]).sum(
-                (2, 4)
-            )  # [questions, kv_heads, some queries]
-            total += (found * predicts[:, None]).sum(2)
+            # [questions, kv_heads, some queries]
+            on_answers = (chance * self.asked.entries[:, None, None, None]).sum((2, 4))
+            total += (on_answers * predicts[:, None]).sum(2)
         self.weights = total / self.asked.queries.sum(1)[:, None]
         self.keys = self.values = None
         return out

@@ -31,13 +31,11 @@ class TextCuts:
         if not self.allowed:
             return
 
-        active = [
-            token for token in tokenizer.get_added_tokens_decoder().values() if _is_read(tokenizer, token)
-        ]
+        added = tokenizer.get_added_tokens_decoder().values()
+        active = [token for token in added if _is_read(tokenizer, token)]
         self.allowed = not any(token.lstrip or token.rstrip or token.single_word for token in active)
-        self._raw = _Neighbours(
-            [token.content for token in active]
-        )  # whether matched before or behind the normalizer
+        # whether matched before or behind the normalizer
+        self._raw = _Neighbours([token.content for token in active])
         self._normal = _Neighbours([self._normalized(token.content) for token in active if token.normalized])
 
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)

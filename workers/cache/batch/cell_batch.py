@@ -40,18 +40,25 @@ class BatchLayer(AttendingLayer):
         """Fork the prefix for each cell at its first event, and prune there."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
-        self.index, self.state, self.prunes, self.scale = index, state, prunes, prefix.scale
+        self.index = index
+        self.state = state
+        self.prunes = prunes
+        self.scale = prefix.scale
         self.temporal = tracks[0].policy.temporal
+
         windows, heads, steps = prefix.keys.shape[:3]
-        self.room = max(max(t.schedule.peak, t.held) for t in tracks) if prunes else steps
         rows = windows * len(tracks)
+        self.room = max(max(track.schedule.peak, track.held) for track in tracks) if prunes else steps
         self.keys = prefix.keys.new_zeros(rows, heads, self.room, prefix.keys.shape[3])
         self.values = prefix.values.new_zeros(rows, heads, self.room, prefix.values.shape[3])
-        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
-        self.positions = (
-            torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device) if prunes else None
-        )
+        self.dtype = prefix.keys.dtype
+        self.device = prefix.keys.device
+        self.is_initialized = True
+        self.positions: Tensor | None = None
+        if prunes:
+            self.positions = torch.zeros(rows, heads, self.room, dtype=torch.int32, device=self.device)
         self.sums = torch.zeros(3, rows, heads, device=self.device)
+
         (observes,) = widest(track.policy.observes for track in tracks).values()
         self.notes = notes_of(observes) if prunes else Notes()
         self.notes.reserve(rows, self.room, prefix.keys, prefix.heads)
@@ -65,8 +72,10 @@ class BatchLayer(AttendingLayer):
         if not self.prunes:
             self.keys[rows, :, :point], self.values[rows, :, :point] = keys, values
             return
+
         observes = track.policy.observes
-        noted, notes = prefix.noted(observes, point), notes_of(observes)
+        notes = notes_of(observes)
+        noted = prefix.noted(observes, point)
         if noted is not None:
             notes.take_up(noted)
         positions = torch.arange(point, dtype=torch.int32, device=self.device).expand(*keys.shape[:2], -1)
@@ -82,7 +91,8 @@ class BatchLayer(AttendingLayer):
             scale=prefix.scale,
             observed=notes.observed(observes),
         )
-        settings, protected = track.settings, None
+        settings = track.settings
+        protected = None
         if settings.protects:
             protected = protected_entries(positions, point, settings.protect_sink, settings.protect_recent)
 
@@ -90,7 +100,9 @@ class BatchLayer(AttendingLayer):
         index, tied = chosen(track.policy, scores, positions, track.held, protected)
         kept = positions.gather(2, index)
         kept_keys, kept_values = kept_entries(keys, values, index, self.state.rotary, point, track.held)
-        self.keys[rows, :, : track.held], self.values[rows, :, : track.held] = kept_keys, kept_values
+
+        self.keys[rows, :, : track.held] = kept_keys
+        self.values[rows, :, : track.held] = kept_values
         assert self.positions is not None
         self.positions[rows, :, : track.held] = kept
         if noted is not None:
@@ -115,10 +127,12 @@ class BatchLayer(AttendingLayer):
         layout = plan.pruned if self.prunes else plan.full
         if layout.mask is None:  # each row has as many entries and brings as many tokens
             new = slice(layout.entries - plan.widest, layout.entries)
-            self.keys[:, :, new], self.values[:, :, new] = plan.by_row(key_states), plan.by_row(value_states)
+            self.keys[:, :, new] = plan.by_row(key_states)
+            self.values[:, :, new] = plan.by_row(value_states)
             if self.positions is not None:
                 self.positions[:, :, new] = plan.true_positions.view(-1, 1, plan.widest)
             return
+
         slots = layout.slots
         self.keys[plan.rows, :, slots] = key_states
         self.values[plan.rows, :, slots] = value_states
@@ -144,6 +158,7 @@ class BatchLayer(AttendingLayer):
         """The pass as it is in this layer; query [rows, heads, widest, head_dim]."""
         keys, values, mask = self.visible(plan)
         counts = None if plan.is_even else plan.count_rows
+
         if not self.prunes or self.positions is None:
             return Look(query=query, keys=keys, values=values, scale=scale, mask=mask, counts=counts)
         return Look(
@@ -164,7 +179,8 @@ class BatchLayer(AttendingLayer):
         entries = plan.pruned.entries
         assert self.positions is not None
         keys, values, positions = (x[:, :, :entries] for x in (self.keys, self.values, self.positions))
-        scores, protected = self.scores(plan, keys, values, positions), plan.protected(positions)
+        scores = self.scores(plan, keys, values, positions)
+        protected = plan.protected(positions)
         places = None if self.temporal else positions
         if plan.keep is not None:
             index, tied = select(scores, plan.keep, protected, places)
@@ -178,10 +194,13 @@ class BatchLayer(AttendingLayer):
                 places,
                 plan.narrowest_keep,
             )
-        kept, width = positions.gather(2, index), index.shape[2]
+
+        kept = positions.gather(2, index)
+        width = index.shape[2]
         before, after = (numbers[:, None, None] for numbers in (plan.pruned.lengths, plan.keep_rows))
         kept_keys, kept_values = kept_entries(keys, values, index, self.state.rotary, before, after)
-        self.keys[:, :, :width], self.values[:, :, :width] = kept_keys, kept_values
+        self.keys[:, :, :width] = kept_keys
+        self.values[:, :, :width] = kept_values
         self.positions[:, :, :width] = kept
 
         stays = torch.arange(width, device=self.device) < plan.keep_rows[:, None, None]
@@ -195,9 +214,12 @@ class BatchLayer(AttendingLayer):
 
         A policy of a user's own is called for the cells that prune now and for no others.
         """
-        tracks, windows, parts, first = plan.tracks, plan.windows, [], 0
+        tracks, windows = plan.tracks, plan.windows
+        parts = []
+        first = 0
         while first < len(tracks):
-            policy, last = tracks[first].policy, first + 1
+            policy = tracks[first].policy
+            last = first + 1
             whole = policy.entrywise and policy.own
             while whole and last < len(tracks) and tracks[last].policy is policy:
                 last += 1
@@ -206,6 +228,7 @@ class BatchLayer(AttendingLayer):
                 parts.append(torch.zeros(positions[rows].shape, device=self.device))
                 first = last
                 continue
+
             n = keys.shape[2] if whole else tracks[first].held + int(plan.counts[first])
             view = view_of(
                 keys=keys[rows, :, :n],

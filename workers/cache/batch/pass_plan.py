@@ -67,23 +67,31 @@ class Pass:
     """One forward pass: which tokens, at which positions, to which rows."""
 
     def __init__(self, tracks: Sequence[Track], windows: int, device: torch.device) -> None:
-        self.tracks, self.windows, self.device = list(tracks), windows, device
+        self.tracks = list(tracks)
+        self.windows = windows
+        self.device = device
         counts = np.array([track.target - track.seen for track in tracks])
-        seen, held = (np.array([getattr(track, name) for track in tracks]) for name in ("seen", "held"))
+        seen = np.array([track.seen for track in tracks])
+        held = np.array([track.held for track in tracks])
+        lost = np.array([track.settings.position_mode == "cache_length" for track in tracks])
+
         per_row = counts.repeat(windows)
         rows = np.arange(len(per_row)).repeat(per_row)
         offset = np.arange(len(rows)) - (per_row.cumsum() - per_row).repeat(per_row)
         cell = rows // windows
-        lost = np.array([t.settings.position_mode == "cache_length" for t in tracks])
-        self.counts, self.widest, self.is_even = counts, int(counts.max()), bool((counts == counts[0]).all())
+
+        self.counts = counts
+        self.widest = int(counts.max())
+        self.is_even = bool((counts == counts[0]).all())
         self.window, self.step = self._tensor(np.stack([rows % windows, seen[cell] + offset]))
         self.positions = self._tensor((np.where(lost, held, seen)[cell] + offset)[None])
         self.true_positions = self.step.to(torch.int32)
         self.rows, self.offset = self._tensor(rows), self._tensor(offset)
-        self._held, self._seen, self._cell, self._offset = held, seen, cell, offset
-        self.query_positions = (self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)).to(
-            torch.int32
-        )
+        self._held, self._seen = held, seen
+        self._cell, self._offset = cell, offset
+
+        queries = self._per_row(seen)[:, None] + torch.arange(self.widest, device=device)
+        self.query_positions = queries.to(torch.int32)
         self._cuts(seen + counts)
 
     def _tensor(self, values: np.ndarray) -> Tensor:
@@ -104,7 +112,8 @@ class Pass:
 
     def _layout(self, before: np.ndarray, slots: np.ndarray) -> Layout:
         after = before + self.counts
-        entries, mask = int(after.max()), None
+        entries = int(after.max())
+        mask = None
         if not self.is_even or not bool((before == before[0]).all()):
             last = self._per_row(before)[:, None] + torch.arange(self.widest, device=self.device)
             hidden = torch.arange(entries, device=self.device) > last[..., None]
@@ -117,16 +126,21 @@ class Pass:
         self.is_due = [track.event < track.schedule.count for track in self.tracks]
         same = len(set(keep)) == 1 and self.is_even and len(set(self._held)) == 1
         self.keep = keep[0] if same else None
+        self.widest_keep = max(keep)
+        self.narrowest_keep = min(keep)
+        self.most_seen = int(seen_after.max())
+
         self.count_rows = self._per_row(self.counts)
-        self.widest_keep, self.narrowest_keep, self.keep_rows = max(keep), min(keep), self._per_row(keep)
-        self.seen_rows, self.most_seen = self._per_row(seen_after), int(seen_after.max())
+        self.keep_rows = self._per_row(keep)
+        self.seen_rows = self._per_row(seen_after)
         self.due_rows = self._per_row(self.is_due).float()[:, None]
         self.seeds = self._per_row([track.settings.seed for track in self.tracks])
-        sinks, recents = (
-            [getattr(t.settings, name) for t in self.tracks] for name in ("protect_sink", "protect_recent")
-        )
+
+        sinks = [track.settings.protect_sink for track in self.tracks]
+        recents = [track.settings.protect_recent for track in self.tracks]
         self._protects = any(sinks) or any(recents)
-        self._sink_rows, self._recent_rows = self._per_row(sinks), self._per_row(recents)
+        self._sink_rows = self._per_row(sinks)
+        self._recent_rows = self._per_row(recents)
 
     def protected(self, positions: Tensor) -> Tensor | None:
         """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects

@@ -23,7 +23,7 @@ from workers.cache.layer_record import retained
 from workers.cache.notes import Observed
 from workers.policies.cache_view import view_of
 from workers.policies.policy_calls import scores_of
-from workers.policies.selection import order_by_score, take_entries
+from workers.policies.selection import NOT_HELD, are_tied, order_by_score, take_entries
 
 FREE = 2**31 - 1
 """Position of a place that holds nothing: later than any query, so no query sees it."""
@@ -56,16 +56,19 @@ class SlotStore:
 
     def __init__(self, layers: Sequence[SlotLayer], held: Tensor) -> None:
         """held: [rows], entries of each row; they are in the first places."""
-        self.layers, self.device = layers, layers[0].device
-        self.keys, self.values, self.positions = (
-            _joined(layers, name) for name in ("keys", "values", "positions")
-        )
+        self.layers = layers
+        self.device = layers[0].device
+        self.keys = _joined(layers, "keys")
+        self.values = _joined(layers, "values")
+        self.positions = _joined(layers, "positions")
         self.sums = torch.stack([layer.sums for layer in layers], 1)
         self.heads = torch.arange(self.positions.shape[2], device=self.device)
         self.room = self.positions.shape[3]
+
         kind = self.keys.dtype
         self.shown, self.hidden = torch.tensor([0.0, -torch.inf], dtype=kind, device=self.device)
         self.mask_room = torch.empty(0, dtype=kind, device=self.device)
+
         held = held[:, None, None]
         self.positions.masked_fill_(torch.arange(self.room, device=self.device) >= held, FREE)
         free = (held + torch.arange(self.room - int(held.min()), device=self.device)).clamp_(
@@ -106,17 +109,17 @@ class SlotStore:
         if not any(plan.is_due):
             return
         order = order_by_score(self._scores(plan), self.positions, plan.protected(self.positions))
-        order = order.masked_fill_(self.positions == FREE, -(1 << 62))
+        order = order.masked_fill_(self.positions == FREE, NOT_HELD)
+
         spare = self.room - plan.keep_rows[:, None, None]
         worst, self.free = order.topk(
             min(self.room - plan.narrowest_keep + 1, self.room), dim=-1, largest=False
         )
         cut = spare.expand(*worst.shape[:3], 1)
-        best_dropped, worst_kept = (
-            worst.gather(-1, (cut - 1).clamp(min=0)),
-            worst.gather(-1, cut.clamp(max=worst.shape[3] - 1)),
-        )
-        tied = ((best_dropped >> 24) == (worst_kept >> 24))[..., 0]
+        best_dropped = worst.gather(-1, (cut - 1).clamp(min=0))
+        worst_kept = worst.gather(-1, cut.clamp(max=worst.shape[3] - 1))
+        tied = are_tied(best_dropped, worst_kept)[..., 0]
+
         goes = torch.arange(worst.shape[3], device=self.device) < spare
         self.positions.scatter_(3, self.free, self.positions.gather(3, self.free).masked_fill_(goes, FREE))
         left = retained(self.positions, plan.seen_rows[:, None, None], self.positions != FREE)
@@ -124,17 +127,21 @@ class SlotStore:
 
     def _scores(self, plan: Pass) -> Tensor:
         """[layers, rows, kv_heads, room], a policy at a time; of users' own, a cell at a time."""
-        parts, first, windows, count = [], 0, plan.windows, len(self.layers)
+        windows, count = plan.windows, len(self.layers)
         row_ids = self.layers[0].state.row_ids
         index = torch.tensor([layer.index for layer in self.layers], device=self.device)
+        parts = []
+        first = 0
         while first < len(plan.tracks):
-            policy, last = plan.tracks[first].policy, first + 1
+            policy = plan.tracks[first].policy
+            last = first + 1
             if not policy.own:
                 parts.append(self._foreign_scores(plan, first))
                 first = last
                 continue
             while last < len(plan.tracks) and plan.tracks[last].policy is policy:
                 last += 1
+
             rows = slice(first * windows, last * windows)
             keys, positions = self.keys[:, rows].flatten(0, 1), self.positions[:, rows].flatten(0, 1)
             seen, keep, seed, ids = (
@@ -153,6 +160,7 @@ class SlotStore:
                 observed=Observed(),
             )
             scores = scores_of(policy, view)
+
             parts.append(scores.unflatten(0, (count, -1)))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -164,6 +172,7 @@ class SlotStore:
         rows = slice(place * windows, (place + 1) * windows)
         positions = self.positions[:, rows].flatten(0, 1)
         scores = torch.zeros(positions.shape, device=self.device)
+
         if plan.is_due[place]:
             order = positions.argsort(-1)[..., : track.held + int(plan.counts[place])]
             keys = take_entries(self.keys[:, rows].flatten(0, 1), order)
@@ -189,10 +198,16 @@ class SlotStore:
 
     def drop_rows(self, rows: Tensor) -> None:
         """Go on with ``rows`` alone."""
-        for name in ("keys", "values", "positions"):  # one after the other, so that no two are there twice
-            setattr(self, name, getattr(self, name)[:, rows])
-            self._bind()
-        self.free, self.sums = self.free[:, rows], self.sums[:, :, rows]
+        # one after the other, and bound at once, so that no two are there twice
+        self.keys = self.keys[:, rows]
+        self._bind()
+        self.values = self.values[:, rows]
+        self._bind()
+        self.positions = self.positions[:, rows]
+        self._bind()
+
+        self.free = self.free[:, rows]
+        self.sums = self.sums[:, :, rows]
         self._bind()
 
 
