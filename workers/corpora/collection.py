@@ -86,14 +86,13 @@ class Collection:
             texts: list[tuple[int, str | LongText]] = list(self._texts(self.blocks[block].rows()))
         except OSError as error:
             raise unreadable(self.name, error) from None
+
         parts = [text for _, text in texts if isinstance(text, str)]
         if self.joined and parts:  # a long text is a block of its own
-            texts = [
-                (
-                    texts[0][0],
-                    BETWEEN.join(parts) if self.small else self._bounded(BETWEEN.join(parts), texts[0][0]),
-                )
-            ]
+            first = texts[0][0]
+            joined = BETWEEN.join(parts)
+            texts = [(first, joined if self.small else self._bounded(joined, first))]
+
         if self.small:
             self._held[block] = texts
         return texts

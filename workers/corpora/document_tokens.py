@@ -142,12 +142,14 @@ class CollectionTokens:
             return []
         notes = []
         for (length, count), search in self._searches.items():
-            found, looked = len(search.found), len(search.found) + len(search.short)
+            found = len(search.found)
+            looked = found + len(search.short)
             more = "" if search.exhausted or found == count else "; no more were looked at"
             notes.append(
                 f"{name}: {found:,} of {looked:,} documents looked at hold {length:,} tokens under the "
                 f"tokenizer of {model}{more}"
             )
+
             if again := search.repeated:
                 have = "has the text of another: it is no independent unit"
                 if again > 1:

@@ -121,9 +121,11 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
     """16 hex digits of what files hold: their bytes, of more than 256 MB their names, sizes and both ends."""
     whole = sum(file.size for file in files) <= HASHED
     digest = hashlib.sha256()
+
     for file in files:
         name = "" if whole else file.name
         digest.update(f"{file.size} {name}\n".encode("utf-8", "surrogateescape"))
+
         with file.path.open("rb") as stream:
             if whole:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -131,6 +133,7 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
                 digest.update(stream.read(EDGE))
                 stream.seek(max(0, file.size - EDGE))
                 digest.update(stream.read(EDGE))
+
     return digest.hexdigest()[:16]
 
 

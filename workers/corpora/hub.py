@@ -37,7 +37,7 @@ class FileStream:
 
     def __init__(self, stream: Any, file: int, column: str, dataset: str) -> None:
         self._rows = iter(stream.shard(stream.num_shards, file))
-        # at the interpreter's end it would complain of what is gone already
+        # left open, it would complain at the interpreter's end of what is gone already
         weakref.finalize(self, self._rows.close)
         self._column = column
         self._dataset = dataset
@@ -159,9 +159,9 @@ def unreachable(name: str, error: Exception) -> CorpusError:
         reason = f"the hub answered {answers[-1]}"
     else:
         lines = str(error).strip().splitlines()
-        reason = (
-            f"{type(error).__name__}: {' '.join(lines[0].split())[:200]}" if lines else type(error).__name__
-        )
+        said = f": {' '.join(lines[0].split())[:200]}" if lines else ""
+        reason = f"{type(error).__name__}{said}"
+
     return CorpusError(
         f"dataset {name!r}: cannot be loaded ({reason}); is the name right, and can the hub be reached? "
         "Local files work as text:PATH, or as hf:./FOLDER:SPLIT"

@@ -45,17 +45,17 @@ class LineBlock:
         line."""
         data, at = _lines(self.file, self.start, self.end)
         if at == 0:
-            data, whole = without_mark(data, shown_path(self.file.path)), len(data)
+            whole = len(data)
+            data = without_mark(data, shown_path(self.file.path))
             at = whole - len(data)
+
         line_number = self.lines_before
         for line in data.split(b"\n"):
             number = at if line_number is None else line_number
             if line.strip():
                 line_name = f"the line at byte {at}" if line_number is None else f"line {number + 1}"
-                yield (
-                    self.first_number + number,
-                    _parsed(line, f"{shown_path(self.file.path)}, {line_name}", at),
-                )
+                place = f"{shown_path(self.file.path)}, {line_name}"
+                yield self.first_number + number, _parsed(line, place, at)
             at += len(line) + 1
             line_number = None if line_number is None else line_number + 1
 
@@ -71,7 +71,9 @@ def line_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
     def blocks(i: int, file: SourceFile, column: str) -> Iterator[LineBlock]:
         step = max(1, file.size) if file.compressed else BLOCK
         for place, start in enumerate(range(0, max(1, file.size), step)):
-            before = counts[i][place] if counts is not None else 0 if file.compressed else None
+            before = 0 if file.compressed else None
+            if counts is not None:
+                before = counts[i][place]
             yield LineBlock(file, start, start + step, column, numbers[i], before)
 
     found = _columns(block for i, file in enumerate(files) for block in blocks(i, file, ""))
@@ -89,6 +91,7 @@ def _lines(file: SourceFile, start: int, end: int) -> tuple[bytes, int]:
         if not whole and b"\n" not in data:
             raise _too_long(file)
         return (data if whole else data[: data.rfind(b"\n") + 1]), 0
+
     with file.path.open("rb") as stream:
         stream.seek(max(0, start - 1))
         first = start if start == 0 else start - 1 + len(_line(stream, file))

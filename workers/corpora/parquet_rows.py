@@ -37,6 +37,7 @@ class ParquetBlock:
         found: list[Row] = []
         passed = 0
         last = self.skipped + self.count
+
         try:
             with pq.ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False) as file:
                 for batch in file.iter_batches(
@@ -44,14 +45,14 @@ class ParquetBlock:
                 ):
                     if passed >= last:
                         break
-                    inside = batch.slice(
-                        max(0, self.skipped - passed), max(0, last - max(passed, self.skipped))
-                    )
-                    first = self.first_number + max(passed, self.skipped) - self.skipped
+                    begin = max(passed, self.skipped)
+                    inside = batch.slice(max(0, self.skipped - passed), max(0, last - begin))
+                    first = self.first_number + begin - self.skipped
                     found += [Row(first + i, value) for i, value in enumerate(inside.column(0).to_pylist())]
                     passed += batch.num_rows
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _broken(self.path, error) from None
+
         return found
 
 

@@ -68,8 +68,10 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
         return wikitext(entry, seed)
     if name == "pg19":
         return read_hub(entry, PG19, seed)
+
     if name in ("text:", "hf:"):
         raise CorpusError(f"dataset {name!r} names nothing; allowed: {', '.join(NAMES)}")
+
     if name.startswith("text:"):
         return _local(entry, find_files(without_scheme(name.removeprefix("text:"), name), name), seed)
     if name.startswith("hf:"):
@@ -78,6 +80,7 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
             return read_hub(entry, parse_hub_name(name), seed)
         files = find_files(path, name)
         return _local(entry, _of_split(files, split, name), seed, _unclaimed(entry, files, split))
+
     raise CorpusError(f"dataset {name!r} is unknown; allowed: {', '.join(NAMES)}")
 
 
@@ -99,6 +102,7 @@ def _of_split(files: Sequence[SourceFile], split: str, name: str) -> Sequence[So
         return files
     if not known and wanted == "train":
         return files
+
     found = [file for file, own in zip(files, said, strict=True) if wanted in own]
     if not found:
         has = (
@@ -149,9 +153,11 @@ def _rows(entry: DatasetEntry, files: Sequence[SourceFile], seed: int) -> Collec
     column, blocks, count = row_blocks(files, entry.column, entry.name)
     if count == 0:
         raise CorpusError(f"dataset {entry.name!r} holds no rows")
+
     small = sum(file.size for file in files) <= SMALL
     joined = entry.documents == "joined"
     compressed = any(file.compressed for file in files)
+
     return Collection(
         entry.label,
         fingerprint(files),
@@ -220,22 +226,19 @@ def _is_several(name: str) -> bool:
 
 def _joined(collection: Collection) -> Corpus | Collection:
     """Documents that are to be one text, where that is no longer than one is read whole."""
-    if any(
-        isinstance(text, LongText) for i in range(len(collection.blocks)) for _, text in collection.texts(i)
-    ):
-        return collection
-    parts = [
-        text
-        for i in range(len(collection.blocks))
-        for _, text in collection.texts(i)
-        if isinstance(text, str)
-    ]
-    text = BETWEEN.join(parts)
-    if len(text.encode()) > WHOLE_TEXT:
+    parts: list[str] = []
+    for block in range(len(collection.blocks)):
+        for _, text in collection.texts(block):
+            if isinstance(text, LongText):
+                return collection
+            parts.append(text)
+
+    joined = BETWEEN.join(parts)
+    if len(joined.encode()) > WHOLE_TEXT:
         return collection
     return Corpus(
         collection.name,
-        text,
+        joined,
         collection.sample,
         collection.seed,
         collection.facts(),

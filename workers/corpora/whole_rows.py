@@ -89,6 +89,7 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[dict[str, Any]] = []
     usual = csv.field_size_limit(EXPANDED)
+
     try:
         header = next(reader, [])
         _check_header(header, file)
@@ -104,6 +105,7 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
         raise CorpusError(f"{shown_path(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
     finally:
         csv.field_size_limit(usual)  # it is the process's, and others read tables in it
+
     return found
 
 

@@ -75,6 +75,7 @@ class Group:
         first = schedules[0]
         stride = max(stride_of(schedule) for schedule in schedules)
         room = max(schedule.peak for schedule in schedules)
+
         return cls(windows, first.steps, room, skipped, stride, observes, in_slots, is_even)
 
 
@@ -98,16 +99,20 @@ def cells_at_once(shape: Shape, group: Group) -> int:
 
 def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
     """Of so many cells of a group: what they keep, and the larger of a pass and a prune."""
-    rows, pruned = cells * group.windows, shape.layers - group.skipped
-    kv, sharing, narrow = shape.kv_heads, shape.heads // shape.kv_heads, 4 if shape.width < 4 else 0
+    rows = cells * group.windows
+    pruned = shape.layers - group.skipped
+    kv = shape.kv_heads
+    sharing = shape.heads // kv
+
     entry = shape.entry + 4 * kv + group.observes.of_entry(shape)
     entries = pruned * group.room * entry + group.skipped * group.steps * shape.entry
     stored = rows * (entries + pruned * group.observes.of_row(shape))
     passing = rows * group.stride * (shape.passing + shape.hidden * shape.width)
     widest = max(group.room, group.steps if group.skipped else 0)
-    score_of_one = (
-        shape.head_dim * (shape.width + narrow) + 64
-    )  # copies of its key, and numbers of 64 bits that order it
+
+    # copies of an entry's key, in 16 bits another in float32, and numbers of 64 bits that order it
+    narrow = 4 if shape.width < 4 else 0
+    score_of_one = shape.head_dim * (shape.width + narrow) + 64
     if group.in_slots:
         masks = (
             rows * group.stride * group.room * (pruned * kv * (shape.width + 1) + shape.heads * shape.width)
@@ -116,6 +121,7 @@ def _group_bytes(shape: Shape, group: Group, cells: int) -> int:
     else:
         masks = 0 if group.is_even else rows * group.stride * widest * (5 + sharing * shape.width)
         choosing = rows * kv * group.room * (score_of_one + 2 * shape.head_dim * shape.width)
+
     if group.in_slots and group.skipped:
         masks += rows * group.stride * widest * (5 + sharing * shape.width)
     passing += group.observes.of_pass(shape, rows, group.room)

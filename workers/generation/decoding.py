@@ -147,6 +147,7 @@ def _run_of(
     """output: [new tokens][batch]."""
     peak, method = memory.result()
     kv_bytes = steps.kv_bytes
+
     return GenerationRun(
         output_tokens=[list(row) for row in zip(*output, strict=True)],
         ttft_seconds=steps.seconds[0],

@@ -104,6 +104,7 @@ def _turn(
     """One run; None for a cell that failed. Raises what the dense cell raises."""
     if cell in found.failed:
         return None
+
     try:
         return generate(model, prompts, cells[cell], work.new_tokens, clock)
     except Exception as error:
@@ -141,7 +142,9 @@ def rounds_as_reported(
     and the baseline's TTFT a guess.
     """
     order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
-    clock, found = Clock(prompts.device), Rounds()
+    clock = Clock(prompts.device)
+    found = Rounds()
+
     for place, cell in enumerate(order):
         for repeat in range(work.repeats):
             run = _turn(model, prompts, cells, cell, work, clock, found)

@@ -57,6 +57,7 @@ def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
         own = [row for row in rows if row["cell_id"] == cell.cell_id]
         if not own:
             continue
+
         achieved = statistics.median(
             (row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in own
         )
@@ -72,6 +73,7 @@ def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:
     run = timed.run
+
     return {
         "prompt_tokens": len(work.prompts[0]),
         "batch_size": len(work.prompts),

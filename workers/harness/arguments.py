@@ -4,7 +4,7 @@ refused."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
@@ -97,16 +97,18 @@ def layers(value: int | str | list[Any] | tuple[Any, ...]) -> Skip:
             return checked_rule(value)
         except ValueError as error:
             raise HarnessError(f"skip_layers {error}") from error
-    items = (
-        value.split("+") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    )
-    found = [str(item).strip() for item in items]
-    if not all(item.isdecimal() for item in found):
+
+    if isinstance(value, str):
+        items: Sequence[Any] = value.split("+")
+    else:
+        items = value if isinstance(value, list | tuple) else [value]
+    numbers = [str(item).strip() for item in items]
+    if not all(number.isdecimal() for number in numbers):
         raise HarnessError(
             "skip_layers must be layers joined by +, such as 0+1, or a list such as [0,1], or auto:2 (got "
             f"{value!r})"
         )
-    return tuple(sorted({int(item) for item in found}))
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def _check(name: str, value: Any) -> None:

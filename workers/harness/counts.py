@@ -78,6 +78,7 @@ class Counts:
         asked = settings.policy != "dense" and settings.keep_ratio < 1
         if not asked or not self.requests or self.tokens_predicted_pruned:
             return None
+
         how = f"{settings.policy} keep_ratio {settings.keep_ratio:g} prune_after {settings.prune_after}"
         if not self.prune_events:
             return (

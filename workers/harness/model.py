@@ -181,12 +181,12 @@ class PrunedModel(TemplateLM):
             ids = self.tok_encode(request.args[0])
             cut = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             windows.append([make_disjoint_window(window) for window in cut])
-        scored = iter(
-            self._score([pair for own in windows for pair in own], "loglikelihood_rolling", disable_tqdm)
-        )
+
+        pairs = [pair for of_text in windows for pair in of_text]
+        scored = iter(self._score(pairs, "loglikelihood_rolling", disable_tqdm))
         sums = []
-        for request, own in zip(requests, windows, strict=True):
-            parts = [next(scored) for _ in own]
+        for request, of_text in zip(requests, windows, strict=True):
+            parts = [next(scored) for _ in of_text]
             self._count(request, parts)
             sums.append(sum(part.logprob for part in parts))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, sums[-1])
@@ -197,18 +197,20 @@ class PrunedModel(TemplateLM):
         end = str(self.tokenizer.decode(self.eot_token_id))
         asked: list[tuple[str, dict[str, Any]]] = [request.arguments for request in requests]
         ways = [Decoding.of(options, self.max_gen_toks, end) for _, options in asked]
-        writer, texts = Writer(self.model, self.tokenizer, self.settings, self._device), [""] * len(requests)
+        writer = Writer(self.model, self.tokenizer, self.settings, self._device)
+        texts = [""] * len(requests)
+
         with self._bar("generate_until", len(requests), disable_tqdm) as done:
             for way in dict.fromkeys(ways):
-                chosen = [i for i, own in enumerate(ways) if own == way]
+                chosen = [i for i, asked_way in enumerate(ways) if asked_way == way]
                 contexts = [self._shortened(asked[i][0], way.max_tokens) for i in chosen]
                 longest = max(contexts, key=len, default=[])
                 self._check([continued(longest, len(longest) + way.max_tokens).tolist()] if longest else [])
-                for i, one in zip(
-                    chosen, writer.write(contexts, way, self.batch_size, done, self.book), strict=True
-                ):
-                    self._count(requests[i], [one])
-                    text = str(self.tokenizer.decode(one.tokens, skip_special_tokens=True))
+
+                written = writer.write(contexts, way, self.batch_size, done, self.book)
+                for i, answer in zip(chosen, written, strict=True):
+                    self._count(requests[i], [answer])
+                    text = str(self.tokenizer.decode(answer.tokens, skip_special_tokens=True))
                     texts[i] = postprocess_generated_text(text, list(way.until), None)
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
         return texts
@@ -296,6 +298,7 @@ class PrunedModel(TemplateLM):
         log.info("%s: %s", self.facts.name, counted.sentence())
         for warning in self.warnings():
             log.warning(warning)
+
         return {
             "model_num_parameters": sum(weight.numel() for weight in self.model.parameters()),
             "model_dtype": next(self.model.parameters()).dtype,

@@ -97,30 +97,33 @@ def _score_batch(
 ) -> dict[int, ContinuationScore]:
     contexts = Contexts(model, [pairs[group[0]][0] for group in batch], settings, device)
     rows = [(place, i) for place, group in enumerate(batch) for i in group]
-    found: dict[int, ContinuationScore] = {}
+    scores: dict[int, ContinuationScore] = {}
     size = rows_at_once(shape_of(model), len(contexts.ids[0]), len(batch))
+
     for start in range(0, len(rows), size):
         places, indices = zip(*rows[start : start + size], strict=True)
         continuations = [pairs[i][1] for i in indices]
         asked = [contexts.name, places, indices, continuations]
         compute = partial(_score_places, contexts, places, continuations)
         scored = book.answers(asked, len(places), ContinuationScore, compute)
-        found |= dict(zip(indices, scored, strict=True))
-    return found
+        scores |= dict(zip(indices, scored, strict=True))
+    return scores
 
 
 def _score_places(
     contexts: Contexts, places: Sequence[int], continuations: Sequence[list[int]]
 ) -> list[ContinuationScore]:
     """Scores of continuations, each of the context at its place."""
-    first = contexts.prefill.logits.float().log_softmax(-1)[
-        list(places)
-    ]  # of the token after each row's context
+    # of the token after each row's context
+    first = contexts.prefill.logits.float().log_softmax(-1)[list(places)]
     rows = Rows(contexts, places)
-    device, lengths = first.device, [len(continuation) for continuation in continuations]
+
+    device = first.device
+    lengths = [len(continuation) for continuation in continuations]
     tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=device)
     for row, continuation in enumerate(continuations):
         tokens[row, : lengths[row]] = torch.tensor(continuation, device=device)
+
     total = first.gather(1, tokens[:, :1])[:, 0].double()
     greedy = first.argmax(-1) == tokens[:, 0]
     scored = 1
@@ -129,12 +132,14 @@ def _score_places(
         left = max(lengths[row] for row in going) - scored
         count = min(left, rows.until_event() or left)
         own = [min(count, lengths[row] - scored) for row in going]
+
         hidden = rows.feed(tokens[going, scored - 1 : scored - 1 + count], own)
         part = score(rows.model, hidden, tokens[going, scored : scored + count])
         filler = torch.arange(count, device=device)[None] >= torch.tensor(own, device=device)[:, None]
         total[going] -= part.nll.double().masked_fill(filler, 0).sum(1)
         greedy[going] &= (part.correct | filler).all(1)
         scored += count
+
     if not bool(total.isfinite().all()):
         raise FloatingPointError(NOT_FINITE)
     return [

@@ -119,16 +119,18 @@ def _definition(task: str, include_path: str | None) -> str:
 
 def _rows(task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The harness's figures, each followed by those of the documents that have a value of their own."""
-    better, found = results["higher_is_better"].get(task) or {}, results["results"][task]
-    for key, value in found.items():
+    better = results["higher_is_better"].get(task) or {}
+    figures = results["results"][task]
+    for key, value in figures.items():
         metric, comma, chosen = key.partition(",")
         if not comma or metric.endswith("_stderr") or (figure := _number(value)) is None:
             continue
+
         row = {"metric": metric, "filter": chosen, "higher_is_better": better.get(metric)}
         yield row | {
             "doc_index": None,
             "value": figure,
-            "stderr": _number(found.get(f"{metric}_stderr,{chosen}")),
+            "stderr": _number(figures.get(f"{metric}_stderr,{chosen}")),
         }
         for sample in results["samples"][task]:
             if sample["filter"] == chosen and (own := _number(sample.get(metric))) is not None:

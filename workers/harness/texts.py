@@ -161,6 +161,7 @@ class Writer:
             len(self.tokenizer.encode(stop, add_special_tokens=False)) + LOOKBACK for stop in decoding.until
         ]
         out: list[list[int]] = [[] for _ in seeds]
+
         while True:
             chosen = _choose(logits.float(), decoding, [generators[row] for row in rows.active])
             for row, token in zip(rows.active, chosen, strict=True):
@@ -168,10 +169,10 @@ class Writer:
             going = [row for row in rows.active if not self._is_over(out[row], decoding, windows)]
             if not going:
                 return out
+
             rows.keep(going)
-            hidden = rows.feed(
-                torch.tensor([[out[row][-1]] for row in going], device=self.device), [1] * len(going)
-            )
+            newest = torch.tensor([[out[row][-1]] for row in going], device=self.device)
+            hidden = rows.feed(newest, [1] * len(going))
             logits = next_logits(self.model, hidden[:, -1])
 
     def _is_over(self, tokens: list[int], decoding: Decoding, windows: Sequence[int]) -> bool:

@@ -97,6 +97,7 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
             f"model {name!r} cannot be loaded: its files lack {len(lacking)} of the weights that its "
             f"config.json asks for, or have them in another shape, such as {min(lacking)}"
         )
+
     left_out = sorted(found["unexpected_keys"])
     if left_out:
         raise ModelError(

@@ -73,6 +73,7 @@ def _quickest(work: Callable[[], object], device: torch.device) -> float:
         and torch.get_num_threads() == 1
         and time.get_clock_info("thread_time").resolution < FINE
     )
+
     clock = time.thread_time if is_alone else time.perf_counter
     taken: list[float] = []
     while len(taken) < 3 and sum(taken) < ENOUGH_SECONDS:
@@ -80,6 +81,7 @@ def _quickest(work: Callable[[], object], device: torch.device) -> float:
         work()
         synchronize(device)
         taken.append(clock() - begin)
+
     return min(taken)
 
 

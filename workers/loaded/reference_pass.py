@@ -40,7 +40,10 @@ def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
     """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``, a check behind
     each pass."""
     cache = PrunedCache(model.config, cell, row_ids=list(range(len(tokens))))
-    steps, seen, parts = tokens.shape[1] - 1, 0, []
+    steps = tokens.shape[1] - 1
+    seen = 0
+    parts = []
+
     for count in passes(steps, cell.prune_after):
         if count > 1:
             cache.begin_steps(count)

@@ -67,6 +67,7 @@ def _distances(
 ) -> Iterator[tuple[Distance, Distance]]:
     names = list(range(len(tokens)))
     _, together = evaluate(model, tokens, cells, names)
+
     for cell, found in zip(cells[:MEASURED], together, strict=False):
         _, (alone,) = evaluate(model, tokens, [cell], names)
         for outcome in (found, alone):
@@ -74,6 +75,7 @@ def _distances(
                 raise outcome
         assert found is not None and not isinstance(found, Exception)
         assert alone is not None and not isinstance(alone, Exception)
+
         exact = reference_nll(model, tokens, cell)
         pruned = slice(cell.prune_after, None)  # the tokens before saw all that was there
         own = found.nll[:, pruned]

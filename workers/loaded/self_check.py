@@ -217,20 +217,20 @@ def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
     """[1, length - 1] on the CPU, of tokens [1, length], from the model's own logits: for so many tokens at a
     time as memory may hold of a large vocabulary, where the model's code can leave out the others. And by how
     much rounding of the largest logit to the model's dtype may have moved one."""
-    steps, chooses = tokens.shape[1] - 1, "logits_to_keep" in inspect.signature(model.forward).parameters
-    at_once = (
-        max(1, CHECK_LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
-        if chooses
-        else steps
-    )
-    parts, rounding = [], 0.0
+    steps = tokens.shape[1] - 1
+    at_once = steps
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        at_once = max(1, CHECK_LOGITS_BYTES // (4 * vocabulary))
+
+    parts = []
+    rounding = 0.0
     with _stock_attention(model):
         for places in torch.arange(steps, device=tokens.device).split(at_once):
             kept = {"logits_to_keep": places} if len(places) < steps else {}
             own = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
-            if (
-                own.dtype.itemsize < 4
-            ):  # half a unit in the last place of the wanted logit, and as much of the largest
+            if own.dtype.itemsize < 4:
+                # half a unit in the last place of the wanted logit, and as much of the largest
                 rounding = max(rounding, float(max(own.max(), -own.min())) * torch.finfo(own.dtype).eps)
             own = own.float()  # the model's own are gone before the next ones of their size are made
             parts.append(functional.cross_entropy(own, tokens[0, places + 1], reduction="none").cpu())
