@@ -108,4 +108,5 @@ def _ask(command: list[str], seconds: float) -> str | None:
         return None
     except OSError:
         return ""
+
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""

@@ -70,12 +70,14 @@ def _groups(proc: Path, controller: str) -> Iterator[tuple[int, Path]]:
         mounts = [line.split(" ") for line in (proc / "self" / "mountinfo").read_text().splitlines()]
     except (OSError, ValueError):  # no Linux
         return
+
     for line in memberships:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         version = 2 if number == "0" and not controllers else 1
         if version == 1 and controller not in controllers.split(","):
             continue
+
         for root, place in _mounted(mounts, version, controller):
             own = path.removeprefix(root.rstrip("/")) if path.startswith(root) else ""
             folder = Path(place + own)

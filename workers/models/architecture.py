@@ -112,13 +112,15 @@ def _convolutions(text: Settings) -> bool:
 
 def _keys(text: Settings) -> Iterator[str]:
     """Keys that are not the layer's own, or not stored as keys."""
-    rank, shared = count_of(text, "kv_lora_rank"), number_of(text, "num_kv_shared_layers")
+    rank = count_of(text, "kv_lora_rank")
     if rank is not None or kind_of(text) in families.LATENTS:
         says = f"kv_lora_rank {rank}" if rank is not None else kind_of(text)
         yield (
             f"it stores keys and values as compressed latents (multi-head latent attention, {says}), and "
             "what is measured here is a cache of keys and values"
         )
+
+    shared = number_of(text, "num_kv_shared_layers")
     if shared:
         yield (
             f"its last layers read the keys of earlier layers (num_kv_shared_layers {shared:g}), which prune "
@@ -142,11 +144,13 @@ def _widths(text: Settings) -> Iterator[str]:
         ("head_dim", "global_head_dim"),
         ("num_key_value_heads", "num_global_key_value_heads"),
     ):
-        usual, globally = count_of(text, key), count_of(text, other)
+        usual = count_of(text, key)
+        globally = count_of(text, other)
         layers = table_of(text, "per_layer_config")
         apart = {count_of(table_of(layers, layer), key) for layer in layers} - {None}
         if "per_layer_config" not in text and globally is not None and len(layer_types(text)[1]) != 1:
             apart = {globally}  # that is how files say it which transformers did not write
+
         if apart - {usual}:
             listed = ", ".join(str(value) for value in sorted({usual, *apart}, key=str))
             yield (
@@ -169,8 +173,10 @@ def _attention(text: Settings) -> Iterator[str]:
             f"it adds a penalty for distance to its attention (alibi {shown(text['alibi'])}), which is not "
             "supported"
         )
+
     if kind in families.SINKS:
         yield f"its attention has sinks learned per head ({kind}), which are not supported"
+
     chosen = count_of(text, "index_topk")
     if chosen is not None or kind in families.SPARSE:
         says = f"index_topk {chosen}" if chosen is not None else kind
@@ -193,6 +199,7 @@ def _direction(settings: Settings) -> Iterator[str]:
         yield "its tokens attend to later ones too (is_causal false), so it predicts no next token"
     elif kind_of(settings) in families.ENCODERS:
         yield from _encoder(settings)
+
     if settings.get("is_encoder_decoder"):
         coupled = settings["is_encoder_decoder"]
         yield (
@@ -201,6 +208,7 @@ def _direction(settings: Settings) -> Iterator[str]:
         )
     elif kind_of(settings) in families.COUPLED:
         yield f"it is the decoder of a model with an encoder ({kind_of(settings)}), not a model of text alone"
+
     for name in ("add_cross_attention", "cross_attention_layers"):
         if settings.get(name):
             yield f"it attends to something else than its text ({name} {shown(settings[name])})"
@@ -250,27 +258,20 @@ RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
 def _attention_limits(text: Settings) -> Iterator[Limit]:
     """Layers that attend to some of the tokens only are full attention up to there."""
     kinds = layer_types(text)[1]
-    window, chunk = window_of(text, "sliding_window"), window_of(text, "attention_chunk_size")
+    window = window_of(text, "sliding_window")
+    chunk = window_of(text, "attention_chunk_size")
     if window is not None and _slides(text):
         yield Limit(window, f"some of its layers attend to the last {window} tokens only (sliding_window)")
+
     within = []
     if chunk is not None and (not kinds or CHUNKED in kinds):
-        within.append(
-            Limit(
-                chunk,
-                f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)",
-            )
-        )
+        chunked = f"some of its layers attend within chunks of {chunk} tokens only (attention_chunk_size)"
+        within.append(Limit(chunk, chunked))
     floor = count_of(text, "floor_scale")
-    if floor is not None and text.get(
-        "attn_temperature_tuning"
-    ):  # at position p by floor((p + 1) / floor_scale)
-        within.append(
-            Limit(
-                floor - 1,
-                f"its attention is scaled by the cache's length from {floor} tokens on (floor_scale)",
-            )
-        )
+    if floor is not None and text.get("attn_temperature_tuning"):
+        # at position p by floor((p + 1) / floor_scale)
+        scaled = f"its attention is scaled by the cache's length from {floor} tokens on (floor_scale)"
+        within.append(Limit(floor - 1, scaled))
     yield from sorted(within, key=lambda limit: limit.tokens)[:1]
 
 

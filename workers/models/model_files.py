@@ -115,6 +115,7 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, allow_pickle
         raise ModelError(
             f"model {name!r}: revision {revision!r} is for models of a hub; local files have their hash"
         )
+
     if name in EMBEDDED_NAMES:
         return _local(name, EMBEDDED / name)
     if name in FETCHED_NAMES:
@@ -175,10 +176,12 @@ def _local(
         index = [weights.index] if weights.index else []
         digest = identity(folder, [*weights.files, *index, *settings_files(folder), *code])
         stored_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16") else 4
-        held, stored = weights.held(stored_bytes), sum(file.stat().st_size for file in weights.files)
+        held = weights.held(stored_bytes)
+        stored = sum(file.stat().st_size for file in weights.files)
         quantization = quantization_of(folder)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from error
+
     facts = _facts(
         name, f"sha256:{digest[:16]}", str(folder.resolve()), None, folder, config, held.parameters
     )

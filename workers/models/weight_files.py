@@ -136,7 +136,8 @@ class Held:
 
 def read_headers(files: Iterable[Path]) -> Held:
     """Of safetensors files, each header checked against its file's size."""
-    parameters, numbers = 0, set[int]()
+    parameters = 0
+    numbers: set[int] = set()
     for file in files:
         try:
             with file.open("rb") as opened:
@@ -154,6 +155,7 @@ def read_headers(files: Iterable[Path]) -> Held:
             raise ValueError(
                 f"{file.name} in {file.parent} is not a whole safetensors file: {reason}"
             ) from error
+
         numbers |= {
             int(part)
             for name in header

@@ -44,15 +44,21 @@ class CellGroup:
         row_ids: Sequence[int],
         watch: Watch,
     ) -> None:
-        self.model, self.tokens, (self.dense, self.twin), self.tracks = model, tokens, dense, tracks
+        self.model = model
+        self.tokens = tokens
+        self.dense, self.twin = dense
+        self.tracks = tracks
         self.watch = watch
+
         begin = time.perf_counter()
         short = is_short(tracks[0], tokens.shape[0])
         self.cache = BatchCache(prefix.prefix_layers, tracks, row_ids, short, model.config)  # pyright: ignore[reportArgumentType]
+
         shape = (len(tracks), *self.dense.nll.shape)
         self.nll, self.kl = torch.zeros(2, *shape, device=tokens.device)
         self.correct, self.agreed = torch.zeros(2, *shape, dtype=torch.bool, device=tokens.device)
-        self.passes, self.validity = [0] * len(tracks), [Validity(0)] * len(tracks)
+        self.passes = [0] * len(tracks)
+        self.validity = [Validity(0)] * len(tracks)
         self.seconds = [(time.perf_counter() - begin) / len(tracks)] * len(tracks)
         self.unscored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -70,6 +76,7 @@ class CellGroup:
                 input_ids=ids, position_ids=plan.positions, past_key_values=self.cache, use_cache=True
             ).last_hidden_state
             self.cache.end()
+
             self._note(plan, active, hidden[0], begin)
             del hidden  # not beside those of the next pass
         self._score()
@@ -97,12 +104,14 @@ class CellGroup:
             return
         hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
         assert self.twin is not None
-        found = score(
+        scored = score(
             self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None])
         )
-        assert found.kl is not None and found.agreed is not None
-        self.nll[cells, rows, at], self.correct[cells, rows, at] = found.nll[0], found.correct[0]
-        self.kl[cells, rows, at], self.agreed[cells, rows, at] = found.kl[0], found.agreed[0]
+        assert scored.kl is not None and scored.agreed is not None
+        self.nll[cells, rows, at] = scored.nll[0]
+        self.correct[cells, rows, at] = scored.correct[0]
+        self.kl[cells, rows, at] = scored.kl[0]
+        self.agreed[cells, rows, at] = scored.agreed[0]
         self.unscored = []
 
     def _retire(self, active: list[int]) -> list[int]:
@@ -110,6 +119,7 @@ class CellGroup:
         done = [i for i in active if self.tracks[i].seen == self.tracks[i].schedule.steps]
         if not done:
             return active
+
         windows = self.tokens.shape[0]
         layers = [layer for layer in self.cache.batch_layers if layer.prunes]
         sums = torch.stack([layer.sums for layer in layers]).mean(0).mean(-1)  # [3, rows]
@@ -118,6 +128,7 @@ class CellGroup:
                 events = self.tracks[i].schedule.count
                 shares = (sums[:, place * windows : (place + 1) * windows] / events).tolist()
                 self.validity[i] = Validity(events, *shares)
+
         going = [place for place, i in enumerate(active) if i not in done]
         rows = torch.tensor(
             [place * windows + w for place in going for w in range(windows)], dtype=torch.long
@@ -126,14 +137,14 @@ class CellGroup:
         return [active[place] for place in going]
 
     def _result(self, i: int, start: int) -> CellScores:
-        track, dense = self.tracks[i], self.dense
+        track = self.tracks[i]
+        dense = self.dense
         nll, correct, kl, agreed = (x[i].cpu() for x in (self.nll, self.correct, self.kl, self.agreed))
-        nll[:, :start], correct[:, :start], agreed[:, :start] = (
-            dense.nll[:, :start],
-            dense.correct[:, :start],
-            True,
-        )
+        nll[:, :start] = dense.nll[:, :start]
+        correct[:, :start] = dense.correct[:, :start]
+        agreed[:, :start] = True  # up to its first event the cell is the dense one
         check_finite(nll)
+
         prunes = tuple(track.settings.prunes(layer) for layer in range(len(dense.pruned_layers)))
         return CellScores(
             nll,

@@ -73,9 +73,8 @@ def evaluate(
             waiting.append(group)
     while waiting:
         group = waiting.popleft()
-        started = [
-            replace(track) for track in group
-        ]  # a failing group must not move those that are tried alone
+        # copies, because a failing group must not move those that are tried alone
+        started = [replace(track) for track in group]
         try:
             outcomes: Sequence[CellScores | Exception] = CellGroup(
                 model, tokens, prefix, (dense, twin), started, row_ids, watch
@@ -115,7 +114,8 @@ def _dense(
 
     Raises FloatingPointError for NaN logits.
     """
-    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    begin = time.perf_counter()
+    steps = tokens.shape[1] - 1
     observing = [track for track in tracks if track.policy.observes != NOTHING]
     observations = [track.policy.observes for track in observing]
     points = [track.seen for track in observing]
@@ -127,11 +127,16 @@ def _dense(
         use_cache=True,
     ).last_hidden_state
     prefix.check_complete(steps)
-    scored, twin = (
-        score_dense(model, hidden, tokens[:, 1:]) if tracks else (score(model, hidden, tokens[:, 1:]), None)
-    )
-    nll, correct = scored.nll.cpu(), scored.correct.cpu()
+
+    twin = None
+    if tracks:
+        scored, twin = score_dense(model, hidden, tokens[:, 1:])
+    else:
+        scored = score(model, hidden, tokens[:, 1:])
+    nll = scored.nll.cpu()
+    correct = scored.correct.cpu()
     check_finite(nll)
+
     layer = prefix.prefix_layers[0]
     assert layer.keys is not None and layer.values is not None
     entry = layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) * layer.keys.element_size()
@@ -160,6 +165,7 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
         how = (policy.entrywise, policy.observes.kind, policy.temporal, policy.rolls)
         key = (track.settings.skip_layers, how, is_short(track, windows) or events)
         groups.setdefault(key, []).append(track)
+
     for group in groups.values():
         first = group[0]
         (observes,) = widest(track.policy.observes for track in group).values()
@@ -200,15 +206,18 @@ def evaluate_reference(
     It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that
     ``model.generate`` takes.
     """
-    begin, steps = time.perf_counter(), tokens.shape[1] - 1
+    begin = time.perf_counter()
+    steps = tokens.shape[1] - 1
     cache = PrunedCache(model.config, cell, row_ids=row_ids)  # pyright: ignore[reportArgumentType]
     scored = []
     for step in range(steps):
         hidden = body_of(model)(**cache.inputs(tokens[:, step : step + 1])).last_hidden_state
         scored.append(score(model, hidden, tokens[:, step + 1 : step + 2]))
-    found = Scored.joined(scored, 1)
-    nll, correct = found.nll.cpu(), found.correct.cpu()
+    joined = Scored.joined(scored, 1)
+    nll = joined.nll.cpu()
+    correct = joined.correct.cpu()
     check_finite(nll)
+
     prunes = tuple(cell.prunes(i) for i in range(len(cache.layers)))
     layer = cache.pruned_layers[0]
     keys, values = layer.stored()

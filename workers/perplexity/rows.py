@@ -29,11 +29,14 @@ def perplexity_rows(
     work = unit.work
     assert isinstance(work, PerplexityWork)
     steps = work.tokens.shape[1] - 1
+
     telling.expect(
         len(work.windows) * (steps + sum(_own_tokens(cell.settings, steps) for cell in unit.cells))
     )
     made = _PerplexityRows(unit, work, result, telling)
-    start, size = 0, windows_at_once(shape_of(model), work.tokens.shape[1])
+
+    start = 0
+    size = windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
         windows, cells = work.windows[part], made.cells_left()
@@ -93,11 +96,11 @@ class _PerplexityRows:
 
     def _give(self, cell: UnitCell, part: slice, dense: CellScores, own: CellScores | None) -> None:
         """A cell's rows; without scores of its own it *is* the dense one."""
-        scores, reused = own or dense, own is None and cell.settings.policy != "dense"
+        scores = own or dense
+        reused = own is None and cell.settings.policy != "dense"
+        windows = zip(self.work.windows[part], self.work.documents[part], strict=True)
         rows = []
-        for i, (window, document) in enumerate(
-            zip(self.work.windows[part], self.work.documents[part], strict=True)
-        ):
+        for i, (window, document) in enumerate(windows):
             if (cell.cell_id, window.index) not in self.given:
                 self.given.add((cell.cell_id, window.index))
                 row = _perplexity_row(window, i, scores, reused=reused)

@@ -58,6 +58,7 @@ def _checked(policy: Policy, scores: object, positions: Tensor) -> Tensor:
         )
     if scores.device != positions.device:
         raise PolicyError(f"{name} returned scores on {scores.device}; the entries are on {positions.device}")
+
     if not bool(torch.isfinite(scores).all()):
         raise PolicyError(
             f"{name} returned scores that are NaN or infinite; workers.policies.eviction.ALWAYS is the score "

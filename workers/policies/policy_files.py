@@ -47,6 +47,7 @@ def _imported(file: Path, folder: Path) -> dict[str, Path]:
     """Name -> file of the modules in ``folder`` that a module imports, itself or through others of them."""
     found: dict[str, Path] = {}
     left = [file]
+
     while left:
         for name in _names_imported(left.pop()):
             places = (
@@ -120,13 +121,13 @@ def _names_defined(file: Path) -> frozenset[str]:
         text = importlib.util.decode_source(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise PolicyError(f"{file} cannot be read as a Python module ({error})") from error
+
     names: set[str] = set()
-    for found in _DEFINITION.finditer(text):
-        names |= (
-            {found["function"] or found["name"]}
-            if found["taken"] is None
-            else set(re.findall(r"\w+", found["taken"]))
-        )
+    for definition in _DEFINITION.finditer(text):
+        if definition["taken"] is None:
+            names.add(definition["function"] or definition["name"])
+        else:
+            names |= set(re.findall(r"\w+", definition["taken"]))
     return frozenset(names)
 
 

@@ -37,11 +37,13 @@ class PruneSettings:
             raise ValueError(f"keep_ratio must be in (0, 1] (got {self.keep_ratio})")
         if self.prune_after < 1:
             raise ValueError(f"prune_after must be at least 1 (got {self.prune_after})")
+
         if isinstance(self.skip_layers, str):
             checked_rule(self.skip_layers)
         layers = () if isinstance(self.skip_layers, str) else self.skip_layers
         if min(self.protect_sink, self.protect_recent, *layers, 0) < 0:
             raise ValueError("protect_sink, protect_recent and skip_layers must not be negative")
+
         policies = (*POLICY_NAMES, self.policy) if PATTERN.fullmatch(self.policy) else POLICY_NAMES
         for name, value, allowed in (
             ("policy", self.policy, policies),
@@ -50,6 +52,7 @@ class PruneSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {value!r})")
+
         if self.policy == "streaming_rolled" and self.position_mode == "cache_length":
             raise ValueError("policy streaming_rolled places its keys itself; position_mode must be absolute")
 

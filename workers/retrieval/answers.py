@@ -187,10 +187,13 @@ class _Answers:
         weights: Tensor,
     ) -> None:
         """weights: [layers, questions, kv_heads], of ``answer_attention``."""
-        self.model, self.questions, device = model, batch.questions, prefill.logits.device
+        self.model = model
+        self.questions = batch.questions
+        device = prefill.logits.device
         rows = [*batch.prompt_of, *batch.prompt_of]
         self.cache = prefill.cache(cell, batch.row_ids)
         self.cache.take_rows(rows)
+
         self.longest = max(len(question.answer_ids) for question in self.questions)
         padded = [
             question.answer_ids + [0] * (self.longest - len(question.answer_ids))
@@ -199,13 +202,14 @@ class _Answers:
         self.right = torch.tensor(padded, device=device)
         copies = max(len(question.answer_spans) for question in self.questions)
         spans = [(question.answer_spans * copies)[:copies] for question in self.questions]
-        self.spans = torch.tensor(spans).permute(2, 1, 0)[
-            ..., None, None
-        ]  # starts, ends; [copies, questions, 1, 1] each
+        # starts, ends; [copies, questions, 1, 1] each
+        self.spans = torch.tensor(spans).permute(2, 1, 0)[..., None, None]
+
         self.weights = weights
         self.held: list[float] = []
         self.events: list[int] = []
         self.retained: list[Tensor] = []
+
         self.logits = prefill.logits[rows]
         if not question_pruned:
             ids = torch.tensor([question.question_ids for question in self.questions], device=device)

@@ -175,6 +175,7 @@ def build_questions(
     documents alone."""
     every = itertools.product(digits, distractors, range(questions))
     chosen = itertools.islice(every, documents.start, documents.stop) if documents is not None else every
+
     for number, others, index in chosen:
         arguments = (index, seed, filler, number, others, start)
         shared = build_shared(encode, context_tokens, depths, *arguments) if kind == "needle" else None

@@ -25,6 +25,7 @@ def converted(file: Path) -> Path:
     try:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
+
         folder = cache_folder() / f"gguf-{digest[:16]}"
         if not folder.is_dir():
             _make(file, digest, folder)

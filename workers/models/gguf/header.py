@@ -198,11 +198,14 @@ class _Reader:
         return found
 
     def _tensor(self) -> tuple[GgufTensor, int]:
-        name, dimensions = self._text(MOST_NAME), self._number("<I")
+        name = self._text(MOST_NAME)
+        dimensions = self._number("<I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise ValueError(f"its tensor {shown(name)} would have {dimensions:,} dimensions")
         shape = tuple(self._number("<Q") for _ in range(dimensions))
-        kind, offset = self._number("<I"), self._number("<Q")
+
+        kind = self._number("<I")
+        offset = self._number("<Q")
         named = NAMES.get(kind)
         if named is None:
             raise ValueError(

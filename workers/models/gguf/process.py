@@ -35,8 +35,10 @@ def convert_file(file: Path, out: Path) -> None:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
+
     if done.returncode == 0:
         return
+
     said = done.stderr.strip().splitlines()
     if done.returncode < 0:
         raise ConversionError(

@@ -21,6 +21,7 @@ def refusals(header: GgufHeader) -> Iterator[str]:
     """Every reason; none where it can be converted."""
     kind = header.entries.get("general.type", "model")
     parts = header.entries.get("split.count", 1)
+
     if kind != "model" or header.architecture == "clip":
         yield f"it holds no language model but {shown(kind if kind != 'model' else header.architecture)}"
     elif parts != 1:
@@ -77,10 +78,8 @@ def _rotary(header: GgufHeader) -> Iterator[str]:
 
 
 def _tokenizer(header: GgufHeader) -> Iterator[str]:
-    kind, cut = (
-        header.entries.get("tokenizer.ggml.model"),
-        header.entries.get("tokenizer.ggml.pre", "default"),
-    )
+    kind = header.entries.get("tokenizer.ggml.model")
+    cut = header.entries.get("tokenizer.ggml.pre", "default")
     if kind not in (BPE, SENTENCEPIECE):
         yield (
             f"its tokenizer is of the kind {shown(kind)}; {BPE} (of bytes) and {SENTENCEPIECE} "
@@ -93,6 +92,7 @@ def _tokenizer(header: GgufHeader) -> Iterator[str]:
         )
     elif kind == BPE and type(header.entries.get("tokenizer.ggml.merges")) is not int:
         yield "its tokenizer has no merges (tokenizer.ggml.merges)"
+
     begin = header.entries.get("tokenizer.ggml.bos_token_id")
     if header.entries.get("tokenizer.ggml.add_bos_token") and begin is None:
         yield "its texts begin with BOS (add_bos_token), and it does not say which token that is"
