@@ -71,7 +71,8 @@ class Worker:
         result.peak_bytes = self._peak(memory)
         forget_masks()
         result.code = code_digest()
-        result.node, result.load_seconds = f"{platform.node()}:{os.getpid()}", loaded - begin
+        result.node = f"{platform.node()}:{os.getpid()}"
+        result.load_seconds = loaded - begin
         result.seconds = time.perf_counter() - loaded
         return result
 
@@ -85,7 +86,8 @@ class Worker:
         key = _key_of(unit)
         if self._model is None or self._key != key:
             self._model = None
-            self._model, self._key = load(unit.model, unit.dtype, device), key
+            self._model = load(unit.model, unit.dtype, device)
+            self._key = key
         return self._model
 
     def _tell_pace(self, unit: WorkUnit, model: nn.Module, device: torch.device, tell: Tell | None) -> None:

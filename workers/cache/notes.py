@@ -192,7 +192,8 @@ class MassNotes(Notes):
         for point in points:
             for _, chance in probabilities(query[:, :, done:point], keys[:, :, :point], scale, None):
                 total[..., :point] += chance.sum((2, 3))
-            found[point], done = total[..., :point].clone(), point
+            found[point] = total[..., :point].clone()
+            done = point
         return found
 
     def take_up(self, noted: Tensor) -> None:

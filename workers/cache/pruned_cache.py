@@ -21,7 +21,6 @@ from transformers import Cache, PretrainedConfig
 
 from workers.cache.attending_layer import WrongUseError
 from workers.cache.generate_calls import GenerateCall
-from workers.cache.layer_record import LayerRecord
 from workers.cache.pruned_layer import PrunedLayer
 from workers.cache.rotary import Rotary
 from workers.cache.shared_state import SharedState, Stretch
@@ -209,7 +208,8 @@ class PrunedCache(Cache):
         """Forget the text: the next pass is the prompt of a new one."""
         super().reset()
         self.state.name_rows(self._rows)
-        self.state.stretch, self.state.outside = Stretch(0, 0, False), (0, 0)
+        self.state.stretch = Stretch(0, 0, False)
+        self.state.outside = (0, 0)
 
     @property
     def outside(self) -> tuple[int, int]:
@@ -308,11 +308,17 @@ class PrunedCache(Cache):
         records = [layer.record for layer in self.pruned_layers if layer.record.events]
         if not self.events:
             return Validity(0)
-        most = max(record.events for record in records)
-        return Validity(most, *(_mean(records, name) for name in ("recent", "sink", "ties")))
+        events = sum(record.events for record in records)
+        return Validity(
+            max(record.events for record in records),
+            recent_retained=_mean([record.recent for record in records], events),
+            sink_retained=_mean([record.sink for record in records], events),
+            score_ties=_mean([record.ties for record in records], events),
+        )
 
 
-def _mean(records: Sequence[LayerRecord], name: str) -> list[float]:
-    """[rows], over events, layers, which may lie on several devices, and heads."""
-    sums = torch.stack([getattr(record, name).cpu() for record in records]).sum(0).mean(-1)
-    return (sums / sum(record.events for record in records)).tolist()
+def _mean(sums: Sequence[Tensor | None], events: int) -> list[float]:
+    """[rows], over the events of all layers, which may lie on several devices, and heads; sums [rows, heads]
+    of each layer, none of them None where there were events."""
+    there = [of_layer.cpu() for of_layer in sums if of_layer is not None]
+    return (torch.stack(there).sum(0).mean(-1) / events).tolist()

@@ -39,7 +39,8 @@ class PrunedLayer(AttendingLayer):
 
     def __init__(self, index: int, state: SharedState) -> None:
         self.index, self.state = index, state
-        self.prunes, self.budget = state.settings.prunes(index), state.settings.budget
+        self.prunes = state.settings.prunes(index)
+        self.budget = state.settings.budget
         self._forget()
 
     def _forget(self) -> None:
@@ -84,7 +85,9 @@ class PrunedLayer(AttendingLayer):
         """
         assert prefix.keys is not None and prefix.values is not None
         self._keys, self._values = prefix.keys, prefix.values
-        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
+        self.dtype = prefix.keys.dtype
+        self.device = prefix.keys.device
+        self.is_initialized = True
         self.held = self.seen = self.met = prefix.seen
         self._is_shared = True
         if self.prunes:
@@ -105,10 +108,8 @@ class PrunedLayer(AttendingLayer):
         self._notes.take_rows(order)
         self.record.take_rows(order)
 
-        (keys, values), positions = (
-            self.stored(),
-            None if self._positions is None else self.stored_positions(),
-        )
+        keys, values = self.stored()
+        positions = None if self._positions is None else self.stored_positions()
         self._reserve(keys[:1].expand(len(order), -1, -1, -1), values, self._room(self.held))
         for old, new in ((keys, self._keys), (values, self._values), (positions, self._positions)):
             if old is not None and new is not None:
@@ -254,8 +255,10 @@ class PrunedLayer(AttendingLayer):
             return
 
         with self.state.stopwatch:
-            positions, (keys, values) = self.stored_positions(), self.stored()
-            counted, policy = self._counted(), self.state.policy
+            positions = self.stored_positions()
+            keys, values = self.stored()
+            counted = self._counted()
+            policy = self.state.policy
             keep = self.budget.kept(counted) + self.held - counted
 
             scores = scores_of(policy, self._view(keep))
@@ -290,7 +293,8 @@ class PrunedLayer(AttendingLayer):
         )
 
     def _protected(self, positions: Tensor) -> Tensor | None:
-        settings, (start, end) = self.state.settings, self.state.outside
+        settings = self.state.settings
+        start, end = self.state.outside
         if not settings.protects and start == end:
             return None
         return protected_entries(

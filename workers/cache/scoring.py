@@ -50,6 +50,19 @@ class Twin:
         hidden, expected = (None if x is None else x[index] for x in (self.hidden, self.expected))
         return Twin(hidden, expected, self.constant[index], self.total[index], self.top[index])
 
+    @staticmethod
+    def joined(parts: Sequence[Twin], shape: torch.Size) -> Twin:
+        """Of tokens [n] each, one after the other, to tokens of this shape."""
+        hidden = _joined([part.hidden for part in parts])
+        expected = _joined([part.expected for part in parts])
+        return Twin(
+            hidden=None if hidden is None else hidden.unflatten(0, shape),
+            expected=None if expected is None else expected.unflatten(0, shape),
+            constant=torch.cat([part.constant for part in parts]).unflatten(0, shape),
+            total=torch.cat([part.total for part in parts]).unflatten(0, shape),
+            top=torch.cat([part.top for part in parts]).unflatten(0, shape),
+        )
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -64,15 +77,18 @@ class Scored:
     @staticmethod
     def joined(parts: Sequence[Scored], dim: int = 0) -> Scored:
         """One after the other."""
+        return Scored(
+            nll=torch.cat([part.nll for part in parts], dim),
+            correct=torch.cat([part.correct for part in parts], dim),
+            kl=_joined([part.kl for part in parts], dim),
+            agreed=_joined([part.agreed for part in parts], dim),
+        )
 
-        def cat(name: str) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            return None if values[0] is None else torch.cat(values, dim)
 
-        nll = cat("nll")
-        correct = cat("correct")
-        assert nll is not None and correct is not None
-        return Scored(nll, correct, cat("kl"), cat("agreed"))
+def _joined(parts: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
+    """One after the other; None where they are."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim) if there else None
 
 
 def tile_size(device: torch.device) -> tuple[int, int]:
@@ -186,7 +202,8 @@ def score(model: nn.Module, hidden: Tensor, targets: Tensor, twin: Twin | None =
 
     Of equal logits the first is the top. Raises ValueError for an output layer that is not supported.
     """
-    layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
+    layer = OutputLayer.of(model)
+    rows = tile_size(hidden.device)[0]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     parts = []
     for start in range(0, len(wanted), rows):
@@ -226,25 +243,21 @@ def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin |
 def score_dense(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Scored, Twin]:
     """``score`` of the dense cell, and what is kept of its distributions, for one more product with the
     output layer."""
-    layer, rows = OutputLayer.of(model), tile_size(hidden.device)[0]
+    layer = OutputLayer.of(model)
+    rows = tile_size(hidden.device)[0]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     parts = [_dense_rows(layer, flat[i : i + rows], wanted[i : i + rows]) for i in range(0, len(flat), rows)]
     scored = Scored.joined([part for part, _ in parts])
 
-    twins = [twin for _, twin in parts]
-    names = ("hidden", "expected", "constant", "total", "top")
-    joined = [
-        None if getattr(twins[0], name) is None else torch.cat([getattr(twin, name) for twin in twins])
-        for name in names
-    ]
     shape = targets.shape
-    twin = Twin(*(None if x is None else x.unflatten(0, shape) for x in joined))  # pyright: ignore[reportArgumentType]
+    twin = Twin.joined([twin for _, twin in parts], shape)
     return Scored(scored.nll.view(shape), scored.correct.view(shape), None, None), twin
 
 
 def _dense_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor) -> tuple[Scored, Twin]:
     """Sums weighted by exp(logit - largest so far), scaled down whenever a larger logit is found."""
-    rows, device = len(hidden), hidden.device
+    rows = len(hidden)
+    device = hidden.device
     best, picked = torch.full((2, rows), -torch.inf, device=device)
     mass, entropy = torch.zeros(2, rows, device=device)
     expected = torch.zeros(hidden.shape, device=device) if layer.softcap is None else None

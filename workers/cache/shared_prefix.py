@@ -31,7 +31,9 @@ class PrefixLayer(AttendingLayer):
     ) -> None:
         """``points``, ascending: tokens seen when something is noted of the ``observations``."""
         super().__init__()
-        self.index, self.points, self.seen = index, points, 0
+        self.index = index
+        self.points = points
+        self.seen = 0
         self.heads = 0
         self.scale = Scale(1.0, None)
         self._notes = {kind: notes_of(each) for kind, each in widest(observations).items()}
@@ -39,7 +41,9 @@ class PrefixLayer(AttendingLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the one pass brings everything."""
-        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.dtype = key_states.dtype
+        self.device = key_states.device
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -48,14 +52,17 @@ class PrefixLayer(AttendingLayer):
         if self.is_initialized:
             raise RuntimeError("the shared prefix is computed in one pass")
         self.lazy_initialization(key_states, value_states)
-        self.keys, self.values, self.seen = key_states, value_states, key_states.shape[2]
+        self.keys = key_states
+        self.values = value_states
+        self.seen = key_states.shape[2]
         return self.marked(key_states), value_states
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
         """Causal attention; notes at the points what policies observe."""
         self.clear_mark()
         assert self.keys is not None and self.values is not None
-        self.scale, self.heads = scale, query.shape[1]
+        self.scale = scale
+        self.heads = query.shape[1]
         self._noted = {
             kind: notes.noted(query, self.keys, scale, self.points) for kind, notes in self._notes.items()
         }
@@ -84,7 +91,8 @@ class SharedPrefix(Cache):
     ) -> None:
         """Raises ValueError for a model that cannot be measured, with the reason."""
         self.architecture = usable(config)
-        count, wanted = config.get_text_config().num_hidden_layers, sorted(set(points))
+        count = config.get_text_config().num_hidden_layers
+        wanted = sorted(set(points))
         super().__init__(layers=[PrefixLayer(i, wanted, observations) for i in range(count)])
 
     @property

@@ -84,7 +84,8 @@ class SharedState:
 
     def name_rows(self, names: Sequence[int] | None) -> None:
         """The batch holds these texts from now on; None: they are numbered."""
-        self.row_ids, self._rows = names, {}
+        self.row_ids = names
+        self._rows = {}
 
     def is_checked(self, seen: int, new: int) -> bool:
         """Whether a check follows a pass of ``new`` tokens behind ``seen``.

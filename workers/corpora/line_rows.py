@@ -157,7 +157,9 @@ def _counts_compressed(file: SourceFile) -> list[int]:
 
 
 def _counts(file: SourceFile) -> list[int]:
-    counts, ends, ended = [], 0, True
+    counts = []
+    ends = 0
+    ended = True
     with file.path.open("rb") as stream:
         while part := stream.read(BLOCK):
             counts.append(ends + (not ended))

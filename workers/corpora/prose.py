@@ -112,6 +112,11 @@ def whole_characters(data: bytes) -> bytes:
         if lead < 0x80:
             return data
         if lead >= 0xC0:
-            needed = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            # a character's first byte says of how many bytes it is: 110x of 2, 1110 of 3, 1111 of 4
+            needed = 4
+            if lead < 0xE0:
+                needed = 2
+            elif lead < 0xF0:
+                needed = 3
             return data if needed == back else data[:-back]
     return data

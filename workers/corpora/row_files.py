@@ -27,7 +27,8 @@ def row_blocks(
     text.
     """
     source = _source(files, dataset)
-    columns, looked = source.columns, 1
+    columns = source.columns
+    looked = 1
     if column is not None and column not in {own.name for own in columns}:
         columns, looked = _also_elsewhere(column, source)
     chosen = text_column(column, columns, dataset, _looked_at(files, looked))

@@ -142,16 +142,20 @@ class _Shared(NamedTuple):
 
 def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Prunes]) -> int:
     """Of a unit of so many windows of ``length`` tokens."""
-    steps, windows = length - 1, min(windows, windows_at_once(shape, length))
+    steps = length - 1
+    windows = min(windows, windows_at_once(shape, length))
     first = windows * dense_pass(shape, length)
     going: dict[_Shared, list[tuple[Schedule, Observation]]] = {}
     points: dict[tuple[str, int], Observation] = {}
     for cell in cells:
-        schedule, skipped = cell.budget.event_schedule(steps), skipped_count(cell.skip_layers)
+        schedule = cell.budget.event_schedule(steps)
+        skipped = skipped_count(cell.skip_layers)
         if not schedule.count or skipped >= shape.layers:
             continue
-        stride, seen = stride_of(schedule), observation_of(cell.policy)
-        is_short, in_slots = stride * windows < SHORT_PASS_TOKENS, _in_slots(cell.policy)
+        stride = stride_of(schedule)
+        seen = observation_of(cell.policy)
+        is_short = stride * windows < SHORT_PASS_TOKENS
+        in_slots = _in_slots(cell.policy)
         shared = _Shared(
             cell.skip_layers, seen.kind, in_slots, None if is_short else (schedule.full, schedule.kept)
         )

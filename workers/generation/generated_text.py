@@ -21,7 +21,9 @@ def end_tokens(model: nn.Module) -> set[int]:
     """Ids that end a text, as the model's own configuration says."""
     config: Any = model.generation_config if hasattr(model, "generation_config") else model.config
     ids = config.eos_token_id
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    if ids is None:
+        return set()
+    return {ids} if isinstance(ids, int) else set(ids)
 
 
 def length(text: Text, ends: Collection[int]) -> int:

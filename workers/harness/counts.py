@@ -29,8 +29,11 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add what another counted."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        self.requests += other.requests
+        self.prune_events += other.prune_events
+        self.tokens_predicted += other.tokens_predicted
+        self.tokens_predicted_pruned += other.tokens_predicted_pruned
+        self.cache_tokens += other.cache_tokens
 
     def plain(self) -> list[int | float]:
         """As JSON can hold it; ``of_plain`` reads it."""

@@ -32,7 +32,8 @@ Result = TypeVar("Result")
 def text_id(ids: Sequence[int]) -> int:
     """What names a text for the ``random`` policy: 31 bits of its tokens' hash, so that no draw depends on
     what else is asked."""
-    return int.from_bytes(hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()[:4]) >> 1
+    digest = hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
+    return int.from_bytes(digest[:4]) >> 1  # 31 of 32 bits: positive as an int32 too
 
 
 def context_batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) -> Iterator[list[list[int]]]:
@@ -47,7 +48,8 @@ def context_batches(contexts: Sequence[Sequence[int]], size: int, shape: Shape) 
     for context, group in same.items():
         by_length.setdefault(len(context), []).append(group)
     for length in sorted(by_length, reverse=True):
-        groups, count = by_length[length], min(size, contexts_at_once(shape, length))
+        groups = by_length[length]
+        count = min(size, contexts_at_once(shape, length))
         yield from (groups[first : first + count] for first in range(0, len(groups), count))
 
 
@@ -72,7 +74,10 @@ class Contexts:
     def __init__(
         self, model: nn.Module, ids: Sequence[Sequence[int]], settings: PruneSettings, device: torch.device
     ) -> None:
-        self.model, self.ids, self.settings, self.device = model, ids, settings, device
+        self.model = model
+        self.ids = ids
+        self.settings = settings
+        self.device = device
 
     @cached_property
     def name(self) -> str:

@@ -65,7 +65,8 @@ def task_rows(
     from workers.harness.model import PrunedModel
 
     pruned = PrunedModel(model, facts, settings, device, batch_size=batch_size, bos=work.bos, progress=False)
-    pruned.worked, pruned.book = worked, book or AnswerBook()
+    pruned.worked = worked
+    pruned.book = book or AnswerBook()
     with _quiet():
         results = _evaluated(pruned, file, work)
     counted = total(pruned.counts.values())

@@ -44,7 +44,8 @@ class Decoding:
 
         options: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation), max_tokens))
         until = handle_stop_sequences(options.pop("until"), end_of_text)
-        sample, count = options.pop("do_sample"), options.pop("max_gen_toks")
+        sample = options.pop("do_sample")
+        count = options.pop("max_gen_toks")
         temperature = float(options.pop("temperature", 0.0))
         top_k, top_p = options.pop("top_k", None) or 0, options.pop("top_p", None) or 1.0
         other = {name: value for name, value in options.items() if MEANINGLESS.get(name, ...) != value}
@@ -100,7 +101,10 @@ class Writer:
         settings: PruneSettings,
         device: torch.device,
     ) -> None:
-        self.model, self.tokenizer, self.settings, self.device = model, tokenizer, settings, device
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.device = device
         ends: Any = model.generation_config.eos_token_id  # pyright: ignore
         self.ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
 

@@ -38,7 +38,8 @@ def measure(model: nn.Module, device: torch.device) -> Pace:
     a pace is remembered for long: so none counts that is slower than that of one thread, whose own
     processor's seconds are known.
     """
-    pace, threads = _measured(model, device), torch.get_num_threads()
+    pace = _measured(model, device)
+    threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or pace.token_seconds * TOKENS * threads > LONG_SECONDS:
         return pace
     torch.set_num_threads(1)

@@ -116,7 +116,8 @@ def check_once(
     if before is not None and before.tokens >= tokens.shape[1]:
         return before
 
-    passed, longest = check(model, facts.name, dtype, tokens), _read(any_text)
+    passed = check(model, facts.name, dtype, tokens)
+    longest = _read(any_text)
     if own_text:
         passed = passed if dtype == "float32" else over_texts(model, tokens, passed)
         _write(this_text, passed)
@@ -197,7 +198,8 @@ def over_texts(model: Any, tokens: Tensor, passed: Passed) -> Passed:
 def _texts(model: Any, tokens: Tensor | None) -> list[Tensor]:
     """[1, length] each, at most DRAWS."""
     if tokens is None:
-        vocabulary, drawn = model.get_output_embeddings().weight.shape[0], torch.Generator().manual_seed(0)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        drawn = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, vocabulary, (DRAWS, SHORT), generator=drawn)
     return [tokens[i : i + 1].to(model.device) for i in range(min(DRAWS, len(tokens)))]
 
@@ -240,7 +242,8 @@ def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
 
 def _compare(model: Any, tokens: Tensor, dtype: str) -> Passed | str:
     """What passed on one text, or what differs."""
-    length, (stock, rounding) = tokens.shape[1], _stock_nll(model, tokens)
+    length = tokens.shape[1]
+    stock, rounding = _stock_nll(model, tokens)
     tolerance = TOLERANCE[dtype] + rounding
     cells = _cells(length)
     dense, outcomes = evaluate(model, tokens, cells, [0])

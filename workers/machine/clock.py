@@ -37,7 +37,9 @@ class Stopwatch:
     the time (cuda)."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock, self._total, self._begin = clock, 0.0, 0.0
+        self.clock = clock
+        self._total = 0.0
+        self._begin = 0.0
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __enter__(self) -> None:

@@ -40,7 +40,8 @@ class Machine:
 
 def this_machine(proc: Path = Path("/proc")) -> Machine:
     """As it is now."""
-    cpus, memory = os.cpu_count() or 1, psutil.virtual_memory()
+    cpus = os.cpu_count() or 1
+    memory = psutil.virtual_memory()
     shares = [share for group in _groups(proc, "cpu") if (share := _cpu_share(*group)) is not None]
     limits = [limit for group in _groups(proc, "memory") if (limit := _memory_limit(*group)) is not None]
     return Machine(
@@ -92,7 +93,8 @@ def _mounted(mounts: list[list[str]], version: int, controller: str) -> Iterator
     for fields in mounts:
         if "-" not in fields:
             continue
-        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        kind = fields[fields.index("-") + 1]
+        options = fields[-1].split(",")
         if kind == ("cgroup2" if version == 2 else "cgroup") and (version == 2 or controller in options):
             yield fields[3], fields[4]
 

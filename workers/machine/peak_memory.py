@@ -27,7 +27,9 @@ class PeakMemory:
     _measuring: ClassVar[WeakSet[PeakMemory]] = WeakSet()
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._counts, self._highest = device, False, 0
+        self.device = device
+        self._counts = False
+        self._highest = 0
 
     def start(self) -> None:
         """Forget earlier peaks: what a run before this one left behind must not count for this one."""

@@ -61,7 +61,9 @@ class AnswerBook:
 
         ``known``: of any cells; those of others are not taken.
         """
-        self.cell_id, self._made_with, self._tell = cell_id, made_with, tell
+        self.cell_id = cell_id
+        self._made_with = made_with
+        self._tell = tell
         self._known = {each.asked: each.answers for each in known if each.cell_id == cell_id}
 
     def answers(self, asked: Any, count: int, kind: type[A], compute: Callable[[], list[A]]) -> list[A]:

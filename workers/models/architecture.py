@@ -281,7 +281,8 @@ def _slides(text: Settings) -> bool:
         return True
     if text.get("use_sliding_window") is False:
         return False
-    kinds, layers = layer_types(text)[1], count_of(text, "num_hidden_layers")
+    kinds = layer_types(text)[1]
+    layers = count_of(text, "num_hidden_layers")
     if kinds:
         return SLIDING in kinds
     first = number_of(text, "max_window_layers") if kind_of(text) in ("qwen2", "qwen3") else None

@@ -42,7 +42,8 @@ def count_of(settings: Settings, *names: str) -> int | None:
     """The first of these settings that is there, a number of at least 1; None where none is. Raises
     ValueError for others."""
     for name in names:
-        value, most = settings.get(name), MOST[name] if name in MOST else 2**31 - 1
+        value = settings.get(name)
+        most = MOST[name] if name in MOST else 2**31 - 1
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {shown(value)}, not a whole number of at least 1")

@@ -183,7 +183,9 @@ def _tensor_size(tensor: Any, room: int) -> int:
     """Numbers in a tensor, of which the header says dtype, shape and where it lies in the ``room`` bytes that
     follow."""
     try:
-        shape, (first, last), bits = tensor["shape"], tensor["data_offsets"], BITS.get(tensor["dtype"])
+        shape = tensor["shape"]
+        first, last = tensor["data_offsets"]
+        bits = BITS.get(tensor["dtype"])
         is_whole = all(type(number) is int and number >= 0 for number in (*shape, first, last))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError("its header does not say shape, dtype and place of every tensor") from error

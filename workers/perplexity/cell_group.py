@@ -66,7 +66,8 @@ class CellGroup:
         """All passes. Raises FloatingPointError for NaN logits, and what a policy raises."""
         active = list(range(len(self.tracks)))
         starts = [track.seen for track in self.tracks]
-        windows, body = self.tokens.shape[0], body_of(self.model)
+        windows = self.tokens.shape[0]
+        body = body_of(self.model)
         while active := self._retire(active):
             begin = time.perf_counter()
             plan = Pass([self.tracks[i] for i in active], windows, self.tokens.device)

@@ -53,7 +53,8 @@ class CellScores:
 
     def kv_bytes_peak(self) -> int:
         """Most bytes of keys and values stored at once over all layers, before a prune."""
-        schedule, skipped = self.schedule, len(self.pruned_layers) - sum(self.pruned_layers)
+        schedule = self.schedule
+        skipped = len(self.pruned_layers) - sum(self.pruned_layers)
         points = [(seen, before) for seen, before, _ in schedule.events] + [(schedule.steps, schedule.final)]
         return (
             max(held * sum(self.pruned_layers) + seen * skipped for seen, held in points)

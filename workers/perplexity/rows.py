@@ -39,7 +39,8 @@ def perplexity_rows(
     size = windows_at_once(shape_of(model), work.tokens.shape[1])
     while start < len(work.windows):
         part = slice(start, start + size)
-        windows, cells = work.windows[part], made.cells_left()
+        windows = work.windows[part]
+        cells = made.cells_left()
         tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
         row_ids = [window.text_id for window in windows]
         wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in unit.complete}
@@ -65,7 +66,10 @@ class _PerplexityRows:
     """What is made of a unit's cells as they end, batch of windows after batch."""
 
     def __init__(self, unit: WorkUnit, work: PerplexityWork, result: UnitResult, telling: Telling) -> None:
-        self.unit, self.work, self.result, self.telling = unit, work, result, telling
+        self.unit = unit
+        self.work = work
+        self.result = result
+        self.telling = telling
         self.failed: set[str] = set()
         self.given: set[tuple[str, int]] = set()
         """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in

@@ -129,4 +129,6 @@ def round_significant(scores: Tensor, bits: int = 12) -> Tensor:
 
     drop = 24 - bits
     whole = scores.float().contiguous().view(torch.int32)
+    # as integers, bits of floats from 0 on count units in the last place: half of what is dropped is added,
+    # which rounds half up and carries into the exponent, then the lowest bits are cleared
     return ((whole + (1 << (drop - 1))) & ~((1 << drop) - 1)).view(torch.float32)

@@ -77,9 +77,10 @@ def random(view: CacheView) -> Tensor:
     import torch
 
     head = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None]
+    # head, layer and seed lie in bits of their own, and so do position and event
     state = _mix(view.row_ids + _mix(head + (view.layer << 20) + (view.seed << 32)))
     state = _mix(state ^ _mix(view.positions.long() + (view.seen << 32)))
-    return (state & 0xFFFFFF).float() / float(1 << 24)
+    return (state & 0xFFFFFF).float() / float(1 << 24)  # 24 bits, which a float32 holds exactly
 
 
 @_policy(entrywise=True)

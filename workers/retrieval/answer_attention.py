@@ -43,9 +43,14 @@ class LookLayer(AttendingLayer):
         """The first ``length`` entries of the prefill; ``rows``: the prompt of each question."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
-        self.index, self.prefix, self.rows, self.asked = prefix.index, prefix, list(rows), asked
+        self.index = prefix.index
+        self.prefix = prefix
+        self.rows = list(rows)
+        self.asked = asked
         self.length = self.seen = length
-        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
+        self.dtype = prefix.keys.dtype
+        self.device = prefix.keys.device
+        self.is_initialized = True
         self.weights: Tensor | None = None
         """[questions, kv_heads], after the pass: attention to the answer, summed over a head's group,
         averaged over tokens."""
@@ -108,7 +113,8 @@ def answer_attention(
     prompts; ``prompt_of``: each question's. Its question is part of the prompt where ``question_pruned``.
     Raises WrongUseError where a layer is left out.
     """
-    length, device = prefix.prefix_layers[0].seen - question_pruned, prefix.prefix_layers[0].device
+    length = prefix.prefix_layers[0].seen - question_pruned
+    device = prefix.prefix_layers[0].device
     longest = max(len(question.answer_ids) for question in questions)
     rows = [
         question.question_ids[-1 if question_pruned else 0 :]

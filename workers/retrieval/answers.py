@@ -142,7 +142,9 @@ def question_batches(questions: Sequence[Question], question_pruned: bool, size:
     for _, group in itertools.groupby(sorted(questions, key=shape), key=shape):
         members = list(group)
         for start in range(0, len(members), size):
-            part, prompts, prompt_of = members[start : start + size], [], []
+            part = members[start : start + size]
+            prompts = []
+            prompt_of = []
             for question in part:
                 if question_pruned or not prompts or prompts[-1] != question.context_ids:
                     prompts.append(question.prompt_ids if question_pruned else question.context_ids)
@@ -237,7 +239,8 @@ class _Answers:
         attention to it; in the head that holds least among those that have an equal part of that attention or
         more.
         """
-        shares, weights = self._shares(), self.weights
+        shares = self._shares()
+        weights = self.weights
         alike = shares.mean((0, 2))
         total = weights.sum((0, 2))
         weighted = torch.where(total > 0, (weights * shares).sum((0, 2)) / total, alike)
@@ -247,7 +250,10 @@ class _Answers:
 
     def rows(self) -> AnswerRows:
         """Decode and score. Raises FloatingPointError for NaN logits."""
-        count, nll, given, missed = len(self.questions), [], [], []
+        count = len(self.questions)
+        nll = []
+        given = []
+        missed = []
         for step in range(self.longest):
             self.held.append(
                 sum(layer.held for layer in self.cache.pruned_layers) / len(self.cache.pruned_layers)

@@ -63,7 +63,8 @@ def answer_spans(encode: Encode, kind: str, fact: Fact, start: int) -> tuple[tup
     A token that holds a part of the value and something else counts as the value's.
     """
     text = fact_text(kind, fact)
-    whole, spans = encode(text), []
+    whole = encode(text)
+    spans = []
     for found in re.finditer(fact.value, text):
         before, after = encode(text[: found.start()]), encode(text[found.end() :])
         first = sum(
@@ -103,7 +104,9 @@ def hide_facts(
             "many)"
         )
     padding = (around * (room // len(around) + 1))[:room]
-    ids, spans, used = list(intro), [(0, 0)] * len(facts), 0
+    ids = list(intro)
+    spans = [(0, 0)] * len(facts)
+    used = 0
     for i in sorted(range(len(facts)), key=lambda i: facts[i].depth):
         cut = round(facts[i].depth * room)
         ids += padding[used:cut]

@@ -40,7 +40,7 @@ def _spread_first(count: int, wanted: int) -> Iterator[int]:
 def _scattered(count: int) -> Iterator[int]:
     """However many are taken, they lie about evenly: numbers in the order of their reversed bits (van der
     Corput 1935)."""
-    bits = max(0, count - 1).bit_length()
+    bits = max(0, count - 1).bit_length()  # those of the largest number
     for number in range(1 << bits):
         place = int(f"{number:0{bits}b}"[::-1], 2) if bits else 0
         if place < count:
@@ -58,7 +58,8 @@ def _shuffled(count: int, rng: random.Random) -> Iterator[int]:
 
 def even_shares(room: Sequence[int], count: int) -> list[int]:
     """How many of ``count`` each gets: as equal as their ``room`` allows, one more for the earlier ones."""
-    level, left = 0, min(count, sum(room))
+    level = 0
+    left = min(count, sum(room))
     for filled, least in enumerate(sorted(room)):
         rest = len(room) - filled
         if (least - level) * rest > left:

@@ -86,7 +86,8 @@ class Pass:
         self.window, self.step = self._tensor(np.stack([rows % windows, seen[cell] + offset]))
         self.positions = self._tensor((np.where(lost, held, seen)[cell] + offset)[None])
         self.true_positions = self.step.to(torch.int32)
-        self.rows, self.offset = self._tensor(rows), self._tensor(offset)
+        self.rows = self._tensor(rows)
+        self.offset = self._tensor(offset)
         self._held, self._seen = held, seen
         self._cell, self._offset = cell, offset
 
@@ -154,7 +155,9 @@ class Pass:
 
     def laid_out(self, packed: Tensor) -> Tensor:
         """packed [1, heads, tokens, width] -> [rows, heads, widest, width], zeros behind shorter rows."""
-        heads, width, rows = packed.shape[1], packed.shape[3], len(self.keep_rows)
+        heads = packed.shape[1]
+        width = packed.shape[3]
+        rows = len(self.keep_rows)
         tokens = packed[0].transpose(0, 1)
         if self.is_even:
             return tokens.reshape(rows, self.widest, heads, width).transpose(1, 2)

@@ -168,7 +168,9 @@ class SlotStore:
     def _foreign_scores(self, plan: Pass, place: int) -> Tensor:
         """[layers, windows, kv_heads, room] of one cell's policy, a user's own, which sees its entries alone
         and in order."""
-        track, windows, count = plan.tracks[place], plan.windows, len(self.layers)
+        track = plan.tracks[place]
+        windows = plan.windows
+        count = len(self.layers)
         rows = slice(place * windows, (place + 1) * windows)
         positions = self.positions[:, rows].flatten(0, 1)
         scores = torch.zeros(positions.shape, device=self.device)

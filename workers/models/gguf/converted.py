@@ -52,7 +52,8 @@ def _make(file: Path, digest: str, folder: Path) -> None:
         raise ValueError(lacking)
 
     def fill(scratch: Path) -> None:
-        needed, free = 4 * header.parameters, shutil.disk_usage(scratch).free
+        needed = 4 * header.parameters
+        free = shutil.disk_usage(scratch).free
         if free < needed:
             raise ConversionError(
                 f"{scratch.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are needed"

@@ -96,7 +96,9 @@ class _Reader:
     """Goes through a file's header from its beginning."""
 
     def __init__(self, content: mmap.mmap) -> None:
-        self.content, self.size, self.at = content, len(content), 0
+        self.content = content
+        self.size = len(content)
+        self.at = 0
         self.elements = 0
 
     def header(self) -> GgufHeader:

@@ -54,7 +54,8 @@ def _shape(header: GgufHeader) -> Iterator[str]:
         yield f"it says {shown(experts)} experts (expert_count)"
 
     embedding = header.tensors.get("token_embd.weight")
-    width, words = header.of_model("embedding_length"), header.entries.get("tokenizer.ggml.tokens")
+    width = header.of_model("embedding_length")
+    words = header.entries.get("tokenizer.ggml.tokens")
     if embedding is None or len(embedding.shape) != 2:
         yield "it holds no embedding of its tokens (token_embd.weight)"
     elif embedding.shape[0] != width or type(words) is not int or words > embedding.shape[1]:
