@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline.cluster.cluster_head import (
@@ -20,9 +20,11 @@ from pipeline.cluster.cluster_head import (
     prepare_environment,
     start_or_join,
 )
+from pipeline.cluster.living_nodes import is_node_lost, living_nodes
 from pipeline.cluster.node_types import node_types
-from pipeline.cluster.placement import UNSAID, Fleet, Need, Node, Seat
+from pipeline.cluster.placement import UNSAID, Fleet, Need, Seat
 from pipeline.cluster.schedule import Fault, Hear, Outcome, nobody
+from pipeline.cluster.slots import PLACE_SECONDS, Slot
 from pipeline.cluster.waiting import Patience, Waiting
 from workers.machine.gpus import gpu_memory_bytes
 from workers.messages.telling import News
@@ -31,32 +33,10 @@ from workers.messages.work import UnitResult, WorkUnit
 REFRESH_SECONDS, LOOK_SECONDS = 5.0, 0.2
 """How often the cluster is asked which nodes it has, and how often it is considered what has no place."""
 SHUTDOWN_SECONDS = 8.0
-PLACE_SECONDS = 60.0
-"""How long a worker may take to start on a node that should have room; others' work may have it."""
 MANY = 8
 """With fewer calls in flight, looking for more that have ended costs more than it gives."""
 TIMING = "timing"
 """Ray resource of which every node has one: who holds it has the node's clock to itself."""
-
-
-@dataclass(eq=False)
-class _Slot:
-    """One actor: not ready yet, idle, or with one unit in flight."""
-
-    actor: Any
-    seat: Seat
-    need: Need
-    """Of the unit that it has, or had last."""
-    pending: Any
-    """What is waited for: the reference of its readiness first, then the stream of what it tells of its
-    unit."""
-    born: float
-    unit_id: str | None = None
-    unit: WorkUnit | None = None
-    """Held until the actor is ready."""
-    limit: float = 0.0
-    deadline: float = 0.0
-    ready: bool = False
 
 
 class RayExecutor:
@@ -73,23 +53,24 @@ class RayExecutor:
         unit_timeout: float | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self.threads, self.unit_timeout = threads, unit_timeout
+        self.threads = threads
+        self.unit_timeout = unit_timeout
         self.ray = start_ray(address)
         self._head = HeadWatch(self.ray.get_runtime_context().gcs_address)
-        self._slots: list[_Slot] = []
-        self._idle: list[_Slot] = []
+        self._slots: list[Slot] = []
+        self._idle: list[Slot] = []
         self._full: set[Need] = set()
         self._avoid: dict[str, float] = {}
         self._gpu_memory: dict[str, int | None] = {}
         self._asked: list[dict[str, float]] = []
-        self._kinds = node_types() if address != "local" else None
+
+        self._local = address == "local"
+        self._kinds = None if self._local else node_types()
         self.fleet = Fleet(threads=threads)
-        self._waiting = Waiting(
-            self.fleet, self._kinds, patience or Patience(0.0 if address == "local" else 30.0)
-        )
+        patience = patience or Patience(0.0 if self._local else 30.0)
+        self._waiting = Waiting(self.fleet, self._kinds, patience)
         self.hear: Hear = nobody
         self._refreshed = self._checked = self._looked = 0.0
-        self._local = address == "local"
         self._refresh()
 
     @property
@@ -123,6 +104,7 @@ class RayExecutor:
             seat = self.fleet.find(need)
             assert seat is not None, "submit without room"
             slot = self._start(seat, need)
+
         slot.unit_id, slot.need = unit.unit_id, need
         slot.limit = self.unit_timeout or max(1800.0, 50 * cost_seconds)
         if slot.ready:
@@ -139,17 +121,15 @@ class RayExecutor:
         if keep_for_gpus != self.fleet.keep_for_gpus:
             self.fleet.keep_for_gpus = keep_for_gpus
             self._full.clear()  # what had no place while CPUs were kept may have one now
+
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS and self._slots:
             return {}
         self._looked = now
         if now - self._refreshed > REFRESH_SECONDS:
             self._refresh()
-        served = (
-            {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)}
-            if queued
-            else set()
-        )
+
+        served = {need for need in queued if any(slot.seat.suits(need) for slot in self._slots)}
         never = self._waiting.look(queued, served)
         if self._kinds is not None or self._waiting.patience.unknown_types:
             busy = Counter(slot.need for slot in self._slots)
@@ -176,30 +156,22 @@ class RayExecutor:
         with at_most(SHUTDOWN_SECONDS):
             self.ray.shutdown()
 
-    def _send(self, slot: _Slot, unit: WorkUnit) -> None:
+    def _send(self, slot: Slot, unit: WorkUnit) -> None:
         slot.pending, slot.unit = slot.actor.run.remote(unit), None
         slot.deadline = time.monotonic() + slot.limit
 
-    def _collect(self, slot: _Slot) -> Outcome | None:
+    def _collect(self, slot: Slot) -> Outcome | None:
         unit_id = slot.unit_id
         assert unit_id is not None
         try:
             value: News | UnitResult = self.ray.get(next(slot.pending) if slot.ready else slot.pending)
         except StopIteration:
             self._drop(slot)
-            return Outcome(
-                unit_id, Fault("ActorDiedError", "its worker ended without a result", node=self._host(slot))
-            )
-        except (
-            self.ray.exceptions.RayError
-        ) as error:  # dead actor or node, out of memory, lost object: all end the actor
-            self._drop(slot)
-            host, lost = self._host(slot), self._lost_node(slot, error)
-            if lost:  # before Ray lists it as dead it would fail everything that waits, in no time
-                self._shun(slot.seat.node_id)
-            return Outcome(
-                unit_id, Fault(type(error).__name__, first_line(error), strike=not lost, node=host)
-            )
+            fault = Fault("ActorDiedError", "its worker ended without a result", node=self._host(slot))
+            return Outcome(unit_id, fault)
+        except self.ray.exceptions.RayError as error:
+            return Outcome(unit_id, self._death(slot, error))
+
         if not slot.ready:
             slot.ready = True
             assert slot.unit is not None
@@ -213,18 +185,14 @@ class RayExecutor:
         self._full.clear()
         return Outcome(unit_id, value)
 
-    def _lost_node(self, slot: _Slot, error: Exception) -> bool:
-        """Whether a whole node went, which is no fault of the unit that happened to be there.
-
-        An actor that is unavailable lost its connection without word from its node, which tells of the deaths
-        of processes.
-        """
-        ray = self.ray.exceptions
-        if "node has died" in str(error) or isinstance(
-            error, ray.ActorUnschedulableError | ray.ActorUnavailableError
-        ):
-            return True
-        return not any(node["Alive"] and node["NodeID"] == slot.seat.node_id for node in self.ray.nodes())
+    def _death(self, slot: Slot, error: Exception) -> Fault:
+        """Dead actor or node, out of memory, lost object: all end the actor."""
+        self._drop(slot)
+        host = self._host(slot)
+        is_lost = is_node_lost(self.ray, slot.seat.node_id, error)
+        if is_lost:  # before Ray lists it as dead it would fail everything that waits, in no time
+            self._shun(slot.seat.node_id)
+        return Fault(type(error).__name__, first_line(error), strike=not is_lost, node=host)
 
     def _overdue(self) -> list[Outcome]:
         """Units whose node is gone, whose actor found no place in time, and those that ran past their
@@ -235,29 +203,20 @@ class RayExecutor:
         self._checked = now
         if now - self._refreshed > REFRESH_SECONDS:
             self._refresh()
+
         outcomes = []
         for slot in [slot for slot in self._slots if slot.unit_id is not None]:
-            if slot.seat.node_id not in self.fleet.nodes:
-                fault = Fault(
-                    "NodeDiedError", f"the node {slot.seat.node_id[:12]} it ran on is gone", strike=False
-                )
-            elif slot.ready and now > slot.deadline:
-                message = f"did not end within {slot.limit:.0f} s: too slow, or its process or node hangs"
-                fault = Fault("UnitTimeoutError", message)
-            elif not slot.ready and now - slot.born > PLACE_SECONDS:
-                self._shun(slot.seat.node_id)
-                message = (
-                    f"no worker could start within {PLACE_SECONDS:.0f} s: the node is busy with other work"
-                )
-                fault = Fault("NoCapacity", message, strike=False, started=False)
-            else:
+            fault = slot.fault(now, self.fleet.nodes)
+            if fault is None:
                 continue
+            if not fault.started:  # its actor found no place
+                self._shun(slot.seat.node_id)
             assert slot.unit_id is not None
             outcomes.append(Outcome(slot.unit_id, replace(fault, node=self._host(slot))))
             self._drop(slot)
         return outcomes
 
-    def _host(self, slot: _Slot) -> str:
+    def _host(self, slot: Slot) -> str:
         node = self.fleet.nodes.get(slot.seat.node_id)
         return node.host if node else slot.seat.node_id[:12]
 
@@ -267,7 +226,7 @@ class RayExecutor:
         self.fleet.avoid = {*self.fleet.avoid, node_id}
         self._refresh()
 
-    def _start(self, seat: Seat, need: Need) -> _Slot:
+    def _start(self, seat: Seat, need: Need) -> Slot:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
@@ -277,12 +236,12 @@ class RayExecutor:
         if seat.timed:
             options["resources"] = {TIMING: 1}
         actor = self._new_actor(options, int(seat.cpus))
-        slot = _Slot(actor, seat, need, actor.__ray_ready__.remote(), time.monotonic())
+        slot = Slot(actor, seat, need, actor.__ray_ready__.remote(), time.monotonic())
         self._slots.append(slot)
         self.fleet.take(seat)
         return slot
 
-    def _drop(self, slot: _Slot) -> None:
+    def _drop(self, slot: Slot) -> None:
         self._slots.remove(slot)
         if slot in self._idle:
             self._idle.remove(slot)
@@ -306,19 +265,15 @@ class RayExecutor:
         if not self._head.answers():
             return
         self._avoid = {node: until for node, until in self._avoid.items() if until > self._refreshed}
-        found = {}
-        for node in self.ray.nodes():
-            name = node["NodeID"]
-            if node["Alive"]:
-                made = Node.of(name, node["Resources"], node["NodeManagerHostname"])
-                found[name] = replace(made, gpu_memory=self._gpu_memory.get(name))
-        if self._local and not found:
+        nodes = living_nodes(self.ray, self._gpu_memory)
+        if self._local and not nodes:
             raise ClusterLostError(
                 "Ray's process on this machine (raylet) was ended, perhaps for lack of memory"
             )
-        if (found, set(self._avoid)) != (self.fleet.nodes, self.fleet.avoid):
+
+        if (nodes, set(self._avoid)) != (self.fleet.nodes, self.fleet.avoid):
             self._full.clear()
-        self.fleet.nodes, self.fleet.avoid = found, set(self._avoid)
+        self.fleet.nodes, self.fleet.avoid = nodes, set(self._avoid)
 
     def _measure_gpus(self) -> None:
         """Ask each node with GPUs once how much memory one has, all nodes at the same time."""
@@ -328,16 +283,14 @@ class RayExecutor:
         if not new:
             return
         ask = self.ray.remote(num_cpus=0)(gpu_memory_bytes)
-        asked = [
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote()
-            for name in new
-        ]
+        there = {name: NodeAffinitySchedulingStrategy(name, soft=False) for name in new}
+        asked = [ask.options(scheduling_strategy=there[name]).remote() for name in new]
+
         done, _ = self.ray.wait(asked, num_returns=len(asked), timeout=30)
         for name, answer in zip(new, asked, strict=True):
             self._gpu_memory[name] = None
-            with contextlib.suppress(
-                self.ray.exceptions.RayError
-            ):  # a node that cannot tell gives whole GPUs
+            # A node that cannot tell gives whole GPUs.
+            with contextlib.suppress(self.ray.exceptions.RayError):
                 self._gpu_memory[name] = self.ray.get(answer) if answer in done else None
         self._refresh()
 

@@ -18,8 +18,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from pipeline.store.answer_files import drop_useless
-from pipeline.store.part_files import unreadable
-from pipeline.store.run_store import RunStore, as_parquet, scan_files
+from pipeline.store.part_files import as_parquet, scan_files, unreadable
+from pipeline.store.run_store import RunStore
 from pipeline.store.schema import TASK_COLUMNS
 from pipeline.store.store_errors import RunUnreadableError
 from pipeline.tasks import TASKS

@@ -1,10 +1,11 @@
-"""What a part of a table must be before a row of it is believed: Parquet, of a schema known here, with
-columns of its types."""
+"""Parts of tables as files: how they are written and scanned, and what one must be before a row of it is
+believed: Parquet, of a schema known here, with columns of its types."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
@@ -26,6 +27,33 @@ FIRST_COLUMNS = {"retrieval": {"digits", "distractors"}}
 
 class NewerSchemaError(ValueError):
     """A part was written by a newer kvsweep. The message says by which schema."""
+
+
+def as_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    """A whole file, with the schema's version and ``metadata`` in it."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA_VERSION), **metadata}),
+        buffer,
+        compression="zstd",
+    )
+    return buffer.getvalue()
+
+
+def scan_files(
+    task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None, **access: Any
+) -> pl.LazyFrame:
+    """Parquet files of a table, of this schema or an older one; ``access`` is how polars asks their store."""
+    return pl.scan_parquet(
+        sources,
+        schema=schema(task),
+        missing_columns="insert",
+        extra_columns="ignore",
+        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
+        glob=False,
+        include_file_paths=part_column,
+        **access,
+    )
 
 
 def footer_of(tail: bytes) -> pq.FileMetaData | None:

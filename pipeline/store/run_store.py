@@ -11,26 +11,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import io
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import obstore
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from obstore.store import ObjectStore, from_url
 
 from pipeline.store import part_files
-from pipeline.store.part_files import LEAST_BYTES, SCHEMA_KEY, TAIL_BYTES, NewerSchemaError
+from pipeline.store.part_files import LEAST_BYTES, TAIL_BYTES, NewerSchemaError, as_parquet, scan_files
 from pipeline.store.place import is_remote, placed
-from pipeline.store.schema import (
-    SCHEMA_VERSION,
-    schema,
-)
+from pipeline.store.schema import schema
 from pipeline.store.store_access import Access, access
 from pipeline.store.store_errors import NO_BUCKET, RunUnreadableError, StoreError, explained, repeats
 
@@ -58,17 +53,6 @@ worked."""
 
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
-
-
-def as_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """A whole file, with the schema's version and ``metadata`` in it."""
-    buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA_VERSION), **metadata}),
-        buffer,
-        compression="zstd",
-    )
-    return buffer.getvalue()
 
 
 class RunStore:
@@ -309,19 +293,3 @@ class RunStore:
         return scan_files(
             task, [f"{self.directory}/{name}" for name in names], part_column, **self._access.scanning
         )
-
-
-def scan_files(
-    task: str, sources: list[str] | list[IO[bytes]], part_column: str | None = None, **access: Any
-) -> pl.LazyFrame:
-    """Parquet files of a table, of this schema or an older one; ``access`` is how polars asks their store."""
-    return pl.scan_parquet(
-        sources,
-        schema=schema(task),
-        missing_columns="insert",
-        extra_columns="ignore",
-        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
-        glob=False,
-        include_file_paths=part_column,
-        **access,
-    )

@@ -109,7 +109,7 @@ def test_narrower_numbers_of_another_program_are_the_same_numbers(change, store)
 
 @pytest.mark.parametrize("look", ["check_parts", "set_aside_unreadable"])
 def test_a_part_of_a_newer_kvsweep_is_refused_and_left_alone(look, store, monkeypatch):
-    monkeypatch.setattr("pipeline.store.run_store.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr("pipeline.store.part_files.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     name = store.add_part("perplexity", "u", to_arrow("perplexity", [perplexity_row()]))
     monkeypatch.undo()
     with pytest.raises(
