@@ -17,8 +17,7 @@ from workers.worker import Worker
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """One process on one node; restarts and retries are the driver's business, which knows what is already
-    done."""
+    """One process on one node; restarts and retries are the driver's business, which knows what is done."""
 
     def __init__(self, threads: int, folder: str, search_path: tuple[str, ...]) -> None:
         """``folder``: where the driver stands. ``search_path``: the driver's; policies of a user's own are

@@ -12,8 +12,7 @@ from workers.models.model_files import ModelError, ModelFacts
 
 
 def diagnose_model(facts: ModelFacts, ids: np.ndarray, device: str, dtype: str) -> Diagnosis:
-    """The model on ids [length] int64, after a check against the stock model on the beginning of the same
-    text.
+    """The model on ids [length] int64, after a check against the stock model on the same text's beginning.
 
     Raises ModelError for a device that is not there and whatever else keeps the model from being diagnosed,
     in words.

@@ -1,5 +1,5 @@
-"""The plain class behind the Ray actor and the inline executor: keeps a model between units, turns exceptions
-into failures."""
+"""The plain class behind the Ray actor and the inline executor:
+keeps a model between units, turns exceptions into failures."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Worker:
         self._refused: dict[tuple[tuple[str, str, str], bytes], str] = {}
         """What failed the self-check, by model and text: trying again would end the same way."""
         self._others = max(0, (resident_bytes() or 0) - STARTED_BYTES)
-        """What somebody else has in this process, such as the driver its plan where there is no Ray: no
-        unit's memory."""
+        """What somebody else has in this process, such as the driver its plan where there is no Ray:
+        no unit's memory."""
 
     def run(self, unit: WorkUnit, tell: Tell | None = None) -> UnitResult:
         """All rows of the unit but those that ``tell`` was told of while it went on.

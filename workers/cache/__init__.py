@@ -1,2 +1,1 @@
-"""Where a prune happens: the cache of one text that prunes itself, its layers, and attention over what they
-hold."""
+"""Where a prune happens: the cache that prunes itself, its layers, and attention over what they hold."""

@@ -58,8 +58,7 @@ class AttendingLayer(CacheLayerMixin):
         return view
 
     def check_attended(self) -> None:
-        """Raises WrongUseError where the entries of the last pass were never attended to through our
-        attention."""
+        """Raises WrongUseError where our attention never attended to the entries of the last pass."""
         if self.waits:
             raise WrongUseError(
                 f"layer {self.index} took keys to which no attention of kvsweep's was applied, so nothing "
@@ -79,13 +78,12 @@ class AttendingLayer(CacheLayerMixin):
         _newest.layer = None
 
     def get_max_length(self) -> int:
-        """No maximum."""
         return -1
 
     @abstractmethod
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """query [batch, heads, q, head_dim] -> [batch, q, heads, head_dim]; clears the mark, drops entries
-        where due."""
+        """query [batch, heads, q, head_dim] -> [batch, q, heads, head_dim];
+        clears the mark, drops entries where due."""
         ...
 
 

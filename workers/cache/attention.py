@@ -1,5 +1,4 @@
-"""Attention over layers of unequal length, for any Hugging Face model that takes its attention function by
-name.
+"""Attention over layers of unequal length, for any Hugging Face model that takes attention by name.
 
 ``model.set_attn_implementation("kvsweep")`` makes a model call ``attend``. Keys that come from one of our
 caches carry their layer (``LAYER``), which attends over what *it* holds and prunes afterwards. A mask made
@@ -37,8 +36,8 @@ MASK_CHANGES_NOTHING = frozenset({
 """Keywords of a mask that say how it would be stored, or what is known here otherwise."""
 
 PACKED_OFFSET = -1
-"""``get_query_offset`` of a cache whose rows are at different points of their texts: the index of a token is
-no position."""
+"""``get_query_offset`` of a cache whose rows are at different points of their texts:
+the index of a token is no position."""
 
 MASK_PLACES = 2**22
 """A mask of queries x entries has so many places at most: of longer passes as many queries attend at a time
@@ -46,8 +45,8 @@ as it takes."""
 
 
 def _open_then_causal(queries: int, entries: int, device: torch.device) -> Tensor:
-    """[queries, entries] bool: query i sees all entries but those behind it, the newest entry being the last
-    query's own."""
+    """[queries, entries] bool:
+    query i sees all entries but those behind it, the newest entry being the last query's own."""
     is_small = queries * entries <= MASK_PLACES
     return _remembered_mask(queries, entries, device) if is_small else _new_mask(queries, entries, device)
 
@@ -67,8 +66,8 @@ def forget_masks() -> None:
 def attention(
     query: Tensor, keys: Tensor, values: Tensor, scale: Scale, mask: Tensor | None = None
 ) -> Tensor:
-    """query [batch, heads, q, head_dim], keys and values [batch, kv_heads, n, head_dim] -> [batch, heads, q,
-    head_dim].
+    """query [batch, heads, q, head_dim],
+    keys and values [batch, kv_heads, n, head_dim] -> [batch, heads, q, head_dim].
 
     mask: [batch, 1 or kv_heads, q, n] float, added to the logits; without it stored entries are open and the
     last q causal.
@@ -101,8 +100,8 @@ def attention(
 
 
 def _in_parts(query: Tensor, keys: Tensor, values: Tensor, scale: Scale) -> Tensor:
-    """Open then causal attention of so many queries at a time as a mask has places for, over the entries that
-    they see."""
+    """Open then causal attention of so many queries at a time as a mask has places for,
+    over the entries that they see."""
     queries, entries = query.shape[2], keys.shape[2]
     step = max(1, MASK_PLACES // entries)
     parts = []
@@ -121,8 +120,8 @@ def probe(
     mask: Tensor | None = None,
     counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``attention`` with the probabilities made, and their sum over queries and the head's group: [batch,
-    kv_heads, n].
+    """``attention`` with the probabilities made, and their sum over queries and the head's group:
+    [batch, kv_heads, n].
 
     counted: [batch, q] bool, queries that are not padding; all without it.
     """
@@ -139,8 +138,7 @@ def probe(
 def probabilities(
     query: Tensor, keys: Tensor, scale: Scale, mask: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """(index of its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by
-    slice."""
+    """(its first query, float32 probabilities [batch, kv_heads, group, some queries, n]), slice by slice."""
     batch, heads, queries = query.shape[:3]
     entries = keys.shape[2]
     step = max(1, PROBABILITY_BYTES // (4 * batch * heads * entries))
@@ -171,8 +169,8 @@ def attend(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """query [batch, heads, q, head_dim], key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads,
-    head_dim], contiguous.
+    """query [batch, heads, q, head_dim],
+    key and value [batch, kv_heads, n, head_dim] -> [batch, q, heads, head_dim], contiguous.
 
     Raises ValueError for what it does not implement, by name, rather than computing something else.
     """
@@ -192,8 +190,7 @@ def attend(
 def _refuse_unknown(
     module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, others: dict[str, Any]
 ) -> None:
-    """Whatever a model gives its attention has a meaning there: what is not known here would be left out
-    silently."""
+    """What a model gives its attention has a meaning: what is not known here would be left out silently."""
     kind = type(module).__name__
     if attention_mask is not None:
         raise ValueError(
@@ -269,8 +266,8 @@ def check_mask(
 
 
 def _has_local_layers(config: Any) -> bool:
-    """Whether any layer uses the mask of a window: some models make it though all of their layers are full
-    attention."""
+    """Whether any layer uses the mask of a window:
+    some models make it though all of their layers are full attention."""
     kinds = getattr(config, "layer_types", None)
     return kinds is None or any(kind not in ("full_attention", "attention") for kind in kinds)
 
@@ -282,8 +279,8 @@ def _is_causal(
     rows: int,
     device: torch.device | None,
 ) -> bool:
-    """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future, in every
-    row."""
+    """Whether a mask shows each of the last ``q_length`` tokens all that is stored and no future,
+    in all rows."""
     queries = torch.arange(kv_length - q_length, kv_length, device=device)[:, None]
     entries = torch.arange(kv_length, device=device)[None]
     head = torch.tensor(0, device=device)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """Of one call; where transformers keeps these things otherwise one day, nothing is known and nothing
-    refused."""
+    """Of one call;
+    where transformers keeps these things otherwise one day, nothing is known and nothing refused."""
 
     chunk_size: int | None
     """Tokens of a pass over the prompt, where it comes in several."""

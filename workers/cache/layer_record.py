@@ -11,8 +11,8 @@ RECENT = 8
 
 
 def retained(positions: Tensor, seen: int | Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What is left of ``seen`` tokens: the share of the last ``RECENT`` positions, and whether position 0 is
-    still there.
+    """What is left of ``seen`` tokens:
+    the share of the last ``RECENT`` positions, and whether position 0 is still there.
 
     positions: [..., batch, kv_heads, places], in any order -> [..., batch, kv_heads] float each. ``seen``: of
     all rows, or [batch, 1, 1]; ``held``: bool like positions, which places hold an entry; all without it.
@@ -26,8 +26,7 @@ def retained(positions: Tensor, seen: int | Tensor, held: Tensor | None = None) 
 
 @dataclass
 class LayerRecord:
-    """Sums over a layer's prune events, [batch, kv_heads] each, so that nothing is synchronised while
-    running."""
+    """Sums over a layer's prune events, [batch, kv_heads] each, so that no event is waited for."""
 
     events: int = 0
     recent: Tensor | None = None

@@ -1,5 +1,5 @@
-"""What one layer keeps of the queries that go through, for the policy that will ask: a class for each kind of
-observation.
+"""What one layer keeps of the queries that go through, for the policy that will ask:
+a class for each kind of observation.
 
 Four things happen to a layer's entries, and to what is noted of them: queries see them (``attend``), some
 stay (``keep``), rows of the batch go (``take_rows``), and a cell goes on from a dense pass at a point of the
@@ -39,8 +39,8 @@ class Look:
     counts: Tensor | None = None
     """[rows], queries that are no padding; None where no row has any."""
     asked: int = 0
-    """Behind this pass policies ask what so many of the last queries attend to, in every row, and its own are
-    among them."""
+    """Behind this pass policies ask what so many of the last queries attend to,
+    in every row, and its own are among them."""
     positions: Tensor | None = None
     """[rows, kv_heads, n] of the entries, where ``asked``."""
     seen: Tensor | None = None
@@ -60,8 +60,8 @@ class Notes:
     """Of a policy that observes nothing: the pass attends, and nothing is kept."""
 
     def noted(self, query: Tensor, keys: Tensor, scale: Scale, points: Sequence[int]) -> dict[int, Tensor]:
-        """Of a dense pass over whole texts: what is noted by the time that so many tokens were seen, for each
-        point.
+        """Of a dense pass over whole texts:
+        what is noted by the time that so many tokens were seen, for each point.
 
         query: [rows, heads, tokens, head_dim]; keys: [rows, kv_heads, tokens, head_dim]; points ascend.
         """
@@ -91,8 +91,8 @@ class Notes:
     def observed(
         self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None
     ) -> Observed:
-        """What a policy that observes so is shown of some rows, which hold so many entries and have seen so
-        many tokens."""
+        """What a policy that observes so is shown of some rows,
+        which hold so many entries and have seen so many tokens."""
         return Observed()
 
     def tensors(self) -> Iterator[Tensor]:
@@ -101,8 +101,7 @@ class Notes:
 
 
 class QueryNotes(Notes):
-    """The last ``count`` queries; their attention is made when a policy asks for it, over what is held
-    then."""
+    """The last ``count`` queries; their attention is made when a policy asks, over what is held then."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -158,28 +157,24 @@ class QueryNotes(Notes):
         self._weights = None
 
     def take_rows(self, rows: RowChoice) -> None:
-        """The queries of these."""
         self._queries = None if self._queries is None else self._queries[rows]
 
     def observed(
         self, by: Observation, rows: slice = EVERY, entries: int | None = None, seen: int | None = None
     ) -> Observed:
-        """As many queries as are asked for, whatever others ask for, and their attention where it was
-        made."""
+        """As many queries as are asked for, whatever others ask, and their attention where it was made."""
         assert self._queries is not None
         count = by.amount if seen is None else min(by.amount, seen)
         made = None if self._weights is None else self._weights[rows]
         return Observed(queries=self._queries[rows, :, -count:], weights=made)
 
     def tensors(self) -> Iterator[Tensor]:
-        """The queries."""
         if self._queries is not None:
             yield self._queries
 
 
 class MassNotes(Notes):
-    """The attention that each entry got, summed over queries and the head's group: [rows, kv_heads, n]
-    float32."""
+    """The attention that each entry got, summed over queries and group: [rows, kv_heads, n] float32."""
 
     def __init__(self) -> None:
         self._mass: Tensor | None = None
@@ -197,7 +192,6 @@ class MassNotes(Notes):
         return found
 
     def take_up(self, noted: Tensor) -> None:
-        """The sums themselves."""
         self._mass = noted
 
     def reserve(self, rows: int, room: int, keys: Tensor, heads: int) -> None:
@@ -229,7 +223,6 @@ class MassNotes(Notes):
         self._mass = kept if stays is None else kept.masked_fill(~stays, 0.0)
 
     def take_rows(self, rows: RowChoice) -> None:
-        """The sums of these."""
         self._mass = None if self._mass is None else self._mass[rows]
 
     def observed(
@@ -240,7 +233,6 @@ class MassNotes(Notes):
         return Observed(mass=self._mass[rows, :, :entries])
 
     def tensors(self) -> Iterator[Tensor]:
-        """The sums."""
         if self._mass is not None:
             yield self._mass
 

@@ -1,5 +1,4 @@
-"""One dense pass over prompts, from which caches of any settings go on as if each had taken the prompts
-itself.
+"""One dense pass over prompts, from which caches of any settings go on as if each had taken them itself.
 
 Nothing is dropped before the check at a prompt's end, so its keys and values, and what policies observe until
 then, are the same for every cell: computed once, pruned per cell.

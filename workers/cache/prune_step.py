@@ -1,5 +1,4 @@
-"""What every layer does at a prune, however it stores its entries: protect, choose by score, take what
-stays."""
+"""What every layer does at a prune, however it stores entries: protect, choose by score, take what stays."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ def chosen(
 def kept_entries(
     keys: Tensor, values: Tensor, index: Tensor, rotary: Rotary | None, before: Number, after: Number
 ) -> tuple[Tensor, Tensor]:
-    """The entries ``index`` of ``before``, of which ``after`` stay; with ``rotary`` keys are turned to places
-    without gaps.
+    """The entries ``index`` of ``before``, of which ``after`` stay;
+    with ``rotary`` keys are turned to places without gaps.
 
     keys, values: [rows, kv_heads, n, head_dim] -> [rows, kv_heads, k, head_dim].
     """

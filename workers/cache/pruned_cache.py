@@ -80,8 +80,8 @@ class PrunedCache(Cache):
 
     @property
     def seen(self) -> int:
-        """Tokens seen by every layer. Raises WrongUseError where layers have seen different numbers, or one
-        still waits."""
+        """Tokens seen by every layer.
+        Raises WrongUseError where layers have seen different numbers, or one still waits."""
         numbers = [layer.seen for layer in self.pruned_layers]
         for layer in self.pruned_layers:
             layer.check_attended()
@@ -94,8 +94,7 @@ class PrunedCache(Cache):
         return numbers[0]
 
     def begin_prompt(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are a prompt, in one pass or in several; one check follows the last of
-        them."""
+        """The next ``tokens`` tokens are a prompt, in one pass or several; a check follows the last one."""
         self._announce(tokens, is_checked=True)
 
     def begin_steps(self, tokens: int) -> None:
@@ -104,8 +103,8 @@ class PrunedCache(Cache):
         self._announce(tokens, is_checked=self.settings.budget.checks_steps)
 
     def begin_outside(self, tokens: int) -> None:
-        """The next ``tokens`` tokens are kept out of pruning: neither dropped nor counted, and no check
-        follows them.
+        """The next ``tokens`` tokens are kept out of pruning:
+        neither dropped nor counted, and no check follows them.
 
         For the question to a context that is pruned before it is known; there is one such stretch to a text.
         """
@@ -146,8 +145,7 @@ class PrunedCache(Cache):
         self.take_rows(torch.arange(self.batch_size)[indices.cpu()].tolist())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search goes on with other rows. What is dropped in a row follows from that row's own text
-        alone."""
+        """Beam search goes on with other rows. What a row drops follows from its own text alone."""
         self.take_rows(beam_idx.tolist())
 
     def crop(self, *_: Any, **__: Any) -> NoReturn:
@@ -172,8 +170,8 @@ class PrunedCache(Cache):
 
     @_is_user_defined.setter
     def _is_user_defined(self, _: bool) -> None:
-        """Raises ValueError for a further call on a cache that holds a text, unless what comes behind it was
-        announced.
+        """Raises ValueError for a further call on a cache that holds a text,
+        unless what comes behind it was announced.
 
         And for what this call would do wrong: a padded batch, chunks, and a long prompt for which the model
         would not use the cache, unless the prompt's length was given, and was checked.
@@ -221,8 +219,7 @@ class PrunedCache(Cache):
         return self.state.rows(batch, device)
 
     def next_position(self) -> int:
-        """Position id of the next token: tokens seen; entries held by a pruning layer under
-        ``cache_length``."""
+        """Position id of the next token: tokens seen; under ``cache_length`` entries of a pruning layer."""
         if self.settings.position_mode == "cache_length":
             return next(
                 (layer.held for layer in self.pruned_layers if layer.prunes), self.pruned_layers[0].seen
@@ -236,20 +233,17 @@ class PrunedCache(Cache):
         return {"input_ids": tokens, "position_ids": positions, "past_key_values": self, "use_cache": True}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """``next_position`` as one layer has it: some models ask for it in each layer, while a pass goes
-        through."""
+        """``next_position`` as one layer has it: some models ask in each layer, while a pass goes through."""
         layer = self.pruned_layers[layer_idx]
         if layer_idx == 0:
             return self.next_position()
         return layer.held if self.settings.position_mode == "cache_length" and layer.prunes else layer.seen
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """No maximum: -1, as caches that grow answer."""
         return -1
 
     @property
     def max_cache_len(self) -> int:
-        """No maximum: -1."""
         return -1
 
     @property
@@ -273,8 +267,7 @@ class PrunedCache(Cache):
         return sum(layer.record.events for layer in self.pruned_layers)
 
     def kv_bytes(self) -> int:
-        """Bytes of the keys and values held now, by tensor sizes (per KV head, never expanded to query
-        heads)."""
+        """Bytes of the keys and values held now, by tensor sizes (per KV head, not per query head)."""
         held = [
             tensor
             for layer in self.pruned_layers
@@ -289,8 +282,8 @@ class PrunedCache(Cache):
         return sum(layer.met * layer.entry_bytes() for layer in self.pruned_layers)
 
     def bytes_allocated(self) -> int:
-        """Bytes of memory that the layers keep: buffers with the room behind their entries, positions, what
-        policies observe.
+        """Bytes of memory that the layers keep:
+        buffers with the room behind their entries, positions, what policies observe.
 
         Memory that several layers or tensors lie in counts once, and whole.
         """
@@ -303,8 +296,7 @@ class PrunedCache(Cache):
         return self.kv_bytes()
 
     def validity(self) -> Validity:
-        """What was dropped so far, averaged over events, layers and heads for each batch row
-        (synchronises)."""
+        """What was dropped so far, averaged over events, layers and heads, for each row (synchronises)."""
         records = [layer.record for layer in self.pruned_layers if layer.record.events]
         if not self.events:
             return Validity(0)

@@ -34,8 +34,7 @@ class PrunedLayer(AttendingLayer):
     held: int
     """Entries stored now."""
     met: int
-    """Entries that the last pass attended to: those held before it and its own, before anything was
-    dropped."""
+    """Entries that the last pass attended to: those held before it and its own, before any was dropped."""
 
     def __init__(self, index: int, state: SharedState) -> None:
         self.index, self.state = index, state
@@ -61,7 +60,6 @@ class PrunedLayer(AttendingLayer):
 
     @property
     def values(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As ``keys``."""
         return None if self._values is None else self._values[:, :, : self.held]
 
     @property
@@ -126,8 +124,7 @@ class PrunedLayer(AttendingLayer):
         self._is_shared = False
 
     def _room(self, held: int) -> int:
-        """Entries to have room for where ``held`` are: a step further, and never further than to the next
-        prune."""
+        """Entries to have room for where ``held`` are: a step further, at most up to the next prune."""
         grown = with_room(held)
         start, end = self.state.outside
         if not self.prunes or not self.budget.checks_steps:
@@ -156,8 +153,7 @@ class PrunedLayer(AttendingLayer):
             self._positions[:, :, :held] = positions
 
     def storages(self) -> Iterator[torch.UntypedStorage]:
-        """The memory that the layer keeps: its buffers with their room, positions, and what its policy
-        observes."""
+        """The memory that the layer keeps: buffers with their room, positions, what its policy observes."""
         for tensor in (self._keys, self._values, self._positions, *self._notes.tensors()):
             if tensor is not None:
                 yield tensor.untyped_storage()
@@ -174,8 +170,8 @@ class PrunedLayer(AttendingLayer):
         return keys, values
 
     def stored_positions(self) -> Tensor:
-        """Absolute positions of the entries held now, [batch, kv_heads, held], ascending where the policy is
-        temporal."""
+        """Absolute positions of the entries held now,
+        [batch, kv_heads, held], ascending where the policy is temporal."""
         if self._positions is None:
             assert self._keys is not None
             return torch.arange(self.held, device=self._keys.device, dtype=torch.int32).expand(
@@ -235,8 +231,8 @@ class PrunedLayer(AttendingLayer):
         self.seen += new
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """The queries of the entries that ``update`` just took: attends, lets the policy observe, then prunes
-        where due.
+        """The queries of the entries that ``update`` just took:
+        attends, lets the policy observe, then prunes where due.
 
         query: [batch, heads, q, head_dim] -> [batch, q, heads, head_dim].
         """
@@ -312,5 +308,4 @@ class PrunedLayer(AttendingLayer):
         return self.seen + query_length, 0
 
     def reset(self) -> None:
-        """Forget everything."""
         self._forget()

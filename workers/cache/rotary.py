@@ -18,8 +18,8 @@ from workers.models.positions import PLAIN_ROTARY
 
 @dataclass(frozen=True)
 class Rotary:
-    """How a model turns its keys: coordinate i of the first ``2 * len(frequencies)`` with coordinate i +
-    len(frequencies)."""
+    """How a model turns its keys:
+    coordinate i of the first ``2 * len(frequencies)`` with coordinate i + len(frequencies)."""
 
     frequencies: Tensor
     """[pairs] float32, radians per position."""
@@ -65,8 +65,8 @@ class Rotary:
 
 
 def places_closed(index: Tensor, entries: int | Tensor, kept: int | Tensor) -> Tensor:
-    """[batch, kv_heads, k]: how far kept entries move, so that what is held lies contiguously before the next
-    token.
+    """[batch, kv_heads, k]:
+    how far kept entries move, so that what is held lies contiguously before the next token.
 
     index [batch, kv_heads, k], ascending, into ``entries`` entries that lie contiguously themselves, of which
     ``kept`` stay: an entry moves by how many are dropped behind it. Numbers are ints or [batch, 1, 1].

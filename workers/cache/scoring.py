@@ -1,5 +1,4 @@
-"""Hidden states -> what is kept of their logits: NLL, hits, and how far the distribution is from the dense
-cell's.
+"""Hidden states -> what is kept of their logits: NLL, hits, and how far they are from the dense cell's.
 
 No [tokens, vocabulary] tensor is ever held: logits are made tile by tile and summed up at once. The KL
 divergence to the dense cell needs no distribution of it either. With p the dense cell's distribution and W, b
@@ -157,8 +156,8 @@ def softcap_of(model: nn.Module) -> float | None:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The model without its output layer; Llama 4 names a ``base_model`` that it has not, and keeps it as
-    ``model``."""
+    """The model without its output layer;
+    Llama 4 names a ``base_model`` that it has not, and keeps it as ``model``."""
     return model.model if model.base_model is model else model.base_model  # pyright: ignore
 
 
@@ -177,8 +176,7 @@ def next_logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def own_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """``next_logits`` in the model's own dtype, as its own code computes them: for tokens whose choice is
-    timed.
+    """``next_logits`` in the model's dtype, as its own code computes them: for tokens whose choice is timed.
 
     Raises ValueError for a model that scales its logits.
     """
@@ -241,8 +239,8 @@ def _score_rows(layer: OutputLayer, hidden: Tensor, wanted: Tensor, twin: Twin |
 
 
 def score_dense(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Scored, Twin]:
-    """``score`` of the dense cell, and what is kept of its distributions, for one more product with the
-    output layer."""
+    """``score`` of the dense cell, and what is kept of its distributions,
+    for one more product with the output layer."""
     layer = OutputLayer.of(model)
     rows = tile_size(hidden.device)[0]
     flat, wanted = hidden.flatten(0, 1), targets.flatten()

@@ -23,8 +23,8 @@ from workers.policies.observation import Observation, widest
 
 
 class PrefixLayer(AttendingLayer):
-    """All keys and values of one layer, [windows, kv_heads, steps, head_dim], and what policies observe at
-    some points."""
+    """All keys and values of one layer, [windows, kv_heads, steps, head_dim],
+    and what policies observe at some points."""
 
     def __init__(
         self, index: int, points: Sequence[int] = (), observations: Iterable[Observation] = ()
@@ -69,12 +69,11 @@ class PrefixLayer(AttendingLayer):
         return attention(query, self.keys, self.values, scale).transpose(1, 2)
 
     def noted(self, observation: Observation, point: int) -> Tensor | None:
-        """What was noted for an observation by the time that ``point`` tokens were seen; None where there is
-        nothing."""
+        """What was noted for an observation by the time that ``point`` tokens were seen;
+        None where there is nothing."""
         return self._noted.get(observation.kind, {}).get(point)
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -83,8 +82,8 @@ class PrefixLayer(AttendingLayer):
 
 
 class SharedPrefix(Cache):
-    """The cache of the dense pass; ``points``: tokens seen at the first events of the cells that have
-    ``observations``."""
+    """The cache of the dense pass;
+    ``points``: tokens seen at the first events of the cells that have ``observations``."""
 
     def __init__(
         self, config: PretrainedConfig, points: Sequence[int] = (), observations: Sequence[Observation] = ()
@@ -101,8 +100,8 @@ class SharedPrefix(Cache):
         return self.layers  # pyright: ignore[reportReturnType]
 
     def check_complete(self, tokens: int) -> None:
-        """Raises WrongUseError where the model did not give every layer the ``tokens`` of the pass, or
-        attended elsewhere.
+        """Raises WrongUseError where the model did not give every layer the ``tokens`` of the pass,
+        or attended elsewhere.
 
         ValueError for texts so long that the model treats their tokens in another way.
         """

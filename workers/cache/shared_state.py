@@ -25,8 +25,7 @@ from workers.policies.settings import PruneSettings
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens [start, end) that belong together, in one pass or in several: no check comes before their
-    last."""
+    """Tokens [start, end) that belong together, in one pass or several: no check comes before their last."""
 
     start: int
     end: int
@@ -36,8 +35,7 @@ class Stretch:
 
 @dataclass
 class SharedState:
-    """How the layers of one cache prune, which texts they hold, and what was announced of the tokens to
-    come."""
+    """How a cache's layers prune, which texts they hold, and what was announced of the tokens to come."""
 
     config: PretrainedConfig
     settings: PruneSettings
@@ -72,8 +70,8 @@ class SharedState:
         return self.settings.policy != "dense" and self.settings.keep_ratio < 1
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
-        """[batch] ids of the texts in the batch, on a layer's device. Raises ValueError where they are not as
-        many."""
+        """[batch] ids of the texts in the batch, on a layer's device.
+        Raises ValueError where they are not as many."""
         found = self._rows.get(device)
         if found is None or found.shape[0] != batch:
             names = list(range(batch)) if self.row_ids is None else list(self.row_ids)

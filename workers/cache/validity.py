@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Validity:
-    """How much of a pass was really compressed; one value per batch row, None where nothing was ever
-    pruned."""
+    """How much of a pass was really compressed; one value per row, None where nothing was ever pruned."""
 
     prune_events: int
     recent_retained: list[float] | None = field(default=None)

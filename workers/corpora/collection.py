@@ -37,8 +37,8 @@ class Collection:
     compressed: bool = False
     """Whether files are, of whose content only the first 64 MB are read."""
     in_turn: int | None = None
-    """How many blocks are looked at before any behind them: the beginnings of files that are read from their
-    start."""
+    """How many blocks are looked at before any behind them:
+    the beginnings of files that are read from their start."""
     small: bool = False
     """Whether its rows are held: they are read once, and counted whether they are needed or not."""
     file_notes: Sequence[str] = ()

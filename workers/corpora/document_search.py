@@ -53,8 +53,7 @@ class Search:
 
     @property
     def repeated(self) -> int:
-        """How many of those that were found have the tokens of one before them; long ones are not
-        compared."""
+        """How many that were found have the tokens of one before them; long ones are not compared."""
         texts = [
             hashlib.sha256(document.ids.tobytes()).digest()
             for document in self.found

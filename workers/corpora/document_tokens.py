@@ -83,13 +83,12 @@ class CollectionTokens:
         return self._parts[window.document, window.start][:length]
 
     def document_of(self, window: Window) -> int | None:
-        """The number that rows give of a window's document; None where documents are joined, and of one long
-        text."""
+        """The number that rows give of a window's document;
+        None where documents are joined, and of one long text."""
         return window.document if self._corpus.has_documents else None
 
     def prompts(self, length: int, count: int) -> list[np.ndarray]:
-        """At most ``count`` stretches of ``length`` tokens, of as many documents as can be, that cross
-        none."""
+        """At most ``count`` stretches of ``length`` tokens, each in one document, of as many as can be."""
         search = self._search(length, count)
         room = [self._room(document, length, length, bos=False) for document in search.found]
         found: list[np.ndarray] = []
@@ -99,8 +98,8 @@ class CollectionTokens:
         return found
 
     def filler(self, length: int) -> np.ndarray:
-        """At least ``length`` tokens, where there are as many, of documents one after the other: text for
-        haystacks."""
+        """At least ``length`` tokens, where there are as many, of documents one after the other:
+        text for haystacks."""
         if length not in self._fillers:
             self._fillers[length] = self._filler(length)
         return self._fillers[length]
@@ -199,8 +198,7 @@ class CollectionTokens:
             search.exhausted = seen_whole
 
     def _look_at_block(self, search: Search, block: int, wanted: int) -> bool:
-        """Find at most so many documents more, in the sample's order. Whether all of the block was looked
-        at."""
+        """Find at most so many documents more, in the sample's order. Whether all of it was looked at."""
         texts = self._corpus.texts(block)
         for i in in_order(len(texts), wanted, self._corpus.sample, self._corpus.seed):
             number, text = texts[i]
@@ -224,8 +222,7 @@ class CollectionTokens:
         return True
 
     def _document(self, number: int, text: str | LongText, search: Search) -> Document | None:
-        """None where it is too short: a token is a byte at least, so few bytes tell that without a
-        tokenizer."""
+        """None where it is too short: a token is a byte at least, so few bytes tell that by themselves."""
         if isinstance(text, LongText):
             return Document(number, None, text)
         if number in self._whole:
@@ -249,8 +246,8 @@ class CollectionTokens:
         return ids
 
     def _count(self, number: int, start: int, text: str, ids: np.ndarray) -> None:
-        """Note what was read. Raises CorpusError where it spells special tokens that cannot be read as
-        letters."""
+        """Note what was read.
+        Raises CorpusError for spelled special tokens that cannot be read as letters."""
         if (number, start) not in self._counted:
             spelled = special_tokens_spelled(self._tokenizer, text, ids, self._corpus.name, self._special)
             self._counted[number, start] = (len(ids), spelled)

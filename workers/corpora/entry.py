@@ -11,8 +11,8 @@ from workers.texts.sampling import Sample
 NAMES = ("pydocs", "wikitext-2", "wikitext-103", "pg19", "text:PATH", "hf:NAME[/CONFIG][:SPLIT]")
 
 Documents = Literal["separate", "joined"]
-"""Whether rows, and files of prose, are documents that no window crosses, or one text with blank lines
-between them."""
+"""Whether rows, and files of prose, are documents that no window crosses,
+or one text with blank lines between them."""
 
 
 class CorpusError(ValueError):
@@ -43,8 +43,8 @@ class DatasetEntry:
 
     @property
     def label(self) -> str:
-        """The dataset's name in rows: its own, and what is not as it is by default, like
-        ``pydocs[sample=first]``."""
+        """The dataset's name in rows:
+        its own, and what is not as it is by default, like ``pydocs[sample=first]``."""
         default = DatasetEntry(self.name)
         options = [
             f"{key}={getattr(self, key)}"

@@ -30,8 +30,8 @@ KINDS: dict[str, Kind] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-"""By ending, behind which one of a compression may stand. Files of other endings are prose where they are
-named."""
+"""By ending, which that of a compression may follow.
+Files of other endings are prose where they are named."""
 BESIDE = ("readme", "license", "licence", "dataset_info", "dataset_infos", "dataset_dict", "state")
 """Names of files that lie beside the data in a folder."""
 
@@ -59,8 +59,7 @@ class SourceFile:
 
 
 def without_scheme(path: str, dataset: str) -> str:
-    """A path as it is, and that of a ``file://`` address. Raises CorpusError for addresses of anything
-    else."""
+    """A path as it is, and that of a ``file://`` address. Raises CorpusError for any other address."""
     address = ADDRESS.match(path)
     if address is None:
         return path

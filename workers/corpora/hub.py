@@ -1,5 +1,5 @@
-"""Sets of the Hugging Face hub, by the datasets library: streamed, so that no more is fetched than is read;
-offline cached."""
+"""Sets of the Hugging Face hub, by the datasets library:
+streamed, so that no more is fetched than is read; offline cached."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def load_rows(name: str, source: HubName) -> list[dict[str, Any]]:
 
 
 def unreachable(name: str, error: Exception) -> CorpusError:
-    """What went wrong with the hub, in one sentence: what it answered, where it did, else the library's own
-    words."""
+    """What went wrong with the hub, in one sentence:
+    what it answered, where it did, else the library's own words."""
     answers = [answer for cause in _causes(error) if (answer := _answer(cause))]
     if answers:
         reason = f"the hub answered {answers[-1]}"

@@ -1,5 +1,5 @@
-"""Rows of JSON lines: one object per line. A file is read in blocks of bytes, whose lines are found where
-they begin."""
+"""Rows of JSON lines: one object per line.
+A file is read in blocks of bytes, whose lines are found where they begin."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class LineBlock:
     first_number: int
     """Of the file's first row."""
     lines_before: int | None
-    """Lines that begin before the stretch; None where they are not counted, and a row's number is its first
-    byte."""
+    """Lines that begin before the stretch;
+    None where they are not counted, and a row's number is its first byte."""
 
     def rows(self) -> Sequence[Row]:
         """The column of each line that is not blank."""
         return [Row(number, row.get(self.column, MISSING)) for number, row in self.objects()]
 
     def objects(self) -> Iterator[tuple[int, dict[str, object]]]:
-        """Rows' numbers and rows. Raises CorpusError for a line that is no JSON object, with the file and the
-        line."""
+        """Rows' numbers and rows.
+        Raises CorpusError for a line that is no JSON object, with the file and the line."""
         data, at = _lines(self.file, self.start, self.end)
         if at == 0:
             whole = len(data)
@@ -139,8 +139,8 @@ def _named(value: object) -> str:
 
 
 def _line_counts(files: Sequence[SourceFile]) -> list[list[int]] | None:
-    """Per file the lines that begin before each block, and last how many there are; None where they are not
-    counted.
+    """Per file the lines that begin before each block, and last how many there are;
+    None where they are not counted.
 
     Files of which the fingerprint is that of all bytes are counted; of several compressed ones only small
     ones.

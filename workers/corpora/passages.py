@@ -1,5 +1,5 @@
-"""Where a long text is read: in so many passages, each of which holds one window or prompt and is tokenized
-for itself.
+"""Where a long text is read:
+in so many passages, each of which holds one window or prompt and is tokenized for itself.
 
 The text is divided into slots of equal length, about as many as there could be windows, and a sample takes
 some of them. In a slot the passage begins where the first line does that does not begin with white space,
@@ -21,16 +21,14 @@ from workers.texts.sampling import Sample, in_order
 from workers.texts.text_tokens import TextTokens
 
 MOST_BYTES, LEAST_BYTES = 16, 6
-"""Bytes of a slot per token that it should hold: the first where there is room, else no less than the
-second."""
+"""Bytes of a slot per token that it should hold: the first where there is room, else at least the second."""
 MARGIN = 1024
 """Bytes of a slot in which its passage may begin and end."""
 SEARCHED = 512
 """Bytes that are looked through for a line break, and for a space."""
 LINE_START = re.compile(rb"\n(?=\S)")
 WORD_START = re.compile(rb"(?<=\S) (?=\S)")
-"""A line that does not begin with white space, and a single space between words: tokens may join more of
-it."""
+"""A line that begins with no white space, and a single space between words: tokens may join more of it."""
 UNSURE = 8
 """Last tokens of a passage that are not used: they might go on behind it."""
 SPARE_TRIES = 16

@@ -86,8 +86,8 @@ class ProseFile:
 
 
 def file_text(file: SourceFile, longest: int) -> str | LongText:
-    """What a file says, by the rule of ``text_rule.py``; a text of more than ``longest`` bytes is left where
-    it is.
+    """What a file says, by the rule of ``text_rule.py``;
+    a text of more than ``longest`` bytes is left where it is.
 
     Raises CorpusError where it is no UTF-8, or damaged.
     """
@@ -105,12 +105,12 @@ def file_text(file: SourceFile, longest: int) -> str | LongText:
 
 
 def whole_characters(data: bytes) -> bytes:
-    """UTF-8 that was cut off anywhere, without the beginning of a last character of which the rest is
-    missing."""
+    """UTF-8 that was cut off anywhere, without a last character of which only the beginning is there."""
     for back in range(1, min(4, len(data)) + 1):
         lead = data[-back]
         if lead < 0x80:
             return data
+
         if lead >= 0xC0:
             # a character's first byte says of how many bytes it is: 110x of 2, 1110 of 3, 1111 of 4
             needed = 4

@@ -24,8 +24,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Splits, and the words in names of files and folders by which they are found: those of the datasets
-library."""
+"""Splits, and the words in names of files and folders that mean them: those of the datasets library."""
 BETWEEN_WORDS = re.compile(r"[-._ 0-9/]+")
 """What parts them, as in the library: digits do, so that ``train1`` is of ``train``."""
 NAMED = 3
@@ -52,8 +51,8 @@ def read_corpus(asked: str | DatasetEntry, seed: int = 0) -> Corpus | Collection
 
 
 def read_text(name: str) -> Corpus:
-    """A dataset that is one text, read whole. Raises CorpusError as ``read_corpus`` does, and for any other
-    dataset."""
+    """A dataset that is one text, read whole.
+    Raises CorpusError as ``read_corpus`` does, and for any other dataset."""
     corpus = read_corpus(name)
     if isinstance(corpus, Collection):
         raise CorpusError(f"dataset {name!r} is not one text that is read whole")
@@ -85,8 +84,8 @@ def _read(entry: DatasetEntry, seed: int) -> Corpus | Collection:
 
 
 def _local_path(name: str) -> tuple[str | None, str]:
-    """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split; None where it is a name of
-    the hub."""
+    """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split;
+    None where it is a name of the hub."""
     folder, slash, last = without_scheme(name.removeprefix("hf:"), name).rpartition("/")
     own, _, split = last.partition(":")
     path = folder + slash + own

@@ -1,5 +1,4 @@
-"""Files of rows, block by block: each block is read for itself, so that only those that are needed are
-read."""
+"""Files of rows, block by block: each is read for itself, so that only those that are needed are read."""
 
 from __future__ import annotations
 
@@ -66,8 +65,8 @@ def _source(files: Sequence[SourceFile], dataset: str) -> RowSource:
 
 
 def _is_array(file: SourceFile) -> bool:
-    """Whether a JSON file is one list; else it is read as one object per line, as files of this ending often
-    are."""
+    """Whether a JSON file is one list;
+    else it is read as one object per line, as files of this ending often are."""
     return _beginning(file, 4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 

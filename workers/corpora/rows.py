@@ -12,8 +12,7 @@ from workers.corpora.files import SourceFile
 BLOCK = 4_000_000
 """Bytes of rows that are read at once, about."""
 COUNTED = 8_000_000
-"""Bytes of several compressed files, of CSV or JSON, up to which all are read in order to number their
-rows."""
+"""Bytes of several compressed files, of CSV or JSON, up to which all are read to number their rows."""
 UNCOUNTED = 40
 """Bits of a row's number that are its place in a file where the rows of the files before are not counted."""
 
@@ -47,8 +46,8 @@ class RowSource:
 
 
 def first_numbers(counts: Iterable[int] | None, files: int) -> list[int]:
-    """The number of each file's first row, from the rows of each; where those are not counted, file number
-    times 2^40."""
+    """The number of each file's first row, from the rows of each;
+    where those are not counted, file number times 2^40."""
     if counts is None:
         return [number << UNCOUNTED for number in range(files)]
     numbers = [0]

@@ -20,16 +20,15 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def without_mark(data: bytes, place: str) -> bytes:
-    """The beginning of a file without its byte order mark. Raises CorpusError where that of UTF-16 stands
-    there."""
+    """The beginning of a file without its byte order mark. Raises CorpusError for that of UTF-16."""
     if data.startswith(UTF_16):
         raise CorpusError(f"{place} is UTF-16, and only UTF-8 is read; convert it: iconv -f UTF-16 -t UTF-8")
     return data.removeprefix(MARK)
 
 
 def decoded(data: bytes, place: str, first_byte: int = 0) -> str:
-    """UTF-8 as it stands in a file, ``data`` beginning at its byte ``first_byte``. Raises CorpusError with
-    the byte."""
+    """UTF-8 as it stands in a file, ``data`` beginning at its byte ``first_byte``.
+    Raises CorpusError with the byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -37,8 +37,8 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the text's SHA-256: the same name may hold other text elsewhere (pydocs: per
-        Python version)."""
+        """First 16 hex digits of the text's SHA-256:
+        the same name may hold other text elsewhere (pydocs: per Python version)."""
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
@@ -123,8 +123,7 @@ def tokenize_text(corpus: Corpus, tokenizer_file: str, special: SpecialTokens = 
 def special_tokens_spelled(
     tokenizer: TextTokens, text: str, ids: np.ndarray, name: str, special: SpecialTokens
 ) -> int:
-    """How many special tokens a text spells, whose ids are these. Raises CorpusError as ``tokenize_text``
-    does."""
+    """How many special tokens the text of these ids spells. Raises CorpusError as ``tokenize_text`` does."""
     spelled = tokenizer.spelled_special(text)
     if spelled and special == "literal" and (misread := tokenizer.misread(ids)):
         raise CorpusError(

@@ -1,5 +1,5 @@
-"""Rows of CSV and of JSON lists, files that can only be read from their start: each is read whole, when its
-turn comes."""
+"""Rows of CSV and of JSON lists, files that can only be read from their start:
+each is read whole, when its turn comes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ class WholeFile:
 
 
 def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
-    """Rows of CSV files or JSON lists. Raises CorpusError where one is too large, damaged, or holds no
-    rows."""
+    """Rows of CSV files or JSON lists. Raises CorpusError where one is too large, damaged, or has no rows."""
     first = records(files[0])
     if not first:
         raise CorpusError(f"dataset {dataset!r} holds no rows")

@@ -1,5 +1,4 @@
-"""Bytes of the harness's tasks: contexts that go through together, and the continuations that go on from
-them."""
+"""Bytes of the harness's tasks: contexts that go through together, and continuations that go on from them."""
 
 from __future__ import annotations
 

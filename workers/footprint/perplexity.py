@@ -1,5 +1,5 @@
-"""Bytes of windows and of the cells that go on from them: how many go through together, and what a unit
-takes."""
+"""Bytes of windows and of the cells that go on from them:
+how many go through together, and what a unit takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from workers.policies.observation import Observation, widest
 from workers.policies.skip_rule import Skip, skipped_count
 
 SHORT_PASS_TOKENS = 512
-"""Cells whose passes bring fewer tokens than this (over their windows) share passes; longer ones fill the
-machine alone."""
+"""Cells whose passes bring fewer tokens than this (over their windows) share passes;
+longer ones fill the machine alone."""
 
 
 def _in_slots(policy: str) -> bool:
@@ -32,8 +32,8 @@ def windows_at_once(shape: Shape, length: int) -> int:
 
 
 def dense_pass(shape: Shape, length: int) -> int:
-    """Of a window: the cache, and the pass or, behind it, hidden states with what is kept of their
-    distributions, twice."""
+    """Of a window:
+    the cache, and the pass or, behind it, hidden states with what is kept of their distributions, twice."""
     return length * (shape.cached + max(shape.passing, shape.hidden * (2 * shape.width + 8)))
 
 
@@ -90,8 +90,8 @@ def stride_of(schedule: Schedule) -> int:
 
 
 def cells_at_once(shape: Shape, group: Group) -> int:
-    """Cells of a group that go through together: with the dense pass that they go on from they stay within
-    AT_ONCE_BYTES."""
+    """Cells of a group that go through together:
+    with the dense pass that they go on from they stay within AT_ONCE_BYTES."""
     left = AT_ONCE_BYTES - group.windows * dense_kept(shape, group.steps) - _group_bytes(shape, group, 0)
     each = _group_bytes(shape, group, 1) - _group_bytes(shape, group, 0)
     return max(1, left // each)
@@ -136,8 +136,7 @@ class _Shared(NamedTuple):
     kind: str
     in_slots: bool
     events: tuple[int | None, int] | None
-    """Of cells whose passes are long: they prune at the same tokens. None for short passes, which all
-    share."""
+    """Of cells with long passes: they prune at the same tokens. None for short passes, which all share."""
 
 
 def perplexity_bytes(shape: Shape, length: int, windows: int, cells: Sequence[Prunes]) -> int:

@@ -13,8 +13,8 @@ QUESTION_TOKENS = 64
 
 
 def fork_bytes(shape: Shape, cell: Prunes, length: int, rows: int) -> int:
-    """A cache of ``rows`` texts behind a prompt of ``length`` tokens: entries with their room, what its
-    policy observes."""
+    """A cache of ``rows`` texts behind a prompt of ``length`` tokens:
+    entries with their room, what its policy observes."""
     skipped = min(shape.layers, skipped_count(cell.skip_layers))
     kept = cell.budget.kept(length)
     positions = 4 * shape.kv_heads

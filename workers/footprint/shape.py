@@ -13,8 +13,8 @@ from workers.policies.observation import NOTHING, Anything, Observation
 from workers.policies.skip_rule import Skip
 
 AT_ONCE_BYTES = 2 * 2**30
-"""What goes through a model together takes so much beside the weights, or is one window, cell, question or
-context.
+"""What goes through a model together takes so much beside the weights,
+or is one window, cell, question or context.
 
 Of SmolLM2 135M that is 16 windows of 1,024 tokens and three cells of half of them: more at a time is no
 faster on a CPU, whose caches are full with less, shows nothing of how far a unit is for longer, and keeps a
@@ -64,8 +64,8 @@ class Shape:
 
     @classmethod
     def of(cls, text: Mapping[str, Any], width: int, device: str) -> Shape:
-        """From the settings of a language model (config.json). Raises ValueError where they are not whole
-        numbers."""
+        """From a language model's settings (config.json).
+        Raises ValueError where they are no whole numbers."""
         layers = count_of(text, "num_hidden_layers", "n_layer", "n_layers") or 1
         heads = count_of(text, "num_attention_heads", "n_head", "n_heads") or 1
         hidden = hidden_width(text) or heads
@@ -78,8 +78,8 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Roughly, from the widths alone: layers of attention and a gated middle, and embeddings that are
-        shared."""
+        """Roughly, from the widths alone:
+        layers of attention and a gated middle, and embeddings that are shared."""
         attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
         return self.layers * (attention + 3 * self.hidden * self.inner) + self.vocabulary * self.hidden
 
@@ -130,8 +130,8 @@ class Shape:
         return 4 * rows * entries * self.kv_heads * self.head_dim if self.width < 4 else 0
 
     def pass_over(self, rows: int, length: int, *, probed: bool) -> int:
-        """A dense pass over prompts without their cache; ``probed``: one that notes what each entry is
-        attended to."""
+        """A dense pass over prompts without their cache;
+        ``probed``: one that notes what each entry is attended to."""
         tokens = rows * length
         probing = tokens * self.attending + self.probing(rows, length) if probed else 0
         return max(tokens * self.passing, probing)
@@ -142,8 +142,8 @@ class Shape:
 
 
 def tile_of(device: str) -> tuple[int, int]:
-    """Tokens and words whose logits exist at one time on a kind of device: on a CPU as many as its cache
-    holds."""
+    """Tokens and words whose logits exist at one time on such a device:
+    on a CPU as many as its cache holds."""
     return (1024, 2048) if device == "cpu" else (8192, 8192)
 
 

@@ -44,8 +44,8 @@ class GenerationRun:
     """The most keys and values stored at once: just before a prune, all layers counted as they stand then."""
     kv_bytes_final: int
     kv_bytes_allocated_peak: int
-    """The most memory that the cache kept between two passes: buffers with their room, positions, what its
-    policy observes."""
+    """The most memory that the cache kept between two passes:
+    buffers with their room, positions, what its policy observes."""
     kv_bytes_allocated_final: int
     kv_bytes_step_mean: float
     """Bytes of keys and values that a decoding step read, on average."""

@@ -1,5 +1,5 @@
-"""What a generated text is like: its length, how much it repeats itself, how long it goes the dense cell's
-way."""
+"""What a generated text is like:
+how long it is, how much it repeats, how long it goes the dense cell's way."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Fair turns: every compared cell runs once per round, in seeded random order, until the ratios are known
-well enough.
+"""Fair turns: every compared cell runs once per round,
+in seeded random order, until the ratios are known well enough.
 
 The dense cell runs twice per round. Its second run is the control: A against A, by the same arithmetic as
 every comparison.
@@ -64,8 +64,7 @@ def timed_rounds(
     work: GenerationWork,
     worked: Callable[[float, int], None] = lambda rounds, cell: None,
 ) -> Rounds:
-    """All runs of all cells after ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the
-    device.
+    """All cells' runs behind ``work.warmup`` rounds that are thrown away; prompts: [batch, q] on the device.
 
     At least ``work.repeats`` rounds; more until every ratio of time per output token to the dense cell has an
     interval narrower than ``work.interval_width``, at most ``work.max_repeats``. A cell that fails has no
@@ -115,8 +114,7 @@ def _turn(
 
 
 def widest_interval(found: Sequence[Timed], dense: int) -> float:
-    """The widest 95 % interval of a median ratio of TPOT to the dense run of the same round; 0 without a
-    ratio.
+    """The widest 95 % interval of a median ratio of TPOT to the dense run of the round; 0 without a ratio.
 
     Between two order statistics, as the report forms it; infinite where rounds are too few for one.
     """

@@ -20,8 +20,8 @@ from workers.policies.settings import in_words
 def generation_rows(
     unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
 ) -> None:
-    """Tell ``telling`` the rows of all rounds at their end; cells that fail and what is suspicious go into
-    ``result``."""
+    """Tell ``telling`` the rows of all rounds at their end;
+    cells that fail and what is suspicious go into ``result``."""
     work = unit.work
     assert isinstance(work, GenerationWork)
     prompts = torch.tensor(work.prompts, device=device)

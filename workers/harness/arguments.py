@@ -1,5 +1,5 @@
-"""Arguments of the harness's model ``kvsweep``, checked: what it does not know or what is of another kind is
-refused."""
+"""Arguments of the harness's model ``kvsweep``, checked:
+what it does not know or what is of another kind is refused."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ KINDS: dict[str, Any] = {
 
 
 def parse(given: Mapping[str, Any], options: Mapping[str, Any]) -> Arguments:
-    """Arguments from ``--model_args`` (``given``) and from what the harness passes besides: device,
-    batch_size, max_batch_size.
+    """Arguments from ``--model_args`` (``given``) and from what the harness passes besides:
+    device, batch_size, max_batch_size.
 
     ``given`` goes before. Raises HarnessError with what is wrong and what is allowed.
     """

@@ -1,5 +1,5 @@
-"""The harness's own command line with the model ``kvsweep`` registered: ``python -m workers.harness.command
-ARGUMENTS``.
+"""The harness's own command line with the model ``kvsweep`` registered:
+``python -m workers.harness.command ARGUMENTS``.
 
 lm_eval 0.4.13 has no way for another package to announce a model (its registry takes entry points but reads
 none), so ``lm_eval --model kvsweep`` cannot find it; everything else of its command line is its own.

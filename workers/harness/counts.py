@@ -76,8 +76,8 @@ class Counts:
         )
 
     def warning(self, settings: PruneSettings) -> str | None:
-        """Why the figures say nothing about pruning, where settings ask for it and it did not happen or came
-        too late."""
+        """Why the figures say nothing about pruning,
+        where settings ask for it and it did not happen or came too late."""
         asked = settings.policy != "dense" and settings.keep_ratio < 1
         if not asked or not self.requests or self.tokens_predicted_pruned:
             return None

@@ -101,16 +101,16 @@ class PrunedModel(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
     ) -> PrunedModel:
-        """From ``a=1,b=2``; lists do not survive the commas, so layers are joined by +. Raises HarnessError,
-        ModelError."""
+        """From ``a=1,b=2``; lists do not survive the commas, so layers are joined by +.
+        Raises HarnessError, ModelError."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> PrunedModel:
-        """From arguments by name; ``additional_config``: the harness's own options. Raises HarnessError,
-        ModelError."""
+        """From arguments by name; ``additional_config``: the harness's own options.
+        Raises HarnessError, ModelError."""
         arguments = parse(arg_dict, additional_config or {})
         device = usable_device(arguments.device, is_asked="device" in arg_dict)
 
@@ -165,8 +165,7 @@ class PrunedModel(TemplateLM):
         )
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether greedy decoding says it) of each continuation after its
-        context."""
+        """(log-probability in nats, whether greedy decoding says it) of each continuation of a context."""
         pairs = [fitted(self._encode(*request.args), self.max_length) for request in requests]
         scored = self._score(pairs, "loglikelihood", disable_tqdm)
         for request, one in zip(requests, scored, strict=True):
@@ -285,8 +284,8 @@ class PrunedModel(TemplateLM):
             return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **options))
 
     def warnings(self) -> list[str]:
-        """Tasks that settings ask to prune and of which nothing came from a pruned cache, and what 16 bits
-        lose."""
+        """Tasks that settings ask to prune and of which nothing came from a pruned cache,
+        and what 16 bits lose."""
         found = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
         own = [self.rounding] if self.rounding else []
         return [f"{task}: {warning}" for task, warning in found if warning] + own

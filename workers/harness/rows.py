@@ -114,8 +114,8 @@ class Rows:
         return max(layer.record.events for layer in layers), sum(layer.held for layer in layers) / len(layers)
 
     def until_event(self) -> int | None:
-        """Tokens that go through in one pass before the next check that drops something; None where there is
-        none."""
+        """Tokens that go through in one pass before the next check that drops something;
+        None if there is none."""
         if not self._pruning or not self.settings.budget.checks_steps:
             return None
         held = self.cache.pruned_layers[self._pruning[0]].held

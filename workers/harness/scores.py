@@ -40,8 +40,8 @@ def fitted(pair: Pair, most: int) -> Pair:
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """A continuation's log-probability in nats, whether every token of it had the highest logit, and what it
-    went through."""
+    """A continuation's log-probability in nats,
+    whether every token of it had the highest logit, and what it went through."""
 
     logprob: float
     greedy: bool

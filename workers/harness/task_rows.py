@@ -1,5 +1,4 @@
-"""One task of lm-evaluation-harness on a loaded model and one way of pruning: what a worker of a sweep
-does."""
+"""One task of lm-evaluation-harness on a loaded model and one way of pruning: a sweep's worker does it."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from workers.harness.model import PrunedModel
 
 SEED = 1234
-"""Of Python, numpy, torch and the choice of examples, the same for every cell: documents must be the same to
-be compared."""
+"""Of Python, numpy, torch and the choice of examples, the same for every cell:
+documents must be the same to be compared."""
 BOOTSTRAP = 100
 """Resamples of the harness's standard error where a metric has no formula for it."""
 
@@ -139,15 +138,14 @@ def _rows(task: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; None for the parts that metrics of a whole corpus keep of a document, and for
-    "N/A"."""
+    """A finite number; None for what metrics of a whole corpus keep of a document, and for "N/A"."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no output of the harness, which belong to whoever started the sweep, and no processes for
-    its resampling."""
+    """No bars and no output of the harness,
+    which belong to whoever started the sweep, and no processes for its resampling."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:

@@ -1,5 +1,5 @@
-"""Tasks of EleutherAI's lm-evaluation-harness by name, without torch: where one is defined, and the digest of
-its definition.
+"""Tasks of EleutherAI's lm-evaluation-harness by name, without torch:
+where one is defined, and the digest of its definition.
 
 The harness is an optional dependency, imported where it is needed. Its own index of all tasks takes seconds
 (14,000 files), so a task is looked for first in the folder given, then in the harness's folders whose files
@@ -144,8 +144,8 @@ def _members(name: str, index: dict[str, Any]) -> set[str]:
 
 
 def _portable(value: Any) -> Any:
-    """Settings in which files are named without their folders, so that a digest is the same on every
-    machine."""
+    """Settings in which files are named without their folders,
+    so that a digest is the same on every machine."""
     if isinstance(value, Mapping):
         return {str(key): _portable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

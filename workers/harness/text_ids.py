@@ -1,5 +1,5 @@
-"""Text to ids as the harness's own ``hf`` model does it, by AutoTokenizer, and the token that a text begins
-with."""
+"""Text to ids as the harness's own ``hf`` model does it,
+by AutoTokenizer, and the token that a text begins with."""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ class Writer:
         done: Callable[[int], object] = lambda count: None,
         book: AnswerBook | None = None,
     ) -> list[Generated]:
-        """One text for each context, in order; a context that comes n times gives n draws where sampling is
-        asked for.
+        """One text for each context, in order;
+        a context that comes n times gives n draws where sampling is asked for.
 
         ``done`` is told of texts as they are finished; what ``book`` knows is not computed.
         """
@@ -187,8 +187,7 @@ class Writer:
 
 
 def _choose(logits: Tensor, decoding: Decoding, generators: Sequence[torch.Generator]) -> list[int]:
-    """The next token of each row of logits [rows, vocabulary]: the highest, or a draw with the row's own
-    generator.
+    """The next token of each row of logits [rows, vocabulary]: the highest, or a draw by the row's generator.
 
     Order of temperature, top_k and top_p as in transformers' generate. Raises FloatingPointError for NaN or
     infinite logits.

@@ -22,8 +22,8 @@ def _versions() -> str:
 def harness_rows(
     unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
 ) -> None:
-    """Tell ``telling`` the rows of each cell at its end; cells that fail and what is suspicious go into
-    ``result``."""
+    """Tell ``telling`` the rows of each cell at its end;
+    cells that fail and what is suspicious go into ``result``."""
     work = unit.work
     assert isinstance(work, HarnessWork)
     for cell in unit.cells:

@@ -17,8 +17,8 @@ _log = logging.getLogger("lm_eval.kvsweep")
 
 
 def usable_device(name: str, *, is_asked: bool) -> torch.device:
-    """The device of this name. Where there is no CUDA and nobody asked for it (``is_asked``), the CPU, with a
-    warning.
+    """The device of this name.
+    Where there is no CUDA and nobody asked for it (``is_asked``), the CPU, with a warning.
 
     Raises HarnessError for a name that torch does not know, and for a CUDA device that is asked for and not
     there.

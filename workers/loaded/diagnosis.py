@@ -27,8 +27,8 @@ from workers.policies.attention_weights import Scale
 from workers.policies.cache_view import round_significant
 
 FIXED_TEXT, FIXED_TOKENS, FIXED_CHARACTERS = "pydocs", 1024, 32_768
-"""What a model is diagnosed on for ``auto:k`` and for the column ``norm_attention``, whatever a cell's own
-data are."""
+"""What a model is diagnosed on for ``auto:k`` and for the column ``norm_attention``,
+whatever a cell's own data are."""
 SHORTEST_RANKED = 8
 """Tokens of a text of which ranks say anything at all."""
 DECIMALS = 3
@@ -104,8 +104,8 @@ def diagnose(model: nn.Module, tokens: Tensor) -> Diagnosis:
 
 
 class _WatchedLayer(PrefixLayer):
-    """Computes its figures while it attends, and holds no entries afterwards: memory is that of one layer's
-    attention."""
+    """Computes its figures while it attends, and holds no entries afterwards:
+    memory is that of one layer's attention."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -127,7 +127,7 @@ class _WatchedLayer(PrefixLayer):
         return out
 
     def found(self) -> LayerDiagnosis:
-        """After the pass."""
+        """The layer's figures, which the pass gave."""
         assert self._found is not None
         return self._found
 
@@ -141,8 +141,7 @@ class _Watching(SharedPrefix):
 
 
 def attention_received(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
-    """[batch, kv_heads, n] mean attention of each entry from the later queries; 0 for the last, which has
-    none.
+    """[batch, kv_heads, n] mean attention of each entry from the later queries; 0 for the last: it has none.
 
     query [batch, heads, n, head_dim], keys [batch, kv_heads, n, head_dim], of one whole text. In float32.
     """

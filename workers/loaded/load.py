@@ -20,8 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class HubError(ModelError, FromOutside):
-    """The model hub did not give this machine a model's files: too many requests, no connection, a fault of
-    its own."""
+    """The model hub did not give this machine a model's files:
+    too many requests, no connection, a fault of its own."""
 
 
 def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
@@ -62,8 +62,8 @@ def load(facts: ModelFacts, dtype: str, device: torch.device) -> nn.Module:
 
 
 def _hub_answer(error: BaseException | None) -> str | None:
-    """What the hub did where it is what failed and may work another time; None for whatever else went
-    wrong."""
+    """What the hub did where it is what failed and may work another time;
+    None for whatever else went wrong."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code

@@ -37,8 +37,8 @@ def passes(steps: int, first_prune: int) -> Iterator[int]:
 
 @torch.inference_mode()
 def reference_nll(model: Any, tokens: Tensor, cell: PruneSettings) -> Tensor:
-    """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``, a check behind
-    each pass."""
+    """[texts, length - 1] NLL on the CPU of tokens [texts, length] through a ``PrunedCache``,
+    a check behind each pass."""
     cache = PrunedCache(model.config, cell, row_ids=list(range(len(tokens))))
     steps = tokens.shape[1] - 1
     seen = 0

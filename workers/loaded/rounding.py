@@ -46,8 +46,8 @@ class Distance:
 
 
 def distances(model: Any, tokens: Tensor, cells: Sequence[PruneSettings]) -> tuple[Distance, Distance, int]:
-    """(from one token per pass, from the cell alone, texts compared): the largest of the first ``MEASURED``
-    cells.
+    """(from one token per pass, from the cell alone, texts compared):
+    the largest of the first ``MEASURED`` cells.
 
     Over the tokens that saw a pruned cache; the others would dilute them.
 

@@ -40,11 +40,11 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 rounding its own logits to 16 bits may have done. For one token per pass and for a pruned cell it holds for
 the mean: an expert, or a key at a cut, that rounding tips changes single tokens by more."""
 DRAWS = 3
-"""Texts tried: a norm on the edge between two rounded values can differ once; a wrong cache differs on every
-text."""
+"""Texts tried: a norm on the edge between two rounded values can differ once;
+a wrong cache differs on every text."""
 SHORT = 48
-"""The beginning of a text is compared by itself: there passes are short, and entries lie in slots
-(``slot_layer``)."""
+"""The beginning of a text is compared by itself:
+there passes are short, and entries lie in slots (``slot_layer``)."""
 SHORTEST = 5
 """Tokens of a text that can be pruned and scored afterwards."""
 
@@ -55,8 +55,8 @@ class Passed:
 
     tokens: int
     from_reference: float
-    """Of one pass per event from one token per pass, in pruned cells: nats per token, the mean of absolute
-    differences."""
+    """Of one pass per event from one token per pass, in pruned cells:
+    nats per token, the mean of absolute differences."""
     from_company: float
     """Of pruned cells from the same cells in the company of others, which share their passes."""
     ppl_from_reference: float
@@ -67,8 +67,7 @@ class Passed:
 
     @property
     def rounding_nats(self) -> float | None:
-        """What rounding alone makes of a token's NLL: the larger distance; None on texts too short to
-        prune."""
+        """What rounding alone makes of a token's NLL: the larger distance; None on too short texts."""
         return max(self.from_reference, self.from_company) if self.tokens >= SHORTEST else None
 
     @property
@@ -104,8 +103,8 @@ def use_own_attention(model: Any, name: str) -> None:
 def check_once(
     model: Any, facts: ModelFacts, dtype: str, tokens: Tensor, *, own_text: bool = False
 ) -> Passed:
-    """``check`` unless a text as long as ``tokens`` [texts, length] passed before, or with ``own_text`` that
-    very one.
+    """``check`` unless a text as long as ``tokens`` [texts, length] passed before,
+    or with ``own_text`` that very one.
 
     With ``own_text`` rounding in 16 bits is measured over texts (``over_texts``). Raises ModelError.
     """
@@ -150,8 +149,8 @@ def _key(facts: ModelFacts, dtype: str, device: str) -> str:
 
 
 def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Passed:
-    """Compare on texts, [texts, length] ids, random short ones where left out; the model is under our
-    attention afterwards.
+    """Compare on texts, [texts, length] ids, random short ones where left out;
+    the model is under our attention afterwards.
 
     Raises ModelError with what differs, or why it cannot work.
     """
@@ -176,8 +175,7 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
 
 
 def over_texts(model: Any, tokens: Tensor, passed: Passed) -> Passed:
-    """In 16 bits one text and one cut say little: the distances over texts, and of a cell that prunes often
-    too.
+    """In 16 bits one text and one cut say little: distances over texts, and of a cell that prunes often too.
 
     tokens: [texts, length], of which DRAWS at most are compared; ``passed`` as it is where memory cannot hold
     them.

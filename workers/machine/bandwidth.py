@@ -1,5 +1,4 @@
-"""The ceiling: a decoding step reads every weight and every entry held, and no machine reads faster than its
-memory.
+"""The ceiling: a decoding step reads every weight and every entry held, no faster than memory gives them.
 
 Of a mixture of experts it reads those that its tokens are sent to.
 """

@@ -14,8 +14,8 @@ PLACE = "KVSWEEP_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where it is, whether or not it is there yet. Raises RuntimeError where nothing says it and the user has
-    no home."""
+    """Where it is, whether or not it is there yet.
+    Raises RuntimeError where nothing says it and the user has no home."""
     named = os.environ.get(PLACE)
     if named:
         return Path(os.path.expanduser(named)).absolute()
@@ -53,8 +53,8 @@ def _holds_something(folder: Path) -> bool:
 
 @contextmanager
 def _alone(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time holds the lock; its file goes with it, so a file that is no longer there is
-    no lock."""
+    """Only one process at a time holds the lock;
+    its file goes with it, so a file that is no longer there is no lock."""
     import fcntl  # which Windows lacks
 
     told = False

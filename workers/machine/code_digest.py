@@ -1,5 +1,5 @@
-"""Which code runs: a digest of kvsweep's three packages, by which a driver and its workers know each other.
-Torch-free."""
+"""Which code runs:
+a digest of kvsweep's three packages, by which a driver and its workers know each other. Torch-free."""
 
 from __future__ import annotations
 

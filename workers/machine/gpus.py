@@ -1,5 +1,4 @@
-"""Which GPUs this machine has, and whether torch can use them. Imports no torch: a process of its own is
-asked, once.
+"""Which GPUs are here, and whether torch can use them. Imports no torch: a process of its own is asked once.
 
 ``nvidia-smi`` lists what the driver sees. A torch that was built without CUDA, or against a newer driver,
 sees none of it.
@@ -15,11 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 ANSWER_SECONDS, TORCH_SECONDS = 10.0, 120.0
-"""How long nvidia-smi, and a process that imports torch, may take; the first may hang for ever behind a
-broken driver."""
+"""How long nvidia-smi, and a process that imports torch, may take;
+the first may hang for ever behind a broken driver."""
 DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu")
-"""Signs of a GPU without nvidia-smi: containers, Windows' Linux, AMD (torch calls its GPUs cuda too),
-Jetson."""
+"""Signs of a GPU without nvidia-smi: containers, Windows' Linux, AMD (which torch calls cuda too), Jetson."""
 ASK_TORCH = """\
 import torch
 if torch.cuda.is_available():
@@ -48,8 +46,7 @@ class Cuda:
 
 
 def cuda(*, by_name: bool = False) -> Cuda:
-    """The answer for this process; cheap where nothing speaks for a GPU and nobody asks for one
-    ``by_name``."""
+    """The answer for this process; cheap where nothing speaks for a GPU and none is asked for ``by_name``."""
     names, fault = list_gpus()
     if not by_name and not names and not any(Path(device).exists() for device in DEVICES):
         return Cuda(False, (), fault)
@@ -69,8 +66,8 @@ def torch_says() -> Cuda:
 
 @lru_cache(maxsize=1)
 def list_gpus() -> tuple[tuple[str, ...], str]:
-    """Names of the GPUs that nvidia-smi lists, and what is wrong with it where it is there and does not
-    answer."""
+    """Names of the GPUs that nvidia-smi lists,
+    and what is wrong with it where it is there and does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return (), ""

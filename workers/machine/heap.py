@@ -1,5 +1,5 @@
-"""Which blocks the C library takes from its heap, where those that live on part the free ones, and which from
-the system."""
+"""Which blocks the C library takes from its heap,
+where those that live on part the free ones, and which from the system."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ import psutil
 CPU_FILES = {2: "cpu.max", 1: "cpu.cfs_quota_us"}
 MEMORY_FILES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 CACHED = {2: "inactive_file", 1: "total_inactive_file"}
-"""Of ``memory.stat``: bytes of files that were read and that the kernel gives up as soon as memory is
-needed."""
+"""Of ``memory.stat``: bytes of files that were read, which the kernel gives up when memory is needed."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def _affinity(cpus: int) -> int:
 
 
 def _groups(proc: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Version and folder of the groups that this process is in, from its own up to the top that can be
-    seen."""
+    """Version and folder of this process's groups, from its own up to the top that can be seen."""
     try:
         memberships = (proc / "self" / "cgroup").read_text().splitlines()
         mounts = [line.split(" ") for line in (proc / "self" / "mountinfo").read_text().splitlines()]
@@ -110,8 +108,7 @@ def _cpu_share(version: int, folder: Path) -> float | None:
 
 
 def _memory_limit(version: int, folder: Path) -> tuple[int, int] | None:
-    """Bytes that a group may hold, and holds now beside files that are only cached; None where it has no
-    limit."""
+    """Bytes that a group may hold, and holds now beside cached files; None where it has no limit."""
     limit, used = (_words(folder / name) for name in MEMORY_FILES[version])
     if (
         len(limit) != 1 or not limit[0].isdecimal() or int(limit[0]) >= 2**60

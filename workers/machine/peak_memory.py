@@ -21,8 +21,8 @@ METHODS = {
 
 
 class PeakMemory:
-    """``start()``, ``sample()`` after every step, ``result()``: (bytes, method), or (None, None) without a
-    counter."""
+    """``start()``, ``sample()`` after every step, ``result()``:
+    (bytes, method), or (None, None) without a counter."""
 
     _measuring: ClassVar[WeakSet[PeakMemory]] = WeakSet()
 

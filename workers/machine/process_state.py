@@ -103,8 +103,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def whole_process_state() -> Iterator[None]:
-    """The block may change the settings of ``SWITCHES`` and draw or seed random numbers of Python, numpy and
-    torch.
+    """The block may change the settings of ``SWITCHES`` and draw or seed numbers of Python, numpy and torch.
 
     Afterwards all are as they were before, whatever it raised.
     """

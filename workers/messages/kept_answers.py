@@ -1,5 +1,5 @@
-"""Answers of a task's requests, kept until its rows are there: a unit that is started again computes only the
-others.
+"""Answers of a task's requests, kept until its rows are there:
+a unit that is started again computes only the others.
 
 Which requests go through a model together follows from the whole list of them, and may show in a last bit. So
 what is kept is the answers of requests that went through together, all or none, by the name of exactly these
@@ -47,8 +47,7 @@ def nobody(answers: KeptAnswers) -> None:
 
 
 class AnswerBook:
-    """Answers of one cell's requests: those that are known are taken, and new ones are told of as they are
-    made."""
+    """Answers of one cell's requests: known ones are taken, and new ones are told of as they are made."""
 
     def __init__(
         self,
@@ -67,8 +66,7 @@ class AnswerBook:
         self._known = {each.asked: each.answers for each in known if each.cell_id == cell_id}
 
     def answers(self, asked: Any, count: int, kind: type[A], compute: Callable[[], list[A]]) -> list[A]:
-        """The ``count`` answers of requests that go through together: the known ones, or what ``compute``
-        gives.
+        """The ``count`` answers of requests that go through together: known ones, or what ``compute`` gives.
 
         ``asked``, which JSON must hold, is all that tells these requests and their company from others.
         """

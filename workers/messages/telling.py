@@ -1,5 +1,4 @@
-"""What a worker tells while its unit goes on: rows that are finished, answers that rows are made of, how far
-it is.
+"""What a worker tells while its unit goes on: finished rows, answers that rows are made of, how far it is.
 
 Both are told at intervals, so that what is lost with a worker is little and what is stored is not many small
 files; whatever a short unit gives is told at its end alone, by its result.
@@ -20,8 +19,8 @@ ROWS_SECONDS, SHARE_SECONDS = 20.0, 4.0
 
 A thousand workers tell 250 times a second."""
 FIRST_ROWS_SECONDS = 8.0
-"""When what is finished is told for the first time: who watches a sweep of a large model sees rows within its
-first minute."""
+"""When what is finished is told for the first time:
+who watches a sweep of a large model sees rows within its first minute."""
 MOST_SHARE = 0.99
 """Of a unit that goes on: timed rounds may be more than were expected."""
 
@@ -51,8 +50,7 @@ Tell = Callable[[News], None]
 
 @dataclass
 class Telling:
-    """Collects what a unit gives; ``tell`` hears of it in time, and ``rows`` holds what it has not heard of
-    yet."""
+    """Collects what a unit gives; ``tell`` hears of it in time, and ``rows`` holds what it has not heard."""
 
     tell: Tell | None
     """Without one, all rows stay in ``rows``."""

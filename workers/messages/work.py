@@ -1,5 +1,5 @@
-"""What travels between driver and worker: units with their token ids, results with their rows. Plain data, no
-torch."""
+"""What travels between driver and worker: units with their token ids, results with their rows.
+Plain data, no torch."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ class Work(Protocol):
     """Whether rows say what the self-check found on their own text."""
 
     def check_text(self) -> np.ndarray | None:
-        """[texts, length] ids of the longest texts, on which the model is checked; None where only running it
-        brings them."""
+        """[texts, length] ids of the longest texts, on which the model is checked;
+        None where only running it brings them."""
         ...
 
 
 @dataclass(frozen=True)
 class PerplexityWork:
-    """Windows and their ids, BOS among them, [windows, window] int32; ``documents`` has one entry per
-    window."""
+    """Windows and their ids with BOS, [windows, window] int32; ``documents`` has one entry per window."""
 
     tells_rounding: ClassVar[bool] = True
 

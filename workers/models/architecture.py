@@ -1,5 +1,4 @@
-"""What a config.json tells before anything is loaded: why a model cannot be measured, or up to what length it
-can.
+"""What a config.json tells before loading: why a model cannot be measured, or up to what length it can.
 
 A setting decides where there is one; the family (``workers.models.families``) decides where its code does
 what no setting tells. Reasons are clauses that go behind the model's name. What is not known here is found by
@@ -26,8 +25,8 @@ from workers.models.model_settings import (
 )
 
 FULL, SLIDING, CHUNKED = ("full_attention", "attention"), "sliding_attention", "chunked_attention"
-"""Values of ``layer_types`` for layers that keep a key for every token; the last two attend to some of them
-only."""
+"""Values of ``layer_types`` for layers that keep a key for every token;
+the last two attend to some of them only."""
 LOGIT_SCALES = (
     "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier", "output_multiplier",
 )  # fmt: skip
@@ -42,8 +41,8 @@ class Limit:
     why: str
     """A clause that stands alone."""
     last_is_predicted: bool = False
-    """Whether the last of so many tokens may be predicted but not be fed: ``generate`` throws the cache away
-    behind it."""
+    """Whether the last of so many tokens may be predicted but not be fed:
+    ``generate`` throws the cache away behind it."""
 
     @property
     def fed(self) -> int:
@@ -70,8 +69,8 @@ class Architecture:
 
 
 def usable(config: Any) -> Architecture:
-    """Of a transformers configuration. Raises ValueError where its model cannot be measured, with the
-    reason."""
+    """Of a transformers configuration.
+    Raises ValueError where its model cannot be measured, with the reason."""
     architecture = read_architecture(config.to_dict())
     if architecture.refusals:
         raise ValueError(f"this model cannot be measured through a pruned cache: {architecture.refusals[0]}")
@@ -223,8 +222,8 @@ def _encoder(settings: Settings) -> Iterator[str]:
 
 
 def _output(text: Settings) -> Iterator[str]:
-    """What stands between the last hidden state and the logits, which are made here without the model's own
-    code."""
+    """What stands between the last hidden state and the logits,
+    which are made here without the model's own code."""
     for name in LOGIT_SCALES:
         scale = number_of(text, name)
         if scale not in (None, 1):

@@ -1,5 +1,5 @@
-"""The token that a model's texts begin with, by its files alone: the one that AutoTokenizer of transformers
-puts there."""
+"""The token that a model's texts begin with, by its files alone:
+the one that AutoTokenizer of transformers puts there."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ GENERAL_BY_TYPE = (
     "nemotron", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "qwen2", "qwen3_5",
     "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "stablelm", "xlm-roberta-xl",
 )  # fmt: skip
-"""Model types that get a tokenizer of the general class, which takes tokenizer.json as it is, whatever class
-is declared."""
+"""Model types that get a tokenizer of the general class,
+which takes tokenizer.json as it is, whatever class is declared."""
 
 
 def bos_token(facts: ModelFacts, how: Bos) -> int | None:

@@ -93,8 +93,8 @@ _SHAPES: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (
     (("gemma3", "gemma3_text"), (26, 8, 4, 256, 2304, 131072, 262208)),
     (("llama4", "llama4_text"), (48, 40, 8, 128, 5120, 131072, 202048)),
 )
-"""Of models that also see: their files say of the language model only what differs from these
-(``SHAPE_KEYS``)."""
+"""Of models that also see:
+their files say of the language model only what differs from these (``SHAPE_KEYS``)."""
 SHAPE_KEYS = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size",
     "max_position_embeddings", "vocab_size",

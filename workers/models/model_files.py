@@ -1,5 +1,5 @@
-"""Where a model is and what it is, without torch: embedded name, local path or hub name -> facts for planning
-and loading."""
+"""Where a model is and what it is, without torch:
+embedded name, local path or hub name -> facts for planning and loading."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What planning needs to know of a model; ``revision`` changes whenever weights, configuration or
-    tokenizer do."""
+    """What planning needs to know of a model;
+    ``revision`` changes whenever weights, configuration or tokenizer do."""
 
     name: str
     revision: str
@@ -61,8 +61,8 @@ class ModelFacts:
     kv_heads: int
     head_dim: int
     parameters: int
-    """Numbers in the weight files, from their headers (of pickles from their sizes); 0 where they are not
-    here yet."""
+    """Numbers in the weight files, from their headers (of pickles from their sizes);
+    0 where they are not here yet."""
     tokenizer_file: str
     trust_remote_code: bool = False
     """Whether Python files that come with the weights may run."""
@@ -98,8 +98,8 @@ class ModelFacts:
 def find_model(
     name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ModelFacts:
-    """Resolve a model name. Raises ModelError where it does not exist, cannot be reached or lacks what is
-    needed."""
+    """Resolve a model name.
+    Raises ModelError where it does not exist, cannot be reached or lacks what is needed."""
     found = _find(name, revision, trust_remote_code, allow_pickle)
     return replace(found, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
 
@@ -140,8 +140,8 @@ def _fetched(name: str) -> ModelFacts:
 
 
 def _gguf(name: str, file: Path) -> ModelFacts:
-    """A file of llama.cpp's format, which becomes an ordinary folder in the cache folder where it has not
-    yet."""
+    """A file of llama.cpp's format,
+    which becomes an ordinary folder in the cache folder if it has not yet."""
     try:
         if not file.is_file():
             raise ModelError(f"model {shown(name)}: there is no such file")
@@ -301,8 +301,8 @@ def _check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
 
 
 def _needed(settings: Mapping[str, Any], *names: str) -> int:
-    """A count that every causal language model has, under one of several names. Raises ValueError where it is
-    not there."""
+    """A count that every causal language model has, under one of several names.
+    Raises ValueError where it is not there."""
     count = count_of(settings, *names)
     if count is None:
         raise ValueError(f"it says no {names[0]}")

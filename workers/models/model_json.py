@@ -1,5 +1,4 @@
-"""The JSON files of a model's folder: one reader, which ends soon and in one line whatever lies there under
-the name.
+"""The JSON files of a model's folder: one reader, which ends soon and in one line whatever lies there.
 
 Everything raises ValueError with what is wrong and where, in words that go behind the model's name.
 """
@@ -19,8 +18,8 @@ MAX_SHOWN = 80
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there. Raises ValueError for what has its name and is none: a folder, a pipe, an end
-    of symlinks."""
+    """Whether a file is there.
+    Raises ValueError for what has its name and is none: a folder, a pipe, an end of symlinks."""
     try:
         if path.is_file():
             return True
@@ -63,8 +62,8 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def finite(name: str, value: object) -> float | None:
-    """A number that is one. None where there is none; booleans, NaN, infinity and what no float can hold are
-    refused."""
+    """A number that is one.
+    None where there is none; booleans, NaN, infinity and what no float can hold are refused."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):

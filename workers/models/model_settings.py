@@ -1,5 +1,5 @@
-"""Settings of a config.json, read strictly and without torch: a value of the wrong type is a ValueError that
-names it."""
+"""Settings of a config.json, read strictly and without torch:
+a value of the wrong type is a ValueError that names it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LAYER_KEYS = ("layer_types", "layers_block_type", "block_types")
 
 
 def text_settings(config: Settings) -> Settings:
-    """Settings of the language model, with what transformers assumes where a file leaves out what counts
-    here."""
+    """Settings of the language model,
+    with what transformers assumes where a file leaves out what counts here."""
     text = config.get("text_config")
     if text is None:
         text = config

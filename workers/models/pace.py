@@ -1,5 +1,5 @@
-"""How fast a model runs on this machine, remembered from the last time that it was measured; plain data,
-without torch.
+"""How fast a model runs on this machine, remembered from the last time that it was measured;
+plain data, without torch.
 
 Plans are told in these seconds. How a sweep is cut into units never depends on them.
 """

@@ -18,11 +18,11 @@ ROTARY_SHARES = {
     "llama": 1.0, "falcon": 1.0, "gpt_neox": 0.25, "stablelm": 0.25, "qwen3_next": 0.25, "phi": 0.5,
     "persimmon": 0.5, "nemotron": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gemma3_text": 1.0,
 }  # fmt: skip
-"""Share of the head dimension that is rotated where a configuration leaves it to the type's default; all of
-it elsewhere."""
+"""Share of the head dimension that is rotated where a configuration leaves it to the type's default;
+all of it elsewhere."""
 PLAIN_ROTARY = ("gpt_neox", "llama", "mistral", "qwen2")
-"""Model types whose keys are turned half against half by one set of frequencies, unless their rope_type says
-otherwise."""
+"""Model types whose keys are turned half against half by one set of frequencies,
+unless their rope_type says otherwise."""
 ROTARY_KEYS = (
     "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base",
     "rotary_dim",

@@ -1,5 +1,4 @@
-"""The files of a local model: which weights transformers loads, how many they hold, and the identity of it
-all.
+"""The files of a local model: which weights transformers loads, what they hold, and the identity of all.
 
 Everything raises ValueError with what is wrong and where, in words that go behind the model's name. Nothing
 imports torch.
@@ -39,8 +38,8 @@ BITS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files that transformers loads from a folder, and the index that names them where there is
-    one."""
+    """The weight files that transformers loads from a folder,
+    and the index that names them if there is one."""
 
     files: tuple[Path, ...]
     index: Path | None
@@ -51,16 +50,14 @@ class Weights:
         return all(file.suffix == ".safetensors" for file in self.files)
 
     def held(self, stored_bytes: int) -> Held:
-        """What they hold, from the headers; of other formats estimated from the size, ``stored_bytes`` a
-        number."""
+        """What they hold, by the headers; of other formats by the size, ``stored_bytes`` a number."""
         if self.are_safe:
             return read_headers(self.files)
         return Held(sum(file.stat().st_size for file in self.files) // stored_bytes, None)
 
 
 def find_weights(folder: Path, allow_pickle: bool, named: object = None) -> Weights:
-    """What transformers loads from ``folder``; ``named``: the value of ``transformers_weights`` in
-    config.json.
+    """What transformers loads from ``folder``; ``named``: the ``transformers_weights`` of config.json.
 
     A single file goes before an index, safetensors before pickles, as in ``PreTrainedModel.from_pretrained``.
     """
@@ -130,8 +127,8 @@ class Held:
     parameters: int
     """Numbers in all tensors."""
     layers: int | None
-    """How many layers there can be at most, by the numbers in the names of tensors; None where no name has
-    one."""
+    """How many layers there can be at most, by the numbers in the names of tensors;
+    None where no name has one."""
 
 
 def read_headers(files: Iterable[Path]) -> Held:
@@ -180,8 +177,8 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _tensor_size(tensor: Any, room: int) -> int:
-    """Numbers in a tensor, of which the header says dtype, shape and where it lies in the ``room`` bytes that
-    follow."""
+    """Numbers in a tensor, of which the header says dtype,
+    shape and where it lies in the ``room`` bytes that follow."""
     try:
         shape = tensor["shape"]
         first, last = tensor["data_offsets"]

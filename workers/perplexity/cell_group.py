@@ -84,8 +84,8 @@ class CellGroup:
         return [self._result(i, start) for i, start in enumerate(starts)]
 
     def _note(self, plan: Pass, active: list[int], hidden: Tensor, begin: float) -> None:
-        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits; ``active``
-        move on."""
+        """Keep what a pass gave, hidden states [tokens, width], and score it where enough waits;
+        ``active`` move on."""
         windows = self.tokens.shape[0]
         cells = torch.tensor(active, device=self.tokens.device)[plan.rows // windows]
         self.unscored.append((hidden, cells, plan.window, plan.step))
@@ -103,12 +103,14 @@ class CellGroup:
         read less often."""
         if not self.unscored:
             return
+
         hidden, cells, rows, at = (torch.cat(parts) for parts in zip(*self.unscored, strict=True))
         assert self.twin is not None
         scored = score(
             self.model, hidden[None], self.tokens[rows, at + 1][None], self.twin.at(rows[None], at[None])
         )
         assert scored.kl is not None and scored.agreed is not None
+
         self.nll[cells, rows, at] = scored.nll[0]
         self.correct[cells, rows, at] = scored.correct[0]
         self.kl[cells, rows, at] = scored.kl[0]

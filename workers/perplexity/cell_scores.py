@@ -1,5 +1,4 @@
-"""What a cell's evaluation gives: NLL per token, what its cache held, how much of it was really
-compressed."""
+"""What a cell's evaluation gives: NLL per token, what its cache held, how much was really compressed."""
 
 from __future__ import annotations
 

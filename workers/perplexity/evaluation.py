@@ -1,5 +1,4 @@
-"""Sliding perplexity through a pruned cache: exact event-driven evaluation, and the one-token-per-pass
-reference.
+"""Sliding perplexity through a pruned cache: exact and event-driven, and the one-token-per-pass reference.
 
 The reference *defines* the numbers: one forward pass per token, a prune check after each. Between two prune
 events nothing is dropped, so the tokens up to the next event go through in one pass with the same result; the
@@ -44,8 +43,7 @@ def evaluate(
     wanted: Collection[int] | None = None,
     watch: Watch = UNWATCHED,
 ) -> tuple[CellScores, list[Outcome]]:
-    """The dense cell and every cell of ``cells`` on a batch of windows, exactly as the reference would score
-    them.
+    """The dense cell and every one of ``cells`` on a batch of windows, exactly as the reference scores them.
 
     tokens: [windows, length] ids; row_ids: [windows], the windows' starts. A cell that never prunes on this
     length is None: it *is* the dense cell. A cell that fails is its exception and takes no other down; a
@@ -98,8 +96,8 @@ def schedule_of(cell: PruneSettings, steps: int) -> Schedule:
 
 
 def _tracks(index: int, cell: PruneSettings, steps: int, layers: int) -> list[Track]:
-    """The cell at its first event; nothing where it has none. Raises ValueError where its policy cannot be
-    found."""
+    """The cell at its first event; nothing where it has none.
+    Raises ValueError where its policy cannot be found."""
     schedule = schedule_of(cell, steps)
     if not schedule.events or not any(cell.prunes(i) for i in range(layers)):
         return []
@@ -157,8 +155,8 @@ def _dense(
 
 
 def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[list[Track]]:
-    """Cells that share passes: same skipped layers, observation and order of entries, and short passes or the
-    same schedule."""
+    """Cells that share passes:
+    same skipped layers, observation and order of entries, and short passes or the same schedule."""
     groups: dict[object, list[Track]] = {}
     for track in tracks:
         policy, events = track.policy, track.schedule.events
@@ -184,8 +182,7 @@ def _groups(tracks: Sequence[Track], windows: int, shape: Shape) -> Iterator[lis
 
 
 def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> str:
-    """In words, how ``evaluate`` stores a cell's entries between its passes over windows [windows,
-    length]."""
+    """In words, how ``evaluate`` stores a cell's entries between passes over windows [windows, length]."""
     tracks = _tracks(0, cell, length - 1, layers)
     if not tracks:
         return "the dense pass alone, for it never prunes on this length"
@@ -200,8 +197,8 @@ def storage_of(cell: PruneSettings, windows: int, length: int, layers: int) -> s
 def evaluate_reference(
     model: nn.Module, tokens: Tensor, cell: PruneSettings, row_ids: Sequence[int]
 ) -> CellScores:
-    """The protocol that defines the numbers: one forward pass per token, a prune check after each. Slow; for
-    judging.
+    """The protocol that defines the numbers: one forward pass per token, a prune check after each.
+    Slow; for judging.
 
     It shares no cache with ``evaluate``: each token goes through ``PrunedCache``, the one that
     ``model.generate`` takes.

@@ -24,8 +24,8 @@ from workers.texts.windows import Window
 def perplexity_rows(
     unit: WorkUnit, model: nn.Module, device: torch.device, result: UnitResult, telling: Telling
 ) -> None:
-    """Tell ``telling`` the rows of every window and cell; cells that fail go into ``result``. Raises as
-    ``evaluate`` does."""
+    """Tell ``telling`` the rows of every window and cell; cells that fail go into ``result``.
+    Raises as ``evaluate`` does."""
     work = unit.work
     assert isinstance(work, PerplexityWork)
     steps = work.tokens.shape[1] - 1
@@ -72,8 +72,7 @@ class _PerplexityRows:
         self.telling = telling
         self.failed: set[str] = set()
         self.given: set[tuple[str, int]] = set()
-        """(cell, window) of rows that were given: a batch that memory cannot hold is tried again in
-        halves."""
+        """(cell, window) of rows that were given: a batch too large for memory is tried again in halves."""
 
     def cells_left(self) -> list[UnitCell]:
         """Those that did not fail."""
@@ -115,8 +114,8 @@ class _PerplexityRows:
 
 
 def _perplexity_row(window: Window, i: int, scores: CellScores, *, reused: bool) -> dict[str, Any]:
-    """One (cell, window); ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of
-    its own)."""
+    """One (cell, window);
+    ``reused`` marks a cell that never prunes and so *is* the dense cell (no passes of its own)."""
 
     def scored(values: Tensor | None) -> Tensor:
         assert values is not None  # None without a dense cell beside it, and here it always is

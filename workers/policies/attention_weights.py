@@ -1,5 +1,5 @@
-"""Attention whose probabilities are made themselves, because a policy asks for them: in float32, whatever the
-keys are.
+"""Attention whose probabilities are made themselves, because a policy asks for them:
+in float32, whatever the keys are.
 
 The heads of a group are taken as more queries of the KV head that they share, so no key and no value is
 copied.
@@ -33,8 +33,8 @@ def grouped_logits(query: Tensor, keys: Tensor, scale: Scale) -> Tensor:
 
 
 def of_values(chance: Tensor, values: Tensor) -> Tensor:
-    """Probabilities [batch, kv_heads, group, q, n] of values [batch, kv_heads, n, head_dim]: [batch, heads,
-    q, head_dim]."""
+    """Probabilities [batch, kv_heads, group, q, n] of values [batch, kv_heads, n, head_dim]:
+    [batch, heads, q, head_dim]."""
     group, queries = chance.shape[2:4]
     out = chance.flatten(2, 3).to(values.dtype) @ values
     return out.unflatten(2, (group, queries)).flatten(1, 2)

@@ -25,14 +25,13 @@ def kept_count(keep_ratio: float, entries: int) -> int:
 
 
 def is_due(keep_ratio: float, prune_after: int, entries: int) -> bool:
-    """Whether a layer that holds ``entries`` prunes now: the threshold is reached and at least one entry
-    would go."""
+    """Whether a layer that holds ``entries`` prunes now: the threshold is reached and some entry would go."""
     return entries >= prune_after and kept_count(keep_ratio, entries) < entries
 
 
 def next_event(keep_ratio: float, prune_after: int, held: int) -> int | None:
-    """Number of entries at which a layer that holds ``held`` prunes next; None where the ratio never drops
-    anything.
+    """Number of entries at which a layer that holds ``held`` prunes next;
+    None where the ratio never drops anything.
 
     The smallest m > held, m >= prune_after, with ``ceil(keep_ratio * m) < m``: from m >= 1 / (1 - ratio) on
     it holds.
@@ -53,8 +52,8 @@ budget of H2O, TOVA and StreamingLLM, whose papers drop an entry as soon as one 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many entries a pruning layer holds and when it is looked at: what ratio, threshold and schedule are
-    together."""
+    """How many entries a pruning layer holds and when it is looked at:
+    what ratio, threshold and schedule are together."""
 
     keep_ratio: float
     prune_after: int
@@ -88,8 +87,8 @@ class Budget:
         return self.drops and entries > self.constant
 
     def next_event(self, held: int) -> int | None:
-        """Number of entries at which a layer that holds ``held`` prunes next, were every entry checked; None
-        for never."""
+        """Number of entries at which a layer that holds ``held`` prunes next, were every entry checked;
+        None for never."""
         if self.constant is None:
             return next_event(self.keep_ratio, self.prune_after, held)
         return max(self.constant, held) + 1 if self.drops else None
@@ -151,15 +150,14 @@ class Schedule:
         return self.steps if self.first_event is None else self.first_event
 
     def mean(self, first_scored: int = 1) -> float:
-        """Entries held after a step (after its prune), over the steps that predict the tokens
-        ``first_scored..steps``."""
+        """Entries held after a step
+        (after its prune), over the steps that predict the tokens ``first_scored..steps``."""
         start = first_scored - 1  # token i is predicted by step i - 1
         total = self._sum(self.steps) - self._sum(start)
         return total / (self.steps - start) if self.steps > start else 0.0
 
     def scored_pruned(self, first_scored: int) -> int:
-        """How many of the tokens ``first_scored..steps`` were predicted with at least one entry already
-        dropped.
+        """How many of the tokens ``first_scored..steps`` were predicted with an entry already dropped.
 
         Token i is predicted by step i - 1 (0-based), which sees the cache that the event after step i - 2
         left.

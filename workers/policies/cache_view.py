@@ -1,5 +1,4 @@
-"""What a policy sees of a layer at a prune event, and the one maker of it. Imports torch only where it is
-used."""
+"""What a policy sees of a layer at a prune event, and its one maker. Imports torch only where it is used."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ what float32 drops (``benchmarks.rounding``).
 
 @dataclass(frozen=True, kw_only=True)
 class CacheView:
-    """What a policy sees of one layer at a prune event: the entries held, in temporal order, the newest one
-    last.
+    """What a policy sees of one layer at a prune event: the entries held, in temporal order, the newest last.
 
     After a policy that is not ``temporal`` they lie in the order in which it left them. The tensors are the
     policy's own copies.
@@ -51,8 +49,8 @@ class CacheView:
     scale: Scale
     """How the model's attention scales and caps its logits."""
     queries: Tensor | None = None
-    """[batch, heads, w, head_dim], the last w = min(count, seen) queries, rotated, oldest first; see
-    ``LastQueries``."""
+    """[batch, heads, w, head_dim], the last w = min(count, seen)
+    queries, rotated, oldest first; see ``LastQueries``."""
     mass: Tensor | None = None
     """[batch, kv_heads, n], attention that each entry got from all queries so far, summed over the head's
     group; see ``Mass``."""
@@ -65,8 +63,8 @@ class CacheView:
         return self.take_values()
 
     def attention(self, last: int) -> Tensor:
-        """Attention of the last queries over the entries held now: [batch, kv_heads, group, w, n], w =
-        min(last, seen)."""
+        """Attention of the last queries over the entries held now:
+        [batch, kv_heads, group, w, n], w = min(last, seen)."""
         from workers.policies.attention_weights import weights
 
         assert self.queries is not None, "the policy has to say that it observes LastQueries"

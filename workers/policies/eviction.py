@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALWAYS = (2 - 2**-23) * 2.0**127
-"""The score of an entry that stays whatever the others' scores are: the largest float32. Scores are
-finite."""
+"""The score of an entry that stays whatever others score: the largest float32. Scores are finite."""
 
 POOLING = 5
 """Neighbouring entries over which ``snapkv`` pools: the default of its authors' code."""
@@ -72,8 +71,7 @@ def knorm_sorted(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True)
 def random(view: CacheView) -> Tensor:
-    """A fresh uniform draw per event, the same for a (seed, layer, head, text, position, event) in any
-    batch."""
+    """A uniform draw per event, the same for a (seed, layer, head, text, position, event) in any batch."""
     import torch
 
     head = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None]
@@ -91,8 +89,8 @@ def recent(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True)
 def streaming(view: CacheView) -> Tensor:
-    """Attention sinks: the first 4 positions and the newest (Xiao et al. 2023, arXiv 2309.17453, section
-    3.2)."""
+    """Attention sinks: the first 4 positions and the newest
+    (Xiao et al. 2023, arXiv 2309.17453, section 3.2)."""
     import torch
 
     return torch.where(view.positions < 4, ALWAYS, view.positions.float())
@@ -100,8 +98,8 @@ def streaming(view: CacheView) -> Tensor:
 
 @_policy(entrywise=True, rolls=True)
 def streaming_rolled(view: CacheView) -> Tensor:
-    """Keeps what ``streaming`` keeps, at positions within the cache, as its authors' code has them
-    (``rotary``)."""
+    """Keeps what ``streaming`` keeps, at positions within the cache,
+    as its authors' code has them (``rotary``)."""
     return streaming(view)
 
 
@@ -124,8 +122,8 @@ def h2o(view: CacheView) -> Tensor:
 
 @_policy(LastQueries())
 def snapkv(view: CacheView) -> Tensor:
-    """Attention of the last 32 queries, averaged, smoothed over 5 neighbouring entries; those 32 positions
-    always stay.
+    """Attention of the last 32 queries, averaged, smoothed over 5 neighbouring entries;
+    those 32 positions always stay.
 
     Li et al. 2024 (arXiv 2404.14469), section 4 (observation window, pooling). A budget below 32 keeps the
     newest.
@@ -161,8 +159,7 @@ def snapkv_max7(view: CacheView) -> Tensor:
 
 @_policy(LastQueries(1))
 def tova(view: CacheView) -> Tensor:
-    """Attention of the last query, averaged over all heads of the layer, so that its heads keep the same
-    entries.
+    """Attention of the last query, averaged over the layer's heads, so that all keep the same entries.
 
     Oren et al. 2024 (arXiv 2401.06104), section 3.2. Heads hold the same entries because they always kept the
     same.

@@ -17,8 +17,8 @@ OBSERVED_QUERIES = 32
 """A layer keeps at least so many of the last queries where it keeps any: cells whose policies ask for fewer
 share passes with those that ask for all."""
 MOST_QUERIES = 128
-"""What a policy can ask for: more than any method of the literature looks at, and little beside a prompt's
-own cache."""
+"""What a policy can ask for:
+more than any method of the literature looks at, and little beside a prompt's own cache."""
 WEIGHT_BYTES = 16 * 2**20
 """Attention of the last queries that policies look at is made with the pass, for all rows at once, where it
 takes no more."""
@@ -60,8 +60,7 @@ class Nothing(Observation):
 
 @dataclass(frozen=True)
 class LastQueries(Observation):
-    """The last ``count`` queries, whose attention over the entries held is what ``CacheView.attention``
-    gives."""
+    """The last ``count`` queries; ``CacheView.attention`` gives their attention over the entries held."""
 
     count: int = OBSERVED_QUERIES
     kind = "queries"
@@ -108,8 +107,8 @@ class Mass(Observation):
 
 @dataclass(frozen=True)
 class Anything(Mass):
-    """What planning counts with for a user's own policy, of which only its code tells: as much as any
-    observation takes."""
+    """What planning counts with for a user's own policy, of which only its code tells:
+    as much as any observation takes."""
 
     def of_row(self, shape: Shape) -> int:
         """As many queries as there may be."""

@@ -1,5 +1,5 @@
-"""What an eviction policy is: a score function, what it observes, and how its entries may lie. Imports no
-torch."""
+"""What an eviction policy is: a score function, what it observes, how its entries may lie.
+Imports no torch."""
 
 from __future__ import annotations
 

@@ -31,8 +31,7 @@ def _file(module: str) -> Path:
 
 
 def digest(module: str) -> str:
-    """8 hex digits of the module's source file and of the files beside it that it imports, at whatever
-    remove.
+    """8 hex digits of the module's source file and of all files beside it that it imports, at any remove.
 
     Raises PolicyError where there is no such module, or its text is no Python.
     """
@@ -90,8 +89,8 @@ class OwnModules:
         self._known: dict[str, tuple[Path, frozenset[str], str]] = {}
 
     def resolved(self, policy: str) -> str:
-        """The name under which rows keep a policy: a user's own gets the hash of its file, so edited code is
-        another policy.
+        """The name under which rows keep a policy:
+        a user's own gets the hash of its file, so edited code is another policy.
 
         Raises PolicyError where its module, or the function in it, does not exist.
         """
@@ -115,8 +114,8 @@ _DEFINITION = re.compile(
 
 
 def _names_defined(file: Path) -> frozenset[str]:
-    """What stands at the left margin of a module: functions, names that are given values, names taken from
-    other modules."""
+    """What stands at the left margin of a module:
+    functions, names that are given values, names taken from other modules."""
     try:
         text = importlib.util.decode_source(file.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:

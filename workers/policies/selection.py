@@ -51,8 +51,8 @@ def select(
 
 
 def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """``select`` in temporal order where few entries go: those are looked for, and the others are counted
-    past them."""
+    """``select`` in temporal order where few entries go:
+    those are looked for, and the others are counted past them."""
     gone = order.shape[-1] - keep
     worst, index = order.topk(gone + 1, dim=-1, largest=False)
     tied = are_tied(worst[..., gone - 1], worst[..., gone])
@@ -63,8 +63,7 @@ def _without_the_worst(order: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 def _without_the_worst_of_rows(
     order: Tensor, keep: Tensor, lengths: Tensor, widest: int, narrowest: int
 ) -> tuple[Tensor, Tensor]:
-    """``_without_the_worst`` for rows of unequal length, in which what lies behind a row's entries is
-    worst."""
+    """``_without_the_worst`` for rows of unequal length: what lies behind a row's entries is the worst."""
     n = order.shape[-1]
     spare = n - keep
     worst, index = order.topk(min(n, n - narrowest + 1), dim=-1, largest=False)
@@ -98,8 +97,8 @@ def select_ragged(
     positions: Tensor | None = None,
     narrowest: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """``select`` for rows of unequal length: row i holds ``lengths[i]`` entries and keeps ``keep[i] <=
-    lengths[i]``.
+    """``select`` for rows of unequal length:
+    row i holds ``lengths[i]`` entries and keeps ``keep[i] <= lengths[i]``.
 
     scores: [batch, kv_heads, n]; keep, lengths: [batch]; widest: the largest ``keep``; narrowest: the
     smallest, or less, which is slower. Returns ([batch, kv_heads, widest] in the order of ``select``,

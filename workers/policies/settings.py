@@ -23,8 +23,7 @@ class PruneSettings:
     keep_ratio: float = 1.0
     prune_after: int = 1
     skip_layers: Skip = ()
-    """Layers that never prune; ``auto:k`` until the model that it is resolved by is loaded
-    (``diagnosis``)."""
+    """Layers that never prune; ``auto:k`` until the model that resolves it is loaded (``diagnosis``)."""
     protect_sink: int = 0
     protect_recent: int = 0
     schedule: str = "every_step"
@@ -77,8 +76,7 @@ class PruneSettings:
         return self.skip_layers
 
     def prunes(self, layer: int) -> bool:
-        """Whether this layer ever drops entries. Raises ValueError for a rule that no model has resolved
-        yet."""
+        """Whether this layer ever drops entries. Raises ValueError for a rule that no model resolved yet."""
         return layer not in self.skipped and self.policy != "dense" and self.keep_ratio < 1
 
 

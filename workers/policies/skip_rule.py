@@ -1,5 +1,5 @@
-"""Which layers never prune: a list, or the rule ``auto:k`` that a model's own diagnosis turns into one.
-Imports nothing."""
+"""Which layers never prune:
+a list, or the rule ``auto:k`` that a model's own diagnosis turns into one. Imports nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ AUTO = "auto:"
 
 
 def checked_rule(text: str) -> str:
-    """The rule as it is written everywhere. Raises ValueError for anything but ``auto:k`` with k from 1
-    on."""
+    """The rule as it is written everywhere. Raises ValueError for all but ``auto:k`` with k from 1 on."""
     count = text.removeprefix(AUTO)
     if not text.startswith(AUTO) or not (count.isascii() and count.isdecimal()) or not 0 < int(count) < 2**31:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""Which heads find an answer: the dense cache's attention to the answer's positions from the tokens that
-predict it.
+"""Which heads find an answer: the dense cache's attention to its positions from the tokens that predict it.
 
 An answer that is erased from the one head that reads it is lost, however many other heads hold it. So what a
 pruned cache still holds is weighed by what the dense one attends to. Prefill, question and the right answer
@@ -29,11 +28,11 @@ class Asked:
     """What is looked at: which queries of the last ones, and which entries."""
 
     queries: Tensor
-    """[questions, w] bool: whether each of the last w tokens of the pass predicts a token of its question's
-    answer."""
+    """[questions, w] bool:
+    whether each of the last w tokens of the pass predicts a token of its question's answer."""
     entries: Tensor
-    """[questions, n] bool: whether each position of the text is one of its answer's own tokens, in any of its
-    copies."""
+    """[questions, n] bool:
+    whether each position of the text is one of its answer's own tokens, in any of its copies."""
 
 
 class LookLayer(AttendingLayer):
@@ -48,6 +47,7 @@ class LookLayer(AttendingLayer):
         self.rows = list(rows)
         self.asked = asked
         self.length = self.seen = length
+
         self.dtype = prefix.keys.dtype
         self.device = prefix.keys.device
         self.is_initialized = True
@@ -71,8 +71,8 @@ class LookLayer(AttendingLayer):
         return self.marked(self.keys), self.values
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """Causal attention; notes how much of the asked queries' goes to the asked entries, and forgets all
-        entries."""
+        """Causal attention; notes how much of the asked queries' goes to the asked entries,
+        and forgets all entries."""
         self.clear_mark()
         assert self.keys is not None and self.values is not None
         out = attention(query, self.keys, self.values, scale).transpose(1, 2)
@@ -89,7 +89,6 @@ class LookLayer(AttendingLayer):
         return out
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -105,8 +104,8 @@ def answer_attention(
     prompt_of: Sequence[int],
     question_pruned: bool,
 ) -> Tensor:
-    """[layers, questions, kv_heads] on the CPU: the share of its attention that the dense cell gives to each
-    answer's positions.
+    """[layers, questions, kv_heads] on the CPU:
+    the share of its attention that the dense cell gives to each answer's positions.
 
     From the question's last token and all but the last of the right answer's, which predict the answer,
     averaged over them and summed over the query heads that share a KV head. prefix: the prefill of the

@@ -1,5 +1,5 @@
-"""Answers to questions through pruned caches: one dense pass over the prompts of a batch, shared by all cells
-and questions.
+"""Answers to questions through pruned caches:
+one dense pass over the prompts of a batch, shared by all cells and questions.
 
 The answer is fed token by token, as in generation. Each question goes through twice at the same time: with
 the right answer's tokens, for its NLL, and with the model's own, for its text. Where ``question_pruned``, the
@@ -70,8 +70,8 @@ def answers(
     size: int,
     watch: AnswersWatch = AnswersWatch(),
 ) -> list[AnswerRows | Exception]:
-    """Each cell's rows, one per question in their order, or what made it fail; ``size``: questions at a time,
-    at most.
+    """Each cell's rows, one per question in their order, or what made it fail;
+    ``size``: questions at a time, at most.
 
     Raises ValueError for an output layer whose likelihoods cannot be told.
     """

@@ -15,8 +15,8 @@ from workers.policies.settings import in_words
 from workers.retrieval.answers import AnswersWatch, answers
 
 ANSWER_WORK = 64
-"""What a cell's answer to a question takes, in tokens of its prompt: for the share of a unit that is done, no
-more."""
+"""What a cell's answer to a question takes, in tokens of its prompt:
+for the share of a unit that is done, no more."""
 
 
 def retrieval_rows(

@@ -1,5 +1,5 @@
-"""The texts on which a unit's model is checked: as long as what the unit measures, and made of its own tokens
-(``work``)."""
+"""The texts on which a unit's model is checked:
+as long as what the unit measures, and made of its own tokens (``work``)."""
 
 from __future__ import annotations
 

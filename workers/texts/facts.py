@@ -34,15 +34,14 @@ NAMES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One hidden fact: ``value`` (digits) belongs to ``name``; ``depth`` in [0, 1] is its place in the
-    filler."""
+    """One hidden fact: ``value`` (digits) belongs to ``name``;
+    ``depth`` in [0, 1] is its place in the filler."""
 
     name: str
     value: str
     depth: float
     distracts: bool = False
-    """Nobody asks for it: in a passkey document it is somebody's secret number, as in the documents of
-    needles."""
+    """Nobody asks for it: in a passkey document it is a secret number, as in the documents of needles."""
 
 
 def question_text(kind: str, fact: Fact) -> str:
@@ -123,8 +122,8 @@ def draw_fact(rng: random.Random, depth: float, digits: int, name: str | None = 
 
 
 def encode_question(encode: Encode, kind: str, fact: Fact) -> tuple[list[int], list[int]]:
-    """Token ids of the question and of its answer, split so that together they are the tokens of the joined
-    text."""
+    """Token ids of the question and of its answer,
+    split so that together they are the tokens of the joined text."""
     text = question_text(kind, fact)
     question = encode(text)
     joined = encode(f"{text} {fact.value}")

@@ -44,8 +44,8 @@ QUESTION_TOKENS = 96
 
 @dataclass(frozen=True)
 class Question:
-    """A context and a question, ``context_tokens`` tokens together, whose continuation should be
-    ``answer_ids``."""
+    """A context and a question, ``context_tokens`` tokens together,
+    whose continuation should be ``answer_ids``."""
 
     kind: str
     context_tokens: int
@@ -126,8 +126,8 @@ def build_shared(
     distractors: int,
     start: Sequence[int] = (),
 ) -> list[Question] | None:
-    """Needle questions about every depth of one document, each a distractor to the others; None where that
-    cannot be.
+    """Needle questions about every depth of one document, each a distractor to the others;
+    None where that cannot be.
 
     It can where the distractors asked for are enough, and enough names have as many tokens as the first: with
     questions of one length the document is the same for all. Equal arguments give equal questions. Raises
@@ -171,8 +171,8 @@ def build_questions(
     start: Sequence[int] = (),
     documents: range | None = None,
 ) -> Iterator[Question]:
-    """All questions of a kind and length, at every depth of one document after the other; or those of some
-    documents alone."""
+    """All questions of a kind and length, at every depth of one document after the other;
+    or those of some documents alone."""
     every = itertools.product(digits, distractors, range(questions))
     chosen = itertools.islice(every, documents.start, documents.stop) if documents is not None else every
 

@@ -38,8 +38,8 @@ def _spread_first(count: int, wanted: int) -> Iterator[int]:
 
 
 def _scattered(count: int) -> Iterator[int]:
-    """However many are taken, they lie about evenly: numbers in the order of their reversed bits (van der
-    Corput 1935)."""
+    """However many are taken, they lie about evenly:
+    numbers in the order of their reversed bits (van der Corput 1935)."""
     bits = max(0, count - 1).bit_length()  # those of the largest number
     for number in range(1 << bits):
         place = int(f"{number:0{bits}b}"[::-1], 2) if bits else 0

@@ -22,8 +22,8 @@ REACH = 5_000
 
 
 class TextCuts:
-    """The cuts that a tokenizer allows; none where it is of a kind of which nothing is known, or splits texts
-    itself."""
+    """The cuts that a tokenizer allows;
+    none where it is of a kind of which nothing is known, or splits texts itself."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._replaced: dict[str, str] = {}
@@ -72,8 +72,8 @@ class TextCuts:
         return "".join(self._replaced.get(character, character) for character in text)
 
     def _takes(self, tokenizer: Tokenizer) -> bool:
-        """Whether all that happens before the merges is known here: characters replaced one by one, something
-        put before."""
+        """Whether all that happens before the merges is known here:
+        characters replaced one by one, something put before."""
         return all(map(self._takes_normalizer, _parts(tokenizer.normalizer, "normalizers"))) and all(
             map(self._takes_pre_tokenizer, _parts(tokenizer.pre_tokenizer, "pretokenizers"))
         )

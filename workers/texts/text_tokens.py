@@ -1,5 +1,4 @@
-"""Text to token ids and back by a model's tokenizer.json, without torch: the one place that opens such a
-file.
+"""Text to token ids and back by a model's tokenizer.json, without torch: the one place that opens one.
 
 What a text spells is what is encoded: truncation and padding that were saved with a tokenizer are for batches
 of its training, and would cut a corpus off or fill it up; ``<|endoftext|>`` in prose is letters, unless it is
@@ -131,8 +130,7 @@ class TextTokens:
         return sum(id_ in special for id_ in finder.encode(text, add_special_tokens=False).ids)
 
     def misread(self, ids: np.ndarray) -> list[str]:
-        """Special tokens among the ids of a text whose spellings should be letters; not the one for what is
-        unknown.
+        """Special tokens among ids of a text whose spellings should be letters; not the one for the unknown.
 
         A tokenizer whose own vocabulary lists them, and that looks for whole words or pieces in it, cannot
         read them as letters.

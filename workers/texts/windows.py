@@ -11,8 +11,7 @@ from workers.texts.sampling import Sample, in_order, spread
 
 @dataclass(frozen=True)
 class Window:
-    """``length`` positions that hold the tokens from ``start`` on, BOS before them where texts begin with
-    one.
+    """``length`` positions that hold the tokens from ``start`` on, behind BOS where texts begin with one.
 
     Positions from ``first_scored`` on are scored.
     """
@@ -22,13 +21,13 @@ class Window:
     length: int
     first_scored: int
     document: int | None = None
-    """Which of a dataset's documents it lies in, and ``start`` counts from; None where the dataset is one
-    text."""
+    """Which of a dataset's documents it lies in, and ``start`` counts from;
+    None where the dataset is one text."""
 
     @property
     def text_id(self) -> int:
-        """What tells a window from the others of its dataset: its start, that of a document's window with the
-        document."""
+        """What tells a window from the others of its dataset:
+        its start, that of a document's window with the document."""
         if self.document is None:
             return self.start
         return int(hashlib.sha256(f"{self.document} {self.start}".encode()).hexdigest()[:12], 16)

@@ -59,7 +59,7 @@ class BatchCache(Cache):
         return PACKED_OFFSET
 
     def begin(self, plan: Pass) -> None:
-        """Before a pass."""
+        """Make the layers ready for this pass."""
         self.state.plan = plan
         if self._store:
             self._store.begin(plan)

@@ -122,8 +122,7 @@ class BatchLayer(AttendingLayer):
         return self.marked(key_states), value_states
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
-        """Write each token behind its row's entries: key_states, value_states [tokens, kv_heads,
-        head_dim]."""
+        """Write each token behind its row's entries; key_states, value_states [tokens, kv_heads, head_dim]"""
         layout = plan.pruned if self.prunes else plan.full
         if layout.mask is None:  # each row has as many entries and brings as many tokens
             new = slice(layout.entries - plan.widest, layout.entries)
@@ -145,8 +144,8 @@ class BatchLayer(AttendingLayer):
         return self.keys[:, :, : layout.entries], self.values[:, :, : layout.entries], layout.mask
 
     def attend(self, query: Tensor, scale: Scale) -> Tensor:
-        """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim]; drops afterwards what the plan
-        says."""
+        """query: [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim];
+        drops afterwards what the plan says."""
         self.clear_mark()
         plan = self.state.current
         out = self.notes.attend(self._look(plan, plan.laid_out(query), scale))
@@ -209,8 +208,8 @@ class BatchLayer(AttendingLayer):
         self.sums += torch.stack([*left, tied.float()]) * plan.due_rows
 
     def scores(self, plan: Pass, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """Scores of all rows: a policy at a time where entries score alone, else a cell at a time without its
-        padding.
+        """Scores of all rows:
+        a policy at a time where entries score alone, else a cell at a time without its padding.
 
         A policy of a user's own is called for the cells that prune now and for no others.
         """

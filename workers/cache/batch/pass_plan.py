@@ -1,5 +1,5 @@
-"""One forward pass of many cells: where each cell is, which tokens go through, where they are stored, what is
-kept after."""
+"""One forward pass of many cells:
+where each cell is, which tokens go through, where they are stored, what is kept after."""
 
 from __future__ import annotations
 
@@ -144,8 +144,7 @@ class Pass:
         self._recent_rows = self._per_row(recents)
 
     def protected(self, positions: Tensor) -> Tensor | None:
-        """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects
-        anything."""
+        """positions [rows, kv_heads, n] -> bool, what is never dropped; None where no cell protects any."""
         if not self._protects:
             return None
         seen, sink, recent = (
@@ -179,16 +178,16 @@ class Pass:
         return asked if self.pruned.mask is None else 0
 
     def packed(self, laid_out: Tensor) -> Tensor:
-        """The way back, as attention functions return it: [rows, heads, widest, width] -> [1, tokens, heads,
-        width]."""
+        """The way back, as attention functions return it:
+        [rows, heads, widest, width] -> [1, tokens, heads, width]."""
         by_row = laid_out.transpose(1, 2)
         return by_row.flatten(0, 1)[None] if self.is_even else by_row[self.rows, self.offset][None]
 
 
 @dataclass
 class PassState:
-    """What the layers of a batch share. They hold this and not their cache, which is freed as soon as nobody
-    holds it."""
+    """What the layers of a batch share.
+    They hold this and not their cache, which is freed as soon as nobody holds it."""
 
     row_ids: Tensor
     """[rows], what names the rows' texts."""

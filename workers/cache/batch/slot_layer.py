@@ -37,8 +37,8 @@ class SlotLayer(BatchLayer):
     mask: Tensor
 
     def store(self, plan: Pass, key_states: Tensor, value_states: Tensor) -> None:
-        """Write each token where its row and head has room: key_states, value_states [tokens, kv_heads,
-        head_dim]."""
+        """Write each token where its row and head has room:
+        key_states, value_states [tokens, kv_heads, head_dim]."""
         for entries, new in ((self.keys, key_states), (self.values, value_states)):
             entries.view(-1, entries.shape[3]).index_copy_(0, self.place, new.reshape(-1, entries.shape[3]))
 
@@ -51,8 +51,8 @@ class SlotLayer(BatchLayer):
 
 
 class SlotStore:
-    """The places of all pruning layers of a batch: tensors [layers, rows, kv_heads, ...], of which the layers
-    hold views."""
+    """The places of all pruning layers of a batch:
+    tensors [layers, rows, kv_heads, ...], of which the layers hold views."""
 
     def __init__(self, layers: Sequence[SlotLayer], held: Tensor) -> None:
         """held: [rows], entries of each row; they are in the first places."""

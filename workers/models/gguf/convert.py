@@ -79,8 +79,8 @@ def _model(file: Path) -> Any:
 
 
 def _tokenizer(file: Path, header: GgufHeader) -> Any:
-    """As transformers makes it, and where that is not what llama.cpp does with the same file, as llama.cpp
-    does."""
+    """As transformers makes it,
+    and where that is not what llama.cpp does with the same file, as llama.cpp does."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 

@@ -1,5 +1,5 @@
-"""The ordinary folder of a GGUF file: found in the cache folder by the file's hash, or made there once. No
-torch."""
+"""The ordinary folder of a GGUF file:
+found in the cache folder by the file's hash, or made there once. No torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RECORD = "kvsweep.json"
 
 
 def converted(file: Path) -> Path:
-    """The folder. Raises ValueError, with a clause that goes behind the file's name, where it cannot become a
-    model."""
+    """The folder. Raises ValueError, with a clause that goes behind the file's name,
+    where it cannot become a model."""
     try:
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()

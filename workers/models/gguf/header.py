@@ -66,8 +66,8 @@ class GgufHeader:
 
     @property
     def quantization(self) -> str:
-        """The mixture's name, such as ``Q4_K_M``, where the tensors bear it out; else how most of the numbers
-        are stored."""
+        """The mixture's name, such as ``Q4_K_M``, where the tensors bear it out;
+        else how most of the numbers are stored."""
         numbers: Counter[str] = Counter()
         for tensor in self.tensors.values():
             numbers[tensor.kind] += tensor.numbers

@@ -20,8 +20,7 @@ class ConversionError(ValueError):
 
 
 def missing_packages() -> str:
-    """What a conversion lacks on this machine and how to get it, as a clause; empty where it lacks
-    nothing."""
+    """What a conversion lacks on this machine and how to get it, as a clause; empty if it lacks nothing."""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if not absent:
         return ""

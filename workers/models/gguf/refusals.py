@@ -1,5 +1,5 @@
-"""Why a GGUF file cannot become a model here, by its header alone: clauses that go behind its name. No
-torch."""
+"""Why a GGUF file cannot become a model here, by its header alone:
+clauses to go behind its name. No torch."""
 
 from __future__ import annotations
 

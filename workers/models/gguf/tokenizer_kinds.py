@@ -12,8 +12,8 @@ from typing import Any
 BPE, SENTENCEPIECE = "gpt2", "llama"
 """``tokenizer.ggml.model``."""
 DIGITS_APART = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")
-"""Cut digit by digit, and then as GPT-2 does; transformers' loader knows the second step alone, and joins "
-4" otherwise."""
+"""Cut digit by digit, and then as GPT-2 does;
+transformers' loader knows the second step alone, and joins " 4" otherwise."""
 AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling")
 WHOLE_WORDS = (
     "llama3",

@@ -1,5 +1,4 @@
-"""How ggml stores numbers: the types of tensors that transformers reads, and the names of mixtures of
-them."""
+"""How ggml stores numbers: the types of tensors that transformers reads, and the names of mixtures."""
 
 from __future__ import annotations
 
