@@ -67,11 +67,13 @@ class CollectionTokens:
         if asked not in self._windows:
             search = self._search(window - bos, limit)
             room = [self._room(document, window, stride, bos=bos) for document in search.found]
-            found: list[Window] = []
+            planned: list[Window] = []
             for document, share in zip(search.found, even_shares(room, limit), strict=True):
-                found += self._windows_of(document, share, window, stride, bos=bos)
-            found.sort(key=lambda w: (w.document or 0, w.start))
-            numbered = (Window(i, w.start, w.length, w.first_scored, w.document) for i, w in enumerate(found))
+                planned += self._windows_of(document, share, window, stride, bos=bos)
+            planned.sort(key=lambda w: (w.document or 0, w.start))
+            numbered = (
+                Window(i, w.start, w.length, w.first_scored, w.document) for i, w in enumerate(planned)
+            )
             self._windows[asked] = tuple(numbered)
         return self._windows[asked]
 
@@ -91,11 +93,11 @@ class CollectionTokens:
         """At most ``count`` stretches of ``length`` tokens, each in one document, of as many as can be."""
         search = self._search(length, count)
         room = [self._room(document, length, length, bos=False) for document in search.found]
-        found: list[np.ndarray] = []
+        stretches: list[np.ndarray] = []
         for document, share in zip(search.found, even_shares(room, count), strict=True):
             windows = self._windows_of(document, share, length, length, bos=False)
-            found += [self.held(w, length) for w in windows]
-        return found
+            stretches += [self.held(w, length) for w in windows]
+        return stretches
 
     def filler(self, length: int) -> np.ndarray:
         """At least ``length`` tokens, where there are as many, of documents one after the other:
@@ -270,11 +272,11 @@ class CollectionTokens:
             return [Window(w.index, w.start, w.length, w.first_scored, number) for w in planned]
 
         assert document.long is not None
-        found = []
+        windows = []
         for start, ids in self._passages(number, document.long, window - bos, share):
             self._keep(number, start, ids)
-            found.append(Window(0, start, window, 1 if start == 0 else max(1, window - stride), number))
-        return found
+            windows.append(Window(0, start, window, 1 if start == 0 else max(1, window - stride), number))
+        return windows
 
     def _keep(self, number: int, start: int, ids: np.ndarray) -> None:
         """The longest stretch that was asked for from a place on."""

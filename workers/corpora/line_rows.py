@@ -76,11 +76,13 @@ def line_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
                 before = counts[i][place]
             yield LineBlock(file, start, start + step, column, numbers[i], before)
 
-    found = _columns(block for i, file in enumerate(files) for block in blocks(i, file, ""))
-    if not found:
+    columns = _columns(block for i, file in enumerate(files) for block in blocks(i, file, ""))
+    if not columns:
         raise CorpusError(f"dataset {dataset!r} holds no rows")
     others = ((file, _columns(blocks(i, file, ""))) for i, file in enumerate(files) if i)
-    return RowSource(found, blocks_of, None if counts is None else sum(count[-1] for count in counts), others)
+    return RowSource(
+        columns, blocks_of, None if counts is None else sum(count[-1] for count in counts), others
+    )
 
 
 def _lines(file: SourceFile, start: int, end: int) -> tuple[bytes, int]:
@@ -181,13 +183,13 @@ def _columns(blocks: Iterator[LineBlock]) -> list[Column]:
                 break
         if looked:
             break
-    return [Column(key, kinds_in_words(own)) for key, own in kinds.items()]
+    return [Column(key, kinds_in_words(kinds_of_key)) for key, kinds_of_key in kinds.items()]
 
 
 def kinds_in_words(kinds: set[str]) -> str:
     """``text`` where some value is, or none tells; else what they are in words."""
-    own = kinds - {"null", "empty"}
-    if "text" in own or not own:
+    telling = kinds - {"null", "empty"}
+    if "text" in telling or not telling:
         return "text"
     plural = {
         "list": "lists",
@@ -196,4 +198,4 @@ def kinds_in_words(kinds: set[str]) -> str:
         "boolean": "true and false",
         "other": "other things",
     }
-    return " and ".join(plural[kind] for kind in sorted(own))
+    return " and ".join(plural[kind] for kind in sorted(telling))

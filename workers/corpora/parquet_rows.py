@@ -34,7 +34,7 @@ class ParquetBlock:
 
     def rows(self) -> Sequence[Row]:
         """Their values; what lies before them in the row group is decoded and let go."""
-        found: list[Row] = []
+        read: list[Row] = []
         passed = 0
         last = self.skipped + self.count
 
@@ -48,12 +48,12 @@ class ParquetBlock:
                     begin = max(passed, self.skipped)
                     inside = batch.slice(max(0, self.skipped - passed), max(0, last - begin))
                     first = self.first_number + begin - self.skipped
-                    found += [Row(first + i, value) for i, value in enumerate(inside.column(0).to_pylist())]
+                    read += [Row(first + i, value) for i, value in enumerate(inside.column(0).to_pylist())]
                     passed += batch.num_rows
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _broken(self.path, error) from None
 
-        return found
+        return read
 
 
 def parquet_source(files: Sequence[SourceFile]) -> RowSource:
@@ -65,12 +65,12 @@ def parquet_source(files: Sequence[SourceFile]) -> RowSource:
     columns = [_columns(footer) for footer in footers]
 
     def blocks_of(column: str) -> list[Block]:
-        found: list[Block] = []
+        blocks: list[Block] = []
         for file, footer, number in zip(files, footers, numbers, strict=True):
             if column not in footer.schema.to_arrow_schema().names:
                 raise CorpusError(f"{shown_path(file.path)} has no column {column!r}, which other files have")
-            found += _blocks(file.path, footer, column, number)
-        return found
+            blocks += _blocks(file.path, footer, column, number)
+        return blocks
 
     others = zip(files[1:], columns[1:], strict=True)
     return RowSource(columns[0], blocks_of, sum(footer.num_rows for footer in footers), others)
@@ -97,7 +97,7 @@ def _broken(path: Path, error: Exception) -> CorpusError:
 
 def _blocks(path: Path, footer: Any, column: str, first_number: int) -> list[Block]:
     """Row groups, those of long texts in parts of about ``BLOCK`` bytes."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for group in range(footer.num_row_groups):
         described = footer.row_group(group)
         chunks = (described.column(i) for i in range(described.num_columns))
@@ -108,9 +108,9 @@ def _blocks(path: Path, footer: Any, column: str, first_number: int) -> list[Blo
 
         for start in range(0, described.num_rows, step):
             count = min(step, described.num_rows - start)
-            found.append(ParquetBlock(path, group, column, start, count, first_number + start))
+            blocks.append(ParquetBlock(path, group, column, start, count, first_number + start))
         first_number += described.num_rows
-    return found
+    return blocks
 
 
 def _kind(type_: Any) -> str:

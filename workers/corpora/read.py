@@ -87,39 +87,39 @@ def _local_path(name: str) -> tuple[str | None, str]:
     """``hf:./FOLDER[:split]``, or of a file or pattern: the path and the split;
     None where it is a name of the hub."""
     folder, slash, last = without_scheme(name.removeprefix("hf:"), name).rpartition("/")
-    own, _, split = last.partition(":")
-    path = folder + slash + own
+    name_of_last, _, split = last.partition(":")
+    path = folder + slash + name_of_last
     return (path, checked_split(split, name)) if path.startswith((".", "/", "~")) else (None, "")
 
 
 def _of_split(files: Sequence[SourceFile], split: str, name: str) -> Sequence[SourceFile]:
     """The files whose name or folder says the split; where none says any, they are the split ``train``."""
     said = [_splits(file, split) for file in files]
-    known = sorted({each for own in said for each in own})
+    known = sorted({each for splits in said for each in splits})
     wanted = split or ("test" if "test" in known else "")
     if not wanted and not known:
         return files
     if not known and wanted == "train":
         return files
 
-    found = [file for file, own in zip(files, said, strict=True) if wanted in own]
-    if not found:
+    of_split = [file for file, splits in zip(files, said, strict=True) if wanted in splits]
+    if not of_split:
         has = (
             f"its files say {', '.join(known)}"
             if known
             else "no file or folder says a split, so that all are 'train'"
         )
         raise CorpusError(f"dataset {name!r} has no split {wanted or 'test'!r}: {has}")
-    return found
+    return of_split
 
 
 def _splits(file: SourceFile, asked: str) -> set[str]:
     name = file.name.lower()
     words = set(BETWEEN_WORDS.split(name))
-    found = {split for split, names in SPLITS.items() if words & set(names)}
+    splits = {split for split, names in SPLITS.items() if words & set(names)}
     if asked and asked not in SPLITS and asked.lower() in words | set(re.split(r"[^a-z0-9]+", name)):
-        found.add(asked)
-    return found
+        splits.add(asked)
+    return splits
 
 
 def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> list[str]:
@@ -135,9 +135,9 @@ def _unclaimed(entry: DatasetEntry, files: Sequence[SourceFile], split: str) -> 
 
 
 def _local(
-    entry: DatasetEntry, found: Sequence[SourceFile], seed: int, notes: Sequence[str] = ()
+    entry: DatasetEntry, named: Sequence[SourceFile], seed: int, notes: Sequence[str] = ()
 ) -> Corpus | Collection:
-    files, again = each_once(found)
+    files, again = each_once(named)
     corpus = _prose(entry, files, seed) if files[0].kind == "prose" else _rows(entry, files, seed)
     if again:
         more = f", and {len(again) - 1:,} more" if len(again) > 1 else ""

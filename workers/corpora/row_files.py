@@ -28,7 +28,7 @@ def row_blocks(
     source = _source(files, dataset)
     columns = source.columns
     looked = 1
-    if column is not None and column not in {own.name for own in columns}:
+    if column is not None and column not in {each.name for each in columns}:
         columns, looked = _also_elsewhere(column, source)
     chosen = text_column(column, columns, dataset, _looked_at(files, looked))
     return chosen, source.blocks_of(chosen), source.rows
@@ -39,8 +39,8 @@ def _also_elsewhere(column: str, source: RowSource) -> tuple[Sequence[Column], i
     looked = 1
     for _, columns in itertools.islice(source.others, LOOKED_FILES - 1):
         looked += 1
-        if found := [own for own in columns if own.name == column]:
-            return [*source.columns, *found], looked
+        if named := [each for each in columns if each.name == column]:
+            return [*source.columns, *named], looked
     return source.columns, looked
 
 

@@ -33,12 +33,14 @@ class WholeFile:
 
         Raises CorpusError where no row has it: a header without it, or a list of other things.
         """
-        found = records(self.file)
-        if found and not any(self.column in row for row in found):
+        records_of_file = records(self.file)
+        if records_of_file and not any(self.column in row for row in records_of_file):
             raise CorpusError(
                 f"{shown_path(self.file.path)} has no column {self.column!r}, which other files have"
             )
-        return [Row(self.first_number + i, row.get(self.column, MISSING)) for i, row in enumerate(found)]
+        return [
+            Row(self.first_number + i, row.get(self.column, MISSING)) for i, row in enumerate(records_of_file)
+        ]
 
 
 def whole_source(files: Sequence[SourceFile], dataset: str) -> RowSource:
@@ -63,7 +65,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     for row in rows[:LOOKED]:
         for key, value in row.items():
             kinds.setdefault(key, set()).add(value_kind(value))
-    return [Column(key, kinds_in_words(own)) for key, own in kinds.items()]
+    return [Column(key, kinds_in_words(kinds_of_key)) for key, kinds_of_key in kinds.items()]
 
 
 def records(file: SourceFile) -> Sequence[dict[str, Any]]:
@@ -86,7 +88,7 @@ def _too_large(file: SourceFile) -> CorpusError:
 
 def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     usual = csv.field_size_limit(EXPANDED)
 
     try:
@@ -99,13 +101,13 @@ def _csv(text: str, file: SourceFile) -> list[dict[str, Any]]:
                     f"{place}: has {len(row)} fields and the header has {len(header)}; texts with commas or "
                     'line breaks stand in "quotes"'
                 )
-            found += [dict(zip(header, row, strict=True))] if row else []
+            rows += [dict(zip(header, row, strict=True))] if row else []
     except csv.Error as error:
         raise CorpusError(f"{shown_path(file.path)}, line {reader.line_num}: is no CSV ({error})") from None
     finally:
         csv.field_size_limit(usual)  # it is the process's, and others read tables in it
 
-    return found
+    return rows
 
 
 def _check_header(header: Sequence[str], file: SourceFile) -> None:

@@ -98,10 +98,10 @@ def _turn(
     cell: int,
     work: GenerationWork,
     clock: Clock,
-    found: Rounds,
+    rounds: Rounds,
 ) -> GenerationRun | None:
     """One run; None for a cell that failed. Raises what the dense cell raises."""
-    if cell in found.failed:
+    if cell in rounds.failed:
         return None
 
     try:
@@ -109,19 +109,19 @@ def _turn(
     except Exception as error:
         if cells[cell].policy == "dense":
             raise
-        found.fail(cell, error)
+        rounds.fail(cell, error)
         return None
 
 
-def widest_interval(found: Sequence[Timed], dense: int) -> float:
+def widest_interval(runs: Sequence[Timed], dense: int) -> float:
     """The widest 95 % interval of a median ratio of TPOT to the dense run of the round; 0 without a ratio.
 
     Between two order statistics, as the report forms it; infinite where rounds are too few for one.
     """
-    tpot = {(t.cell, t.control, t.repeat): t.run.tpot_seconds or 0.0 for t in found}
-    rounds = 1 + max(t.repeat for t in found)
+    tpot = {(t.cell, t.control, t.repeat): t.run.tpot_seconds or 0.0 for t in runs}
+    rounds = 1 + max(t.repeat for t in runs)
     base = np.array([tpot[dense, False, r] for r in range(rounds)])
-    others = {(t.cell, t.control) for t in found} - {(dense, False)}
+    others = {(t.cell, t.control) for t in runs} - {(dense, False)}
 
     rank = int(binom.ppf(0.025, rounds, 0.5))
     if rank < 1:
@@ -141,14 +141,14 @@ def rounds_as_reported(
     """
     order = sorted(range(len(cells)), key=lambda i: cells[i].policy != "dense")
     clock = Clock(prompts.device)
-    found = Rounds()
+    rounds = Rounds()
 
     for place, cell in enumerate(order):
         for repeat in range(work.repeats):
-            run = _turn(model, prompts, cells, cell, work, clock, found)
+            run = _turn(model, prompts, cells, cell, work, clock, rounds)
             if run is None:
                 break
             if cells[cell].policy == "dense":
                 run = replace(run, ttft_seconds=REPORTED_TTFT_SHARE * run.total_seconds)
-            found.runs.append(Timed(cell, repeat, place, False, run))
-    return found
+            rounds.runs.append(Timed(cell, repeat, place, False, run))
+    return rounds

@@ -52,23 +52,23 @@ def generation_rows(
 
 def above_ceiling(unit: WorkUnit, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Cells whose median step reads its bytes faster than the memory was measured to give them."""
-    found = []
+    warnings = []
     for cell in unit.cells:
-        own = [row for row in rows if row["cell_id"] == cell.cell_id]
-        if not own:
+        of_cell = [row for row in rows if row["cell_id"] == cell.cell_id]
+        if not of_cell:
             continue
 
         achieved = statistics.median(
-            (row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in own
+            (row["weight_bytes"] + row["kv_bytes_step_mean"]) / row["tpot_seconds"] for row in of_cell
         )
-        ceiling = own[0]["memory_bandwidth"]
+        ceiling = of_cell[0]["memory_bandwidth"]
         if achieved > ceiling:
-            found.append(
+            warnings.append(
                 f"{unit.model.name} {cell.settings.policy} keep_ratio {cell.settings.keep_ratio:g}: a "
                 f"decoding step would have to read {achieved / 1e9:.1f} GB/s, and this machine was measured "
                 f"to read {ceiling / 1e9:.1f} GB/s at most: do not trust this timing"
             )
-    return found
+    return warnings
 
 
 def _generation_row(work: GenerationWork, timed: Timed) -> dict[str, Any]:

@@ -232,7 +232,10 @@ class PrunedModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """For requests that are ids already; counts under no task."""
-        pairs = [fitted((list(context), list(own)), self.max_length) for _, context, own in requests]
+        pairs = [
+            fitted((list(context), list(continuation)), self.max_length)
+            for _, context, continuation in requests
+        ]
         return [
             (one.logprob, one.greedy)
             for one in self._score(pairs, "loglikelihood", bool(kwargs.get("disable_tqdm")))
@@ -286,9 +289,9 @@ class PrunedModel(TemplateLM):
     def warnings(self) -> list[str]:
         """Tasks that settings ask to prune and of which nothing came from a pruned cache,
         and what 16 bits lose."""
-        found = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
-        own = [self.rounding] if self.rounding else []
-        return [f"{task}: {warning}" for task, warning in found if warning] + own
+        by_task = [(task, counts.warning(self.settings)) for task, counts in self.counts.items()]
+        rounding = [self.rounding] if self.rounding else []
+        return [f"{task}: {warning}" for task, warning in by_task if warning] + rounding
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness puts under ``config`` in its results. It asks after the run, so the counts are

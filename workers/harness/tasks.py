@@ -85,11 +85,11 @@ def _places(name: str, own: Path, include_path: str | None) -> Iterator[list[Pat
     if include_path is not None:
         yield [_path(include_path)]
     mention = name.encode()
-    found = sorted({file.parent for file in own.rglob("*.yaml") if mention in file.read_bytes()})
+    mentioning = sorted({file.parent for file in own.rglob("*.yaml") if mention in file.read_bytes()})
     yield [
         folder
-        for folder in found
-        if not any(folder.is_relative_to(other) for other in found if other != folder)
+        for folder in mentioning
+        if not any(folder.is_relative_to(other) for other in mentioning if other != folder)
     ]
     yield _everywhere(own, include_path)
 

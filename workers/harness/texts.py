@@ -123,26 +123,26 @@ class Writer:
         ``done`` is told of texts as they are finished; what ``book`` knows is not computed.
         """
         book = book or AnswerBook()
-        found: dict[int, Generated] = {}
+        generated: dict[int, Generated] = {}
         for batch in context_batches(contexts, batch_size, shape_of(self.model)):
-            found |= in_halves(partial(self._batch, contexts, decoding, book), batch)
+            generated |= in_halves(partial(self._batch, contexts, decoding, book), batch)
             done(sum(map(len, batch)))
-        return [found[i] for i in range(len(contexts))]
+        return [generated[i] for i in range(len(contexts))]
 
     def _batch(
         self, texts: Sequence[list[int]], decoding: Decoding, book: AnswerBook, batch: list[list[int]]
     ) -> dict[int, Generated]:
         contexts = Contexts(self.model, [texts[group[0]] for group in batch], self.settings, self.device)
         rows = [(place, i, draw) for place, group in enumerate(batch) for draw, i in enumerate(group)]
-        found: dict[int, Generated] = {}
+        generated: dict[int, Generated] = {}
         size = rows_at_once(shape_of(self.model), len(contexts.ids[0]), len(batch))
         for start in range(0, len(rows), size):
             places, indices, draws = zip(*rows[start : start + size], strict=True)
             asked = [contexts.name, places, indices, draws, asdict(decoding)]
             compute = partial(self._write_places, contexts, places, draws, decoding)
             written = book.answers(asked, len(places), Generated, compute)
-            found |= dict(zip(indices, written, strict=True))
-        return found
+            generated |= dict(zip(indices, written, strict=True))
+        return generated
 
     def _write_places(
         self, contexts: Contexts, places: Sequence[int], draws: Sequence[int], decoding: Decoding

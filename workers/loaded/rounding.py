@@ -68,15 +68,18 @@ def _distances(
     names = list(range(len(tokens)))
     _, together = evaluate(model, tokens, cells, names)
 
-    for cell, found in zip(cells[:MEASURED], together, strict=False):
+    for cell, in_company in zip(cells[:MEASURED], together, strict=False):
         _, (alone,) = evaluate(model, tokens, [cell], names)
-        for outcome in (found, alone):
+        for outcome in (in_company, alone):
             if isinstance(outcome, Exception):
                 raise outcome
-        assert found is not None and not isinstance(found, Exception)
+        assert in_company is not None and not isinstance(in_company, Exception)
         assert alone is not None and not isinstance(alone, Exception)
 
         exact = reference_nll(model, tokens, cell)
         pruned = slice(cell.prune_after, None)  # the tokens before saw all that was there
-        own = found.nll[:, pruned]
-        yield Distance.between(own, exact[:, pruned]), Distance.between(own, alone.nll[:, pruned])
+        pruned_nll = in_company.nll[:, pruned]
+        yield (
+            Distance.between(pruned_nll, exact[:, pruned]),
+            Distance.between(pruned_nll, alone.nll[:, pruned]),
+        )

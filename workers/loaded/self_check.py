@@ -159,18 +159,18 @@ def check(model: Any, name: str, dtype: str, tokens: Tensor | None = None) -> Pa
     faults = []
     for text in _texts(model, tokens):
         try:
-            found = _compare(model, text[:, :SHORT], dtype)
-            if isinstance(found, Passed) and text.shape[1] > SHORT:
-                found = _compare(model, text, dtype)
+            outcome = _compare(model, text[:, :SHORT], dtype)
+            if isinstance(outcome, Passed) and text.shape[1] > SHORT:
+                outcome = _compare(model, text, dtype)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(
                 f"model {name!r}: its architecture does not work with the pruned cache ({error})"
             ) from error
-        if isinstance(found, Passed):
-            return found
-        faults.append(found)
+        if isinstance(outcome, Passed):
+            return outcome
+        faults.append(outcome)
     raise ModelError(f"model {name!r}: self-check failed: {faults[0]}; its figures would be wrong")
 
 
@@ -228,13 +228,15 @@ def _stock_nll(model: Any, tokens: Tensor) -> tuple[Tensor, float]:
     with _stock_attention(model):
         for places in torch.arange(steps, device=tokens.device).split(at_once):
             kept = {"logits_to_keep": places} if len(places) < steps else {}
-            own = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
-            if own.dtype.itemsize < 4:
+            logits = model(tokens[:, :-1], use_cache=False, **kept).logits[0]
+            if logits.dtype.itemsize < 4:
                 # half a unit in the last place of the wanted logit, and as much of the largest
-                rounding = max(rounding, float(max(own.max(), -own.min())) * torch.finfo(own.dtype).eps)
-            own = own.float()  # the model's own are gone before the next ones of their size are made
-            parts.append(functional.cross_entropy(own, tokens[0, places + 1], reduction="none").cpu())
-            del own
+                rounding = max(
+                    rounding, float(max(logits.max(), -logits.min())) * torch.finfo(logits.dtype).eps
+                )
+            logits = logits.float()  # the model's own are gone before the next ones of their size are made
+            parts.append(functional.cross_entropy(logits, tokens[0, places + 1], reduction="none").cpu())
+            del logits
     return torch.cat(parts)[None], rounding
 
 

@@ -78,8 +78,8 @@ def _groups(proc: Path, controller: str) -> Iterator[tuple[int, Path]]:
             continue
 
         for root, place in _mounted(mounts, version, controller):
-            own = path.removeprefix(root.rstrip("/")) if path.startswith(root) else ""
-            folder = Path(place + own)
+            below = path.removeprefix(root.rstrip("/")) if path.startswith(root) else ""
+            folder = Path(place + below)
             for each in [folder, *folder.parents]:
                 if len(str(each)) >= len(place):
                     yield version, each
@@ -122,8 +122,8 @@ def _cached(version: int, folder: Path) -> int:
     """Bytes that count as held and can be had at once; 0 where the group does not tell."""
     words = _words(folder / "memory.stat")
     figures = dict(zip(words[::2], words[1::2], strict=False))
-    found = figures.get(CACHED[version], "")
-    return int(found) if found.isdecimal() else 0
+    bytes_cached = figures.get(CACHED[version], "")
+    return int(bytes_cached) if bytes_cached.isdecimal() else 0
 
 
 def _words(file: Path) -> list[str]:

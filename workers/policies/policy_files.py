@@ -36,15 +36,15 @@ def digest(module: str) -> str:
     Raises PolicyError where there is no such module, or its text is no Python.
     """
     file = _file(module)
-    found = hashlib.sha256(file.read_bytes())
+    hashed = hashlib.sha256(file.read_bytes())
     for name, beside in sorted(_imported(file, file.parent).items()):
-        found.update(f"\n{name}\n".encode() + beside.read_bytes())
-    return found.hexdigest()[:8]
+        hashed.update(f"\n{name}\n".encode() + beside.read_bytes())
+    return hashed.hexdigest()[:8]
 
 
 def _imported(file: Path, folder: Path) -> dict[str, Path]:
     """Name -> file of the modules in ``folder`` that a module imports, itself or through others of them."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     left = [file]
 
     while left:
@@ -54,10 +54,10 @@ def _imported(file: Path, folder: Path) -> dict[str, Path]:
                 folder / name.replace(".", "/") / "__init__.py",
             )
             place = next((place for place in places if place.is_file()), None)
-            if place is not None and place != file and name not in found:
-                found[name] = place
+            if place is not None and place != file and name not in files:
+                files[name] = place
                 left.append(place)
-    return found
+    return files
 
 
 def _names_imported(file: Path) -> frozenset[str]:

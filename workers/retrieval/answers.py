@@ -101,14 +101,14 @@ def answers(
         watch.worked(len(batch.questions), -1)
         for i in going:
             try:
-                found = _Answers(model, prefill, cells[i], batch, work.question_pruned, weights).rows()
+                of_batch = _Answers(model, prefill, cells[i], batch, work.question_pruned, weights).rows()
             except Exception as error:
                 results[i] = without_frames(error)  # a cell that fails takes no other down
             else:
                 rows = results[i]
                 assert isinstance(rows, list)
                 told = [
-                    _described(asked, work) | row for asked, row in zip(batch.questions, found, strict=True)
+                    _described(asked, work) | row for asked, row in zip(batch.questions, of_batch, strict=True)
                 ]
                 rows += told
                 watch.answered(i, told)
@@ -136,8 +136,8 @@ def question_batches(questions: Sequence[Question], question_pruned: bool, size:
     """
 
     def shape(question: Question) -> tuple[int, int]:
-        context, own = len(question.context_ids), len(question.question_ids)
-        return (context + own, 0) if question_pruned else (context, own)
+        context, question_tokens = len(question.context_ids), len(question.question_ids)
+        return (context + question_tokens, 0) if question_pruned else (context, question_tokens)
 
     for _, group in itertools.groupby(sorted(questions, key=shape), key=shape):
         members = list(group)
@@ -261,36 +261,33 @@ class _Answers:
             self.events.append(max(layer.record.events for layer in self.cache.pruned_layers))
             changed = not self.retained or self.events[-1] > self.events[-2]
             self.retained.append(self._retained() if changed else self.retained[-1])
-            highest, own = self.logits[count:].max(-1)
+            highest, chosen = self.logits[count:].max(-1)
             check_chosen(highest)
             wanted = self.right[:, step]
             nll.append(nn.functional.cross_entropy(self.logits[:count].float(), wanted, reduction="none"))
-            given.append(own)
+            given.append(chosen)
             missed.append(self.logits[:count].argmax(-1) != wanted)
             if step + 1 < self.longest:
-                self.logits = forward(self.model, torch.cat([wanted, own])[:, None], self.cache)
+                self.logits = forward(self.model, torch.cat([wanted, chosen])[:, None], self.cache)
 
         further = max(question.text_tokens for question in self.questions) - self.longest
-        if (
-            further > 0
-        ):  # the model's own tokens until each answer's text can be complete: no figure sees them
+        if further > 0:
+            # the model's own tokens until each answer's text can be complete: no figure sees them
             self.cache.take_rows(range(count, 2 * count))
         for _ in range(further):
             given.append(forward(self.model, given[-1][:, None], self.cache).argmax(-1))
 
-        losses, texts, wrong = (
-            torch.stack(nll, 1).cpu(),
-            torch.stack(given, 1).tolist(),
-            torch.stack(missed, 1).tolist(),
-        )
-        found = []
+        losses = torch.stack(nll, 1).cpu()
+        texts = torch.stack(given, 1).tolist()
+        wrong = torch.stack(missed, 1).tolist()
+        rows = []
         for i, question in enumerate(self.questions):
             length = len(question.answer_ids)
             loss = float(losses[i, :length].double().sum())
             if not loss < float("inf"):
                 raise FloatingPointError(NOT_FINITE)
             answer = texts[i][:length]
-            found.append(
+            rows.append(
                 {
                     "answer": answer,
                     "own_tokens": texts[i][: question.text_tokens],
@@ -307,4 +304,4 @@ class _Answers:
                     "cache_tokens_mean": sum(self.held[:length]) / length,
                 }
             )
-        return found
+        return rows

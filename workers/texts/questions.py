@@ -149,13 +149,13 @@ def build_shared(
     body, spans = hide_facts(
         encode, "needle", [*asked, *others], context_tokens - lengths[alike[0]], around, start
     )
-    found = []
+    questions = []
     for fact, span in zip(asked, spans, strict=False):
         question, answer = encode_question(encode, "needle", fact)
         shape = ("needle", context_tokens, digits, distractors, fact.depth, index)
         where = answer_spans(encode, "needle", fact, span[0])
-        found.append(Question(*shape, body, question, answer, fact.value, where))
-    return found
+        questions.append(Question(*shape, body, question, answer, fact.value, where))
+    return questions
 
 
 def build_questions(
@@ -198,12 +198,12 @@ def least_context(encode: Encode, kind: str, digits: int, distractors: int, star
     if kind == "needle":
         questions = [len(encode(NEEDLE_QUESTION.format(name=name))) for name in NAMES]
         return len(start) + (distractors + 1) * max(needles) + max(questions) + 1
-    own = (
+    passkey = (
         len(encode(PASSKEY_INTRO))
         + len(encode(PASSKEY_FACT.format(value=value)))
         + len(encode(PASSKEY_QUESTION))
     )
-    return len(start) + own + distractors * max(needles) + 1
+    return len(start) + passkey + distractors * max(needles) + 1
 
 
 def _turned(filler: Filler, start: int, length: int) -> list[int]:
@@ -215,10 +215,10 @@ def _turned(filler: Filler, start: int, length: int) -> list[int]:
 def _distractors(rng: random.Random, count: int, digits: int, facts: Sequence[Fact]) -> list[Fact]:
     """Facts anywhere in the document with names and values of their own."""
     free = [name for name in NAMES if name not in {fact.name for fact in facts}]
-    found = list(facts)
+    drawn = list(facts)
     for name in rng.sample(free, count):
-        found.append(replace(_unlike(rng, rng.random(), digits, name, found), distracts=True))
-    return found[len(facts) :]
+        drawn.append(replace(_unlike(rng, rng.random(), digits, name, drawn), distracts=True))
+    return drawn[len(facts) :]
 
 
 def _unlike(rng: random.Random, depth: float, digits: int, name: str, facts: Sequence[Fact]) -> Fact:
