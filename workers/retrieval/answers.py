@@ -108,7 +108,8 @@ def answers(
                 rows = results[i]
                 assert isinstance(rows, list)
                 told = [
-                    _described(asked, work) | row for asked, row in zip(batch.questions, of_batch, strict=True)
+                    _described(asked, work) | row
+                    for asked, row in zip(batch.questions, of_batch, strict=True)
                 ]
                 rows += told
                 watch.answered(i, told)
