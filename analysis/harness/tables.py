@@ -33,23 +33,22 @@ def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
     (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.
     ``suite`` is what was asked for, which may have several tasks.
     """
-    table = _wholes(rows).collect()
     documents = _documents(rows).collect()
     keys = [*POOL, *METRIC]
     means = documents.group_by(keys).agg(
         paired_documents=pl.len(), own_mean=pl.col("value").mean(), dense_mean=pl.col("dense_value").mean()
     )
-    bounds = mean_bounds(
-        documents.filter(pl.col("policy") != "dense"), keys, "difference", "weight", "difference"
-    )
-    for found in (means, bounds, _impossible(rows).collect()):
-        table = table.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    compared = documents.filter(pl.col("policy") != "dense")
+    intervals = mean_bounds(compared, keys, "difference", "weight", "difference")
+    table = _wholes(rows).collect()
+    for figures in (means, intervals, _impossible(rows).collect()):
+        table = table.join(figures, on=keys, how="left", nulls_equal=True, maintain_order="left")
+
     is_mean = _close("value", "own_mean") & _close("dense_value", "dense_mean")
     ends = pl.col("difference_low", "difference_high")
-    never = plain_verdict(
-        never=pl.col("share_pruned") == 0
-    )  # pruned only after all that was asked had been predicted
-    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), never, _note(is_mean))
+    # A cache may have been pruned only after all that was asked had been predicted.
+    verdict = plain_verdict(never=pl.col("share_pruned") == 0)
+    table = table.with_columns(pl.when(is_mean).then(ends).name.keep(), verdict, _note(is_mean))
     table = without_figures(table, [*keys, *CELL, *NAMED])
     return in_reading_order(finite(table.drop("own_mean", "dense_mean")).sort(METRIC, maintain_order=True))
 
@@ -62,11 +61,12 @@ def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
         *on, dense_value="value", dense_stderr="stderr", dense_cache_tokens="cache_tokens_mean"
     )
     paired = whole.join(twin, on=on, how="left", nulls_equal=True, maintain_order="left")
+
     settings = [name for name in CELL if name != "beyond_context"]
-    alone = pl.col("seed").n_unique() == 1
+    is_alone = pl.col("seed").n_unique() == 1
     cells = paired.group_by([*POOL, *METRIC], maintain_order=True).agg(
         *[pl.col(name).first() for name in [*settings, "higher_is_better", "num_fewshot"]],
-        *[pl.when(alone).then(pl.col(name).first()).alias(name) for name in ("stderr", "dense_stderr")],
+        *[pl.when(is_alone).then(pl.col(name).first()).alias(name) for name in ("stderr", "dense_stderr")],
         pl.col("value", "dense_value", "cache_tokens_mean", "prune_events").mean(),
         share_pruned=pl.col("tokens_predicted_pruned").sum() / pl.col("tokens_predicted").sum(),
         suite=pl.col("dataset").first(),
@@ -74,9 +74,8 @@ def _wholes(rows: pl.LazyFrame) -> pl.LazyFrame:
         seeds=pl.col("seed").n_unique(),
         budget=pl.col("cache_tokens_mean").sum() / pl.col("dense_cache_tokens").sum(),
     )
-    return cells.with_columns(
-        difference=pl.col("value") - pl.col("dense_value"), beyond_context=pl.lit(None, pl.Boolean)
-    )
+    difference = pl.col("value") - pl.col("dense_value")
+    return cells.with_columns(difference=difference, beyond_context=pl.lit(None, pl.Boolean))
 
 
 def _documents(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -111,17 +110,20 @@ def _impossible(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def _note(is_mean: pl.Expr) -> pl.Expr:
     compared = pl.col("policy") != "dense"
+    has_twin = pl.col("dense_value").is_not_null()
+    too_late = (pl.col("share_pruned") == 0) & (pl.col("prune_events") > 0)
     notes = [
         pl.col("impossible"),
-        pl.when(compared & pl.col("dense_value").is_null()).then(pl.lit("no dense twin: no difference")),
-        pl.when(compared & pl.col("dense_value").is_not_null() & ~is_mean).then(
-            pl.lit("no mean over paired documents: no interval")
-        ),
-        pl.when(compared & (pl.col("share_pruned") == 0) & (pl.col("prune_events") > 0)).then(
-            pl.lit("every token was predicted before its cache was pruned")
-        ),
-        pl.when(pl.col("documents") < FEW_DOCUMENTS).then(pl.lit(f"n < {FEW_DOCUMENTS}")),
+        _words(compared & ~has_twin, "no dense twin: no difference"),
+        _words(compared & has_twin & ~is_mean, "no mean over paired documents: no interval"),
+        _words(compared & too_late, "every token was predicted before its cache was pruned"),
+        _words(pl.col("documents") < FEW_DOCUMENTS, f"n < {FEW_DOCUMENTS}"),
         pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds averaged", "seeds")),
     ]
+
     joined = pl.concat_str(notes, separator="; ", ignore_nulls=True)
     return pl.when(joined != "").then(joined).alias("note")
+
+
+def _words(condition: pl.Expr, words: str) -> pl.Expr:
+    return pl.when(condition).then(pl.lit(words))

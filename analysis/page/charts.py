@@ -73,9 +73,8 @@ class Drawing:
 def charts(made: Tables) -> dict[str, list[Chart]]:
     """Every chart of a page, by section."""
     drawing = Drawing(made)
-    with debug_mode(
-        False
-    ):  # altair checks every part of every layer against its schema, for a third of the time
+    # Altair checks every part of every layer against its schema, for a third of the time.
+    with debug_mode(False):
         return {name: list(chain.from_iterable(draw(drawing))) for name, draw in SECTIONS.items()}
 
 

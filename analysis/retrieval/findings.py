@@ -32,19 +32,18 @@ def _at_equal_budget(answers: pl.DataFrame) -> list[str]:
     longest = pl.col("context_tokens") == pl.col("context_tokens").max().over([*GROUP, *ASKED])
     sound = valid() & pl.col("budget").is_not_null() & pl.col("dense_accuracy").is_not_null()
     usable = answers.filter(sound, pl.col("position_mode").ne_missing("cache_length")).filter(longest)
-    usable = usable.with_columns(
-        p_value=holm(pl.col("p_value"), [*GROUP, *ASKED])
-    )  # one loss of many is expected by chance
-    found = []
-    for _, group in usable.group_by([*GROUP, *ASKED], maintain_order=True):
-        row = group.row(0, named=True)
-        place = f"{row['model']} on {row['dataset']}, {labels.questions(row)}, {row['context_tokens']} tokens"
-        if row["dense_accuracy"] < LEAST:
-            right = labels.percent(row["dense_accuracy"])
-            found.append(f"{place}: nothing can be said, the dense cell answers {right} of the questions.")
-        else:
-            found.append(f"{place}: {_kept(group)}.")
-    return found
+    # One loss of many is expected by chance.
+    usable = usable.with_columns(p_value=holm(pl.col("p_value"), [*GROUP, *ASKED]))
+    return [_of_questions(group) for _, group in usable.group_by([*GROUP, *ASKED], maintain_order=True)]
+
+
+def _of_questions(group: pl.DataFrame) -> str:
+    row = group.row(0, named=True)
+    place = f"{row['model']} on {row['dataset']}, {labels.questions(row)}, {row['context_tokens']} tokens"
+    if row["dense_accuracy"] < LEAST:
+        right = labels.percent(row["dense_accuracy"])
+        return f"{place}: nothing can be said, the dense cell answers {right} of the questions."
+    return f"{place}: {_kept(group)}."
 
 
 def _kept(group: pl.DataFrame) -> str:

@@ -30,21 +30,23 @@ class MlflowStore:
                 f"--store {store}: give a directory or sqlite:///FILE; only stores on this machine are "
                 "written"
             )
-        if scheme == "sqlite" and not all(
-            importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic")
-        ):
+        lacks_database = not all(importlib.util.find_spec(name) for name in ("sqlalchemy", "alembic"))
+        if scheme == "sqlite" and lacks_database:
             raise TrackingError(
                 f"--store {store}: needs SQLAlchemy: pip install sqlalchemy alembic, or give a directory"
             )
         if not scheme and Path(self._store).exists() and not Path(self._store).is_dir():
             raise TrackingError(f"--store {store}: is a file; give a directory or sqlite:///FILE")
+
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without it MLflow 3.17 refuses directories
-        os.environ.setdefault(
-            "MLFLOW_LOGGING_LEVEL", "WARNING"
-        )  # making a database is told in lines of a log
+        # Without it MLflow 3.17 refuses directories.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # Making a database is told in lines of a log.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
         self._address = self._store if scheme else Path(self._store).resolve().as_uri()
-        self._project, self._experiment = project, ""
+        self._project = project
+        self._experiment = ""
         self._runs: dict[str, str] = {}
         self.place = f"MLflow experiment {project} in {self._store}"
 

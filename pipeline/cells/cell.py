@@ -77,19 +77,10 @@ class Cell:
     @property
     def group(self) -> tuple[str, ...]:
         """What a cell shares with its dense twin and with nobody else's."""
-        return (
-            self.task,
-            self.model,
-            self.model_revision,
-            self.dataset,
-            self.dataset_fingerprint,
-            self.device,
-            self.dtype,
-            self.settings,
-            str(self.seed),
-            str(self.bos),
-            self.special_tokens_in_text,
-        )
+        model = (self.model, self.model_revision)
+        dataset = (self.dataset, self.dataset_fingerprint)
+        read = (str(self.seed), str(self.bos), self.special_tokens_in_text)
+        return (self.task, *model, *dataset, self.device, self.dtype, self.settings, *read)
 
     @property
     def pruning(self) -> tuple[Any, ...]:

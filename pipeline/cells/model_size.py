@@ -15,6 +15,7 @@ def shape_of(facts: ModelFacts, cell: Cell) -> Shape:
     heads = facts.heads or facts.kv_heads
     hidden = facts.hidden or heads * facts.head_dim
     inner, width = facts.inner or 4 * hidden, WIDTHS[cell.dtype]
+
     return Shape(
         facts.layers,
         heads,

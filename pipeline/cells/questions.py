@@ -39,6 +39,7 @@ def faults(task: RetrievalTask, facts: ModelFacts, bos: int | None) -> Iterator[
                 f"its tokenizer {fault}"
             )
             continue
+
         for distractors in task.distractors:
             least = least_context(tokens.inside, kind, digits, distractors, start)
             for length in task.context_tokens:

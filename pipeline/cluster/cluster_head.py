@@ -68,16 +68,16 @@ def prepare_environment(address: str) -> None:
         "RAY_DEDUP_LOGS": "0",
     }.items():
         os.environ.setdefault(key, value)
-    if (
-        address == "local"
-    ):  # a raylet that was ended is noticed after seconds; Ray's own default takes a quarter of a minute
+
+    # A raylet that was ended is noticed after seconds; Ray's own default takes a quarter of a minute.
+    if address == "local":
         for key, value in {"period_ms": "2000", "timeout_ms": "3000", "failure_threshold": "3"}.items():
             os.environ.setdefault(f"RAY_health_check_{key}", value)
+
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on all interfaces
     if address == "local" and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
-            32
-        )  # for this run only; nothing is written to the home directory
+        # For this run only; nothing is written to the home directory.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
@@ -87,6 +87,7 @@ def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
     if address != "local":
         _join(ray, address, options)
         return
+
     options |= {
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
@@ -95,8 +96,7 @@ def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
     }
     try:
         # Ray puts the current directory before everything else that its workers import: theirs must be this
-        # code, not files of
-        # the user's that happen to have such names.
+        # code, not files of the user's that happen to have such names.
         with at_most(START_SECONDS), contextlib.chdir(ROOT):
             ray.init("local", **options)
     except Exception as error:  # Ray raises a plain Exception where its processes do not come up
@@ -119,9 +119,8 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
         ray.init(None if address == "auto" and "RAY_ADDRESS" in os.environ else address, **options)
     except ray.exceptions.AuthenticationError as error:
         raise ConnectionError(str(error)) from error
-    if _is_open(
-        ray.get_runtime_context().gcs_address
-    ):  # its workers would die of a driver that asks them for a token
+    # Its workers would die of a driver that asks them for a token.
+    if _is_open(ray.get_runtime_context().gcs_address):
         ray.shutdown()
         raise ConnectionError("it asks nobody for a token; start its nodes with RAY_AUTH_MODE=token")
 

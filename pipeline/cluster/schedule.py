@@ -183,10 +183,12 @@ class _Loop(Generic[U]):
                 unit = queue.popleft()
                 self.running[unit.unit_id] = unit
                 self.executor.submit(self.prepare(unit), need, unit.cost_seconds)
+
         waiting: Counter[Need] = Counter()
         for (_, need), queue in self.queues.items():
             waiting[need] += len(queue)
         never = self.executor.wanted({need: count for need, count in waiting.items() if count})
+
         for (_, need), queue in self.queues.items():
             while queue and (reason := never.get(need)):
                 unit = queue.popleft()
@@ -196,17 +198,20 @@ class _Loop(Generic[U]):
     def settle(self, outcome: Outcome) -> tuple[U, UnitResult, int] | None:
         """A unit that ended for good, its result and how often it was started; None where it is tried
         again."""
-        unit, result = self.running.pop(outcome.unit_id), outcome.result
+        unit = self.running.pop(outcome.unit_id)
+        result = outcome.result
         name = unit.unit_id
         if not isinstance(result, Fault):
             self._strikes.pop(name, None)
             return unit, result, self._starts.pop(name, 0) + 1
+
         self._strikes[name] += result.strike
         self._starts[name] += result.started
         if self._strikes[name] < MAX_ATTEMPTS and self._starts[name] < MAX_STARTS:
             self.queue_of(unit).appendleft(unit)
             self.on_retry(Retry(name, result, self._starts[name]))
             return None
+
         return unit, gave_up(self.prepare(unit).cells, result), self._starts.pop(name)
 
 

@@ -45,11 +45,11 @@ class Waiting:
             if need not in served and not self.fleet.places(need)
         }
         self._since = {need: self._since.get(need, self.clock()) for need in queued if need not in served}
+
         never = {}
         for need in self._since:
-            if (
-                self.fleet.places(need) > 0 and self.fleet.is_taken()
-            ):  # it waits for our own work, however long that takes
+            # It waits for our own work, however long that takes.
+            if self.fleet.places(need) > 0 and self.fleet.is_taken():
                 self._since[need] = self.clock()
                 continue
             hope = (
@@ -65,18 +65,21 @@ class Waiting:
     def bundles(self, threads: int, wanted: Mapping[Need, int]) -> list[dict[str, float]]:
         """Resources that an autoscaler should see to: a worker for every unit that waits or runs, at most
         what it can start."""
-        found = []
+        # Memory would fit no type that does not say what it has.
+        kinds_say_memory = self.kinds and all(kind.memory < UNSAID for kind in self.kinds)
+        bundles = []
         for need, count in wanted.items():
             one: dict[str, float] = {"CPU": threads}
-            if self.kinds and all(
-                kind.memory < UNSAID for kind in self.kinds
-            ):  # else it would fit no type, by their own words
+            if kinds_say_memory:
                 one["memory"] = need.memory
-            one |= {"GPU": self.fleet.gpu_share(need)} if need.device == "cuda" else {}
-            one |= {"timing": 1} if need.timed else {}
+            if need.device == "cuda":
+                one["GPU"] = self.fleet.gpu_share(need)
+            if need.timed:
+                one["timing"] = 1
+
             most = self.fleet.places(need, self.kinds) if self.kinds else count
-            found += [one] * min(count, most)
-        return found
+            bundles += [one] * min(count, most)
+        return bundles
 
     def _reason(self, need: Need, limit: float) -> str:
         nodes = "; ".join(str(node) for node in self.fleet.nodes.values()) or "none"

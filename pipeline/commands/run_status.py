@@ -27,10 +27,8 @@ def status_lines(store: RunStore) -> list[str]:
     lines = [f"{run['name']} ({run['run_id']}), started {run['started_at']}", describe_driver(store)]
     try:
         lines += _describe_tasks(store, run, planned)
-    except (
-        pl.exceptions.PolarsError,
-        FileNotFoundError,
-    ):  # perhaps its driver has just put parts together: look again
+    except (pl.exceptions.PolarsError, FileNotFoundError):
+        # Perhaps its driver has just put parts together: look again.
         try:
             lines += _describe_tasks(store, run, planned)
         except pl.exceptions.PolarsError as error:
@@ -53,6 +51,7 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
     cells = planned.filter(pl.col("task") == task).select("cell_id", wanted="rows")
     known = cells.join(stored, on="cell_id", how="left").with_columns(pl.col("rows").fill_null(0))
     done = known.filter(pl.col("rows") >= pl.col("wanted"))
+
     failures = (
         store.scan("failures")
         .filter(pl.col("task") == task)
@@ -65,10 +64,14 @@ def _describe_task(store: RunStore, run: dict[str, Any], planned: pl.DataFrame, 
         .join(done, on="cell_id", how="anti", maintain_order="left")
     )
     failed = failed.join(cells, on="cell_id", how="semi", maintain_order="left")
-    bad, count = failed["cell_id"].n_unique(), run["planned"][task]
-    missing, fewest = max(0, count - len(done) - bad), "at least " if TASKS[task].at_least else ""
+
+    bad = failed["cell_id"].n_unique()
+    count = run["planned"][task]
+    missing = max(0, count - len(done) - bad)
     told = run.get("planned_rows")
     wanted = told[task] if isinstance(told, dict) and task in told else cells["wanted"].sum()
+    fewest = "at least " if TASKS[task].at_least else ""
+
     lines = [
         f"{task}: {count} cells planned, {len(done)} done, {bad} failed, {missing} missing",
         f"  {known['rows'].sum()} of {fewest}{wanted} rows",

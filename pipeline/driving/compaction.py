@@ -114,6 +114,7 @@ def _groups(store: RunStore, task: str) -> Iterator[list[str]]:
             group, total = [], 0
         group.append(name)
         total += size
+
     if len(group) >= AT_LEAST:
         yield group
 

@@ -46,6 +46,7 @@ def execute(session: Session, executor: AnyExecutor) -> list[Failure]:
     with RunLog(session.store, session.run_id) as log:
         turn = _Turn(session, executor, log)
         log.write("start", cells=turn.progress.cells, units=len(session.pending))
+
         try:
             with turn.progress:
                 run_units(
@@ -73,6 +74,7 @@ def of_this_code(unit: PlannedUnit, result: UnitResult) -> UnitResult:
     }
     if result.code == code_digest() or refused:  # a worker that refused says what lies where
         return result
+
     told = (
         f"its worker ran other code ({result.code[:8] or 'an older version'}) "
         f"than its driver ({code_digest()[:8]})"
@@ -125,6 +127,7 @@ class _Turn:
         """Store what a unit has finished while it goes on."""
         if news.pace is not None:
             self._hint(unit, news.pace)
+
         rows = 0
         if news.rows or news.answers:
             self.session.lease.hold()
@@ -134,8 +137,10 @@ class _Turn:
             rows = self._writer.hear(unit, news)
             self._rows[unit.unit_id] += rows
             self._count_part(unit.task)
+
         self._time_left.moved(unit.unit_id, news.share, news.seconds)
         self.progress.moved(unit.unit_id, _what(unit), news.doing)
+
         if rows or (news.share > 0 and time.monotonic() - self._told > NEWS_SECONDS):
             self._told = time.monotonic()
             self.log.write(
@@ -161,13 +166,14 @@ class _Turn:
         result = of_this_code(unit, result)
         failed = self._writer.write(unit, result, starts)
         self.session.answers.drop(self.session.done.complete(unit))  # whose rows were stored, and read back
-        self.failures.extend(
-            replace(failure, traceback="") for failure in failed
-        )  # those are stored, and long
+        # Tracebacks are stored, and long.
+        self.failures.extend(replace(failure, traceback="") for failure in failed)
+
         estimated = self._time_left.estimate(unit.unit_id)
         self._time_left.ended(unit.unit_id, result.seconds)
         missing = self.session.missing.pop(unit.unit_id)
         first = unit.cells[0]
+
         rows = self._rows.pop(unit.unit_id, 0) + len(result.rows)
         self.log.write(
             "unit",
@@ -187,16 +193,17 @@ class _Turn:
             peak_bytes=result.peak_bytes,
             planned_bytes=unit.need.memory_bytes,
         )
-        for (kind, message), count in Counter(
-            (failure.error_type, failure.message) for failure in failed
-        ).items():
-            self.log.write(
-                "failed", unit_id=unit.unit_id, cells=count, error_type=kind, message=message[:2000]
-            )
+
+        kinds = Counter((failure.error_type, failure.message) for failure in failed)
+        for (kind, message), count in kinds.items():
+            about = {"cells": count, "error_type": kind, "message": message[:2000]}
+            self.log.write("failed", unit_id=unit.unit_id, **about)
+
         for warning in result.warnings:
             self._warn(warning)
         if (beyond := beyond_plan(unit.task, first.model, unit.need, result.peak_bytes)) is not None:
             self._warn(beyond, about=f"memory of {unit.task} {first.model}")
+
         self.progress.finished(unit.unit_id, _what(unit), missing, {failure.cell_id for failure in failed})
         self._count_part(unit.task)
         if failed:

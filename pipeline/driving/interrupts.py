@@ -29,6 +29,7 @@ def interruptible() -> Iterator[None]:
     ends alike."""
     previous = {kind: signal.getsignal(kind) for kind in KINDS}
     as_ctrl_c()
+
     try:
         yield
     except SystemExit as error:

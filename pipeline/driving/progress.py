@@ -45,6 +45,7 @@ class Progress:
         self.done = self.running = self.queued = 0
         self.waiting: Sequence[str] = ()
         self.begin = self.last_line = self._drawn = time.monotonic()
+
         self._unsaid: str | None = None
         self._stream = sys.stderr  # the harness's tasks redirect it while they run in this process
         self._console = Console(file=self._stream)
@@ -141,6 +142,7 @@ class Progress:
             title="kvsweep",
             caption="; ".join(part for part in (*self.waiting, self._at_hand()) if part) or None,
         )
+
         elapsed = datetime.timedelta(seconds=round(time.monotonic() - self.begin))
         row = {
             "work": f"{self._time_left.share():.0%}",
@@ -152,6 +154,7 @@ class Progress:
             "elapsed": str(elapsed),
             "left (about)": self.left(),
         }
+
         for name in row:
             table.add_column(name, justify="right")
         table.add_row(*row.values())

@@ -30,6 +30,7 @@ def describe_run(plan: Plan, previous: dict[str, Any] | None) -> dict[str, Any]:
     """The content of run.json; a resumed run keeps its id and start and lists when it was taken up again."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     resumed = [*(previous or {}).get("resumed_at", []), now] if previous else []
+
     return {
         "run_id": (previous or {}).get("run_id") or uuid.uuid4().hex[:12],
         "name": plan.spec.name,
@@ -111,6 +112,7 @@ def _hardware() -> dict[str, Any]:
             if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
+
     machine = this_machine()
     return {
         "platform": platform.platform(),

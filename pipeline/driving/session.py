@@ -62,9 +62,9 @@ def refusing(out: str) -> Iterator[None]:
             error, SweepError
         ):
             raise
-        named = isinstance(
-            error, StoreError | RunUnreadableError | PlaceError
-        )  # such a message names its place itself
+
+        # Such a message names its place itself.
+        named = isinstance(error, StoreError | RunUnreadableError | PlaceError)
         told = error if named else f"{out}: {first_line_of(error)}"
         raise SweepError([f"--out {told}"]) from error
 
@@ -93,12 +93,10 @@ def open_store(out: str) -> RunStore:
             raise SweepError([f"--out {out}: {why}"])
         if path.exists() and not path.is_dir():
             raise SweepError([f"--out {out}: is a file; name a directory"])
+
         held = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        of_a_start = {
-            RUN_NAME,
-            LEASE_NAME,
-            *(name for name in held if name.startswith(PROBE)),
-        }  # killed early, it leaves these
+        # A run that was killed early leaves these.
+        of_a_start = {RUN_NAME, LEASE_NAME, *(name for name in held if name.startswith(PROBE))}
         if held and not of_a_start.intersection(held):
             raise SweepError([f"--out {out}: is not empty and holds no kvsweep run; name a new directory"])
     return RunStore(place, create=True)
@@ -111,6 +109,7 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
     done, answers = _look_over(plan, store), AnswerFiles(store)
     kept = answers.cells
     answers.drop([cell.cell_id for cell in plan.grid.cells if cell.cell_id in kept and done.has_rows(cell)])
+
     pending, missing, before = [], {}, {}
     for unit in plan.units:
         lacking = done.missing(unit)
@@ -119,6 +118,7 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
             missing[unit.unit_id] = lacking
         else:
             before |= {cell: done.errors[cell] for cell in lacking}
+
     run = describe_run(plan, previous)
     _write(store, {CELLS_NAME: planned_cells(plan), RUN_NAME: as_json(run)}, fresh=previous is None)
     return Session(plan, store, lease, done, answers, run["run_id"], pending, missing, before)

@@ -47,6 +47,7 @@ def run_guarded(command: Callable[[], Any]) -> NoReturn:
     closed = _open_closed()
     sys.stderr = _Quiet(sys.stderr)
     status: Any = 0
+
     try:
         try:
             status = command()
@@ -61,6 +62,7 @@ def run_guarded(command: Callable[[], Any]) -> NoReturn:
         if error.errno != errno.EPIPE:  # whoever reads no further, as `head` does, needs no word
             print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
         status = status or NOT_WRITTEN
+
     _forget_stdout()
     sys.exit(status)
 
@@ -101,6 +103,7 @@ def _open_closed() -> set[int]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
             closed.add(number)
+
     if sys.stdout is None or 1 in closed:
         sys.stdout = _Counting(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (held until the process ends)
     if sys.stderr is None or 2 in closed:

@@ -106,13 +106,13 @@ class TimeLeft:
         seen, done = self._seen(), self._done_of_kinds()
         if not seen:
             return None
+
         left = 0.0
         for name, kind in self._kinds.items():
             if kind.units_left:
                 at_once = max(1, min(kind.units_left, self._workers(name)))
-                rounds = (
-                    math.ceil(kind.units_left / at_once) * at_once / kind.units_left
-                )  # the last round leaves some idle
+                # The last round leaves some workers idle.
+                rounds = math.ceil(kind.units_left / at_once) * at_once / kind.units_left
                 cost_left = max(0.0, kind.cost_left - done[name])
                 left += cost_left * math.exp(_rate(name, seen)) * rounds / at_once
         return left

@@ -85,6 +85,7 @@ def cell_columns(
         "cell_id": cell.cell_id,
         "device_name": device_name,
     }
+
     rule = cell.skip_layers if isinstance(cell.skip_layers, str) else None
     layers = None if rule else list(cell.skip_layers)  # a worker's rows name those that a rule chose
     told = {
@@ -94,5 +95,6 @@ def cell_columns(
         "norm_attention": None,
     }
     told |= {"bos": cell.bos is not None, "quantization": quantization}
+
     rest = cell.values() | own | told
     return {name: rest[name] for name in CELL_COLUMNS}

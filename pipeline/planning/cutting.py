@@ -47,9 +47,8 @@ def _largest_bytes(facts: ModelFacts, task: Task, units: list[PlannedUnit]) -> i
     """Of the unit of a group that takes most: one worker then takes them all."""
     largest: dict[int, tuple[tuple[Cell, ...], int]] = {}
     for unit in units:
-        _, texts = largest.get(
-            id(unit.cells), (unit.cells, 1)
-        )  # by identity: comparing cells would take longer than all else
+        # By identity: comparing cells would take longer than all else.
+        _, texts = largest.get(id(unit.cells), (unit.cells, 1))
         largest[id(unit.cells)] = unit.cells, max(texts, task.texts_at_once(unit))
     return max(worker_bytes(facts, cells, texts) for cells, texts in largest.values())
 

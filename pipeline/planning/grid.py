@@ -115,6 +115,7 @@ def _asked(
         (task, own) for task in tasks_asked(spec) if not task.brings_texts for own in task.settings(spec)
     ]
     of_texts = [(text, own) for text in texts for own in TASKS[text.task].settings(spec)]
+
     for target in targets:
         if target.dataset:
             yield from ((target, task, own) for task, own in of_datasets)
@@ -188,6 +189,7 @@ def _reason_to_drop(cell: Cell, task: Task, layers: int, excluded: Exclusions) -
         return "all layers skipped: is the dense cell"
     if (why := task.why_no_cell(cell)) is not None:
         return why
+
     if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
         return (
             "streaming_rolled gives its keys positions of their own, which position_mode cache_length "

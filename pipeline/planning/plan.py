@@ -103,24 +103,28 @@ def _notes(plan: Plan) -> list[str]:
             "their figures are the dense ones"
         )
     notes += _without_cells(plan.spec)
+
     asked = [
         (task, [cell for cell in plan.grid.cells if cell.task == task.name])
         for task in tasks_asked(plan.spec)
     ]
     for task, cells in asked:
         notes += task.notes(plan.spec, cells)
+
     rounded = [dtype for dtype in plan.spec.dtypes if dtype != "float32"]
     if rounded:
         notes.append(
             f"{', '.join(rounded)}: only float32 is exact; figures move by rounding with what shares a pass, "
             "and the run says by how much on its own text"
         )
+
     contexts = {name: facts.context or math.inf for name, facts in plan.resolved.models.items()}
     beyond = Counter(
         cell.model
         for cell in plan.grid.cells
         if task_of(cell).tokens_read(settings_of(cell)) > contexts[cell.model]
     )
+
     for name, facts in plan.resolved.models.items():
         if facts.trust_remote_code:
             notes.append(f"trust_remote_code: Python files that come with {name} run with your rights")
@@ -132,6 +136,7 @@ def _notes(plan: Plan) -> list[str]:
                 f"{beyond[name]} cells read more than the {facts.context} tokens that {name} was trained on; "
                 "they are marked"
             )
+
     for task, cells in asked:
         notes += task.text_notes(plan.resolved, cells)
     for corpus in plan.resolved.corpora.values():
@@ -139,9 +144,8 @@ def _notes(plan: Plan) -> list[str]:
     for (model, dataset), tokens in plan.resolved.tokens.items():
         notes += tokens.notes(dataset, model)
         if tokens.special_spelled:
-            read = {"literal": "letters", "parse": "the tokens of that name"}[
-                plan.spec.special_tokens_in_text
-            ]
+            ways = {"literal": "letters", "parse": "the tokens of that name"}
+            read = ways[plan.spec.special_tokens_in_text]
             notes.append(
                 f"{dataset} spells {_counted(tokens.special_spelled, 'special token')} of {model}; "
                 f"read as {read} (special_tokens_in_text: {plan.spec.special_tokens_in_text})"
@@ -153,23 +157,24 @@ def _without_cells(spec: SweepSpec) -> list[str]:
     """Values of an axis that a task's block names and the sweep does not have: they make no cells."""
     notes = []
     for task in tasks_asked(spec):
-        block, own = task.block, task.block_of(spec)
-        for axis, chosen in (own.named() if own else {}).items():
+        block = task.block_of(spec)
+        for axis, chosen in (block.named() if block else {}).items():
             values = [cell_value(axis, value) for value in getattr(spec, axis)]
             lacking = [value for value in chosen if value not in values and value != "dense"]
+
             if not chosen:
                 notes.append(
-                    f"{block} has dense cells alone: its {axis} are an empty list; "
+                    f"{task.block} has dense cells alone: its {axis} are an empty list; "
                     "leave it out for all of the sweep's"
                 )
             elif lacking and len(lacking) < len(chosen):
                 notes.append(
-                    f"{block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: "
+                    f"{task.block}.{axis} names {_listed(lacking)}, which the sweep's own {axis} lack: "
                     "no cell has them"
                 )
             elif lacking:
                 notes.append(
-                    f"{block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "
+                    f"{task.block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "
                     f"({_listed(values)}), and none is in both; list it in both"
                 )
     return notes

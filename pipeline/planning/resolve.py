@@ -200,12 +200,14 @@ def _rolled_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
     loaded model tells."""
     if "streaming_rolled" not in spec.policies:
         return []
+
     faults = [
         f"policies: streaming_rolled turns keys at every prune, and in {dtype} the rounding adds up; "
         "it takes float32 alone"
         for dtype in spec.dtypes
         if dtype != "float32"
     ]
+
     if facts.architecture not in PLAIN_ROTARY:
         faults.append(
             f"policies: streaming_rolled turns stored keys, and whether {facts.name} ({facts.architecture}) "

@@ -97,6 +97,7 @@ def _find(path: str | None) -> Path:
         if path in _embedded():
             return EMBEDDED_SWEEPS / f"{path}.yaml"
         raise _no_such(path, "there is no such sweep file") from None
+
     if stat.S_ISDIR(kind):
         raise _no_such(path, "there is no such sweep file, it is a directory")
     if not stat.S_ISREG(kind):
@@ -232,6 +233,7 @@ def _fault(fault: Any, places: Places) -> str:
     at = tuple(fault["loc"])
     where = places.where(at)
     kind, got = fault["type"], json.dumps(fault.get("input"), default=str)[:80]
+
     if kind == "extra_forbidden":
         known = _known_keys(at[:-1])
         near = difflib.get_close_matches(str(at[-1])[:80], known, 1)
@@ -240,6 +242,7 @@ def _fault(fault: Any, places: Places) -> str:
         )
     if kind == "missing":
         return f"{where}: is required"
+
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "string_pattern_mismatch":
         message = "must be letters, digits, '.', '_' and '-' only, 64 at most"

@@ -164,11 +164,13 @@ class Lease:
         for _ in range(5):
             if self._store.put(LEASE_NAME, self._me.content()):
                 return
+
             found = _stored(self._store)
             if self._is_mine(found):  # the put had worked although its answer was lost
                 return
             if found is None:
                 continue
+
             holder = Holder.read(found)
             if self._lives(found):
                 raise SweepError(
@@ -182,6 +184,7 @@ class Lease:
                 who = f"the driver before ({holder})" if holder else f"an unreadable {LEASE_NAME}"
                 print(f"note: took over from {who}, which left no end", file=sys.stderr)
                 return
+
             time.sleep(0.2)
         raise SweepError(
             [
@@ -262,10 +265,12 @@ def describe_driver(store: RunStore) -> str:
     content = _stored(store)
     if content is None:
         return "not running"
+
     holder = Holder.read(content)
     alive = holder.is_alive() if holder else None
     if alive:
         return f"running ({holder})"
+
     who = str(holder) if holder else f"{LEASE_NAME} is unreadable"
     if alive is None and holder and (holder.silence() or 0) <= STALE_SECONDS:
         return (

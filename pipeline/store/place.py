@@ -73,6 +73,7 @@ def local(text: str) -> str:
             error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         )
         raise PlaceError(f"{text}: {reason}") from error
+
     if dangling:
         raise PlaceError(
             f"{text}: is a symbolic link to {found}, which is not there; make that, or give another name"
@@ -101,6 +102,7 @@ def _url(text: str) -> str:
             f"{parts.scheme}://...: holds a user or a password; take it out of the name, "
             "and use the environment"
         )
+
     if parts.query or parts.fragment:
         raise PlaceError(f"{text}: holds ? or #, which are no letters of a name in a URL; give a plain name")
     steps = parts.path.rstrip("/").split("/")[1:]

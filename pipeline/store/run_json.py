@@ -77,9 +77,8 @@ def parsed(content: bytes, place: str) -> dict[str, Any]:
     file."""
     try:
         run = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
-        json.dumps(run, ensure_ascii=False).encode(
-            "utf-8"
-        )  # an escape can spell half of a character, which nothing can print
+        # An escape can spell half of a character, which nothing can print.
+        json.dumps(run, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise RunUnreadableError(f"{place}: is not UTF-8 text. {_REMEDY}") from None
     except RecursionError:

@@ -68,16 +68,16 @@ class RunStore:
         if is_remote(self.directory):
             with explained(self.directory):
                 self._access = access(self.directory)
-                self.store: ObjectStore = from_url(
-                    self.directory, retry_config=RETRIES, **self._access.settings
-                )
-        else:
-            if create:
-                Path(self.directory).mkdir(parents=True, exist_ok=True)
-            elif not Path(self.directory).is_dir():
-                raise FileNotFoundError(f"{directory}: there is no such directory")
-            self._access = Access()
-            self.store = from_url(Path(self.directory).as_uri())
+                settings = self._access.settings
+                self.store: ObjectStore = from_url(self.directory, retry_config=RETRIES, **settings)
+            return
+
+        if create:
+            Path(self.directory).mkdir(parents=True, exist_ok=True)
+        elif not Path(self.directory).is_dir():
+            raise FileNotFoundError(f"{directory}: there is no such directory")
+        self._access = Access()
+        self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
         """Write a whole object at once; False where another one is there already and ``overwrite`` is not
@@ -92,6 +92,7 @@ class RunStore:
         """In an object store a request whose answer was lost may have worked, so what is there then is
         compared with ours."""
         remote = is_remote(self.directory)
+
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 obstore.put(self.store, name, content, mode="create")
@@ -195,9 +196,8 @@ class RunStore:
         Returns the whole name. Raises StoreError where the store does not give back what was put.
         """
         whole = f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.parquet"
-        if (
-            not self.put(whole, content) and self.get(whole) != content
-        ):  # what a writer that died, or a bad copy, left there
+        # What a writer that died, or a bad copy, left there is written anew.
+        if not self.put(whole, content) and self.get(whole) != content:
             self.put(whole, content, overwrite=True)
         if self.get(whole) != content:
             raise StoreError(
@@ -244,14 +244,13 @@ class RunStore:
     def _footer_fault(self, task: str, name: str, size: int) -> str | None:
         if size < LEAST_BYTES:
             return "is no Parquet file: it is cut off"
+
         try:
             footer = part_files.footer_of(self._tail(name, size, TAIL_BYTES))
             footer = footer or part_files.footer_of(self._tail(name, size, size))
-            return (
-                "is no readable Parquet file: it is cut off"
-                if footer is None
-                else part_files.fault(task, footer)
-            )
+            if footer is None:
+                return "is no readable Parquet file: it is cut off"
+            return part_files.fault(task, footer)
         except FileNotFoundError:  # its driver has just put parts together
             return None
         except NewerSchemaError as error:

@@ -41,6 +41,7 @@ def _reason(text: str) -> str:
         if (match := re.search(rf"<{name}>([^<]{{1,200}})", text))
     )
     status = re.search(r"status code: (\d{3})", text)
+
     if any(code in said for code in NO_BUCKET):
         return "there is no such bucket; create it or correct the address"
     if status and status[1] in ("401", "403"):
@@ -52,6 +53,7 @@ def _reason(text: str) -> str:
         return f"the store fails ({said or status[1]}{_tries(text)}); try again later, what is stored is kept"
     if status or said:
         return f"the store refuses the request ({said or (status and status[1])})"
+
     if "builder error" in text:
         return "the endpoint cannot be used; plain http needs AWS_ALLOW_HTTP=true"
     if "HTTP error" in text:

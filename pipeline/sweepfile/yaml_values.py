@@ -79,12 +79,25 @@ class _Open:
     merges: bool = False
 
 
+PARSE_ERRORS = (
+    YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
+"""What the parser lets through for texts that are no YAML."""
+
+
 def read_yaml(text: str) -> YamlNode:
     """The one document of a YAML 1.2 text. Raises YamlError, and nothing else, for whatever it is not."""
     if found := _SURROGATE.search(text):
         raise YamlError(
             f"holds half a character ({_escaped(found[0])}), which is no text", *_place(text, found.start())
         )
+
     try:
         return _Builder().build(YAML(typ="safe", pure=True).parse(text))
     except YamlError:
@@ -99,16 +112,8 @@ def read_yaml(text: str) -> YamlNode:
             "allowed"
         )
         raise YamlError(told, *_place(text, error.position)) from None
-    except (
-        YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
-        raise YamlError(f"not valid YAML: {_one_line(error)}") from None  # what a parser lets through
+    except PARSE_ERRORS as error:
+        raise YamlError(f"not valid YAML: {_one_line(error)}") from None
 
 
 class _Builder:
@@ -152,6 +157,7 @@ class _Builder:
                 node = YamlNode(line, column, self._scalar(event))
                 self._remember(event.anchor, node)
                 self._place_value(node, line, column)
+
         elif isinstance(event, SequenceStartEvent | MappingStartEvent):
             self._begin(event, YamlNode(line, column, [] if isinstance(event, SequenceStartEvent) else {}))
         elif isinstance(event, SequenceEndEvent | MappingEndEvent):
@@ -194,6 +200,7 @@ class _Builder:
         if tag == "merge":
             within.key, within.merges = "<<", True
             return
+
         key = self._text(event)
         if key in within.node.keys:
             first = within.node.keys[key][0]

@@ -39,10 +39,8 @@ class Harness(Task):
     def texts(self, spec: SweepSpec, faults: list[str]) -> list[OwnText]:
         if spec.lm_eval is None:
             return []
-        from workers.harness.tasks import (
-            HarnessError,
-            task_digest,
-        )  # the harness is an optional dependency, and takes seconds
+        # The harness is an optional dependency, and takes seconds.
+        from workers.harness.tasks import HarnessError, task_digest
 
         found = []
         for name in spec.lm_eval.tasks:

@@ -248,15 +248,14 @@ class _StoredAnswers:
     def is_stored(self, row: dict[str, Any]) -> bool:
         number = self._number(row)
         answered = self._asked.get(_place(row), 0)
-        return number is not None and bool(answered >> number & 1)
+        return number is not None and bool(answered >> number & 1)  # a bit for each question that is stored
 
     def is_missing(self, cell: Cell, unit: PlannedUnit) -> bool:
         asked = _part_of(unit)
         depths = len(settings_of(cell)["depths"])
 
-        wanted = (1 << depths * asked.end) - (
-            1 << depths * asked.first
-        )  # a document's questions are neighbours
+        # A document's questions are neighbours: the bits from its first question to its last.
+        wanted = (1 << depths * asked.end) - (1 << depths * asked.first)
         answered = self._asked.get((cell.cell_id, asked.kind, asked.context_tokens), 0)
         return bool(wanted & ~answered)
 
