@@ -218,6 +218,7 @@ def _step_times() -> list[pl.Expr]:
     steps = pl.col("token_seconds")
     pruned = steps.list.gather(pl.col("prune_steps"), null_on_oob=True)
     others = steps.list.len() - pruned.list.len()
+
     return [
         pruned.list.mean().alias("prune_step_seconds"),
         *[

@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="report.py", description="Write one self-contained HTML report of kvsweep run directories."
     )
+
     parser.add_argument("directories", nargs="+", metavar="DIR", help="run directory, local or s3://")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="where to write the page (default: DIR/report.html)"
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dest="tolerance",
         help="what a recommended setting may cost, such as 1%% or 0.01 (default: 1%%)",
     )
+
     for form in FORMS:
         what = "table, whole" if form == "csv" else "chart"
         parser.add_argument(
@@ -126,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     parser.add_argument("--audit", action="store_true", help="judge what the reports claimed by these rows")
     arguments = parser.parse_args(argv)
+
     try:
         folders = {form: folder for form in FORMS if (folder := getattr(arguments, form))}
         print(

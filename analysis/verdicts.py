@@ -42,6 +42,7 @@ def valid() -> pl.Expr:
 def scored_verdict() -> pl.Expr:
     """What a cell's perplexity can speak for, as ``verdict``."""
     share = pl.col("share_pruned")
+
     return (
         pl.when(pl.col("impossible").is_not_null())
         .then(pl.lit(IMPOSSIBLE))
@@ -63,12 +64,14 @@ def scored_verdict() -> pl.Expr:
 def plain_verdict(never: pl.Expr | None = None) -> pl.Expr:
     """The verdict on a cell that has no perplexity; ``never`` tells that none of its figures saw a pruned
     cache."""
+    saw_none = pl.lit(False) if never is None else never
+
     return (
         pl.when(pl.col("impossible").is_not_null())
         .then(pl.lit(IMPOSSIBLE))
         .when(pl.col("policy") == "dense")
         .then(pl.lit("DENSE"))
-        .when(pl.lit(False) if never is None else never)
+        .when(saw_none)
         .then(pl.lit("NEVER_PRUNED"))
         .when(pl.col("beyond_context"))
         .then(pl.lit("BEYOND_CONTEXT"))

@@ -75,11 +75,10 @@ def _text(path: str) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise TableError(f"{path}: is no readable CSV file (it is a folder, a pipe or a device)")
         if status.st_size > MAX_BYTES:
-            raise TableError(
-                f"{path}: is no readable CSV file ({status.st_size / 2**20:,.0f} MiB, "
-                f"{MAX_BYTES / 2**20:g} at most)"
-            )
+            size = f"{status.st_size / 2**20:,.0f} MiB, {MAX_BYTES / 2**20:g} at most"
+            raise TableError(f"{path}: is no readable CSV file ({size})")
         return Path(path).read_text(encoding="utf-8-sig")
+
     except TableError:
         raise
     except UnicodeDecodeError as error:

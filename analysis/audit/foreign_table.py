@@ -123,6 +123,7 @@ def _above_one(path: str, figures: list[WrittenFigure], values: list[float | Non
     ]
     above = [(written, value) for written, value in bare if 1 < value <= 100]
     below = [written for written, value in bare if 0 < value <= 1]
+
     if above and below:
         (high, ratio), low = above[0], below[0]
         raise TableError(

@@ -110,13 +110,14 @@ def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
         if not rest:
             shown.append(alt.Tooltip(f"{name}:N", title=title))
             continue
-        value, other = f"datum['{name}']", f"datum['{rest[0]}']"
-        is_format = rest[0].startswith((".", ","))
-        words = (
-            f"format({value}, '{rest[0]}')"
-            if is_format
-            else f"'[' + format({value}, '.4~r') + ', ' + format({other}, '.4~r') + ']'"
-        )
+
+        value = f"datum['{name}']"
+        form_or_end = rest[0]
+        words = f"format({value}, '{form_or_end}')"
+        if not form_or_end.startswith((".", ",")):
+            other = f"datum['{form_or_end}']"
+            words = f"'[' + format({value}, '.4~r') + ', ' + format({other}, '.4~r') + ']'"
+
         layer = layer.transform_calculate(**{f"{name}_text": f"isValid({value}) ? {words} : '–'"})
         shown.append(alt.Tooltip(f"{name}_text:N", title=title))
     return layer.encode(tooltip=shown)

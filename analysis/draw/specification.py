@@ -80,6 +80,7 @@ def specification(
     filters = [{"filter": {"field": name, "equal": value}} for name, value in (where or {}).items()] + [
         {"filter": chosen}
     ]
+
     # Put together as plain dicts: altair checks and copies every layer at each step, and does not know
     # legend.layout.
     return alt.layer(*layers, data=alt.NamedData(points.name)).to_dict(validate=False) | {
@@ -124,6 +125,7 @@ def config() -> dict[str, Any]:
         "offset": 10,
         "limit": 360,
     }
+
     return {
         "axis": {
             **text,

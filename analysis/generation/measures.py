@@ -60,6 +60,7 @@ def _long(both: pl.DataFrame, name: str) -> pl.DataFrame:
     column, unit, factor = MEASURES[name]
     low, high = _interval(name)
     share, share_low, share_high = [pl.when(_DENSE).then(100.0).otherwise(each) for each in _shares(name)]
+
     settings = pl.format("prune_after {}, {}", "after", "variant")
     return both.select(
         *KEPT,

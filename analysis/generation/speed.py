@@ -212,6 +212,7 @@ def _fault(drift: float | None, rounds: int, low: float | None, high: float | No
             f"unstable timing: the dense cell's time per token changed by {100 * (drift - 1):+.0f} % from "
             "first to last round"
         )
+
     if not rounds:
         return "unstable timing: the dense cell was not timed against itself"
     if low is None or high is None:

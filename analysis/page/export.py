@@ -24,6 +24,7 @@ def write_charts(charts: Iterable[Chart], folder: str, form: str) -> list[str]:
     Raises OSError."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+
     files = []
     for chart in charts:
         specification = _on_paper(chart)

@@ -37,11 +37,14 @@ def _perplexity(cells: pl.DataFrame) -> list[str]:
     # A reproduced bug is shown in charts and tables, but is no finding about a policy.
     sound = pl.col("position_mode").ne_missing("cache_length")
     usable = cells.filter(valid(), pl.col("ratio").is_not_null(), sound)
-    found, several = [], [name for name in CURVES if usable[name].n_unique() > 1]
+
+    several = [name for name in CURVES if usable[name].n_unique() > 1]
+    found = []
     for _, group in usable.group_by(CURVES, maintain_order=True):
         ranked = finite(widened(group.sort("ratio"), group.height)).to_dicts()
         low, high = ranked[0], ranked[-1]
         place = f"{labels.place(low, several)}, prune_after {labels.text(low['prune_after'])}"
+
         if len(ranked) == 1:
             found.append(f"{place}: PPL ratio {_ratio(low)}; the only cell that counts.")
         else:
@@ -62,27 +65,32 @@ def _ratio(row: labels.Row) -> str:
 
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
-    found = []
     keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSIONS]
-    for (model, device, prompt, batch, *_), group in speeds.filter(
-        pl.col("tpot_ratio").is_not_null()
-    ).group_by(keys, maintain_order=True):
-        place = f"{model} on {labels.text(device)}, {prompt} prompt tokens" + (
-            f", batch of {batch}" if batch != 1 else ""
-        )
-        if (group["timing"] != "STABLE").all():
-            found.append(f"{place}: time per output token: nothing can be said, {group['fault'][0]}.")
-            continue
-        told = ~pl.col("tpot_words").str.starts_with(NO_DIFFERENCE)
-        shown = group.filter(told, pl.col("timing") == "STABLE").sort("tpot_ratio").to_dicts()
-        if not shown:
-            found.append(f"{place}: time per output token: {NO_DIFFERENCE} in any of {group.height} cells.")
-            continue
-        ends = [shown[0]] if len(shown) == 1 else [shown[0], shown[-1]]
-        words = "; ".join(map(_changed_speed, ends))
-        many = f"{len(shown)} of {group.height} cells, each at the 95 % level"
-        found.append(f"{place}: time per output token differs from dense in {many}: {words}.")
-    return found
+    groups = speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(keys, maintain_order=True)
+    return [f"{_timed_place(group)}: time per output token{_of_turns(group)}." for _, group in groups]
+
+
+def _timed_place(group: pl.DataFrame) -> str:
+    """What took turns, in words."""
+    model, device, prompt, batch = group.select("model", "device_name", "prompt_tokens", "batch_size").row(0)
+    place = f"{model} on {labels.text(device)}, {prompt} prompt tokens"
+    return place if batch == 1 else f"{place}, batch of {batch}"
+
+
+def _of_turns(group: pl.DataFrame) -> str:
+    """How the time per token of cells that took turns differs from dense, behind its name."""
+    if (group["timing"] != "STABLE").all():
+        return f": nothing can be said, {group['fault'][0]}"
+
+    told = ~pl.col("tpot_words").str.starts_with(NO_DIFFERENCE)
+    shown = group.filter(told, pl.col("timing") == "STABLE").sort("tpot_ratio").to_dicts()
+    if not shown:
+        return f": {NO_DIFFERENCE} in any of {group.height} cells"
+
+    ends = [shown[0]] if len(shown) == 1 else [shown[0], shown[-1]]
+    words = "; ".join(map(_changed_speed, ends))
+    many = f"{len(shown)} of {group.height} cells, each at the 95 % level"
+    return f" differs from dense in {many}: {words}"
 
 
 def _changed_speed(row: labels.Row) -> str:
@@ -150,6 +158,7 @@ def _of_cells(cells: pl.DataFrame) -> list[str]:
             "Positions derived from the pruned length, a bug reproduced on purpose",
         ),
     ]
+
     counted = [(compared.filter(check).height, words) for check, words in checks]
     return [f"{words}: {count:,} of {_cells(compared.height)}." for count, words in counted if count]
 
@@ -175,6 +184,7 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
         found.append(
             "The rows follow more than one protocol version; they are kept apart and must not be compared."
         )
+
     several = cells.group_by("model", maintain_order=True).agg(
         pl.col("bos").drop_nulls().n_unique().alias("n")
     )
@@ -183,10 +193,12 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
         f"Texts of model {labels.text(name)} began with BOS and without it; such rows are kept apart."
         for name in both
     ]
+
     if cells["special_tokens_in_text"].n_unique() > 1:
         found.append(
             "Special tokens that texts spell were read as letters and as tokens; such rows are kept apart."
         )
+
     for name, version in (("model", "model_revision"), ("dataset", "dataset_fingerprint")):
         several = (
             cells.group_by(name, maintain_order=True)
@@ -197,6 +209,7 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
             f"{name} {labels.text(value)} occurs in more than one version; they are kept apart."
             for value in several[name]
         ]
+
     dirty = [
         run.directory
         for run in results.runs
@@ -207,25 +220,17 @@ def _of_versions(results: Results, cells: pl.DataFrame) -> list[str]:
 
 def _of_speed(speeds: pl.DataFrame) -> list[str]:
     wrong = speeds.filter(pl.col("timing") == "WRONG_ON_PURPOSE").height
-    found = [
-        "Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs: "
-        f"{_cells(wrong)}."
-    ]
-    found = found if wrong else []
-    for (fault,), group in speeds.filter(pl.col("timing") == "UNSTABLE_TIMING").group_by(
-        "fault", maintain_order=True
-    ):
+    on_purpose = "Timed by a wrong protocol on purpose (report_2025), to show what it makes of the same runs"
+    found = [f"{on_purpose}: {_cells(wrong)}."] if wrong else []
+
+    unstable = speeds.filter(pl.col("timing") == "UNSTABLE_TIMING")
+    for (fault,), group in unstable.group_by("fault", maintain_order=True):
         found.append(f"No speed-up or slow-down is named, {fault}: {_cells(group.height)}.")
-    early = speeds.filter(
-        pl.col("ttft_high") < EARLIER_THAN_POSSIBLE, pl.col("timing") != "WRONG_ON_PURPOSE"
-    ).height
-    if not early:
-        return found
-    return [
-        *found,
-        "First token much earlier than dense, a measuring error, because pruning starts after it: "
-        f"{_cells(early)}.",
-    ]
+
+    sooner = pl.col("ttft_high") < EARLIER_THAN_POSSIBLE
+    early = speeds.filter(sooner, pl.col("timing") != "WRONG_ON_PURPOSE").height
+    too_early = "First token much earlier than dense, a measuring error, because pruning starts after it"
+    return [*found, f"{too_early}: {_cells(early)}."] if early else found
 
 
 def _cells(count: int) -> str:

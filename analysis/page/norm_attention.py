@@ -48,7 +48,8 @@ def _line(row: labels.Row) -> str:
 def meaning(values: list[float]) -> str:
     """What correlations [layers] say of ``knorm``, in words; a layer counts where its correlation is
     ``CLEAR`` of 0."""
-    together, apart = (sum(sign * value >= CLEAR for value in values) for sign in (1, -1))
+    together = sum(value >= CLEAR for value in values)
+    apart = sum(-value >= CLEAR for value in values)
     neither = len(values) - together - apart
     many = (
         f"Of {len(values)} layers key norm and attention go together in {together}, "
@@ -57,6 +58,7 @@ def meaning(values: list[float]) -> str:
     rest = f"; in {neither} neither is clear (below {CLEAR:g} either way)" if neither else ""
     if not together:
         return f"{many}, as knorm presupposes{rest}."
+
     worst = max(range(len(values)), key=lambda layer: values[layer])
     turned = (
         f"Where they do, most in layer {worst}, knorm drops first what is attended to most, "

@@ -97,6 +97,8 @@ def contents(results: Results, tolerance: float, *, with_audit: bool = False) ->
 
 def _frames(made: Tables, tolerance: float) -> dict[str, pl.DataFrame]:
     """The frame of each of the page's tables."""
+    timed_texts = made.generation.filter(pl.col("text_length").is_not_null())
+
     return {
         "recommended": made.recommended(tolerance),
         "front": made.front,
@@ -107,7 +109,7 @@ def _frames(made: Tables, tolerance: float) -> dict[str, pl.DataFrame]:
         "cells": made.cells,
         "checks": made.checks,
         "generation": made.generation,
-        "texts": made.generation.filter(pl.col("text_length").is_not_null()),
+        "texts": timed_texts,
         "retrieval": made.retrieval,
         "tasks": made.harness,
         "failures": made.failures,
@@ -125,16 +127,18 @@ def render(shown: Contents) -> str:
     )
     made = shown.made
     panels = [chart for panel in shown.charts.values() for chart in panel]
+    sentences = [
+        *findings(made),
+        *retrieval_findings(made),
+        *task_findings(made.harness),
+        *advice_in_words(shown.tables["recommended"][0]),
+    ]
+
     return environment.get_template("template.html").render(
         runs=[facts(run) for run in made.results.runs],
         head=coverage.coverage_in_words(made.coverage, made.excluded),
         names=[str(run.info.get("name") or "unnamed run") for run in made.results.runs],
-        findings=[
-            *findings(made),
-            *retrieval_findings(made),
-            *task_findings(made.harness),
-            *advice_in_words(shown.tables["recommended"][0]),
-        ],
+        findings=sentences,
         warnings=warnings(made, not_drawn(made, shown.charts)),
         charts=shown.charts,
         points={chart.points.name: chart.points for chart in panels},

@@ -13,6 +13,8 @@ MISSING = "not recorded"
 def facts(run: Run) -> dict[str, str]:
     """The lines of the page's head for one run. Any part of run.json may be missing or of another type."""
     info = run.info
+    argv = info.get("argv")
+
     return {
         "run": f"{_text(info.get('run_id'))} ({_text(info.get('name'))})",
         "started": _text(info.get("started_at")) + _resumed(info),
@@ -22,7 +24,7 @@ def facts(run: Run) -> dict[str, str]:
         "versions": _versions(info),
         "protocol": f"version {_text(info.get('protocol_version'))}, seed {_text(info.get('seed'))}",
         "code": _code(info.get("git")),
-        "command": " ".join(map(str, info["argv"])) if isinstance(info.get("argv"), list) else MISSING,
+        "command": " ".join(map(str, argv)) if isinstance(argv, list) else MISSING,
         "left out at planning": _dropped(info.get("dropped")),
         "notes of the plan": _listed(info.get("notes"), str),
         "directory": run.directory,
@@ -66,19 +68,30 @@ def _resumed(info: dict[str, Any]) -> str:
 def _hardware(hardware: Any) -> str:
     if not isinstance(hardware, dict) or not hardware:
         return MISSING
-    memory, usable = hardware.get("memory_bytes"), hardware.get("usable_memory_bytes")
-    cores, usable_cores = hardware.get("cpu_count"), hardware.get("usable_cpus")
-    of = "" if usable_cores in (None, cores) else f"{_text(usable_cores)} of "
-    parts = [hardware.get("platform"), hardware.get("cpu"), f"{of}{_text(cores)} cores"]
-    of = f"{usable / 2**30:.1f} of " if isinstance(usable, int) and usable != memory else ""
-    parts.append(f"{of}{memory / 2**30:.1f} GiB memory" if isinstance(memory, int) else None)
     gpus = hardware.get("gpus")
-    parts += (
-        [str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in gpus]
-        if isinstance(gpus, list)
-        else []
-    )
+    listed = gpus if isinstance(gpus, list) else []
+    parts = [
+        hardware.get("platform"),
+        hardware.get("cpu"),
+        _cores(hardware),
+        _memory(hardware),
+        *[str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in listed],
+    ]
     return ", ".join(str(part) for part in parts if part)
+
+
+def _cores(hardware: dict[str, Any]) -> str:
+    cores, usable = hardware.get("cpu_count"), hardware.get("usable_cpus")
+    of = "" if usable in (None, cores) else f"{_text(usable)} of "
+    return f"{of}{_text(cores)} cores"
+
+
+def _memory(hardware: dict[str, Any]) -> str | None:
+    memory, usable = hardware.get("memory_bytes"), hardware.get("usable_memory_bytes")
+    if not isinstance(memory, int):
+        return None
+    of = f"{usable / 2**30:.1f} of " if isinstance(usable, int) and usable != memory else ""
+    return f"{of}{memory / 2**30:.1f} GiB memory"
 
 
 def _versions(info: dict[str, Any]) -> str:
@@ -93,15 +106,9 @@ def _versions(info: dict[str, Any]) -> str:
 def _code(git: Any) -> str:
     if not isinstance(git, dict) or not git.get("commit"):
         return MISSING
+    states = {None: ", uncommitted changes not recorded", True: ", with uncommitted changes", False: ""}
     dirty = git.get("dirty")
-    state = (
-        ", uncommitted changes not recorded"
-        if dirty is None
-        else ", with uncommitted changes"
-        if dirty
-        else ""
-    )
-    return f"commit {str(git['commit'])[:12]}{state}"
+    return f"commit {str(git['commit'])[:12]}{states[None if dirty is None else bool(dirty)]}"
 
 
 def _dropped(dropped: Any) -> str:

@@ -106,16 +106,14 @@ def note() -> pl.Expr:
         .when(pl.coalesce("n_units", paired) < FEW_WINDOWS)
         .then(pl.lit(f"n < {FEW_WINDOWS}"))
     )
-    lost = pl.when((paired > 0) & (paired < pl.col("n_windows"))).then(
-        pl.format("{} windows without a twin", pl.col("n_windows") - paired)
-    )
+    alone = pl.format("{} windows without a twin", pl.col("n_windows") - paired)
+    lost = pl.when((paired > 0) & (paired < pl.col("n_windows"))).then(alone)
     seeds = pl.when(pl.col("seeds") > 1).then(pl.format("{} seeds pooled", "seeds"))
-    bug = pl.when(pl.col("position_mode") == "cache_length").then(
-        pl.lit("reproduces the position bug on purpose")
-    )
-    joined = pl.concat_str(
-        [pl.col("impossible"), few, lost, seeds, bug, beyond()], separator="; ", ignore_nulls=True
-    )
+    on_purpose = pl.lit("reproduces the position bug on purpose")
+    bug = pl.when(pl.col("position_mode") == "cache_length").then(on_purpose)
+
+    notes = [pl.col("impossible"), few, lost, seeds, bug, beyond()]
+    joined = pl.concat_str(notes, separator="; ", ignore_nulls=True)
     return pl.when(joined != "").then(joined).alias("note")
 
 

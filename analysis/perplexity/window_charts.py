@@ -156,6 +156,7 @@ def _stretches(differences: np.ndarray, window: int) -> pl.DataFrame:
     means = np.add.reduceat(differences, edges[:-1], axis=1) / np.diff(edges)
     low, high = _intervals(means)
     first = window - scored + edges  # the position of a scored token: the last ones of a window are scored
+
     stretches = {
         "position": (first[:-1] + first[1:] - 1) / 2,
         "difference": means.mean(0),

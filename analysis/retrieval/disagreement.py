@@ -90,6 +90,7 @@ def _points(cells: pl.DataFrame) -> pl.DataFrame:
     dense = pl.col("dense_accuracy")
     kept = ["policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high"]
     accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
+
     return cells.select(
         *kept,
         *accuracy,

@@ -116,6 +116,7 @@ def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
         prune_events=pl.col("prune_events").mean(),
         **{name: (pl.col("outcome") == words).sum() for name, words in LOST.items()},
     )
+
     accuracy = pl.col("right") / pl.col("questions")
     return cells.with_columns(accuracy=accuracy, **wilson(pl.col("right"), pl.col("questions")))
 

@@ -96,6 +96,7 @@ def _sums() -> list[pl.Expr]:
     """The columns of a pooled cell that come straight from its rows."""
     paired = pl.col("paired")
     share_pruned = pl.col("tokens_scored_pruned").sum() / pl.col("tokens_scored").sum()
+
     return [
         *[pl.col(name).first() for name in CELL],
         in_cell(),

@@ -75,10 +75,12 @@ def units(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
     documents = (pl.col("document").n_unique().over(pool) > 1) & (
         pl.col("document").null_count().over(pool) == 0
     )
+
     paired = rows.filter("paired", pl.col("policy") != "dense").with_columns(
         unit_kind=pl.when(documents).then(pl.lit("documents")).otherwise(pl.lit("windows")),
         unit=pl.when(documents).then(pl.col("document")).otherwise(pl.col("window_index")),
     )
+
     sums = paired.group_by([*pool, "unit_kind", "unit"]).agg(
         nll=(pl.col("nll_sum") - pl.col("dense_nll")).sum(),
         tokens=pl.col("tokens_scored").sum(),

@@ -164,6 +164,7 @@ def export(
 def _write(tracker: Tracker, found: Sequence[Record], *, replace: bool) -> Exported:
     written = skipped = changed = 0
     there = tracker.open()
+
     for record in found:
         known = there.get(record.key)
         if known is None:
@@ -192,6 +193,7 @@ def records(results: Results) -> list[Record]:
                 _add(_of_setting(growing, row), task, row, keys, texts)
         for row in made.failures.iter_rows(named=True):
             _add_failure(_of_setting(growing, row), row)
+
     told = {
         "run_id": str(run.info.get("run_id") or run.directory),
         "run_name": str(run.info.get("name") or "unnamed run"),

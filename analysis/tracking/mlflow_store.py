@@ -61,6 +61,7 @@ class MlflowStore:
             self._experiment = (
                 experiment.experiment_id if experiment else self._client.create_experiment(self._project)
             )
+
             whole = {}
             for run in list(self._every_run()):
                 key = run.data.tags.get("kvsweep.key")

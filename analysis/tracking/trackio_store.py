@@ -34,10 +34,12 @@ class TrackioStore:
         store = None if store is None else placed(store)
         if store is not None and is_remote(store):
             raise TrackingError(f"--store {store}: trackio keeps runs in a local directory; give a path")
+
         for name in ELSEWHERE:
             os.environ.pop(name, None)
         if store is not None:
             os.environ["TRACKIO_DIR"] = str(Path(store).resolve())
+
         with explained("trackio", store or "its own directory"):
             self._storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
             self._directory = Path(importlib.import_module("trackio.utils").TRACKIO_DIR).resolve()
@@ -46,6 +48,7 @@ class TrackioStore:
             raise TrackingError(
                 f"--store {store}: trackio already uses {self._directory} in this process; start another"
             )
+
         self._project, self._names = project, dict[str, str]()
         self.place = f"trackio project {project} in {self._directory}"
 
@@ -66,6 +69,7 @@ class TrackioStore:
         # The dashboard reads names with an underscore: when a run was made, and what it is shown together
         # with.
         shown = {"_Created": datetime.now(UTC).isoformat(), "_Group": record.params.get("run_id")}
+
         with self._explained():
             self._storage.bulk_log(
                 project=self._project,

@@ -174,8 +174,8 @@ def _without_cells(spec: SweepSpec) -> list[str]:
                 )
             elif lacking:
                 notes.append(
-                    f"{task.block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict the sweep's "
-                    f"({_listed(values)}), and none is in both; list it in both"
+                    f"{task.block} has dense cells alone: its {axis} ({_listed(chosen)}) restrict "
+                    f"the sweep's ({_listed(values)}), and none is in both; list it in both"
                 )
     return notes
 
