@@ -38,6 +38,13 @@ _NOT_SHARED = ("skip_layers_rule", "schedule")
 SAME = [*GROUP, *[name for name in SETTINGS if name not in _NOT_SHARED], "scored_schedule"]
 """What a cell that was scored and one that was asked share."""
 
-CELL = ["cell_id", "dense_cell_id", *TARGET, "device_name", *SETTINGS, "beyond_context"]
+CELL = [
+    "cell_id",
+    "dense_cell_id",
+    *TARGET,
+    "device_name",
+    *SETTINGS,
+    "beyond_context",
+]
 """The columns that a pooled cell takes over from its rows; they are equal within a pool, but for the id of a
 seed's cell."""

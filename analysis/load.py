@@ -24,7 +24,14 @@ from pipeline.results import (
 
 ROW_KEYS: dict[str, list[str]] = {
     "perplexity": ["cell_id", *VERSIONS, "window_index"],
-    "generation": ["cell_id", *VERSIONS, "run_id", "prompt_tokens", "repeat", "control"],
+    "generation": [
+        "cell_id",
+        *VERSIONS,
+        "run_id",
+        "prompt_tokens",
+        "repeat",
+        "control",
+    ],
     "retrieval": [
         "cell_id",
         *VERSIONS,
@@ -35,7 +42,14 @@ ROW_KEYS: dict[str, list[str]] = {
         "depth",
         "question_index",
     ],
-    "tasks": ["cell_id", *VERSIONS, "task_name", "metric", "filter", "doc_index"],
+    "tasks": [
+        "cell_id",
+        *VERSIONS,
+        "task_name",
+        "metric",
+        "filter",
+        "doc_index",
+    ],
     "failures": ["cell_id", *VERSIONS, "task", "error_type", "message"],
 }
 """What names one row of a table. Timings of two runs are two measurements, hence ``run_id`` in generation."""

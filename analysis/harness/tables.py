@@ -19,7 +19,15 @@ FEW_DOCUMENTS = 30
 SAME = 1e-6
 """A figure that is this close to the mean over its documents, relatively, is that mean."""
 
-NAMED = ["higher_is_better", "num_fewshot", "suite", "seeds", "impossible", "verdict", "note"]
+NAMED = [
+    "higher_is_better",
+    "num_fewshot",
+    "suite",
+    "seeds",
+    "impossible",
+    "verdict",
+    "note",
+]
 """What stays, beside keys and settings, of a figure that cannot be."""
 
 WHOLE = pl.col("doc_index").is_null()

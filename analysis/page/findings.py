@@ -65,7 +65,15 @@ def _ratio(row: labels.Row) -> str:
 
 
 def _speed(speeds: pl.DataFrame) -> list[str]:
-    keys = ["model", "device_name", "prompt_tokens", "batch_size", "timing_protocol", "run_id", *VERSIONS]
+    keys = [
+        "model",
+        "device_name",
+        "prompt_tokens",
+        "batch_size",
+        "timing_protocol",
+        "run_id",
+        *VERSIONS,
+    ]
     groups = speeds.filter(pl.col("tpot_ratio").is_not_null()).group_by(keys, maintain_order=True)
     return [f"{_timed_place(group)}: time per output token{_of_turns(group)}." for _, group in groups]
 

@@ -46,7 +46,16 @@ def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     by_cell = dict(sums.group_by(POOL))
     table = pl.DataFrame(list(_shapes(sound, by_cell)), schema=SCHEMA, orient="row")
     own_columns = [name for name in SCHEMA if name != "cell_id"]
-    kept = [*KEYS, "cell_id", "ppl", "ratio", "ratio_low", "ratio_high", "budget", "n_units"]
+    kept = [
+        *KEYS,
+        "cell_id",
+        "ppl",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "budget",
+        "n_units",
+    ]
     return (
         sound.select(kept)
         .join(table, on="cell_id", how="inner", maintain_order="left")

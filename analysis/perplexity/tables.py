@@ -11,7 +11,18 @@ from analysis.statistics.pairs import FEW_WINDOWS, POOL, compare
 from analysis.statistics.uncertainty import ALPHA, holm, least_p
 from analysis.verdicts import IMPOSSIBLE, WHY_EXCLUDED, scored_verdict, valid
 
-NAMED = [*POOL, *CELL, "window", "stride", "seeds", "n_windows", "n_paired", "impossible", "verdict", "note"]
+NAMED = [
+    *POOL,
+    *CELL,
+    "window",
+    "stride",
+    "seeds",
+    "n_windows",
+    "n_paired",
+    "impossible",
+    "verdict",
+    "note",
+]
 """What stays of a cell of which a figure cannot be: what it is, and why it has no figures."""
 
 _LAYERS = pl.col("skip_layers").cast(pl.List(pl.String)).list.join(",").fill_null("")
@@ -143,7 +154,14 @@ def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
             budget_max=pl.col("budget").filter(valid()).max(),
         )
         .sort(
-            ["dataset", "dataset_fingerprint", "model", "model_revision", "keep_ratio", "policy"],
+            [
+                "dataset",
+                "dataset_fingerprint",
+                "model",
+                "model_revision",
+                "keep_ratio",
+                "policy",
+            ],
             nulls_last=False,
         )
         .sort("keep_ratio", descending=True, maintain_order=True)

@@ -59,7 +59,14 @@ def _budget_frame(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells as points. The dense twin has no policy here: it stays where a policy is chosen."""
     dense = pl.col("policy") == "dense"
     accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
-    kept = ["length", "settings", "keep_ratio", "budget", *accuracy, *RETAINED]
+    kept = [
+        "length",
+        "settings",
+        "keep_ratio",
+        "budget",
+        *accuracy,
+        *RETAINED,
+    ]
     policy = pl.when(~dense).then(pl.col("policy"))
     return cells.select(*kept, "questions", "verdict", "hollow", end=dense, policy=policy)
 

@@ -88,7 +88,15 @@ def _chart(group: Group, looks: PolicyLooks) -> Chart:
 def _points(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells of a group as points: accuracy and its interval in percentage points from dense."""
     dense = pl.col("dense_accuracy")
-    kept = ["policy", "keep_ratio", "settings", "length", "ratio", "ratio_low", "ratio_high"]
+    kept = [
+        "policy",
+        "keep_ratio",
+        "settings",
+        "length",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+    ]
     accuracy = ["accuracy", "accuracy_low", "accuracy_high", "dense_accuracy"]
 
     return cells.select(

@@ -100,7 +100,15 @@ def _outcome_frame(cells: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _stacks(cells: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Each outcome's stretch of its bar, in the order of ``OUTCOMES``; empty stretches are left out."""
     counts = {RIGHT: pl.col("right"), **{words: pl.col(name) for name, words in LOST.items()}}
-    kept = ["place", "policy", "keep_ratio", "settings", "length", "questions", "budget"]
+    kept = [
+        "place",
+        "policy",
+        "keep_ratio",
+        "settings",
+        "length",
+        "questions",
+        "budget",
+    ]
 
     before = pl.lit(0, pl.Int64)
     for words, count in counts.items():

@@ -73,7 +73,17 @@ def retrieval(rows: pl.LazyFrame) -> pl.DataFrame:
     if cells["text_right"].is_null().all():
         cells = cells.drop("text_right")
 
-    cells = without_figures(cells, [*keys, *CELL, "questions", "impossible", "verdict", "note"])
+    cells = without_figures(
+        cells,
+        [
+            *keys,
+            *CELL,
+            "questions",
+            "impossible",
+            "verdict",
+            "note",
+        ],
+    )
     return in_reading_order(finite(cells.sort(ASKED_ORDER, descending=ASKED_DOWN)))
 
 
@@ -159,7 +169,14 @@ def with_twin(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Answers with the dense twin's to the same question (``dense_correct``, ``dense_cache_tokens``,
     ``nll_difference`` in nats), and what became of each: ``outcome``.
     """
-    asked = ["kind", "context_tokens", "digits", "distractors", "depth", "question_index"]
+    asked = [
+        "kind",
+        "context_tokens",
+        "digits",
+        "distractors",
+        "depth",
+        "question_index",
+    ]
     question = ["dense_cell_id", *VERSIONS, *asked]
     twin = rows.filter(pl.col("cell_id") == pl.col("dense_cell_id")).select(
         *question,

@@ -104,8 +104,9 @@ def _open_closed() -> set[int]:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
             closed.add(number)
 
+    # Both are held until the process ends.
     if sys.stdout is None or 1 in closed:
-        sys.stdout = _Counting(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (held until the process ends)
+        sys.stdout = _Counting(open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if sys.stderr is None or 2 in closed:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return closed

@@ -13,17 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml import events as yaml_events
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    DocumentStartEvent,
-    Event,
-    MappingEndEvent,
-    MappingStartEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-)
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
@@ -126,12 +117,12 @@ class _Builder:
         self._open: list[_Open] = []
         self._root: YamlNode | None = None
 
-    def build(self, events: Iterator[Event]) -> YamlNode:
+    def build(self, events: Iterator[yaml_events.Event]) -> YamlNode:
         documents = 0
         for event in events:
             line, column = event.start_mark.line + 1, event.start_mark.column + 1
             try:
-                if isinstance(event, DocumentStartEvent):
+                if isinstance(event, yaml_events.DocumentStartEvent):
                     documents += 1
                     self._check_document(event, documents)
                 else:
@@ -148,9 +139,9 @@ class _Builder:
             raise YamlError("not valid YAML: YAML 1.2 is read, and no other version")
 
     def _take(self, event: Any, line: int, column: int) -> None:
-        if isinstance(event, AliasEvent):
+        if isinstance(event, yaml_events.AliasEvent):
             self._place_value(self._named(event.anchor), line, column)
-        elif isinstance(event, ScalarEvent):
+        elif isinstance(event, yaml_events.ScalarEvent):
             if self._open and isinstance(self._open[-1].node.value, dict) and self._open[-1].key is None:
                 self._take_key(event, line, column)
             else:
@@ -158,9 +149,11 @@ class _Builder:
                 self._remember(event.anchor, node)
                 self._place_value(node, line, column)
 
-        elif isinstance(event, SequenceStartEvent | MappingStartEvent):
-            self._begin(event, YamlNode(line, column, [] if isinstance(event, SequenceStartEvent) else {}))
-        elif isinstance(event, SequenceEndEvent | MappingEndEvent):
+        elif isinstance(event, yaml_events.SequenceStartEvent | yaml_events.MappingStartEvent):
+            self._begin(
+                event, YamlNode(line, column, [] if isinstance(event, yaml_events.SequenceStartEvent) else {})
+            )
+        elif isinstance(event, yaml_events.SequenceEndEvent | yaml_events.MappingEndEvent):
             ended = self._open.pop()
             _merge(ended.node)
             self._remember(ended.anchor, ended.node)
