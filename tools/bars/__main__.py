@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.bars.frames import ROOT, SWEEPS, longest_walk
-from tools.bars.syntax import Source, measured
+from tools.bars.syntax import BREATH, Source, measured
 
 CORE = ("kvsweep", "pipeline", "workers", "analysis")
 MOST_NODES_OF_NINE_IN_TEN = 250
@@ -53,6 +53,8 @@ def of_source(package: str, source: Source) -> Iterator[Bar]:
     yield Bar(package, "lines of a function", source.function_lines[longest], MOST_FUNCTION_LINES, longest)
     yield Bar(package, "lines of a file", source.file_lines[largest], MOST_FILE_LINES, largest)
     yield Bar(package, "columns of a line", source.widest_line, WIDEST_LINE)
+    worst = source.breathless[0] if source.breathless else ""
+    yield Bar(package, f"functions of {BREATH} lines in one piece", len(source.breathless), 0, worst)
 
 
 def of_walks() -> Iterator[Bar]:
