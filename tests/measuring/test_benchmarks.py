@@ -158,7 +158,7 @@ def programs() -> set[str]:
 
 def test_no_benchmark_is_forgotten():
     assert programs() == RUNS.keys() | ELSEWHERE.keys() and not RUNS.keys() & ELSEWHERE.keys()
-    judged = (ROOT / "tests" / "test_gpu_check.py").read_text(encoding="utf-8")
+    judged = (ROOT / "tests" / "measuring" / "test_gpu_check.py").read_text(encoding="utf-8")
     assert '"benchmarks.gpu_check", *small' in judged
 
 
