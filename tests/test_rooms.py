@@ -45,9 +45,6 @@ ROOMS = {
         "options",
         "stored_runs",
         "cli",
-        "options",
-        "stored_runs",
-        "cli",
         "sweep",
     ),
     "analysis": (
@@ -104,6 +101,8 @@ def imported(tree: ast.Module) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= inner & MODULES.keys()
             names |= {node.module} & MODULES.keys() if inner - MODULES.keys() else set()
+        if isinstance(node, ast.Import) and id(node) not in checked:
+            names |= {alias.name for alias in node.names} & MODULES.keys()
     return names
 
 
@@ -117,6 +116,7 @@ def room(module: str) -> str:
 @pytest.mark.parametrize("package", ROOMS)
 def test_every_room_is_in_the_list(package):
     assert {room(name) for name in MODULES if name.startswith(f"{package}.")} == set(ROOMS[package])
+    assert len(set(ROOMS[package])) == len(ROOMS[package])
 
 
 @pytest.mark.parametrize("package", ROOMS)

@@ -28,6 +28,13 @@ MENTIONED = {
     "pipeline/store/part_files.py",  # what files of the first schemas lack
     "pipeline/sweepfile/sweep_keys.py",  # the blocks of a sweep file
     "pipeline/commands/diagnose.py",  # a sweep with one block
+    "analysis/load.py",  # what names a row of each table, and how it is pooled
+    "analysis/impossible.py",  # what cannot be, of each table
+    "analysis/tables.py",  # the tables of a report
+    "analysis/page/page.py",  # in which places of the page they stand
+    "analysis/page/charts.py",  # which charts a section has
+    "analysis/tracking/export_runs.py",  # which figures a tracker is given
+    "analysis/audit/foreign_columns.py",  # a column that others call so
 }
 
 
@@ -65,7 +72,7 @@ def test_nothing_is_decided_by_a_tasks_name(package):
     assert [(path, line) for path, tree in trees(package) for line in compared(tree)] == []
 
 
-@pytest.mark.parametrize("package", ["pipeline", "workers"])
+@pytest.mark.parametrize("package", ["pipeline", "workers", "analysis"])
 def test_few_files_mention_a_task_by_name(package):
     mentions = {path for path, tree in trees(package) if any(map(is_name, ast.walk(tree)))}
     assert mentions == {path for path in MENTIONED if path.startswith(package)}

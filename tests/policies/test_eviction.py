@@ -46,17 +46,26 @@ def kept(policy, v, keep):
     return select(POLICIES[policy].score(v), keep)[0]
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        ("knorm", [1, 2, 4]),
-        ("knorm_high", [0, 3, 5]),
-        ("knorm_sorted", [1, 2, 4]),
-        ("recent", [3, 4, 5]),
-        ("streaming", [0, 1, 2]),
-        ("tova", [0, 3, 5]),
-    ],
-)
+LITERAL = {
+    "knorm": [1, 2, 4],
+    "knorm_high": [0, 3, 5],
+    "knorm_sorted": [1, 2, 4],
+    "recent": [3, 4, 5],
+    "streaming": [0, 1, 2],
+    "streaming_rolled": [0, 1, 2],
+    "tova": [0, 3, 5],
+}
+"""What each policy keeps of six entries, in order."""
+IN_TESTS_OF_THEIR_OWN = {"h2o", "random", "snapkv", "snapkv_max7"}
+"""Those that look at more than six entries can show."""
+
+
+def test_every_policy_has_a_literal_case():
+    assert LITERAL.keys() | IN_TESTS_OF_THEIR_OWN == POLICIES.keys()
+    assert not LITERAL.keys() & IN_TESTS_OF_THEIR_OWN
+
+
+@pytest.mark.parametrize(("policy", "expected"), LITERAL.items())
 def test_policy_keeps_literal_entries(policy, expected):
     keys = torch.tensor([5.0, 1.0, 2.0, 6.0, 3.0, 4.0]).view(1, 1, 6, 1)
     assert kept(policy, view(keys), 3).flatten().tolist() == expected

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workers.cache.attention import attention, probabilities, probe
 from workers.policies.attention_weights import Scale, of_values, weights
-from workers.policies.observation import WEIGHT_BYTES, LastQueries, Mass, Observation
+from workers.policies.observation import WEIGHT_BYTES, LastQueries, Mass, Nothing, Observation
 
 RowChoice = slice | Sequence[int] | Tensor
 EVERY = slice(None)
@@ -238,6 +238,7 @@ class MassNotes(Notes):
 
 
 _KINDS: Mapping[str, Callable[[Any], Notes]] = {
+    Nothing.kind: lambda _: Notes(),
     LastQueries.kind: lambda observes: QueryNotes(observes.kept),
     Mass.kind: lambda observes: MassNotes(),
 }
@@ -245,4 +246,4 @@ _KINDS: Mapping[str, Callable[[Any], Notes]] = {
 
 def notes_of(observes: Observation) -> Notes:
     """What one layer keeps of what is observed, empty."""
-    return _KINDS[observes.kind](observes) if observes.kind in _KINDS else Notes()
+    return _KINDS[observes.kind](observes)

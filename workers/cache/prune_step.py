@@ -1,4 +1,4 @@
-"""What every layer does at a prune, however it stores entries: protect, choose by score, take what stays."""
+"""What prunes have in common, however a layer stores entries: what is protected, chosen, and stays."""
 
 from __future__ import annotations
 

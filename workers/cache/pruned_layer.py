@@ -259,6 +259,7 @@ class PrunedLayer(AttendingLayer):
 
             scores = scores_of(policy, self._view(keep))
             index, tied = chosen(policy, scores, positions, keep, self._protected(positions))
+            del scores  # before what stays is copied
             kept_positions = positions.gather(2, index)
             kept = (*kept_entries(keys, values, index, self.state.rotary, self.held, keep), kept_positions)
             self._notes.keep(index)

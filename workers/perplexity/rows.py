@@ -41,13 +41,12 @@ def perplexity_rows(
         part = slice(start, start + size)
         windows = work.windows[part]
         cells = made.cells_left()
-        tokens = torch.from_numpy(work.tokens[part].astype(np.int64)).to(device)
+        settings = [cell.settings for cell in cells]
         row_ids = [window.text_id for window in windows]
         wanted = {i for i, cell in enumerate(cells) if cell.cell_id not in unit.complete}
+        ids = torch.from_numpy(work.tokens[part].astype(np.int64))
         try:
-            evaluate(
-                model, tokens, [cell.settings for cell in cells], row_ids, wanted, made.watch(cells, part)
-            )
+            evaluate(model, ids.to(device), settings, row_ids, wanted, made.watch(cells, part))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(windows) == 1:
                 raise

@@ -83,9 +83,9 @@ def answers(
         except ValueError as error:
             results[i] = error
 
-    waiting = deque(question_batches(work.questions, work.question_pruned, size))
-    while waiting:
-        batch = waiting.popleft()
+    batches = question_batches(work.questions, work.question_pruned, size)
+    halves: deque[Batch] = deque()
+    while (batch := halves.popleft() if halves else next(batches, None)) is not None:
         going = [i for i, rows in enumerate(results) if not isinstance(rows, Exception)]
         try:
             prefill, weights = _prefilled(
@@ -95,7 +95,7 @@ def answers(
             if not is_out_of_memory(error) or len(batch.questions) == 1:
                 raise
             half = (len(batch.questions) + 1) // 2
-            waiting.extendleft(reversed([*question_batches(batch.questions, work.question_pruned, half)]))
+            halves.extendleft(reversed([*question_batches(batch.questions, work.question_pruned, half)]))
             continue
 
         watch.worked(len(batch.questions), -1)
