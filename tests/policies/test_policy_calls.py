@@ -11,6 +11,7 @@ import torch
 from tests.support.spy_policy import Spy
 from tests.support.thinned import thinned
 from tests.support.tiny import ARCHITECTURES, repetitive_tokens, tiny_model
+from workers.cache.notes import MassNotes, Notes, QueryNotes, notes_of
 from workers.cache.prefill import Prefill
 from workers.cache.pruned_cache import PrunedCache
 from workers.generation.decoding import generate
@@ -20,7 +21,7 @@ from workers.perplexity.cell_scores import CellScores
 from workers.perplexity.evaluation import evaluate, evaluate_reference
 from workers.policies import eviction
 from workers.policies.eviction import ALWAYS, POLICIES
-from workers.policies.observation import NOTHING, LastQueries, Mass
+from workers.policies.observation import NOTHING, LastQueries, Mass, Nothing
 from workers.policies.own_policies import find_policy
 from workers.policies.policy import Policy
 from workers.policies.policy_files import PolicyError
@@ -207,6 +208,22 @@ def test_each_policy_sees_as_many_queries_as_it_asks_for_whatever_others_ask_for
     for cell, one in zip(cells, found, strict=True):
         assert torch.allclose(one.nll, evaluate_reference(model, TOKENS, cell, [0, 80]).nll, atol=2e-5)
     assert seen == {4: {4}, 60: {60}}
+
+
+@pytest.mark.parametrize("observes", [Nothing(), LastQueries(3), Mass()])
+def test_a_layer_has_notes_of_each_kind_of_observation(observes):
+    assert (
+        type(notes_of(observes))
+        is {"nothing": Notes, "queries": QueryNotes, "mass": MassNotes}[observes.kind]
+    )
+
+
+def test_an_observation_of_which_no_notes_are_kept_is_an_error_and_not_nothing():
+    class Differences(Nothing):
+        kind = "differences"
+
+    with pytest.raises(KeyError, match="differences"):
+        notes_of(Differences())
 
 
 def test_a_policy_may_observe_more_queries_than_ours_do(monkeypatch):

@@ -204,6 +204,26 @@ def test_questions_about_one_document_share_its_pass_only_where_it_is_pruned_wit
     assert sorted(len(batch.prompts[0]) for batch in question_batches(asked, False, 16)) == [30, 34]
 
 
+def test_the_prompts_of_a_batch_are_put_together_when_its_turn_comes(monkeypatch):
+    """Each question's prompt is a list of its own, so all at once would be as long as all contexts."""
+    order, put_together = [], module.question_batches
+
+    def noted(*arguments):
+        for batch in put_together(*arguments):
+            order.append("prompts")
+            yield batch
+
+    class Watched(module.Prefill):
+        def __init__(self, *arguments, **options):
+            order.append("pass")
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(module, "question_batches", noted)
+    monkeypatch.setattr(module, "Prefill", Watched)
+    answers(tiny_model("llama"), CPU, CELLS[:1], RetrievalWork(questions(), True), 1)
+    assert order == ["prompts", "pass"] * len(questions())
+
+
 def test_a_batch_that_memory_cannot_hold_is_halved(monkeypatch):
     sizes, whole = [], module.Prefill
 
