@@ -66,8 +66,8 @@ def _count(outcomes: pl.DataFrame, source: int, task: str, info: dict[str, Any])
 
 
 def coverage_in_words(covered: pl.DataFrame, excluded: pl.DataFrame) -> str:
-    """All tasks and runs of ``coverage`` in one line for the head of the page, and what ``Tables.excluded``
-    leaves out."""
+    """All tasks and runs of ``coverage`` in one line for the
+    head of the page, and what ``Tables.excluded`` leaves out."""
     planned = covered["planned"]
     asked = (
         "a number of cells that was not recorded"

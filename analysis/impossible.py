@@ -29,8 +29,8 @@ LARGEST = {"acc": 1.0, "acc_norm": 1.0, "exact_match": 1.0, "f1": 100.0}
 F1 in per cent."""
 
 TWICE = 0.01
-"""The share by which two rows of one window of one cell may differ in their NLL: more than any hardware's
-rounding."""
+"""The share by which two rows of one window of one cell may
+differ in their NLL: more than any hardware's rounding."""
 
 OF_LISTS = {
     "nll_tokens": pl.col("nll").list.len().cast(pl.Int64),
@@ -52,8 +52,10 @@ def reason(task: str) -> pl.Expr:
 
 
 def once(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-    """Each row once, by what names it. Windows that are there again, with another ``nll_sum`` or number, get
-    a reason."""
+    """Each row once, by what names it.
+
+    Windows that are there again, with another ``nll_sum`` or number, get a reason.
+    """
     kept = rows.unique(keys, keep="first", maintain_order=True)
     if "nll_sum" not in rows.collect_schema():
         return kept
@@ -77,11 +79,11 @@ def _apart(rows: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
 
 
 def beside_twin() -> pl.Expr:
-    """``impossible`` of a row that has its dense twin's ``dense_cache_tokens`` and ``dense_impossible``, from
-    ``reason``.
+    """``impossible`` of a row that has its dense twin's
+    ``dense_cache_tokens`` and ``dense_impossible``, from ``reason``.
 
-    A pruned cache never holds more than the full one, and what rests on a figure that cannot be cannot be
-    either.
+    A pruned cache never holds more than the full one, and
+    what rests on a figure that cannot be cannot be either.
     """
     held, whole = pl.col("cache_tokens_mean"), pl.col("dense_cache_tokens")
     above = held.is_finite() & whole.is_finite() & (held > whole * (1 + NEAR))
@@ -90,8 +92,8 @@ def beside_twin() -> pl.Expr:
 
 
 def at_twins_place() -> pl.Expr:
-    """``impossible`` of a window beside its dense twin's ``dense_start`` and ``dense_document``: both lie at
-    one place."""
+    """``impossible`` of a window beside its dense twin's
+    ``dense_start`` and ``dense_document``: both lie at one place."""
     same = pl.col("window_start").eq_missing(pl.col("dense_start")) & pl.col("document").eq_missing(
         pl.col("dense_document")
     )
@@ -117,8 +119,8 @@ def in_cell() -> pl.Expr:
 
 
 def without_figures(cells: pl.DataFrame, kept: Collection[str]) -> pl.DataFrame:
-    """The cells, with nothing but the columns ``kept`` of those that are ``impossible``: nothing can be made
-    of them."""
+    """The cells, with nothing but the columns ``kept`` of those
+    that are ``impossible``: nothing can be made of them."""
     figures = [name for name in cells.columns if name not in kept]
     return cells.with_columns(pl.when(pl.col("impossible").is_null()).then(pl.col(figures)).name.keep())
 

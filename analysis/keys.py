@@ -6,8 +6,8 @@ from __future__ import annotations
 from pipeline.results import PRUNING, TARGET, VERSIONS
 
 __all__ = ["CELL", "CURVE", "GROUP", "PRUNING", "SAME", "SCORED", "SETTINGS", "TARGET", "VARIANT", "VERSIONS"]
-"""VERSIONS make numbers incomparable (another method, weights, text, or way to read it): part of every key,
-beside ids."""
+"""VERSIONS make numbers incomparable (another method, weights,
+text, or way to read it): part of every key, beside ids."""
 
 _TITLE = ["model", "dataset"]
 
@@ -32,8 +32,8 @@ VARIANT = [name for name in CURVE if name not in ("policy", "prune_after")]
 own."""
 
 _NOT_SHARED = ("skip_layers_rule", "schedule")
-"""The same layers are skipped, whatever chose them, and perplexity is scored under a schedule of its own
-(``retrieval_tables.scored_schedule``)."""
+"""The same layers are skipped, whatever chose them, and perplexity is scored
+under a schedule of its own (``retrieval_tables.scored_schedule``)."""
 
 SAME = [*GROUP, *[name for name in SETTINGS if name not in _NOT_SHARED], "scored_schedule"]
 """What a cell that was scored and one that was asked share."""
@@ -46,5 +46,5 @@ CELL = [
     *SETTINGS,
     "beyond_context",
 ]
-"""The columns that a pooled cell takes over from its rows; they are equal within a pool, but for the id of a
-seed's cell."""
+"""The columns that a pooled cell takes over from its rows; they
+are equal within a pool, but for the id of a seed's cell."""

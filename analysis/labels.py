@@ -60,8 +60,8 @@ def cell(row: Row) -> str:
 
 
 def place(row: Row, several: Collection[str] = ()) -> str:
-    """Model and dataset, and what else tells a group from the page's others: ``several`` names columns of
-    many values."""
+    """Model and dataset, and what else tells a group from the
+    page's others: ``several`` names columns of many values."""
     named = {
         "dtype": "{}",
         "device": "{}",

@@ -109,8 +109,8 @@ class Run:
 class Results:
     """Everything that one report is made of.
 
-    ``scanned`` maps a table's name to its rows as stored, with ``source`` (index into ``runs``), repetitions
-    included.
+    ``scanned`` maps a table's name to its rows as stored, with
+    ``source`` (index into ``runs``), repetitions included.
     """
 
     runs: list[Run]
@@ -161,8 +161,8 @@ class Results:
     def _cut_short(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Cells that failed and have fewer rows than their dense twin: they failed halfway.
 
-        What they gave before is stored, and a figure made of it would be one of the texts on which they
-        survived.
+        What they gave before is stored, and a figure made of
+        it would be one of the texts on which they survived.
         """
         own = ["cell_id", *VERSIONS]
         counts = rows.group_by(*own, "dense_cell_id").agg(given=pl.len())
@@ -175,8 +175,8 @@ class Results:
         return paired.filter(pl.col("given") < pl.col("asked")).select(own)
 
     def lists(self, cell_ids: Sequence[str], *columns: str) -> pl.DataFrame:
-        """The perplexity rows of some cells, each once: ``cell_id``, versions, ``window_index`` and these
-        columns.
+        """The perplexity rows of some cells, each once: ``cell_id``,
+        versions, ``window_index`` and these columns.
 
         Only the parts that hold those cells are read.
         """
@@ -202,8 +202,10 @@ class Results:
 
 
 def load(directories: Sequence[str]) -> Results:
-    """Open run directories, local paths or URLs. No row is read yet, but every part is looked at. Raises
-    RunUnreadableError."""
+    """Open run directories, local paths or URLs.
+
+    No row is read yet, but every part is looked at. Raises RunUnreadableError.
+    """
     try:
         stores = [
             RunStore(directory) for directory in dict.fromkeys(placed(directory) for directory in directories)

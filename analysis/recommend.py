@@ -1,5 +1,5 @@
-"""Which setting to use: the one that holds least and is confirmed, on windows that did not choose it, to cost
-little PPL.
+"""Which setting to use: the one that holds least and is confirmed,
+on windows that did not choose it, to cost little PPL.
 
 A cell that is picked among many looks better than it is, so its own interval says too much. Here one half of
 the windows (or documents) chooses which cells are worth a try, and the other half confirms them one after the

@@ -81,8 +81,10 @@ def make_report(
 
 
 def local_file(text: str) -> str:
-    """A path of this machine to write to, with ``~`` as the home directory. Raises PlaceError for a URL of an
-    object store."""
+    """A path of this machine to write to, with ``~`` as the home directory.
+
+    Raises PlaceError for a URL of an object store.
+    """
     place = placed(text)
     if is_remote(place):
         raise PlaceError(

@@ -19,8 +19,8 @@ from analysis.statistics import pairs
 
 @dataclass(frozen=True)
 class Tables:
-    """What the page, its charts, the audit and an export are made of; reading may raise as
-    ``Results.reading`` says."""
+    """What the page, its charts, the audit and an export are
+    made of; reading may raise as ``Results.reading`` says."""
 
     results: Results
 
@@ -36,8 +36,10 @@ class Tables:
 
     @cached_property
     def perplexity(self) -> pl.DataFrame:
-        """A row per pooled cell with its verdict (``perplexity_tables.summary``). Cells that failed have
-        none."""
+        """A row per pooled cell with its verdict (``perplexity_tables.summary``).
+
+        Cells that failed have none.
+        """
         return perplexity_tables.summary(self.windows)
 
     @cached_property

@@ -1,5 +1,5 @@
-"""What a cell's figures can speak for: every verdict, why some enter no aggregate, and how the page warns of
-them."""
+"""What a cell's figures can speak for: every verdict, why
+some enter no aggregate, and how the page warns of them."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def scored_verdict() -> pl.Expr:
 
 
 def plain_verdict(never: pl.Expr | None = None) -> pl.Expr:
-    """The verdict on a cell that has no perplexity; ``never`` tells that none of its figures saw a pruned
-    cache."""
+    """The verdict on a cell that has no perplexity; ``never``
+    tells that none of its figures saw a pruned cache."""
     saw_none = pl.lit(False) if never is None else never
 
     return (

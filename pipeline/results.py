@@ -1,5 +1,5 @@
-"""What whoever reads runs needs of the pipeline, and may import: a run's directory, its columns, what reading
-may raise."""
+"""What whoever reads runs needs of the pipeline, and may import:
+a run's directory, its columns, what reading may raise."""
 
 from pipeline.store.place import PlaceError, is_remote, placed
 from pipeline.store.run_json import required_run

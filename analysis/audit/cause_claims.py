@@ -1,5 +1,5 @@
-"""Two claims about what makes PPL rise: that sorting shuffles the order, and that keeping more brings
-conflicting information.
+"""Two claims about what makes PPL rise: that sorting shuffles the
+order, and that keeping more brings conflicting information.
 
 Each is held against other causes that are varied alone, in paired contrasts. Where nothing is shown the
 verdict is "not testable here".
@@ -101,9 +101,9 @@ def u_curve(e: Evidence) -> Ruling:
     """Plain knorm at the lowest threshold: refuted where the highest keep_ratio is shown not to be worse than
     the lowest by 1 %.
 
-    An artefact where it is shown to be worse, and protecting the newest entries is shown to take away half of
-    what it costs. What else may cause a rise, conflicting information included, no row can tell: then nothing
-    is confirmed.
+    An artefact where it is shown to be worse, and protecting the newest entries
+    is shown to take away half of what it costs. What else may cause a rise,
+    conflicting information included, no row can tell: then nothing is confirmed.
     """
     curve = lowest(sure(plain(e.cells))).sort("keep_ratio", descending=True)
     rise = contrast(e.measured, curve[:1], curve[1:][-1:], ["keep_ratio"])

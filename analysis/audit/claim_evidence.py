@@ -37,12 +37,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Evidence:
-    """All of one model, dataset, device, dtype, window and stride. Frames without rows still have their
-    columns.
+    """All of one model, dataset, device, dtype, window and stride.
 
-    ``measured``: ``Tables.windows``; ``cells``: ``Tables.perplexity``; ``speeds``: ``Tables.generation``;
-    ``answers``: ``Tables.retrieval``; ``model``: the entry of run.json (name, revision, architecture, layers,
-    context, positions).
+    Frames without rows still have their columns.
+
+    ``measured``: ``Tables.windows``; ``cells``: ``Tables.perplexity``; ``speeds``:
+    ``Tables.generation``; ``answers``: ``Tables.retrieval``; ``model``: the entry
+    of run.json (name, revision, architecture, layers, context, positions).
     """
 
     measured: pl.DataFrame
@@ -54,8 +55,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the rows say about a claim: figures of the same protocol, honest figures, verdict and why, all as
-    text."""
+    """What the rows say about a claim: figures of the same
+    protocol, honest figures, verdict and why, all as text."""
 
     verdict: str
     why: str
@@ -130,8 +131,8 @@ def plain(
     recent: int = 0,
     positions: str = "absolute",
 ) -> pl.DataFrame:
-    """Rows of policies (knorm unless named) in their plain form, but for what is named: as the dense cell is
-    set."""
+    """Rows of policies (knorm unless named) in their plain
+    form, but for what is named: as the dense cell is set."""
     named = {"skip_layers": skip, "protect_recent": recent, "position_mode": positions}
     settings = [_is(name, named.get(name, PRUNING[name])) for name in VARIANT]
     return frame.filter(pl.col("policy").is_in(policies or ("knorm",)), *settings)

@@ -1,5 +1,5 @@
-"""Which model each verdict of the audit holds for: verdicts of several models side by side, and where they
-disagree.
+"""Which model each verdict of the audit holds for: verdicts
+of several models side by side, and where they disagree.
 
 A verdict is of one model's rows. Nothing here judges: it says whose verdict it is.
 """
@@ -22,8 +22,10 @@ EMBEDDED = ("reference-neox", "reference-llama")
 
 @dataclass(frozen=True)
 class Judged:
-    """``claims.audit`` of one model's rows. ``place``: model, dataset, device and dtype, as far as rows
-    tell."""
+    """``claims.audit`` of one model's rows.
+
+    ``place``: model, dataset, device and dtype, as far as rows tell.
+    """
 
     place: tuple[str, ...]
     claims: pl.DataFrame

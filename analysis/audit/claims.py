@@ -1,9 +1,9 @@
 """Eleven claims that reports made about pruning by key norm, each judged by the rows of a sweep: ``audit``.
 
-Verdicts are computed: every rule says which cells it picks by their role and which figures lead to which
-verdict, and where rows are lacking, which. Plain knorm means: no layer skipped, nothing protected, absolute
-positions, a check at every step. The rules that judge perplexity are in ``equality_claims``, ``cause_claims``
-and ``perplexity_claims``.
+Verdicts are computed: every rule says which cells it picks by their role and which figures
+lead to which verdict, and where rows are lacking, which. Plain knorm means: no layer
+skipped, nothing protected, absolute positions, a check at every step. The rules that judge
+perplexity are in ``equality_claims``, ``cause_claims`` and ``perplexity_claims``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ __all__ = ["CLAIMS", "Evidence", "audit", "control_experiment", "evidences"]
 
 CLAIMED_FALL = 0.86
 PLAIN_FALL = 0.5
-"""A fall of TTFT that the wrong protocol has to show, and the honest interval to exclude, to be called its
-artefact."""
+"""A fall of TTFT that the wrong protocol has to show, and
+the honest interval to exclude, to be called its artefact."""
 SHARE_TAKEN_FOR_TTFT = (
     "pruning starts after the prompt's pass; "
     "TTFT falls only where the baseline's is a share of its whole time"
@@ -110,8 +110,8 @@ def _lowest_first_token(stable: pl.DataFrame) -> str:
 
 
 def _throughput(e: Evidence) -> Ruling:
-    """Stable cells: confirmed where most intervals lie wholly within -18 to -10 %, refuted where most lie
-    wholly outside."""
+    """Stable cells: confirmed where most intervals lie wholly
+    within -18 to -10 %, refuted where most lie wholly outside."""
     reproduced = _range(timed(e.speeds, "WRONG_ON_PURPOSE", "tokens"), "tokens", "throughput")
     stable = timed(e.speeds, "STABLE", "tokens").filter(pl.col("prune_step_seconds").is_not_null())
     if stable.is_empty():
@@ -169,8 +169,8 @@ def _retrieval(e: Evidence) -> Ruling:
     questions as dense: refuted where a cell is shown to lose answers (McNemar, Holm over the cells),
     confirmed where each is shown to lose at most 10 points.
 
-    Every sort of question counts: passkeys and needles, asked before and after the prune. The claim names
-    none.
+    Every sort of question counts: passkeys and needles,
+    asked before and after the prune. The claim names none.
     """
     pruned = plain(e.answers).filter(valid(), pl.col("keep_ratio") >= LEAST_KEPT)
     if pruned.is_empty():

@@ -24,8 +24,8 @@ PAIR_FIGURES = {"factor": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n"
 def contrast(
     measured: pl.DataFrame, over: pl.DataFrame, under: pl.DataFrame, differs: Sequence[str]
 ) -> pl.DataFrame:
-    """PPL of each cell of ``over`` divided by that of the cell of ``under`` that equals it in all settings
-    but ``differs``.
+    """PPL of each cell of ``over`` divided by that of the cell of
+    ``under`` that equals it in all settings but ``differs``.
 
     ``measured``: ``Tables.windows``, cells: ``Tables.perplexity``, all of one model, text, device and
     windows. One row per pair: the columns of ``over``, ``under_id`` and ``under_budget``, and ``factor``,
@@ -111,8 +111,8 @@ def _common_units(measured: pl.DataFrame, pairs: pl.DataFrame, names: Sequence[s
 
 
 def above() -> pl.Expr:
-    """Pairs in which the first cell is shown to be worse: the interval lies above 1, and the factor is no
-    rounding."""
+    """Pairs in which the first cell is shown to be worse: the
+    interval lies above 1, and the factor is no rounding."""
     return (pl.col("low") > 1) & (pl.col("factor") > 1 + ROUNDING)
 
 

@@ -40,8 +40,8 @@ UNIT_LIKE = re.compile(
     r"|nats?|bits?|bytes?|[kmg]i?b|bp[bc]|log|log ?2|log ?10|ln|k|thousands?|millions?"
     r"|[x×*]?\s*1(0|e)[\^*e]*\s*[-+−]?\d+|%( .*)?|per ?cent.*"
 )
-"""What in brackets says what a figure counts. Anything else there is a remark, like (lower is better) or
-(wikitext-2)."""
+"""What in brackets says what a figure counts. Anything else
+there is a remark, like (lower is better) or (wikitext-2)."""
 
 SHARE_LIKE = re.compile(r".*/.*|per .*|(share|fraction|ratio).*|tokens|steps")
 """What a time is not in seconds of, beside those."""

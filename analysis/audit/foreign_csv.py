@@ -34,8 +34,8 @@ class CsvRow:
 def read_rows(path: str) -> tuple[CsvRow, list[CsvRow]]:
     """The heading and the rows. Lines of empty cells are left out.
 
-    The separator is the one that a first line ``sep=;`` gives, or of which the heading has most. Raises
-    TableError.
+    The separator is the one that a first line ``sep=;`` gives,
+    or of which the heading has most. Raises TableError.
     """
     text = _text(path)
     said = EXCEL.match(text)

@@ -21,8 +21,8 @@ RATIO_RULE = "keep_ratio must be above 0 and at most 1"
 
 
 def read_table(path: str) -> pl.DataFrame:
-    """The known columns of a CSV file under their names here, with ``line`` and ``dense``: whether a row is
-    the baseline's.
+    """The known columns of a CSV file under their names here, with
+    ``line`` and ``dense``: whether a row is the baseline's.
 
     Columns are separated by commas, semicolons or tabs. Figures may have decimal commas, marks between
     thousands and times in milliseconds (in the heading, or a row of units below it), and keep_ratio may be in

@@ -1,5 +1,5 @@
-"""Three claims about which setting costs the least PPL: layer 0 skipped, one of four policies, one
-keep_ratio.
+"""Three claims about which setting costs the least PPL:
+layer 0 skipped, one of four policies, one keep_ratio.
 
 That one setting costs more than another rests on paired contrasts of the two. Where neither is shown the
 verdict is "not testable here".

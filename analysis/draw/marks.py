@@ -103,8 +103,8 @@ def interval_entry(title: str, low: str, high: str) -> tuple[str, str, str]:
 
 
 def tooltips(layer: alt.Chart, entries: Sequence[tuple[str, ...]]) -> alt.Chart:
-    """A layer whose marks tell ``(title, field)``, ``(title, field, d3 format)`` or an interval from
-    ``interval_entry``."""
+    """A layer whose marks tell ``(title, field)``, ``(title,
+    field, d3 format)`` or an interval from ``interval_entry``."""
     shown = []
     for title, name, *rest in entries:
         if not rest:
@@ -170,8 +170,8 @@ def shape(names: Sequence[str], name: str, title: str) -> alt.Shape:
 def dash(names: Sequence[str], name: str) -> alt.StrokeDash:
     """A dash for each name, without a legend: the shapes have one.
 
-    A domain would make Vega-Lite merge the scale with that of the shapes and hide their legend too; both sort
-    alike.
+    A domain would make Vega-Lite merge the scale with that
+    of the shapes and hide their legend too; both sort alike.
     """
     return alt.StrokeDash(
         f"{name}:N", sort=list(names), scale=alt.Scale(range=cycle(DASHES, names)), legend=None

@@ -45,8 +45,8 @@ About = Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Series:
-    """What tells apart marks of one colour: a column whose ``names`` have shapes and, where ``dashed``,
-    dashes.
+    """What tells apart marks of one colour: a column whose
+    ``names`` have shapes and, where ``dashed``, dashes.
 
     ``by`` is the column whose values have a line each; ``title`` stands above the legend.
     """
@@ -65,8 +65,8 @@ class Series:
         order: Callable[[pl.DataFrame, str], list[str]] = in_order,
         **more: Any,
     ) -> Series:
-        """By a column of the frame, or by the one that also names policies whose colour is taken
-        (``policy_looks.look``)."""
+        """By a column of the frame, or by the one that also names
+        policies whose colour is taken (``policy_looks.look``)."""
         shown = look(frame, column)
         return cls(shown, order(frame, shown), column, **more)
 
@@ -136,8 +136,8 @@ class Panel:
         )
 
     def holes(self, frame: pl.DataFrame, *filters: Filter) -> Panel:
-        """What makes the frame's hollow points hollow: small marks of the same shape in the page's colour on
-        top.
+        """What makes the frame's hollow points hollow: small
+        marks of the same shape in the page's colour on top.
 
         An unfilled mark, or a shape channel of its own, would change the legend's symbols too.
         """

@@ -14,8 +14,10 @@ from analysis.verdicts import HOLLOW
 
 @dataclass(frozen=True)
 class Group:
-    """Cells of one model, dataset, device and so on. ``title`` names what tells it from the page's other
-    groups."""
+    """Cells of one model, dataset, device and so on.
+
+    ``title`` names what tells it from the page's other groups.
+    """
 
     number: int
     title: str
@@ -37,8 +39,8 @@ def groups(cells: pl.DataFrame, keys: list[str]) -> Iterator[Group]:
 
 
 def varies(cells: pl.DataFrame, key: str) -> bool:
-    """Whether a title must name a setting: a revision or fingerprint only where one model or dataset has
-    several."""
+    """Whether a title must name a setting: a revision or
+    fingerprint only where one model or dataset has several."""
     owner = {"model_revision": "model", "dataset_fingerprint": "dataset"}.get(key)
     return (
         cells[key].n_unique() > 1

@@ -32,8 +32,8 @@ class PolicyLooks:
     """The looks on one page. ``others``: the policies that the palette does not know, in the order in which
     they appear on it.
 
-    A policy that comes after all colours are taken has a colour of an earlier one, and shapes and dashes that
-    name it.
+    A policy that comes after all colours are taken has a colour
+    of an earlier one, and shapes and dashes that name it.
     """
 
     others: tuple[str, ...]

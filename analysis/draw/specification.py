@@ -33,8 +33,10 @@ class Points:
         return self._rounded().to_dicts()
 
     def json(self) -> str:
-        """Column by column, which names each column once. Raises ValueError where a number has no word in
-        JSON."""
+        """Column by column, which names each column once.
+
+        Raises ValueError where a number has no word in JSON.
+        """
         return json.dumps(self._rounded().to_dict(as_series=False), allow_nan=False, separators=(",", ":"))
 
     def _rounded(self) -> pl.DataFrame:
@@ -44,8 +46,10 @@ class Points:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel: its container has the id ``chart-NAME``. ``about`` is what the page's selection asks for:
-    model, dataset."""
+    """One panel: its container has the id ``chart-NAME``.
+
+    ``about`` is what the page's selection asks for: model, dataset.
+    """
 
     name: str
     description: str
@@ -74,8 +78,8 @@ def specification(
     params: Sequence[dict[str, Any]] = (),
     height: int = HEIGHT,
 ) -> dict[str, Any]:
-    """Layers over the rows of ``points`` that equal ``where``; a policy chosen on the page hides those of the
-    others."""
+    """Layers over the rows of ``points`` that equal ``where``;
+    a policy chosen on the page hides those of the others."""
     chosen = "chosen === '' || !isValid(datum.policy) || datum.policy === chosen"
     filters = [{"filter": {"field": name, "equal": value}} for name, value in (where or {}).items()] + [
         {"filter": chosen}
@@ -95,8 +99,8 @@ def specification(
 
 
 def chooser(label: str, names: Sequence[str], signal: str = "shown") -> dict[str, Any]:
-    """A list below the chart; what is chosen there is the value of ``signal``, at first the first of the
-    names."""
+    """A list below the chart; what is chosen there is the
+    value of ``signal``, at first the first of the names."""
     options = [name.translate(LINE_ENDS) for name in names]
     return {
         "name": signal,

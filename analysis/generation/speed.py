@@ -1,5 +1,5 @@
-"""Generation: medians of times and bytes per cell and prompt length, and ratios to the dense twin paired by
-round."""
+"""Generation: medians of times and bytes per cell and prompt
+length, and ratios to the dense twin paired by round."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TEXT = ["text_length", "text_ended", "text_repetition", "text_agreement"]
 """What is told of the generated text, beside the dense twin's."""
 
 FEWEST_ROUNDS = 6
-"""The range of n paired values covers the median with 1 - 2 / 2**n: from fewer than six rounds there is no 95
-% interval."""
+"""The range of n paired values covers the median with 1 - 2 / 2**n:
+from fewer than six rounds there is no 95 % interval."""
 
 NO_DIFFERENCE = "no difference shown"
 
@@ -133,8 +133,8 @@ def _joined(table: pl.DataFrame, other: pl.DataFrame, keys: list[str]) -> pl.Dat
 
 
 def _without_prunes() -> pl.Expr:
-    """The note on cells of which no step pruned: their time per token tells of a smaller cache, and nothing
-    of pruning."""
+    """The note on cells of which no step pruned: their time per
+    token tells of a smaller cache, and nothing of pruning."""
     silent = (
         pl.col("prune_step_seconds").is_null() & (pl.col("policy") != "dense") & (pl.col("prune_events") > 0)
     )
@@ -156,8 +156,8 @@ def _judged(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def checks(rows: pl.LazyFrame) -> pl.DataFrame:
-    """One row per group that took turns: drift of the dense cell, A against A, and whether its timings can be
-    compared.
+    """One row per group that took turns: drift of the dense cell,
+    A against A, and whether its timings can be compared.
 
     ``drift``: dense time per token in the last round / first round. ``null_ratio``, ``null_low``,
     ``null_high``: the dense cell's second run of a round against its first, by the arithmetic of every other
@@ -272,12 +272,12 @@ def _ratio_intervals(ratios: pl.DataFrame, measure: str) -> pl.DataFrame:
 
 
 def median_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Interval of the median between two order statistics of ``values`` [rounds]; nulls from fewer than six
-    rounds.
+    """Interval of the median between two order statistics of
+    ``values`` [rounds]; nulls from fewer than six rounds.
 
-    Whatever the distribution, it covers the median in at least 95 % (David and Nagaraja 2003, Order
-    Statistics, section 7.1), and in at least 92.5 % where rounds were run until it was narrow
-    (``benchmarks/coverage.py``).
+    Whatever the distribution, it covers the median in at least 95 % (David
+    and Nagaraja 2003, Order Statistics, section 7.1), and in at least 92.5 %
+    where rounds were run until it was narrow (``benchmarks/coverage.py``).
     """
     rank = int(binom.ppf(ALPHA / 2, len(values), 0.5)) if len(values) else 0
     if rank < 1:

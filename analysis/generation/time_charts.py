@@ -137,8 +137,8 @@ def summary_chart(group: Group) -> list[Chart]:
 
 
 def _few_cells(cells: pl.DataFrame) -> pl.DataFrame:
-    """Rows of ``COMPARED_CELLS`` at most, spread over keep_ratio, with their name and a number for their
-    place."""
+    """Rows of ``COMPARED_CELLS`` at most, spread over
+    keep_ratio, with their name and a number for their place."""
     compared = cells.filter(pl.col("policy") != "dense", pl.col("share").is_not_null())
     of_cell = ["policy", "settings", "keep_ratio"]
     kinds = compared.select(of_cell).unique(maintain_order=True)
@@ -151,11 +151,11 @@ def _few_cells(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def rounds(rows: pl.DataFrame, speeds: pl.DataFrame) -> list[Chart]:
-    """Time per token round by round: median and 10-90 % of the tokens, for the dense cell and a few others of
-    each group.
+    """Time per token round by round: median and 10-90 % of the
+    tokens, for the dense cell and a few others of each group.
 
-    ``rows``: generation's; those of cells that are IMPOSSIBLE in ``speeds`` (``speed.generation``) are left
-    out.
+    ``rows``: generation's; those of cells that are IMPOSSIBLE
+    in ``speeds`` (``speed.generation``) are left out.
     """
     spoilt = speeds.filter(pl.col("timing") == IMPOSSIBLE)
     possible = rows.join(spoilt, on=KEYS, how="anti", nulls_equal=True, maintain_order="left")

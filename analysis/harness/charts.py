@@ -58,8 +58,8 @@ SHOWN = [
 
 
 def task_charts(scores: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """One chart per model, dataset, task, metric and filter, ``MOST_CHARTS`` at most; ``scores``:
-    ``task_tables.tasks``."""
+    """One chart per model, dataset, task, metric and filter,
+    ``MOST_CHARTS`` at most; ``scores``: ``task_tables.tasks``."""
     return [_chart(group, looks) for group in compared_groups(scores)[:MOST_CHARTS]]
 
 

@@ -1,5 +1,5 @@
-"""Sentences on the harness's tasks for the head of the page: how many figures are shown to be worse than
-dense."""
+"""Sentences on the harness's tasks for the head of the
+page: how many figures are shown to be worse than dense."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _figure(row: labels.Row) -> str:
 
 
 def _together(group: pl.DataFrame) -> pl.DataFrame:
-    """The figures with ``wide_low`` and ``wide_high``: intervals of the differences that hold for all of them
-    together."""
+    """The figures with ``wide_low`` and ``wide_high``: intervals
+    of the differences that hold for all of them together."""
     n = group["paired_documents"].to_numpy()
     factor = pl.Series(t_quantile(1 - ALPHA / (2 * group.height), n) / t_quantile(1 - ALPHA / 2, n))
     half = (pl.col("difference_high") - pl.col("difference_low")) / 2 * factor

@@ -1,5 +1,5 @@
-"""Tasks of lm-evaluation-harness: the harness's figure of each metric beside the dense twin's, paired over
-documents."""
+"""Tasks of lm-evaluation-harness: the harness's figure of
+each metric beside the dense twin's, paired over documents."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ WHOLE = pl.col("doc_index").is_null()
 
 
 def tasks(rows: pl.LazyFrame) -> pl.DataFrame:
-    """Per pooled cell, task, metric and filter: the harness's value and standard error, the dense twin's,
-    their difference.
+    """Per pooled cell, task, metric and filter: the harness's value
+    and standard error, the dense twin's, their difference.
 
     The difference has a 95 % interval over documents where the figure is their mean; one made in another way
     (perplexity of a corpus, F1) has none, and ``note`` says so. Seeds are averaged, without a standard error.

@@ -1,5 +1,5 @@
-"""Every chart of a report as a picture file for a paper (PNG at print resolution, or SVG), every table as
-CSV."""
+"""Every chart of a report as a picture file for a paper
+(PNG at print resolution, or SVG), every table as CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ STYLE = Path(__file__).with_name("style.css")
 
 def write_charts(charts: Iterable[Chart], folder: str, form: str) -> list[str]:
     """Write ``NAME.png`` or ``NAME.svg`` of each chart into a folder, which is made; returns the files.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
 
@@ -38,8 +40,9 @@ def write_charts(charts: Iterable[Chart], folder: str, form: str) -> list[str]:
 
 
 def write_tables(tables: Mapping[str, tuple[pl.DataFrame, Sequence[Column]]], folder: str) -> None:
-    """Write ``NAME.csv`` of each table into a folder, which is made: every row, figures in full. Raises
-    OSError.
+    """Write ``NAME.csv`` of each table into a folder, which is made: every row, figures in full.
+
+    Raises OSError.
 
     Lists are joined with commas. Text cannot start a spreadsheet's formula.
     """
@@ -61,8 +64,8 @@ def write_tables(tables: Mapping[str, tuple[pl.DataFrame, Sequence[Column]]], fo
 
 
 def _on_paper(chart: Chart) -> dict[str, object]:
-    """The page's chart with a width of its own, on white, in the page's light colours: a picture has no style
-    sheet."""
+    """The page's chart with a width of its own, on white, in
+    the page's light colours: a picture has no style sheet."""
     named = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", _light(STYLE.read_text(encoding="utf-8"))))
     coloured = re.sub(r"var\((--[\w-]+)\)", lambda match: named.get(match[1], match[0]).strip(), chart.json())
     spec = json.loads(coloured)

@@ -1,5 +1,5 @@
-"""Sentences for the head of the page, all computed from the rows: what was found, and what to be careful
-about."""
+"""Sentences for the head of the page, all computed from
+the rows: what was found, and what to be careful about."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from analysis.tables import Tables
 from analysis.verdicts import IMPOSSIBLE, WARNED, valid
 
 EARLIER_THAN_POSSIBLE = 0.9
-"""Pruning starts after the prompt's pass; a first token earlier than this share of the dense time is a
-measuring error."""
+"""Pruning starts after the prompt's pass; a first token earlier
+than this share of the dense time is a measuring error."""
 
 CURVES = [*SCORED, "prune_after"]
 """What a sentence on perplexity is of."""
@@ -112,8 +112,8 @@ def _changed_speed(row: labels.Row) -> str:
 
 
 def warnings(made: Tables, not_drawn: Mapping[str, int]) -> list[str]:
-    """What a reader has to know before trusting a figure of this page; ``not_drawn``: how many of what have
-    no charts."""
+    """What a reader has to know before trusting a figure of this
+    page; ``not_drawn``: how many of what have no charts."""
     found = [*_of_coverage(made.coverage), *_impossible(made.excluded), *_of_cells(made.perplexity)]
     found += [*_of_versions(made.results, made.perplexity), *_of_speed(made.generation)]
     if left_out := [f"{count} {words}" for words, count in not_drawn.items() if count > 0]:

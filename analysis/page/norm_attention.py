@@ -1,5 +1,5 @@
-"""How key norm and attention go together in each model: what every figure of a policy that goes by norms
-rests on."""
+"""How key norm and attention go together in each model: what
+every figure of a policy that goes by norms rests on."""
 
 from __future__ import annotations
 

@@ -43,14 +43,16 @@ BUNDLE = "window.vegaEmbed = vegaEmbed;"
 """The one name of the Vega bundle that the page uses."""
 
 MANY_CHARTS = 60
-"""Above this number of charts a page opens on one model and dataset, and draws the others when they are asked
-for."""
+"""Above this number of charts a page opens on one model and
+dataset, and draws the others when they are asked for."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that a page shows. ``tables``: name -> frame and columns; ``audited``: the audit's parts, if
-    any."""
+    """Everything that a page shows.
+
+    ``tables``: name -> frame and columns; ``audited``: the audit's parts, if any.
+    """
 
     made: Tables
     tolerance: float
@@ -182,6 +184,6 @@ def _bundle() -> Markup:
 
 
 def script_safe(json_text: str) -> Markup:
-    """JSON text that can stand inside a script element: same value, no character that HTML or old JavaScript
-    acts on."""
+    """JSON text that can stand inside a script element: same
+    value, no character that HTML or old JavaScript acts on."""
     return Markup(json_text.translate(str.maketrans(ESCAPES)))

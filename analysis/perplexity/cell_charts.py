@@ -49,8 +49,8 @@ OF_BYTES = [
 def u_curves(
     group: Group, points: Points, looks: PolicyLooks, x: Axis = KEPT, name: str = "ucurve"
 ) -> list[Chart]:
-    """PPL with interval band against keep_ratio or the realised budget, one panel per threshold; the minimum
-    is ringed."""
+    """PPL with interval band against keep_ratio or the realised
+    budget, one panel per threshold; the minimum is ringed."""
     y = Axis("ppl", "perplexity", log_span=5, also=("ppl_low", "ppl_high", "dense"))
     charts = []
     for number, after in enumerate(names_of(points.frame, "after"), start=1):
@@ -115,8 +115,8 @@ def retained(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
 
 
 def trade_off(group: Group, points: Points, looks: PolicyLooks, best: pl.DataFrame) -> list[Chart]:
-    """PPL ratio where pruned, with interval, against realised budget, every threshold in one panel; ``best``:
-    the front."""
+    """PPL ratio where pruned, with interval, against realised
+    budget, every threshold in one panel; ``best``: the front."""
     known = (pl.col("ratio").is_not_null(), pl.col("budget").is_not_null())
     cells = points.frame.filter(~pl.col("end"), *known)
     x = replace(HELD, reach=(0.0, 1.0))
@@ -154,8 +154,10 @@ def _front(best: pl.DataFrame, x: Axis, y: Axis, cells: pl.DataFrame) -> list[al
 
 
 def heatmap(group: Group, points: Points) -> list[Chart]:
-    """PPL ratio over keep_ratio and prune_after; policy and settings are chosen below it. None for a single
-    threshold."""
+    """PPL ratio over keep_ratio and prune_after; policy and settings are chosen below it.
+
+    None for a single threshold.
+    """
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
     sound = cells.filter(valid(), pl.col("after") != labels.NONE)
     thresholds = names_of(cells, "after")
@@ -201,8 +203,8 @@ def _hollow(panel: Panel, shown: alt.Chart) -> Panel:
 
 
 def side_by_side(group: Group, points: Points, looks: PolicyLooks) -> list[Chart]:
-    """Policies under the same budget: PPL ratio with interval by policy at a few keep_ratios, one panel per
-    threshold."""
+    """Policies under the same budget: PPL ratio with interval
+    by policy at a few keep_ratios, one panel per threshold."""
     cells = points.frame.filter(~pl.col("end"), pl.col("ratio").is_not_null())
     policies = pl.col("policy").n_unique()
     charts = []
@@ -248,8 +250,8 @@ def _beside(group: Group, number: int, data: str, own: pl.DataFrame, looks: Poli
 def _placed(cells: pl.DataFrame, policies: list[str]) -> tuple[pl.DataFrame, alt.YOffset]:
     """The cells with the ``place`` of their policy in a row, and the channel that moves them there.
 
-    Numbers for the places: Vega-Lite writes a sorted or fixed domain of names into an expression, where some
-    break it.
+    Numbers for the places: Vega-Lite writes a sorted or fixed
+    domain of names into an expression, where some break it.
     """
     places = list(range(len(policies)))
     place = pl.col("policy").replace_strict(policies, places, return_dtype=pl.Int32)

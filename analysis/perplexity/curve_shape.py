@@ -1,5 +1,5 @@
-"""The shape of a curve over keep_ratio: where its minimum can lie, and where it rises, falls or shows
-neither."""
+"""The shape of a curve over keep_ratio: where its minimum
+can lie, and where it rises, falls or shows neither."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SCHEMA = {
 
 
 def shapes(measured: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """One row per curve of at least three valid cells that scored the same texts (documents, or at least two
-    windows).
+    """One row per curve of at least three valid cells that scored
+    the same texts (documents, or at least two windows).
 
     ``measured`` comes from ``pairs.with_dense``, ``cells`` from ``Tables.perplexity``. Adds to the settings
     of the curve and the PPL, ratio and interval of its lowest cell: ``minimum_at`` (its keep_ratio),
@@ -94,8 +94,8 @@ def _shape(curve: pl.DataFrame, nll: np.ndarray, tokens: np.ndarray) -> tuple[ob
 
 
 def may_be_lowest(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[cells], which cells the true minimum of a curve can be: all that are not shown to be worse than the
-    lowest one.
+    """[cells], which cells the true minimum of a curve can be:
+    all that are not shown to be worse than the lowest one.
 
     Each of the others is compared with it on the same units, one-sided, at 5 % divided by their number: the
     true minimum is among them in at least 95 of 100 curves (subset selection: Gupta 1965; Hsu 1996, Multiple

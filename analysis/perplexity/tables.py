@@ -55,11 +55,11 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
-    """The cells and, as rows with the verdict FAILED and the reason as note, those that failed and have no
-    rows.
+    """The cells and, as rows with the verdict FAILED and the
+    reason as note, those that failed and have no rows.
 
-    ``failed`` comes from ``coverage.failures``. They have no figures, so they enter no chart and no
-    aggregate.
+    ``failed`` comes from ``coverage.failures``. They have
+    no figures, so they enter no chart and no aggregate.
     """
     lost = failed.filter(pl.col("task") == "perplexity").join(cells, on="cell_id", how="anti")
     lost = lost.unique(["cell_id", *VERSIONS], keep="last", maintain_order=True)
@@ -72,8 +72,8 @@ def with_failures(cells: pl.DataFrame, failed: pl.DataFrame) -> pl.DataFrame:
 def excluded(
     cells: pl.DataFrame, speeds: pl.DataFrame, answers: pl.DataFrame, scores: pl.DataFrame
 ) -> pl.DataFrame:
-    """How many cells enter no aggregate, by verdict and with the reason: ``task``, ``verdict``, ``cells``,
-    ``why``.
+    """How many cells enter no aggregate, by verdict and with
+    the reason: ``task``, ``verdict``, ``cells``, ``why``.
 
     ``answers`` comes from ``retrieval_tables.retrieval``, ``scores`` from ``task_tables.tasks``. A cell
     counts once per task and verdict.
@@ -99,8 +99,8 @@ def excluded(
 
 
 def in_reading_order(cells: pl.DataFrame) -> pl.DataFrame:
-    """Cells in reading order: model, dataset, threshold, policy, settings, keep_ratio; nulls (the dense twin)
-    first."""
+    """Cells in reading order: model, dataset, threshold, policy,
+    settings, keep_ratio; nulls (the dense twin) first."""
     return cells.sort(ORDER, nulls_last=False, maintain_order=True)
 
 
@@ -136,9 +136,9 @@ def beyond() -> pl.Expr:
 def by_ratio(cells: pl.DataFrame) -> pl.DataFrame:
     """Per dataset, keep_ratio, model and policy: how many cells, and the spread of their PPL ratios.
 
-    ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted and enter no figure; ratios
-    are not averaged, because cells with other thresholds are other measurements: lowest, median and highest
-    are shown.
+    ``cells`` comes from ``summary``. Cells that (almost) never pruned are counted
+    and enter no figure; ratios are not averaged, because cells with other
+    thresholds are other measurements: lowest, median and highest are shown.
     """
     ratio = pl.col("ratio").filter(valid())
     keys = ["dataset", "keep_ratio", "model", *VERSIONS, "policy"]

@@ -1,5 +1,5 @@
-"""Charts inside a window: where pruning starts to hurt, token by token, and how long the cache is (the
-saw-tooth)."""
+"""Charts inside a window: where pruning starts to hurt,
+token by token, and how long the cache is (the saw-tooth)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ OF_TEETH = [
 
 
 def by_position(results: Results, cells: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """NLL minus the dense twin's by token position, one panel per group and threshold: a few policies and
-    keep_ratios."""
+    """NLL minus the dense twin's by token position, one panel
+    per group and threshold: a few policies and keep_ratios."""
     known = pl.col("verdict").is_in(["VALID", "BARELY_PRUNED"])
     valid = with_words(cells.filter(known, pl.col("n_paired") > 0))
     panels = [
@@ -77,8 +77,8 @@ def _readable(frames: Sequence[pl.DataFrame]) -> int:
 
 
 def _chosen(cells: pl.DataFrame) -> pl.DataFrame:
-    """The cells of the most common settings: some policies at the highest and lowest keep_ratio that most
-    policies have."""
+    """The cells of the most common settings: some policies at
+    the highest and lowest keep_ratio that most policies have."""
     sound = cells.filter(pl.col("position_mode").ne_missing("cache_length"))
     sound = sound if sound.height else cells
     variants = sound.group_by("variant", maintain_order=True).len()
@@ -127,8 +127,8 @@ def _position_lines(group: Group, after: str, chosen: pl.DataFrame, kept: list[s
 
 
 def positions(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """A cell's mean NLL minus its twin's per stretch of a window, with an interval over windows; None without
-    lists.
+    """A cell's mean NLL minus its twin's per stretch of a
+    window, with an interval over windows; None without lists.
 
     ``rows`` comes from ``Results.lists``. Windows of another length than most are left out: their positions
     do not line up.
@@ -189,8 +189,8 @@ def _as_array(lists: pl.Series, length: int) -> np.ndarray:
 
 
 def _intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """t intervals over windows of the mean of each column: means [windows, stretches] -> low, high
-    [stretches]."""
+    """t intervals over windows of the mean of each column:
+    means [windows, stretches] -> low, high [stretches]."""
     n = len(means)
     if n < 2:
         return np.full(means.shape[1], np.nan), np.full(means.shape[1], np.nan)
@@ -232,8 +232,8 @@ def _few(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def _teeth(cell: labels.Row, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """The corners of the saw-tooth as lists in one row: it grows by one entry a token and falls at each
-    event."""
+    """The corners of the saw-tooth as lists in one row: it
+    grows by one entry a token and falls at each event."""
     row = rows.filter(pl.col("cell_id") == cell["cell_id"])
     if row.is_empty():
         return None

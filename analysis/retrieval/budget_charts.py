@@ -26,8 +26,8 @@ ACCURACY = Axis("accuracy", "questions answered right", ".0%", reach=(0.0, 1.0))
 
 
 def budget_charts(answers: pl.DataFrame, looks: PolicyLooks) -> list[Chart]:
-    """Accuracy with Wilson's interval against the realised budget, a line per policy and settings, dense as a
-    rule."""
+    """Accuracy with Wilson's interval against the realised
+    budget, a line per policy and settings, dense as a rule."""
     known = cell_frame(answers).filter(pl.col("budget").is_not_null())
     return [
         _budget_chart(group, looks)

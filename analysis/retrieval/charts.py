@@ -48,8 +48,8 @@ ABOUT = [*CELL_ENTRIES, *FIGURES, ("verdict", "verdict")]
 
 
 def settings() -> pl.Expr:
-    """The words of a cell's settings beside policy and keep_ratio; the frame comes from
-    ``points.with_words``."""
+    """The words of a cell's settings beside policy and
+    keep_ratio; the frame comes from ``points.with_words``."""
     words = pl.format("prune_after {}, {}", "after", "variant")
     return pl.when(pl.col("policy") == "dense").then(pl.lit("dense")).otherwise(words).alias("settings")
 
@@ -82,8 +82,8 @@ def of_length(frame: pl.DataFrame) -> list[Filter]:
 
 
 def dodged(frame: pl.DataFrame, axis: Axis) -> pl.DataFrame:
-    """The points with ``at``: their place on the axis, moved a little aside by policy, so that none hides
-    another."""
+    """The points with ``at``: their place on the axis, moved
+    a little aside by policy, so that none hides another."""
     compared = frame.filter(~pl.col("end"))
     scale, names = axis.scale(compared).to_dict(), sorted(compared["policy"].unique())
     low, high = scale["domain"]
@@ -98,8 +98,8 @@ def dodged(frame: pl.DataFrame, axis: Axis) -> pl.DataFrame:
 
 
 def cell_frame(answers: pl.DataFrame) -> pl.DataFrame:
-    """The rows of ``retrieval_tables.retrieval`` as points: with words, and hollow where they say nothing of
-    pruning."""
+    """The rows of ``retrieval_tables.retrieval`` as points:
+    with words, and hollow where they say nothing of pruning."""
     hollow = pl.col("verdict").is_in(HOLLOW)
     length = pl.col("context_tokens").cast(pl.String)
     return with_words(answers).with_columns(settings(), length=length, **RETAINED, hollow=hollow)

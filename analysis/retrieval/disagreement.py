@@ -125,8 +125,8 @@ def _corner(frame: pl.DataFrame, x: Axis, y: Axis) -> list[alt.Chart]:
 
 
 def disagreements_in_words(both: pl.DataFrame) -> list[str]:
-    """A sentence per model and dataset on the cell where the two disagree most, each way; ``both`` comes from
-    ``beside``.
+    """A sentence per model and dataset on the cell where the two
+    disagree most, each way; ``both`` comes from ``beside``.
 
     Retrieval is harmed where it is more than ``HARMED`` below dense and shown to be lower (Holm over the
     pairs), and kept where it is shown to be. PPL is harmed where all of its interval lies more than

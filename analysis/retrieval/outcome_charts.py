@@ -39,8 +39,8 @@ OF_OUTCOME = [
 
 
 def outcome_charts(answers: pl.DataFrame) -> list[Chart]:
-    """Answers right, and wrong with the answer dropped, partly held or held, as stacked bars per keep_ratio
-    and policy."""
+    """Answers right, and wrong with the answer dropped, partly
+    held or held, as stacked bars per keep_ratio and policy."""
     compared = cell_frame(answers).filter(pl.col("policy") != "dense", pl.col("verdict") != IMPOSSIBLE)
     return [_outcome_chart(group) for group in asked_groups(compared)]
 
@@ -62,8 +62,8 @@ def _outcome_chart(group: Group) -> Chart:
 def _row_names(rows: pl.DataFrame) -> list[str]:
     """What stands beside the rows of the chart.
 
-    Names from outside label the rows by way of a parameter's value: in a sorted domain they would become an
-    expression.
+    Names from outside label the rows by way of a parameter's
+    value: in a sorted domain they would become an expression.
     """
     settings = rows.select("policy", "keep_ratio").iter_rows()
     told = [f"{policy} {labels.ratio_setting(ratio)}" for policy, ratio in settings]

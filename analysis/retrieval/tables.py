@@ -49,8 +49,8 @@ LEAST = 0.5
 """A dense cell that answers fewer of the questions leaves nothing to lose."""
 
 KNOWS = 0.95
-"""The share of questions that the dense cell must answer before one can say that a compressed one lost
-nothing."""
+"""The share of questions that the dense cell must answer
+before one can say that a compressed one lost nothing."""
 
 Z95 = 1.959963984540054
 
@@ -108,8 +108,8 @@ def _note() -> pl.Expr:
 
 
 def figures(answers: pl.LazyFrame, by: Sequence[str]) -> pl.LazyFrame:
-    """The figures of ``retrieval`` but for tests and bounds, per pooled cell and ``by``; ``answers`` comes
-    from ``with_twin``."""
+    """The figures of ``retrieval`` but for tests and bounds, per
+    pooled cell and ``by``; ``answers`` comes from ``with_twin``."""
     right, text_right = pl.col("correct"), pl.col("correct_text")
     cells = answers.group_by([*POOL, *by], maintain_order=True).agg(
         *[pl.col(name).first() for name in CELL],
@@ -217,8 +217,8 @@ def shown_lower() -> pl.Expr:
 
 
 def scored_schedule() -> pl.Expr:
-    """The schedule under which perplexity of the same setting is scored: it has no prompt, hence no
-    ``prefill_once``."""
+    """The schedule under which perplexity of the same setting
+    is scored: it has no prompt, hence no ``prefill_once``."""
     once = pl.col("schedule") == "prefill_once"
     return pl.when(once).then(pl.lit("every_step")).otherwise("schedule").alias("scored_schedule")
 

@@ -1,9 +1,9 @@
-"""What counts as equal and as different: the margins of every claim of equality, and intervals held against
-them.
+"""What counts as equal and as different: the margins of
+every claim of equality, and intervals held against them.
 
-An interval that holds both "no change" and a large change shows nothing. Equality is claimed only where the
-whole interval lies within a margin, a difference only where it lies outside. Of what is between, the data
-cannot tell.
+An interval that holds both "no change" and a large change shows nothing.
+Equality is claimed only where the whole interval lies within a margin, a
+difference only where it lies outside. Of what is between, the data cannot tell.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def unchanged(low: str = "ratio_low", high: str = "ratio_high") -> pl.Expr:
 def changed(low: str = "wide_low", high: str = "wide_high") -> pl.Expr:
     """Rows whose ratio is shown to be further from 1 than the margin.
 
-    By default by intervals that hold together (``uncertainty.widened``), because one of many cells errs by
-    chance.
+    By default by intervals that hold together
+    (``uncertainty.widened``), because one of many cells errs by chance.
     """
     return outside(low, high, 1 - PPL_MARGIN, 1 + PPL_MARGIN)
 

@@ -16,8 +16,8 @@ POOL = ["pool_id", *VERSIONS]
 """One point of a chart. Numbers of different protocol, weights or data never meet."""
 
 FEW_WINDOWS = 8
-"""From so many on, intervals were measured to hold what they say (``benchmarks/coverage.py``); cells of fewer
-are marked."""
+"""From so many on, intervals were measured to hold what they
+say (``benchmarks/coverage.py``); cells of fewer are marked."""
 
 SIXTEEN_BITS = ["bfloat16", "float16"]
 """Dtypes in which figures move by rounding."""
@@ -55,8 +55,8 @@ def with_dense(perplexity: pl.LazyFrame) -> pl.DataFrame:
 
 
 def compare(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per pooled cell: PPL, ratio to the dense twin with interval, accuracy, KL, agreement, budget,
-    validity figures.
+    """One row per pooled cell: PPL, ratio to the dense twin with
+    interval, accuracy, KL, agreement, budget, validity figures.
 
     ``rows`` comes from ``with_dense``. Figures that cannot be had (no twin, fewer than two windows,
     non-finite sums, columns that an older schema lacks) are null.
@@ -76,8 +76,8 @@ def _with_rounding(cells: pl.DataFrame) -> pl.DataFrame:
     """The cells with ``rounding_log``, what rounding does to the logarithm of a PPL in 16 bits, and intervals
     as much wider.
 
-    0 in float32. Where it was not recorded in 16 bits, it is taken as 0 and nothing is recommended
-    (``recommend.usable``).
+    0 in float32. Where it was not recorded in 16 bits, it is
+    taken as 0 and nothing is recommended (``recommend.usable``).
     """
     sixteen = pl.col("dtype").is_in(SIXTEEN_BITS)
     known = pl.when(sixteen).then(pl.col("rounding_ppl").fill_null(0.0).log1p()).otherwise(0.0)

@@ -40,8 +40,8 @@ FIGURES = (
 
 
 def bounds(rows: pl.DataFrame, pool: Sequence[str]) -> pl.DataFrame:
-    """Per pooled cell with at least two paired units: the columns of ``FIGURES``, ``n_units`` and
-    ``unit_kind``.
+    """Per pooled cell with at least two paired units: the
+    columns of ``FIGURES``, ``n_units`` and ``unit_kind``.
 
     ``ratio_low``, ``ratio_high``: 95 % interval of the PPL ratio to dense. ``pruned_...``: the ratio over the
     tokens alone that saw a pruned cache, and its interval; the others have dense's NLL. ``log_error``,
@@ -124,8 +124,8 @@ def t_quantile(probability: float | np.ndarray, n: int | np.ndarray) -> np.ndarr
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of values over sum of weights, and its standard error, [cells] each, of ``values`` and ``weights``
-    [cells, units].
+    """Sum of values over sum of weights, and its standard error,
+    [cells] each, of ``values`` and ``weights`` [cells, units].
 
     The error is that of a ratio of sums over independent units (Cochran 1977, Sampling Techniques, section
     6.3): with weights that are all equal, the usual one of a mean. A unit of weight 0 is no evidence and does
@@ -139,8 +139,8 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
 
 
 def mean_bounds(units: pl.DataFrame, keys: Sequence[str], value: str, weight: str, name: str) -> pl.DataFrame:
-    """``NAME_low`` and ``NAME_high``: t interval of the sum of ``value`` over the sum of ``weight``, per
-    ``keys``.
+    """``NAME_low`` and ``NAME_high``: t interval of the sum
+    of ``value`` over the sum of ``weight``, per ``keys``.
 
     ``units`` has one row per independent unit. Groups of one unit, or with a value that is missing or not
     finite, have no row.
@@ -165,8 +165,8 @@ def sign_flip_p(differences: np.ndarray, resamples: int = RESAMPLES, seed: int =
     """Two-sided p of "no difference" per cell, ``differences`` [cells, units]: how often a sum with random
     signs is as far off.
 
-    Exact (all sign patterns) up to 16 units. No p is below ``least_p``, whatever was measured, as it should
-    be.
+    Exact (all sign patterns) up to 16 units. No p is below
+    ``least_p``, whatever was measured, as it should be.
     """
     n = differences.shape[1]
     if n <= EXACT_UP_TO:
@@ -187,8 +187,8 @@ def least_p(n: pl.Expr) -> pl.Expr:
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Two-sided exact p of "as many lost as gained" among questions that two cells answer differently
-    (McNemar 1947)."""
+    """Two-sided exact p of "as many lost as gained" among
+    questions that two cells answer differently (McNemar 1947)."""
     n = lost + gained
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(lost, gained) + 1)) / 2**n)
 
@@ -199,8 +199,8 @@ def share_at_most(count: int, of: int, level: float = LEVEL) -> float:
 
 
 def holm(p: pl.Expr, family: Sequence[str]) -> pl.Expr:
-    """Holm's step-down adjustment of ``p`` within each family (Holm 1979): nulls stay null and count for
-    nothing."""
+    """Holm's step-down adjustment of ``p`` within each family
+    (Holm 1979): nulls stay null and count for nothing."""
     rank, count = p.rank("ordinal").over(family), p.count().over(family)
     stepped = (p * (count - rank + 1)).clip(upper_bound=1.0)
     return stepped.cum_max().over(family, order_by=p)
@@ -213,8 +213,8 @@ def widened(
     error: str = "log_error",
     n: str = "n_units",
 ) -> pl.DataFrame:
-    """The cells with ``wide_low`` and ``wide_high``: intervals of their PPL ratios that hold together for so
-    many comparisons.
+    """The cells with ``wide_low`` and ``wide_high``: intervals of
+    their PPL ratios that hold together for so many comparisons.
 
     Bonferroni: each errs in 5 % divided by ``comparisons``, one number for all cells or one for each.
     ``ratio``, ``error`` and ``n`` name the columns of the ratios, of the errors of their logarithms and of

@@ -1,5 +1,5 @@
-"""Settings of finished runs as records of an experiment tracker: figures of the report's tables, with their
-verdicts.
+"""Settings of finished runs as records of an experiment
+tracker: figures of the report's tables, with their verdicts.
 
 A cell is a setting and a task; a record holds what all cells of a setting gave, so that a tracker can draw
 one against another.
@@ -98,8 +98,8 @@ IN_PLACE = {
 }
 
 SETTINGS = [column.key for column in CELL_SETTINGS if column.key != "device_name"]
-"""What a record is about. The name of the device stands with each figure: tasks can have run on different
-nodes."""
+"""What a record is about. The name of the device stands
+with each figure: tasks can have run on different nodes."""
 
 OF_CELL = ["cell_id", "dense_cell_id", "device_name", "beyond_context"]
 """What a task's cell adds to its figures."""
@@ -129,8 +129,8 @@ class _Growing:
     verdicts: list[str] = field(default_factory=list)
 
     def free(self, place: str) -> str:
-        """The place, numbered where it is taken, as by the same prompts on two devices or two ways to read a
-        text."""
+        """The place, numbered where it is taken, as by the same
+        prompts on two devices or two ways to read a text."""
         taken = {name.rpartition("/")[0] for name in (*self.params, *self.metrics)}
         numbered = (place if number == 1 else f"{place}/{number}" for number in range(1, len(taken) + 2))
         return next(name for name in numbered if name not in taken)
@@ -144,13 +144,13 @@ def export(
     *,
     replace: bool = False,
 ) -> Exported:
-    """Write one record per setting and run into a tracker's local store; ``tracker`` is a key of
-    ``TRACKERS``.
+    """Write one record per setting and run into a tracker's
+    local store; ``tracker`` is a key of ``TRACKERS``.
 
-    A record that is there already is skipped. One whose figures have changed since (its run went on) is left
-    and counted, or with ``replace`` written anew. Raises RunUnreadableError, and TrackingError where the
-    tracker is not installed or the store cannot be used; all directories are read before the store is
-    touched.
+    A record that is there already is skipped. One whose figures have changed since
+    (its run went on) is left and counted, or with ``replace`` written anew. Raises
+    RunUnreadableError, and TrackingError where the tracker is not installed or the
+    store cannot be used; all directories are read before the store is touched.
     """
     opened = TRACKERS[tracker](project, store)
     # Each directory by itself: its figures must not depend on what else was named on the command line.
@@ -237,8 +237,8 @@ def _add(own: _Growing, task: str, row: labels.Row, keys: Sequence[str], texts: 
 
 
 def _add_failure(own: _Growing, row: labels.Row) -> None:
-    """The reason of a failure; the verdict FAILED where the task has nothing else (a later attempt may have
-    succeeded)."""
+    """The reason of a failure; the verdict FAILED where the task
+    has nothing else (a later attempt may have succeeded)."""
     task = _name(row["task"])
     if not any(name.startswith(f"{task}/") for name in own.params | own.metrics):
         own.params[f"{task}/verdict"] = "FAILED"
@@ -258,8 +258,8 @@ def _title(row: labels.Row) -> str:
 
 
 def _shown(value: object) -> str:
-    """Anything as one short line: names come from outside, and a page of a tracker may not expect what they
-    hold."""
+    """Anything as one short line: names come from outside,
+    and a page of a tracker may not expect what they hold."""
     text = labels.text(value)
     plain = "".join(letter if letter.isprintable() else "�" for letter in text)
     return plain if len(plain) <= LONGEST_TEXT else plain[: LONGEST_TEXT - 1] + "…"

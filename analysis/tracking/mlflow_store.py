@@ -18,8 +18,8 @@ BATCH = 100
 
 
 class MlflowStore:
-    """An MLflow experiment in a directory (MLflow's file store) or, where SQLAlchemy is installed, in
-    ``sqlite:///FILE``."""
+    """An MLflow experiment in a directory (MLflow's file store)
+    or, where SQLAlchemy is installed, in ``sqlite:///FILE``."""
 
     def __init__(self, project: str, store: str | None) -> None:
         need("mlflow", project)

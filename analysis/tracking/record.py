@@ -1,5 +1,5 @@
-"""What the stores of trackers share: a record, the four methods of a store, and what a person is told of
-faults.
+"""What the stores of trackers share: a record, the four
+methods of a store, and what a person is told of faults.
 
 Trackers are optional and imported only when used; no server, no network, no browser.
 """
@@ -20,11 +20,11 @@ class TrackingError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a tracker holds of a setting of a run: settings and words as params, figures as metrics (seconds,
-    bytes, ratios).
+    """What a tracker holds of a setting of a run: settings and
+    words as params, figures as metrics (seconds, bytes, ratios).
 
-    ``key`` names setting and run, ``digest`` the content. All text is short and printable, whatever the rows
-    say.
+    ``key`` names setting and run, ``digest`` the content.
+    All text is short and printable, whatever the rows say.
     """
 
     key: str

@@ -9,5 +9,5 @@ from analysis.tracking.record import Tracker
 from analysis.tracking.trackio_store import TrackioStore
 
 TRACKERS: dict[str, Callable[[str, str | None], Tracker]] = {"trackio": TrackioStore, "mlflow": MlflowStore}
-"""Project and store -> the store of that project; a store that is not named is where the tracker looks by
-itself."""
+"""Project and store -> the store of that project; a store
+that is not named is where the tracker looks by itself."""

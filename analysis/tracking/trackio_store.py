@@ -24,9 +24,9 @@ ELSEWHERE = (
 class TrackioStore:
     """A trackio project: one SQLite file in the directory ``store`` (default: where trackio looks by itself).
 
-    Writes by trackio's storage class: a run opened by ``trackio.init`` starts threads, logs this machine's
-    load beside the figures, asks the Hugging Face hub for the user's name, and turns a failed write into a
-    warning.
+    Writes by trackio's storage class: a run opened by ``trackio.init`` starts
+    threads, logs this machine's load beside the figures, asks the Hugging
+    Face hub for the user's name, and turns a failed write into a warning.
     """
 
     def __init__(self, project: str, store: str | None) -> None:
@@ -64,8 +64,10 @@ class TrackioStore:
         return {key: str(config.get("digest")) for key, config in configs.items()}
 
     def write(self, record: Record) -> None:
-        """See Tracker. One transaction; of two that write the same record at once, the second adds
-        nothing."""
+        """See Tracker.
+
+        One transaction; of two that write the same record at once, the second adds nothing.
+        """
         # The dashboard reads names with an underscore: when a run was made, and what it is shown together
         # with.
         shown = {"_Created": datetime.now(UTC).isoformat(), "_Group": record.params.get("run_id")}

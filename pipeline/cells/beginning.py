@@ -8,8 +8,8 @@ from pipeline.cells.cell import Cell
 
 
 def beginning(cell: Cell, ids: np.ndarray, length: int) -> np.ndarray:
-    """``length`` positions of a text whose tokens are ``ids``, BOS among them where the cell's texts begin
-    with one."""
+    """``length`` positions of a text whose tokens are ``ids``,
+    BOS among them where the cell's texts begin with one."""
     start = np.asarray(first_ids(cell), dtype=ids.dtype)
     return np.concatenate([start, ids[: length - len(start)]])
 

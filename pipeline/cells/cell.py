@@ -15,14 +15,16 @@ from workers.policies.budget import Budget
 from workers.policies.skip_rule import Skip
 
 _json = lru_cache(maxsize=2**16, typed=True)(json.JSONEncoder().encode)
-"""Of a field's value, of which a grid has few. ``typed``: 1 and 1.0 are equal, and no two spellings of one id
-may be."""
+"""Of a field's value, of which a grid has few. ``typed``: 1
+and 1.0 are equal, and no two spellings of one id may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid and one task; everything here changes the numbers. Grids hold a million of
-    them."""
+    """One point of the grid and one task; everything here changes the numbers.
+
+    Grids hold a million of them.
+    """
 
     task: str
     model: str
@@ -70,8 +72,8 @@ class Cell:
 
     @property
     def budget(self) -> Budget:
-        """How many entries a pruning layer holds and when it is looked at; the dense cell's never drops
-        anything."""
+        """How many entries a pruning layer holds and when it
+        is looked at; the dense cell's never drops anything."""
         return Budget(self.keep_ratio, self.prune_after or 1, self.schedule)
 
     @property

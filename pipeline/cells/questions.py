@@ -55,9 +55,9 @@ def unspeakable(tokens: TextTokens, kind: str, digits: int) -> str | None:
     """What a tokenizer makes of a kind of question that is not what it asks; None where every sample comes
     back as it was.
 
-    A sample for each name, in which each digit comes: document, question and answer, each in the pieces that
-    questions are made of, are decoded together. Whitespace where a text begins is left out, a tokenizer may
-    drop it.
+    A sample for each name, in which each digit comes: document, question and
+    answer, each in the pieces that questions are made of, are decoded together.
+    Whitespace where a text begins is left out, a tokenizer may drop it.
     """
     facts = [Fact(name, _value(number, digits), 0.5) for number, name in enumerate(NAMES)]
     asked = [encode_question(tokens.inside, kind, fact) for fact in facts]
@@ -79,8 +79,8 @@ def unspeakable(tokens: TextTokens, kind: str, digits: int) -> str | None:
 
 
 def _misread(tokens: TextTokens, kind: str, fact: Fact, asked: list[int]) -> str | None:
-    """Whether a document with a fact and somebody's number, the question and its answer come back as other
-    text."""
+    """Whether a document with a fact and somebody's number,
+    the question and its answer come back as other text."""
     distractor = Fact(NAMES[NAMES.index(fact.name) - 1], fact.value[::-1], 1.0, distracts=True)
     facts = [fact, distractor]
     before = PASSKEY_INTRO if kind == "passkey" else ""

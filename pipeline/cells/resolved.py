@@ -1,5 +1,5 @@
-"""What a sweep's names turned out to be: weights, texts, tokens, and the targets that groups of cells are
-about."""
+"""What a sweep's names turned out to be: weights, texts,
+tokens, and the targets that groups of cells are about."""
 
 from __future__ import annotations
 

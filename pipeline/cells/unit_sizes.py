@@ -45,8 +45,8 @@ def in_batches(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
 def check_units(count: int, texts: str, fewer: str) -> None:
     """Raises SweepError where a sweep has too many units.
 
-    ``texts``: how many of what are among them, in words; ``fewer``: the key of the sweep file that makes them
-    less.
+    ``texts``: how many of what are among them, in words;
+    ``fewer``: the key of the sweep file that makes them less.
     """
     if count > MAX_UNITS:
         raise SweepError(

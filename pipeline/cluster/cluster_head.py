@@ -1,5 +1,7 @@
-"""The environment in which Ray is started or joined, and whether a cluster's head still answers. Imports no
-Ray."""
+"""The environment in which Ray is started or joined, and whether a cluster's head still answers.
+
+Imports no Ray.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ class ClusterLostError(RuntimeError):
 
 
 class HeadWatch:
-    """Asks the head at ``address`` (HOST:PORT) whether it is there, without Ray, whose own questions would
-    only block."""
+    """Asks the head at ``address`` (HOST:PORT) whether it is
+    there, without Ray, whose own questions would only block."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -81,8 +83,10 @@ def prepare_environment(address: str) -> None:
 
 
 def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
-    """Let the module ``ray`` start a cluster here (``local``) or join one, quietly. Raises ClusterLostError,
-    ConnectionError."""
+    """Let the module ``ray`` start a cluster here (``local``) or join one, quietly.
+
+    Raises ClusterLostError, ConnectionError.
+    """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address != "local":
         _join(ray, address, options)
@@ -104,8 +108,8 @@ def start_or_join(ray: Any, address: str, resources: dict[str, float]) -> None:
 
 
 def _of_this_machine() -> dict[str, Any]:
-    """CPUs, memory and folder of a Ray on this machine: what this process may use of it, which Ray sees in
-    part."""
+    """CPUs, memory and folder of a Ray on this machine: what
+    this process may use of it, which Ray sees in part."""
     machine, (folder, _) = this_machine(), ray_folder()
     found: dict[str, Any] = {"num_cpus": machine.usable_cpus}
     if machine.is_limited_in_memory:
@@ -126,8 +130,10 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 
 def _is_open(address: str) -> bool:
-    """Whether the head at ``address`` answers without a token. False where it cannot be asked, for want of
-    grpcio."""
+    """Whether the head at ``address`` answers without a token.
+
+    False where it cannot be asked, for want of grpcio.
+    """
     try:
         import grpc
     except ImportError:  # it comes with ray[default]
@@ -142,8 +148,8 @@ def _is_open(address: str) -> bool:
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Ray waits for ever for a process of its own that hangs: end the Ray that was started here if the block
-    takes longer."""
+    """Ray waits for ever for a process of its own that hangs: end
+    the Ray that was started here if the block takes longer."""
     watchdog = threading.Timer(seconds, _end_own_ray)
     watchdog.daemon = True
     watchdog.start()

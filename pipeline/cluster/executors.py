@@ -1,5 +1,7 @@
-"""RayExecutor: actors on the nodes of a Ray cluster, and how Ray is started or joined. ``inline`` has the
-same methods."""
+"""RayExecutor: actors on the nodes of a Ray cluster, and how Ray is started or joined.
+
+``inline`` has the same methods.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +115,8 @@ class RayExecutor:
             slot.unit = unit
 
     def wanted(self, queued: Mapping[Need, int]) -> dict[Need, str]:
-        """End the actors that nothing which waits can use, ask an autoscaler for what is missing; see
-        ``Executor.wanted``."""
+        """End the actors that nothing which waits can use, ask an
+        autoscaler for what is missing; see ``Executor.wanted``."""
         for slot in list(self._idle):
             self._drop(slot)
         keep_for_gpus = any(need.device == "cuda" for need in queued)

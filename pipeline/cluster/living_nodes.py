@@ -23,8 +23,8 @@ def living_nodes(ray: Any, gpu_memory: Mapping[str, int | None]) -> dict[str, No
 def is_node_lost(ray: Any, node_id: str, error: Exception) -> bool:
     """Whether a whole node went, which is no fault of the unit that happened to be there.
 
-    An actor that is unavailable lost its connection without word from its node, which tells of the deaths
-    of processes.
+    An actor that is unavailable lost its connection without
+    word from its node, which tells of the deaths of processes.
     """
     without_word = ray.exceptions.ActorUnschedulableError | ray.exceptions.ActorUnavailableError
     if "node has died" in str(error) or isinstance(error, without_word):

@@ -9,16 +9,16 @@ from pipeline.cluster.placement import Node
 from pipeline.sweepfile.yaml_values import MAX_BYTES, read_yaml
 
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` puts the configuration on the head, on which `ray submit` and `ray job submit` run the
-driver."""
+"""Where `ray up` puts the configuration on the head, on
+which `ray submit` and `ray job submit` run the driver."""
 
 
 def node_types(file: Path = BOOTSTRAP_FILE) -> list[Node] | None:
-    """The node types of a cluster file with how many of each may be started; None where there is no such
-    file.
+    """The node types of a cluster file with how many of each
+    may be started; None where there is no such file.
 
-    What is no cluster file under that name tells of no node type either: a run is then placed as on any other
-    head.
+    What is no cluster file under that name tells of no node
+    type either: a run is then placed as on any other head.
     """
     config = _table(_content(file))
     most = _count(config.get("max_workers", 0)) or 0

@@ -1,5 +1,7 @@
-"""Which node takes which worker: pure accounting of CPUs, GPUs, memory and timing slots. Knows nothing of
-Ray."""
+"""Which node takes which worker: pure accounting of CPUs, GPUs, memory and timing slots.
+
+Knows nothing of Ray.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ class Need:
     model: str
     """Weights and dtype: a worker that has them loaded is preferred."""
     least_bytes: int = 0
-    """Without this much it cannot even start; with less than ``memory_bytes`` it has a node's memory to
-    itself."""
+    """Without this much it cannot even start; with less than
+    ``memory_bytes`` it has a node's memory to itself."""
 
     @property
     def memory(self) -> int:
@@ -136,8 +138,8 @@ class Fleet:
         return sum(self._most(node, need) * node.count for node in (*self.nodes.values(), *kinds))
 
     def gpu_share(self, need: Need) -> float:
-        """The share of a GPU that such a worker takes on the nodes that are there; a whole one where none has
-        GPUs yet."""
+        """The share of a GPU that such a worker takes on the nodes
+        that are there; a whole one where none has GPUs yet."""
         return max((_gpu_share(node, need) for node in self.nodes.values() if node.gpus), default=1.0)
 
     def _most(self, node: Node, need: Need) -> int:
@@ -186,8 +188,8 @@ class Fleet:
 
 
 def _gpu_share(node: Node, need: Need) -> float:
-    """The share of a GPU that a worker is given: a whole one for timings, else as many to a GPU as its memory
-    holds."""
+    """The share of a GPU that a worker is given: a whole one
+    for timings, else as many to a GPU as its memory holds."""
     if need.timed or node.gpu_memory is None:
         return 1.0
     many = int(node.gpu_memory * GPU_SHARE // need.memory_bytes)

@@ -17,8 +17,8 @@ MOST = SOCKET_BYTES - SESSION_BYTES
 
 
 def ray_folder() -> tuple[str | None, str | None]:
-    """The folder to give to Ray, None where its own choice does, and a note where it is another than TMPDIR
-    says.
+    """The folder to give to Ray, None where its own choice
+    does, and a note where it is another than TMPDIR says.
 
     Raises SweepError where no folder is short enough.
     """

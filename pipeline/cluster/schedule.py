@@ -93,8 +93,10 @@ class Executor(Protocol):
         ...
 
     def wanted(self, queued: Mapping[Need, int]) -> Mapping[Need, str]:
-        """Told what waits, after all that has room was submitted. Returns the needs that will never be met,
-        and why."""
+        """Told what waits, after all that has room was submitted.
+
+        Returns the needs that will never be met, and why.
+        """
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -123,8 +125,8 @@ def run_units(
     on_retry: Callable[[Retry], None] = lambda retry: None,
     on_news: Callable[[U, News], None] = lambda unit, news: None,
 ) -> None:
-    """Run all units; ``on_result(unit, result, starts)`` once for each, ``on_tick(queued, running)`` at least
-    every second.
+    """Run all units; ``on_result(unit, result, starts)`` once for
+    each, ``on_tick(queued, running)`` at least every second.
 
     Scouts run first. Units of one need run in order, and needs in the order in which they first come.
     ``prepare`` is called as a unit is sent out, so that only those that run are in memory whole. A unit that

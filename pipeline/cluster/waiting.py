@@ -11,8 +11,8 @@ from pipeline.cluster.placement import UNSAID, Fleet, Need, Node
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that units wait while they have no worker: where no node could ever do, where one may come or
-    come back."""
+    """Seconds that units wait while they have no worker: where
+    no node could ever do, where one may come or come back."""
 
     starting: float = 30.0
     """No node, and no type of node that can be started, could hold such a worker."""

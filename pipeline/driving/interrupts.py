@@ -12,8 +12,10 @@ KINDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 
 
 def as_ctrl_c() -> None:
-    """Handle these signals from now on. To be called again after ray.init, which puts its own handlers in
-    their place."""
+    """Handle these signals from now on.
+
+    To be called again after ray.init, which puts its own handlers in their place.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -25,8 +27,10 @@ def as_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle them for a while, then put back what was there. Ray's own handler, which stands for a moment,
-    ends alike."""
+    """Handle them for a while, then put back what was there.
+
+    Ray's own handler, which stands for a moment, ends alike.
+    """
     previous = {kind: signal.getsignal(kind) for kind in KINDS}
     as_ctrl_c()
 

@@ -37,8 +37,10 @@ def planned_cells(plan: Plan) -> bytes:
 
 
 def read_planned_cells(store: RunStore) -> pl.DataFrame:
-    """The cells that a run directory plans. Raises RunUnreadableError where its file is not there, or is none
-    of ours."""
+    """The cells that a run directory plans.
+
+    Raises RunUnreadableError where its file is not there, or is none of ours.
+    """
     place, remedy = f"{store.directory}/{CELLS_NAME}", "`kvsweep run` with the same sweep writes it anew"
     content = store.get(CELLS_NAME, MOST_CELLS_BYTES)
     if content is None:

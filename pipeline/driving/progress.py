@@ -1,5 +1,5 @@
-"""Work and cells done, failed, the cell at hand, time left: a live table on a terminal, plain timestamped
-lines elsewhere.
+"""Work and cells done, failed, the cell at hand, time left: a
+live table on a terminal, plain timestamped lines elsewhere.
 
 Only the driver draws. Work is counted by its estimated seconds, also inside units that go on.
 """
@@ -29,8 +29,8 @@ REDRAW_SECONDS = 0.5
 
 
 class Progress:
-    """Told of every finished unit, of what units are at, and of what waits; ``time_left`` knows the work that
-    is done.
+    """Told of every finished unit, of what units are at, and of
+    what waits; ``time_left`` knows the work that is done.
 
     A cell is done after the last unit that it missed rows of, and failed where any of them failed. What was
     complete before is not counted, though it may run again as company.

@@ -1,5 +1,5 @@
-"""run.json: written before the first cell, so that every figure can be traced to versions, hardware, weights
-and text."""
+"""run.json: written before the first cell, so that every figure
+can be traced to versions, hardware, weights and text."""
 
 from __future__ import annotations
 

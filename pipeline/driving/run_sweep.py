@@ -1,5 +1,5 @@
-"""The whole of ``kvsweep run``: plan, write run.json, drive the executor, store every unit at once, write the
-report."""
+"""The whole of ``kvsweep run``: plan, write run.json, drive
+the executor, store every unit at once, write the report."""
 
 from __future__ import annotations
 
@@ -150,8 +150,10 @@ def _write_report(session: Session, failures: Sequence[Failure], *, audit: bool)
 
 
 def _no_report(store: RunStore, error: Exception) -> str:
-    """Why there is none and what to do. Parts with a sound end and broken values are found here, and set
-    aside."""
+    """Why there is none and what to do.
+
+    Parts with a sound end and broken values are found here, and set aside.
+    """
     try:
         broken = set_aside(store, thorough=True) if isinstance(error, RunUnreadableError) else 0
     except (RunUnreadableError, *STORE_ERRORS):

@@ -48,8 +48,8 @@ class Session:
 
 @contextlib.contextmanager
 def refusing(out: str) -> Iterator[None]:
-    """What a store refuses, or holds that cannot be read, is bad input; it leaves no folder that was made for
-    it."""
+    """What a store refuses, or holds that cannot be read, is
+    bad input; it leaves no folder that was made for it."""
     made: list[Path] = []
     try:
         made += _folders_to_make(out)
@@ -77,8 +77,8 @@ def _folders_to_make(out: str) -> list[Path]:
 
 
 def _is_thrown_away(path: Path) -> bool:
-    """Whether the current directory is one that Ray made for `ray job submit --working-dir`, and ``path`` is
-    in it."""
+    """Whether the current directory is one that Ray made for
+    `ray job submit --working-dir`, and ``path`` is in it."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return bool(job.get("runtime_env", {}).get("working_dir")) and path.is_relative_to(Path.cwd())
 
@@ -103,8 +103,10 @@ def open_store(out: str) -> RunStore:
 
 
 def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> Session:
-    """Look over what is stored, and write run.json. Raises RunUnreadableError where it is not one that may be
-    written anew."""
+    """Look over what is stored, and write run.json.
+
+    Raises RunUnreadableError where it is not one that may be written anew.
+    """
     previous = read_run(store)
     done, answers = _look_over(plan, store), AnswerFiles(store)
     kept = answers.cells
@@ -125,8 +127,8 @@ def begin(plan: Plan, store: RunStore, lease: Lease, *, retry_failed: bool) -> S
 
 
 def _write(store: RunStore, files: dict[str, bytes], *, fresh: bool) -> None:
-    """Put them all, or, in a ``fresh`` directory, none: half of a start would be taken for somebody else's
-    files."""
+    """Put them all, or, in a ``fresh`` directory, none: half
+    of a start would be taken for somebody else's files."""
     try:
         for name, content in files.items():
             store.put(name, content, overwrite=True)
@@ -150,8 +152,10 @@ def _look_over(plan: Plan, store: RunStore) -> DoneIndex:
 
 
 def set_aside(store: RunStore, *, thorough: bool) -> int:
-    """Take every part that cannot be read out of the way, and say so; how many there were. Raises as the
-    store does."""
+    """Take every part that cannot be read out of the way, and say so; how many there were.
+
+    Raises as the store does.
+    """
     count = 0
     for task in TASK_COLUMNS:
         for name, words in store.set_aside_unreadable(task, thorough=thorough).items():

@@ -42,8 +42,8 @@ class _Quiet:
 
 
 def run_guarded(command: Callable[[], Any]) -> NoReturn:
-    """Run a command to its end and exit with its status, or with NOT_WRITTEN where its output could not be
-    written."""
+    """Run a command to its end and exit with its status, or
+    with NOT_WRITTEN where its output could not be written."""
     closed = _open_closed()
     sys.stderr = _Quiet(sys.stderr)
     status: Any = 0
@@ -117,8 +117,8 @@ def _writes_to_stdout() -> bool:
 
 
 def _forget_stdout() -> None:
-    """What is left in a buffer that cannot be written would be tried again, and complained about, as Python
-    ends."""
+    """What is left in a buffer that cannot be written would
+    be tried again, and complained about, as Python ends."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return

@@ -1,5 +1,5 @@
-"""How long a run will still take: what the plan estimated, scaled by how long each kind of unit has really
-taken.
+"""How long a run will still take: what the plan estimated,
+scaled by how long each kind of unit has really taken.
 
 A unit that goes on counts as far as it is: what is done of it teaches how long its kind takes, and only the
 rest is left.
@@ -18,8 +18,8 @@ Kind = tuple[str, Hashable]
 PRIOR_UNITS = 0.25
 """What the other kinds say of one counts as much as so many units of its own."""
 OLDER_SHARE = 0.9
-"""What an ended unit counts for once another of its kind has ended: a machine may become faster or slower on
-the way."""
+"""What an ended unit counts for once another of its kind has
+ended: a machine may become faster or slower on the way."""
 LEAST_SECONDS = 3.0
 """What a unit that goes on says before is too little to go by."""
 
@@ -46,8 +46,8 @@ class _Kind:
 
 
 class TimeLeft:
-    """Told of every unit that is planned, moves and ends; ``workers(kind)`` is how many of a kind can run at
-    once."""
+    """Told of every unit that is planned, moves and ends;
+    ``workers(kind)`` is how many of a kind can run at once."""
 
     def __init__(self, workers: Callable[[Kind], int]) -> None:
         self._workers = workers
@@ -66,15 +66,15 @@ class TimeLeft:
         self.cost += cost
 
     def moved(self, unit_id: str, share: float, seconds: float) -> None:
-        """A share of its work is done after so many seconds of its worker's time; 0 of it where it has to
-        begin again."""
+        """A share of its work is done after so many seconds of
+        its worker's time; 0 of it where it has to begin again."""
         unit = self._units[unit_id]
         unit.share, unit.seconds = share, seconds
         (self._going.add if share > 0 else self._going.discard)(unit_id)
 
     def hint(self, kind: Kind, rate: float) -> None:
-        """Real seconds per estimated one, by a measurement of a kind's model; counts until units have told
-        better."""
+        """Real seconds per estimated one, by a measurement of
+        a kind's model; counts until units have told better."""
         self._hints[kind] = rate
 
     def estimate(self, unit_id: str) -> float:
@@ -141,8 +141,8 @@ class TimeLeft:
 
 
 def _rate(kind: Kind, seen: dict[Kind, tuple[float, float, float]]) -> float:
-    """Logarithm of real seconds per estimated one: what a kind's own units say, else its task's other kinds,
-    else all."""
+    """Logarithm of real seconds per estimated one: what a kind's
+    own units say, else its task's other kinds, else all."""
     others = _mean((known for known in seen if known[0] == kind[0]), seen)
     if others is None:
         others = _mean(seen, seen)

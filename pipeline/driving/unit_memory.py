@@ -9,8 +9,8 @@ GIB = 2**30
 
 
 def beyond_plan(task: str, model: str, need: Need, peak_bytes: int | None) -> str | None:
-    """A warning where the worker's peak is more than was planned; None where it is not, or where nothing
-    counted it.
+    """A warning where the worker's peak is more than was planned;
+    None where it is not, or where nothing counted it.
 
     On a GPU its allocator counts, which knows nothing of the process.
     """

@@ -1,5 +1,5 @@
-"""One unit's result -> parts of the tables: only rows that are not stored, and failures of cells that miss
-rows."""
+"""One unit's result -> parts of the tables: only rows that
+are not stored, and failures of cells that miss rows."""
 
 from __future__ import annotations
 

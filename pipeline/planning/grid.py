@@ -1,8 +1,8 @@
 """Spec -> cells: the product of the axes; duplicates and impossible combinations leave with a reason; one
 dense twin per group.
 
-A cell belongs to one task: its id covers that task's settings only, so a changed generation block never
-invalidates perplexity.
+A cell belongs to one task: its id covers that task's settings
+only, so a changed generation block never invalidates perplexity.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def make_grid(
 
 
 def _axes(spec: SweepSpec, task: Task) -> dict[str, list[Any]]:
-    """The values of each axis that make cells of a task: the sweep's, less those that the task's own filter
-    leaves out."""
+    """The values of each axis that make cells of a task: the
+    sweep's, less those that the task's own filter leaves out."""
     block = task.block_of(spec)
     chosen = block.named() if block else {}
     axes = {axis: [cell_value(axis, value) for value in getattr(spec, axis)] for axis in FIELDS}
@@ -140,8 +140,10 @@ def _with_partners(cells: list[Cell]) -> list[Cell]:
 
 
 def _product(axes: Mapping[str, list[Any]], template: Cell) -> Iterator[Cell]:
-    """A cell for each combination. The ratios turn fastest, so that the cells of a curve follow each
-    other."""
+    """A cell for each combination.
+
+    The ratios turn fastest, so that the cells of a curve follow each other.
+    """
     assert PRUNED_BY[:2] == ("policy", "keep_ratio")
     pruned = template.pruned()
     others = [axes[AXES[name]] for name in PRUNED_BY[2:]]

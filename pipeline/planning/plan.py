@@ -53,8 +53,10 @@ class Plan:
 
 
 def make_plan(spec: SweepSpec, auto_device: str | None = None, said: PlanningProgress = SILENT) -> Plan:
-    """Resolve, expand, cut into units; ``said`` is told what is being done. Raises SweepError for what cannot
-    work."""
+    """Resolve, expand, cut into units; ``said`` is told what is being done.
+
+    Raises SweepError for what cannot work.
+    """
     said.now("policies")
     spec = with_own_policies(spec)
     resolved = resolve(spec, auto_device, said)

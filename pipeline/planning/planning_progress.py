@@ -1,5 +1,5 @@
-"""What planning is at, on stderr, where it takes longer than a moment: a line that is rewritten, or one every
-few seconds."""
+"""What planning is at, on stderr, where it takes longer than a
+moment: a line that is rewritten, or one every few seconds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Names of a sweep -> facts: which weights, which text, how many layers and tokens. What cannot work is
-refused here."""
+"""Names of a sweep -> facts: which weights, which text, how many layers and tokens.
+
+What cannot work is refused here.
+"""
 
 from __future__ import annotations
 
@@ -117,8 +119,8 @@ def with_own_policies(spec: SweepSpec) -> SweepSpec:
     """The sweep with ``module:function`` policies named by their code's hash too. Raises SweepError where one
     is not there.
 
-    Modules of the working directory are found, here and in the workers, which get this process's
-    ``sys.path``.
+    Modules of the working directory are found, here and
+    in the workers, which get this process's ``sys.path``.
     """
     if not any(":" in name for name in spec.policies):
         return spec
@@ -167,8 +169,8 @@ def _device_notes(spec: SweepSpec, auto_device: str | None) -> list[str]:
 
 
 def check_cuda_here(spec: SweepSpec) -> None:
-    """Raises SweepError where a sweep asks for cuda and is to run on this machine, on which torch cannot use
-    any."""
+    """Raises SweepError where a sweep asks for cuda and is
+    to run on this machine, on which torch cannot use any."""
     if "cuda" not in spec.devices or cuda(by_name=True).usable:
         return
     why = cuda(by_name=True).why_not or "no GPU is found"
@@ -255,8 +257,8 @@ def _vocabulary_faults(facts: ModelFacts, dataset: str, tokens: Tokens, bos: int
 
 
 def _text_faults(spec: SweepSpec, model: str, dataset: str, tokens: Tokens, bos: bool) -> list[str]:
-    """What needs more tokens than the dataset gives; with ``bos`` a window or prompt takes one token less of
-    it.
+    """What needs more tokens than the dataset gives; with
+    ``bos`` a window or prompt takes one token less of it.
 
     Reads as far as the sweep needs it. Raises CorpusError where it cannot be read.
     """

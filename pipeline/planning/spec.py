@@ -65,8 +65,8 @@ class Places:
 
 
 def load_spec(path: str | None, overrides: Sequence[str] = ()) -> SweepSpec:
-    """Read a sweep file (None: the embedded default; a bare name: an embedded sweep) and apply ``key=value``
-    overrides.
+    """Read a sweep file (None: the embedded default; a bare name:
+    an embedded sweep) and apply ``key=value`` overrides.
 
     Raises SweepError with one message per fault.
     """
@@ -154,8 +154,8 @@ def _apply(plain: dict[str, Any], override: str, places: Places) -> None:
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Somebody's text within a message of one line: nothing in it moves a terminal's cursor, and a long one
-    is cut."""
+    """Somebody's text within a message of one line: nothing
+    in it moves a terminal's cursor, and a long one is cut."""
     shown = text if len(text) <= most else f"{text[:most]}..."
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in shown
@@ -163,8 +163,10 @@ def printable(text: str, most: int = 200) -> str:
 
 
 def spec_of(plain: dict[str, Any], origin: str) -> SweepSpec:
-    """A sweep that is in no file; ``origin`` names who made it. Raises SweepError with one message per
-    fault."""
+    """A sweep that is in no file; ``origin`` names who made it.
+
+    Raises SweepError with one message per fault.
+    """
     return _validated(plain, Places(origin))
 
 
@@ -207,8 +209,8 @@ def _told(faults: Iterable[str], count: int) -> list[str]:
 
 
 def _unknown_exclusions(spec: SweepSpec) -> list[tuple[int, str, int]]:
-    """(block, axis, place) of excluded values that are not in the grid: a typo would silently exclude
-    nothing."""
+    """(block, axis, place) of excluded values that are not
+    in the grid: a typo would silently exclude nothing."""
     in_grid = {axis: {cell_value(axis, value) for value in getattr(spec, axis)} for axis in FIELDS}
     return [
         (i, axis, place)

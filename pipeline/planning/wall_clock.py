@@ -1,5 +1,5 @@
-"""How long a plan takes on this machine, with how many workers, at the pace that its models were measured to
-have here.
+"""How long a plan takes on this machine, with how many workers,
+at the pace that its models were measured to have here.
 
 A model that was never measured on this machine is loaded once, in a process of its own, where the plan is
 long enough to be worth it and its weights are here: planning itself imports no torch.
@@ -63,8 +63,8 @@ class WallClock:
 
 
 def wall_clock(plan: Plan, *, measure: bool = True) -> WallClock:
-    """Of all units of a plan, kind after kind; ``measure``: whether models may be loaded that were never
-    measured here."""
+    """Of all units of a plan, kind after kind; ``measure``:
+    whether models may be loaded that were never measured here."""
     is_long = sum(unit.cost_seconds for unit in plan.units) >= WORTH_SECONDS
     fleet = _this_machine()
     kinds: defaultdict[Need, list[PlannedUnit]] = defaultdict(list)

@@ -1,9 +1,9 @@
-"""Answers that units have told of before their rows: small files of JSON lines, there for as long as the rows
-are not.
+"""Answers that units have told of before their rows: small
+files of JSON lines, there for as long as the rows are not.
 
-A worker or a driver that is killed in the middle of a long task of the harness takes what is here up again.
-Nothing but that reads these files, so one that is broken or somebody else's is left alone: its requests are
-computed again.
+A worker or a driver that is killed in the middle of a long task of the harness
+takes what is here up again. Nothing but that reads these files, so one that is
+broken or somebody else's is left alone: its requests are computed again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MOST_ANSWER_BYTES = 2**26
 
 
 class AnswerFiles:
-    """The answers in a run directory, each file named by its cell and a digest of its content; the driver
-    alone writes."""
+    """The answers in a run directory, each file named by its
+    cell and a digest of its content; the driver alone writes."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store

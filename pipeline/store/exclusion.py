@@ -24,8 +24,9 @@ ADVICE = (
 
 
 def require_exclusion(store: RunStore) -> None:
-    """Put one name twice under the condition that it is not there, and look which content stays. Leaves
-    nothing behind.
+    """Put one name twice under the condition that it is not there, and look which content stays.
+
+    Leaves nothing behind.
 
     Raises SweepError where both puts succeed, where the second takes the first one's place, or where the
     store does not know such a condition; and what the store raises where it cannot be written at all.

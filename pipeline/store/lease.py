@@ -1,5 +1,6 @@
-"""``driver.json``: who drives a run directory now. One driver at a time, so that no cell is computed or
-stored twice.
+"""``driver.json``: who drives a run directory now.
+
+One driver at a time, so that no cell is computed or stored twice.
 
 Made by a put that only the first writer wins, which the store is asked to show first (``exclusion.py``), so
 it holds on local disks and object stores alike. A driver that is dead leaves its lease behind; the next one
@@ -92,8 +93,8 @@ class Holder:
         return None if seconds < -STALE_SECONDS else max(0.0, seconds)
 
     def is_alive(self) -> bool | None:
-        """Whether its process is there and was heard of lately; None where its own machine would have to be
-        asked."""
+        """Whether its process is there and was heard of lately;
+        None where its own machine would have to be asked."""
         if self.machine == _machine() and self._is_gone():
             return False
         silence = self.silence()
@@ -122,8 +123,10 @@ class Holder:
 
 
 class Lease:
-    """``with Lease(store) as lease``: this process drives the run. Raises SweepError where another one
-    does."""
+    """``with Lease(store) as lease``: this process drives the run.
+
+    Raises SweepError where another one does.
+    """
 
     def __init__(
         self, store: RunStore, beat_seconds: float = BEAT_SECONDS, watch_seconds: float = WATCH_SECONDS
@@ -144,8 +147,10 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lease back, unless it is another's by now. Where the store does not answer it ends by its
-        silence."""
+        """Give the lease back, unless it is another's by now.
+
+        Where the store does not answer it ends by its silence.
+        """
         self._stop.set()
         with self._lock, contextlib.suppress(*STORE_ERRORS):
             if self._is_mine(_stored(self._store)):
@@ -194,8 +199,10 @@ class Lease:
         )
 
     def _lives(self, content: bytes) -> bool:
-        """Whether the driver of a lease, or of a claim on one, lives. Where clocks cannot tell, the lease is
-        watched."""
+        """Whether the driver of a lease, or of a claim on one, lives.
+
+        Where clocks cannot tell, the lease is watched.
+        """
         holder = Holder.read(content)
         alive = holder.is_alive() if holder else None
         return self._changes() if alive is None else alive

@@ -57,8 +57,10 @@ def scan_files(
 
 
 def footer_of(tail: bytes) -> pq.FileMetaData | None:
-    """The footer at the end of a part's last bytes; None where it does not lie in them whole. Raises
-    ArrowException, OSError."""
+    """The footer at the end of a part's last bytes; None where it does not lie in them whole.
+
+    Raises ArrowException, OSError.
+    """
     if len(tail) >= LEAST_BYTES:
         length = int.from_bytes(tail[-8:-4], "little")
         if tail[-4:] == b"PAR1" and length + LEAST_BYTES > len(tail):
@@ -67,8 +69,10 @@ def footer_of(tail: bytes) -> pq.FileMetaData | None:
 
 
 def fault(task: str, footer: pq.FileMetaData) -> str | None:
-    """Why rows of a part cannot be those of a table, in words; None where they can. Raises NewerSchemaError,
-    ArrowException."""
+    """Why rows of a part cannot be those of a table, in words; None where they can.
+
+    Raises NewerSchemaError, ArrowException.
+    """
     version = _schema_version(footer)
     if version is not None and version > SCHEMA_VERSION:
         raise NewerSchemaError(
@@ -87,8 +91,8 @@ def fault(task: str, footer: pq.FileMetaData) -> str | None:
 
 
 def _schema_version(footer: pq.FileMetaData) -> int | None:
-    """By the mark that kvsweep puts on its files; None where there is none, as after an edit with another
-    program."""
+    """By the mark that kvsweep puts on its files; None where
+    there is none, as after an edit with another program."""
     mark = (footer.metadata or {}).get(SCHEMA_KEY.encode())
     return int(mark) if mark is not None and mark.isdigit() else None
 
@@ -116,8 +120,10 @@ def _bits(kind: pl.DataType) -> int:
 
 
 def unreadable(task: str, content: bytes) -> str | None:
-    """Why not every row of a part can be read, in words: reads them all. None where they can. Raises
-    NewerSchemaError."""
+    """Why not every row of a part can be read, in words: reads them all.
+
+    None where they can. Raises NewerSchemaError.
+    """
     try:
         words = fault(task, pq.read_metadata(io.BytesIO(content)))
         if words is None:

@@ -17,8 +17,8 @@ ALLOWED = "a path, file:///PATH, s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONT
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _NO_LETTERS = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control characters, of bytes that are no UTF-8 as Python holds them, and of line
-breaks."""
+"""Unicode's categories of control characters, of bytes that
+are no UTF-8 as Python holds them, and of line breaks."""
 
 
 class PlaceError(ValueError):
@@ -58,8 +58,10 @@ def placed(text: str) -> str:
 
 
 def local(text: str) -> str:
-    """A path of this machine, absolute and without links. Raises PlaceError where its links go round or lead
-    nowhere."""
+    """A path of this machine, absolute and without links.
+
+    Raises PlaceError where its links go round or lead nowhere.
+    """
     try:
         path = Path(os.path.expanduser(text))  # which, unlike pathlib, leaves ./~ as it is
         if text.startswith("~") and str(path).startswith("~"):

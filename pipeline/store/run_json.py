@@ -1,5 +1,5 @@
-"""run.json as it lies in a directory: read by this one reader, which believes nothing that it has not looked
-at."""
+"""run.json as it lies in a directory: read by this one
+reader, which believes nothing that it has not looked at."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class RunFile(BaseModel):
 def read_run(store: RunStore) -> dict[str, Any] | None:
     """The content of a directory's run.json; None where there is none.
 
-    Raises RunUnreadableError, in one sentence, for a file that is none of ours, is broken, or comes from a
-    newer kvsweep.
+    Raises RunUnreadableError, in one sentence, for a file that
+    is none of ours, is broken, or comes from a newer kvsweep.
     """
     place = f"{store.directory}/{RUN_NAME}"
     content = store.get(RUN_NAME, MOST_RUN_BYTES)
@@ -73,8 +73,10 @@ def required_run(store: RunStore) -> dict[str, Any]:
 
 
 def parsed(content: bytes, place: str) -> dict[str, Any]:
-    """The settings of a run.json by name. Raises RunUnreadableError; ``place`` is how its message names the
-    file."""
+    """The settings of a run.json by name.
+
+    Raises RunUnreadableError; ``place`` is how its message names the file.
+    """
     try:
         run = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
         # An escape can spell half of a character, which nothing can print.

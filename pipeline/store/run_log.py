@@ -1,5 +1,5 @@
-"""``log.jsonl`` of a run directory: what the driver did and when, one JSON object per line, for machines to
-read.
+"""``log.jsonl`` of a run directory: what the driver did and
+when, one JSON object per line, for machines to read.
 
 An object store cannot append, so there the lines of each minute are an object ``log/TIME-NUMBER.jsonl``.
 """

@@ -41,15 +41,15 @@ RETRIES: RetryConfig = {
     },
     "retry_timeout": datetime.timedelta(seconds=30),
 }
-"""How often and how long obstore asks again after a 5xx or a lost connection: seconds, since nothing is lost
-by stopping."""
+"""How often and how long obstore asks again after a 5xx or a
+lost connection: seconds, since nothing is lost by stopping."""
 
 READERS = 16
 """Requests to a store at once."""
 
 CREATE_ATTEMPTS = 5
-"""Of a put that only the first writer wins. obstore does not repeat it after a lost connection: it may have
-worked."""
+"""Of a put that only the first writer wins. obstore does not
+repeat it after a lost connection: it may have worked."""
 
 STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 """What an unreachable or refusing store raises."""
@@ -58,9 +58,9 @@ STORE_ERRORS = (obstore.exceptions.BaseError, OSError)
 class RunStore:
     """One run directory: a local path or a URL of an object store (``pipeline/store/place.py`` says which).
 
-    Raises PlaceError for a place where no run can lie, FileNotFoundError for a local directory that is not
-    there, and STORE_ERRORS where the store cannot be reached or refuses: StoreError, in words, for an object
-    store.
+    Raises PlaceError for a place where no run can lie, FileNotFoundError for
+    a local directory that is not there, and STORE_ERRORS where the store
+    cannot be reached or refuses: StoreError, in words, for an object store.
     """
 
     def __init__(self, directory: str, *, create: bool = False) -> None:
@@ -80,8 +80,8 @@ class RunStore:
         self.store = from_url(Path(self.directory).as_uri())
 
     def put(self, name: str, content: bytes, *, overwrite: bool = False) -> bool:
-        """Write a whole object at once; False where another one is there already and ``overwrite`` is not
-        set."""
+        """Write a whole object at once; False where another
+        one is there already and ``overwrite`` is not set."""
         with self._explained():
             if not overwrite:
                 return self._create(name, content)
@@ -184,8 +184,10 @@ class RunStore:
         return explained(self.directory) if is_remote(self.directory) else contextlib.nullcontext()
 
     def add_part(self, task: str, unit_id: str, table: pa.Table) -> str:
-        """Put one unit's rows as a part of their own, which replaces none; returns its name. Raises as
-        ``add_file``."""
+        """Put one unit's rows as a part of their own, which replaces none; returns its name.
+
+        Raises as ``add_file``.
+        """
         content = as_parquet(table, {"unit_id": unit_id})
         return self.add_file(f"{task}/{unit_id}", content)
 
@@ -207,8 +209,10 @@ class RunStore:
         return whole
 
     def check_parts(self, task: str) -> None:
-        """Look at the footer of every part of a table. Raises RunUnreadableError for the first that is at
-        fault."""
+        """Look at the footer of every part of a table.
+
+        Raises RunUnreadableError for the first that is at fault.
+        """
         for name, words in self._part_faults(task).items():
             raise RunUnreadableError(
                 f"{self.directory}/{name}: {words}; `kvsweep run` with the same sweep sets it aside and does "
@@ -234,8 +238,10 @@ class RunStore:
         return faults
 
     def _part_faults(self, task: str) -> dict[str, str]:
-        """What is wrong with parts by their footers, by name. Raises RunUnreadableError for a newer kvsweep's
-        part."""
+        """What is wrong with parts by their footers, by name.
+
+        Raises RunUnreadableError for a newer kvsweep's part.
+        """
         sizes = self.sizes(task)
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda name: self._footer_fault(task, name, sizes[name]), sizes)
@@ -281,8 +287,8 @@ class RunStore:
     def scan(
         self, task: str, parts: Sequence[str] | None = None, part_column: str | None = None
     ) -> pl.LazyFrame:
-        """All rows of a table, or of some of its parts, lazily; empty with the right schema where there are
-        none.
+        """All rows of a table, or of some of its parts, lazily;
+        empty with the right schema where there are none.
 
         ``part_column`` adds the path of each row's part under this name.
         """

@@ -220,22 +220,23 @@ before a prune. ``kv_bytes_prompt``, ``kv_bytes_final``: of the entries held aft
 passes, the most and at the end: its buffers with the room behind their entries, positions and what its policy
 observes; null in files of older schemas, whose ``kv_bytes_peak`` of generation was counted after each prune.
 
-Retrieval: ``question_pruned``: whether the question went through with the context, before the first check.
-``correct``: the model's own tokens are the answer's. ``correct_text``: their text has the digits in order,
-whatever pieces they come in and whatever stands between them; null in files of older schemas. ``answer_nll``:
-of the right answer's ``answer_tokens`` tokens, in nats. ``answer_position_retained``: share of the positions
-of the answer's own tokens (of the copy held best) that are held, over layers and heads, when the first wrong
-token is predicted, or the last where none is wrong; in older schemas of the whole fact's, when the answer
-begins. ``answer_retained_weighted``: the same, each layer's and KV head's share weighed by the attention that
-the dense cell gives there to the answer's positions, from the tokens that predict the answer;
-``answer_retained_least``: the least share among the heads that have at least an equal part of that attention.
-Both are null in files of older schemas. ``cache_tokens_mean``: entries held while answering, over steps and
-layers.
+Retrieval: ``question_pruned``: whether the question went through with the context, before the first
+check. ``correct``: the model's own tokens are the answer's. ``correct_text``: their text has the
+digits in order, whatever pieces they come in and whatever stands between them; null in files of older
+schemas. ``answer_nll``: of the right answer's ``answer_tokens`` tokens, in nats.
+``answer_position_retained``: share of the positions of the answer's own tokens (of the copy held best)
+that are held, over layers and heads, when the first wrong token is predicted, or the last where none
+is wrong; in older schemas of the whole fact's, when the answer begins. ``answer_retained_weighted``:
+the same, each layer's and KV head's share weighed by the attention that the dense cell gives there to
+the answer's positions, from the tokens that predict the answer; ``answer_retained_least``: the least
+share among the heads that have at least an equal part of that attention. Both are null in files of
+older schemas. ``cache_tokens_mean``: entries held while answering, over steps and layers.
 
 Tasks of lm-evaluation-harness: a row with the harness's own figure of a metric (``doc_index`` null) and one
 for each document that has a value of its own; ``prune_events``, ``tokens_predicted``,
 ``tokens_predicted_pruned`` (with at least one entry already dropped: only those can tell anything of pruning)
-and ``cache_tokens_mean`` are of all requests of the task."""
+and ``cache_tokens_mean`` are of all requests of the task.
+"""
 
 ROW_KEYS = {
     "perplexity": ["window_index"],
@@ -255,8 +256,10 @@ def schema(task: str) -> pl.Schema:
 
 
 def to_arrow(task: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table in the table's schema. Raises ValueError where a row lacks a column or has one
-    too many."""
+    """Rows as an Arrow table in the table's schema.
+
+    Raises ValueError where a row lacks a column or has one too many.
+    """
     wanted = schema(task)
     for row in rows:
         if row.keys() != wanted.keys():

@@ -1,5 +1,5 @@
-"""With which credentials an object store is asked: variables that its libraries read, or a profile of the AWS
-command line."""
+"""With which credentials an object store is asked: variables
+that its libraries read, or a profile of the AWS command line."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LIFETIME = timedelta(minutes=15)
 
 @dataclass(frozen=True)
 class Access:
-    """Further arguments for the two libraries that read and write a store; none where the environment says it
-    all."""
+    """Further arguments for the two libraries that read and
+    write a store; none where the environment says it all."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Of obstore's ``from_url``."""

@@ -1,5 +1,5 @@
-"""What a store answered or holds, as one line for a person: its own errors are pages of XML and of library
-internals."""
+"""What a store answered or holds, as one line for a person:
+its own errors are pages of XML and of library internals."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def explained(directory: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> str:
-    """Only the code and message of the answer are repeated: the rest of it can hold a key's name or what was
-    signed."""
+    """Only the code and message of the answer are repeated:
+    the rest of it can hold a key's name or what was signed."""
     said = " ".join(
         match[1].splitlines()[0]
         for name in ("Code", "Message")

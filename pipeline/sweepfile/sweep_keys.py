@@ -1,5 +1,5 @@
-"""What a sweep file may say: its keys, their types and defaults, and the filters that choose cells of its
-grid."""
+"""What a sweep file may say: its keys, their types and
+defaults, and the filters that choose cells of its grid."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ AXES = {name: axis for axis, name in FIELDS.items()}
 
 
 def cell_value(axis: str, value: Any) -> Any:
-    """A listed value as cells hold it: layers in any order, or named twice, are the same layers; a rule is a
-    text."""
+    """A listed value as cells hold it: layers in any order,
+    or named twice, are the same layers; a rule is a text."""
     return tuple(sorted(set(value))) if axis == "skip_layers" and not isinstance(value, str) else value
 
 
@@ -156,8 +156,8 @@ class DatasetRef(_Strict):
     column: Annotated[str, Field(min_length=1)] | None = None
     """The column of text, where rows have several."""
     sample: Sample = "spread"
-    """Whether windows and prompts are spread evenly over the texts, are their first, or are drawn by chance
-    (``seed``)."""
+    """Whether windows and prompts are spread evenly over the
+    texts, are their first, or are drawn by chance (``seed``)."""
     documents: Documents = "separate"
     """Whether rows and files are documents that no window crosses, or one text with blank lines between
     them."""
@@ -198,13 +198,13 @@ class PerplexityTask(CellFilter):
 
 
 class GenerationTask(CellFilter):
-    """Timed greedy decoding in rounds; the filters restrict it to some cells of the grid, all of them where
-    left out.
+    """Timed greedy decoding in rounds; the filters restrict it
+    to some cells of the grid, all of them where left out.
 
-    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval of every ratio of
-    time per output token is narrower than ``interval_width``. Each ``protocol`` makes cells of its own, which
-    take turns among themselves alone; ``report_2025`` is a wrong one, kept to show what it made of the same
-    runs.
+    At least ``repeats`` rounds, and more, up to ``max_repeats``, until the 95 % interval
+    of every ratio of time per output token is narrower than ``interval_width``. Each
+    ``protocol`` makes cells of its own, which take turns among themselves alone;
+    ``report_2025`` is a wrong one, kept to show what it made of the same runs.
     """
 
     @model_validator(mode="before")
@@ -240,17 +240,17 @@ class RetrievalTask(CellFilter):
     """Per kind, length, depth, number of digits and number of distractors."""
     digits: Axis[Annotated[int, Field(ge=2, le=12)]] = [5]
     distractors: Axis[Annotated[int, Field(ge=0, le=60)]] = [0]
-    """Facts of the same form that nobody asks for. With as many as there are depths less one, the needle
-    questions about every depth ask about one document, which saves its prefill where ``question_pruned`` is
-    false."""
+    """Facts of the same form that nobody asks for. With as many as there are
+    depths less one, the needle questions about every depth ask about one
+    document, which saves its prefill where ``question_pruned`` is false."""
     question_pruned: Axis[bool] = [True]
     """Whether the question goes through with the context before the first check, or after the context was
     pruned and kept whole; each makes cells of its own."""
 
 
 class HarnessTask(CellFilter):
-    """Tasks of EleutherAI's lm-evaluation-harness by name; each makes cells of its own, whatever the
-    ``datasets``."""
+    """Tasks of EleutherAI's lm-evaluation-harness by name;
+    each makes cells of its own, whatever the ``datasets``."""
 
     tasks: Axis[Annotated[str, Field(min_length=1)]]
     limit: Count | None = None
@@ -278,8 +278,8 @@ class SweepSpec(_Strict):
     schedules: Axis[Schedule] = ["every_step"]
     position_modes: Axis[PositionMode] = ["absolute"]
     exclude: list[Exclusion] = []
-    """Combinations that match any of these blocks are no cells, as in the matrix of a CI service; dense cells
-    always are."""
+    """Combinations that match any of these blocks are no cells,
+    as in the matrix of a CI service; dense cells always are."""
     perplexity: PerplexityTask | None = None
     generation: GenerationTask | None = None
     retrieval: RetrievalTask | None = None

@@ -229,8 +229,8 @@ class _Builder:
             raise YamlError(f"nested more than {MAX_DEPTH} deep, aliases followed", line, column)
 
     def _tag(self, event: Any) -> str:
-        """``str``, ``int``, ``float``, ``bool``, ``null`` or ``merge``, given or seen from the text; others
-        are text."""
+        """``str``, ``int``, ``float``, ``bool``, ``null`` or
+        ``merge``, given or seen from the text; others are text."""
         if event.tag not in (None, "!"):
             short = str(event.tag).removeprefix(TAG)
             if short not in ("str", "int", "float", "bool", "null"):

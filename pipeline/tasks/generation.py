@@ -125,8 +125,8 @@ def prunes_while_decoding(cell: Cell) -> bool:
     """Whether a timed cell that is checked at every step drops anything after its prompt, so that its time
     per token tells of it.
 
-    True of all other timed cells: what ``prefill_once`` and cells that never prune do while decoding is said
-    elsewhere.
+    True of all other timed cells: what ``prefill_once`` and
+    cells that never prune do while decoding is said elsewhere.
     """
     settings = settings_of(cell)
     if cell.prune_after is None or not cell.budget.checks_steps:

@@ -1,5 +1,5 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, which bring their own texts; what they ask, only running them
-tells."""
+"""Tasks of EleutherAI's lm-evaluation-harness, which bring
+their own texts; what they ask, only running them tells."""
 
 from __future__ import annotations
 

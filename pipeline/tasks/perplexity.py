@@ -1,5 +1,5 @@
-"""Sliding perplexity: windows of a dataset, one token per step; cells that prune at the same places share
-passes."""
+"""Sliding perplexity: windows of a dataset, one token per
+step; cells that prune at the same places share passes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def schedule_of(cell: Cell, steps: int) -> Schedule:
 
 @dataclass(frozen=True)
 class Passes:
-    """What cells of a perplexity unit put through a model: tokens of each window, and passes of each batch of
-    windows."""
+    """What cells of a perplexity unit put through a model: tokens
+    of each window, and passes of each batch of windows."""
 
     tokens: int
     passes: int

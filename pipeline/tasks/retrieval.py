@@ -1,5 +1,5 @@
-"""Passkey and needle questions: a unit asks some cells about some documents of one kind and length, each at
-every depth."""
+"""Passkey and needle questions: a unit asks some cells about
+some documents of one kind and length, each at every depth."""
 
 from __future__ import annotations
 

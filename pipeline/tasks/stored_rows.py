@@ -39,8 +39,10 @@ class StoredRows(Protocol):
 
 
 class CountedRows:
-    """Of a task whose cells are done whole: how many rows each has. Raises PolarsError where a part is no
-    Parquet file."""
+    """Of a task whose cells are done whole: how many rows each has.
+
+    Raises PolarsError where a part is no Parquet file.
+    """
 
     def __init__(
         self, store: RunStore, task: str, row_keys: Sequence[str], expected: Callable[[Cell], int]

@@ -1,7 +1,7 @@
 """What planning, storing and resuming ask of a task: everything in which one task differs from another.
 
-A task is one object without state. Where most tasks answer alike, the answer stands here; the others say
-their own.
+A task is one object without state. Where most tasks answer
+alike, the answer stands here; the others say their own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Task(Protocol):
     """Whether it measures time: the cells of a group take turns in one unit, which has its machine to itself
     and runs after all others; partners are in a cell's id, and rows of two runs never belong together."""
     brings_texts: bool = False
-    """Whether it has texts of its own, whatever the sweep's datasets; they are read as whoever wrote them has
-    it."""
+    """Whether it has texts of its own, whatever the sweep's
+    datasets; they are read as whoever wrote them has it."""
     at_least: bool = False
     """Whether a cell may get more rows than ``rows_expected`` says."""
     keeps_answers: bool = False
@@ -101,8 +101,10 @@ class Task(Protocol):
     # cells
 
     def why_no_cell(self, cell: Cell) -> str | None:
-        """Why a combination of axes is no cell of this task, in words; None where it is one. Asked a million
-        times."""
+        """Why a combination of axes is no cell of this task, in words; None where it is one.
+
+        Asked a million times.
+        """
         return None
 
     @abstractmethod
@@ -115,8 +117,8 @@ class Task(Protocol):
 
     @abstractmethod
     def last_check(self, cell: Cell, settings: Mapping[str, Any]) -> int | None:
-        """Entries that a cache which never prunes holds at the last check of which any token sees the
-        outcome.
+        """Entries that a cache which never prunes holds at
+        the last check of which any token sees the outcome.
 
         None where only its texts can tell.
         """
@@ -178,8 +180,10 @@ class Task(Protocol):
         return ROW_KEYS[self.name]
 
     def stored_rows(self, store: RunStore, cells: Sequence[Cell], resolved: Resolved) -> StoredRows:
-        """What a store holds of its rows; ``cells``: those of the plan. Raises PolarsError where a part is no
-        Parquet file."""
+        """What a store holds of its rows; ``cells``: those of the plan.
+
+        Raises PolarsError where a part is no Parquet file.
+        """
         return CountedRows(store, self.name, self.row_keys, lambda cell: self.rows_expected(cell, resolved))
 
     def as_stored(self, rows: list[dict[str, Any]], facts: ModelFacts) -> list[dict[str, Any]]:
