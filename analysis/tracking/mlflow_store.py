@@ -51,7 +51,7 @@ class MlflowStore:
         self.place = f"MLflow experiment {project} in {self._store}"
 
     def open(self) -> dict[str, str]:
-        """See Tracker. What an export that was cut off left behind is deleted."""
+        """What an export that was cut off left behind is deleted."""
         with self._explained():
             self._client = importlib.import_module("mlflow.tracking").MlflowClient(self._address)
             self._entities = importlib.import_module("mlflow.entities")
@@ -80,7 +80,7 @@ class MlflowStore:
             token = page.token or None
 
     def write(self, record: Record) -> None:
-        """See Tracker. The run's end is written last."""
+        """The run's end is written last."""
         entities, now = self._entities, int(1000 * time.time())
         tags = {"kvsweep.key": record.key, "kvsweep.digest": record.digest, "kvsweep.verdict": record.verdict}
         metrics = [entities.Metric(name, value, now, 0) for name, value in record.metrics.items()]
@@ -94,7 +94,6 @@ class MlflowStore:
             self._client.set_terminated(run_id, "FAILED" if "FAILED" in record.verdict else "FINISHED")
 
     def delete(self, key: str) -> None:
-        """See Tracker."""
         with self._explained():
             self._client.delete_run(self._runs[key])
 

@@ -53,7 +53,6 @@ class TrackioStore:
         self.place = f"trackio project {project} in {self._directory}"
 
     def open(self) -> dict[str, str]:
-        """See Tracker."""
         with self._explained():
             self._storage.init_db(self._project)
             found = self._storage.get_run_records(self._project)
@@ -64,10 +63,7 @@ class TrackioStore:
         return {key: str(config.get("digest")) for key, config in configs.items()}
 
     def write(self, record: Record) -> None:
-        """See Tracker.
-
-        One transaction; of two that write the same record at once, the second adds nothing.
-        """
+        """One transaction; of two that write the same record at once, the second adds nothing."""
         # The dashboard reads names with an underscore: when a run was made, and what it is shown together
         # with.
         shown = {"_Created": datetime.now(UTC).isoformat(), "_Group": record.params.get("run_id")}
@@ -84,7 +80,6 @@ class TrackioStore:
             )
 
     def delete(self, key: str) -> None:
-        """See Tracker."""
         with self._explained():
             self._storage.delete_run(self._project, self._names[key], run_id=key)
 
