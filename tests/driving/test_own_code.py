@@ -164,7 +164,7 @@ def test_another_workers_and_other_modules_beside_a_policy_of_ones_own_change_no
     imports."""
     folder, sweep = tmp_path / "project", sweep_file(policies='[knorm, "my_policy:newest"]')
     shutil.copytree(ROOT / "workers", folder / "workers", ignore=shutil.ignore_patterns("__pycache__"))
-    changed = folder / "workers" / "eviction.py"
+    changed = folder / "workers" / "policies" / "eviction.py"
     changed.write_text(changed.read_text().replace("def knorm(view: CacheView) -> Tensor:", CHANGED, 1))
     assert "_knorm" in changed.read_text()
     (folder / "my_policy.py").write_text(POLICY)
