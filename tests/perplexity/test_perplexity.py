@@ -15,6 +15,7 @@ from workers.cache.attention import attention
 from workers.cache.batch.cell_batch import BatchLayer
 from workers.cache.batch.pass_plan import Pass
 from workers.cache.notes import QueryNotes
+from workers.perplexity.cell_scores import CellScores
 from workers.perplexity.evaluation import evaluate, evaluate_reference
 from workers.policies import eviction
 from workers.policies.cache_view import round_significant
@@ -245,7 +246,8 @@ def test_no_mask_over_packed_rows_is_made_where_entries_stay_in_their_places(mon
     """Such layers have masks of their own; one of rows x queries x entries would be for nobody."""
     monkeypatch.setattr(Pass, "_layout", lambda *_: pytest.fail("a layout that nobody reads was made"))
     cells = [PruneSettings("knorm", ratio, 8) for ratio in (0.5, 0.9)]
-    list(evaluate(tiny_model("llama"), repetitive_tokens(2, 40), cells, [0, 1]))
+    _, outcomes = evaluate(tiny_model("llama"), repetitive_tokens(2, 40), cells, [0, 1])
+    assert [type(each) for each in outcomes] == [CellScores] * len(cells)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
