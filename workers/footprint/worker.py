@@ -30,13 +30,13 @@ def check_prune_after(length: int) -> int:
 
 def check_bytes(shape: Shape, length: int) -> int:
     """Of the self-check on a text of ``length`` tokens: the stock model's logits twice, or one window and the
-    cells on it."""
+    cells on it, whose tokens are scored in tiles; the stock model's are gone by then."""
     logits = min(4 * length * shape.vocabulary, CHECK_LOGITS_BYTES)
     stock = length * (shape.hidden * shape.width + shape.passing) + 2 * logits
     after = check_prune_after(length)
     entries = length + sum(math.ceil(ratio * after) + length - after for ratio in CHECK_RATIOS)
     cells = dense_kept(shape, length) + entries * shape.cached
-    return max(stock, dense_pass(shape, length), cells) + shape.scoring
+    return max(stock, max(dense_pass(shape, length), cells) + shape.scoring)
 
 
 def with_slack(size: int) -> int:
