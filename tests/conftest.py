@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ |= {
@@ -40,6 +41,9 @@ WORDS = (
     " harbour wooden answer"
 )
 
+
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("tests")
 
 LONG = ("test_golden", "chaos", "measuring", "cluster", "harness", "test_faults")
 """What takes longest begins first, so that no worker of pytest-xdist is left with it alone at the end."""

@@ -364,7 +364,7 @@ def test_what_is_no_file_of_text_is_refused(tmp_path):
 
 
 @given(st.text(alphabet=st.sampled_from('ppl,keep_ratio;\t"\n\r0123456789.%-eE nai\0\x1b'), max_size=80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_ends_in_anything_but_signs_or_a_table_error(text):
     with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", newline="") as file:
         file.write("ppl,keep_ratio\n" + text)

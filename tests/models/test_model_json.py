@@ -216,7 +216,7 @@ KEYS = st.sampled_from(
 
 
 @given(st.dictionaries(KEYS, JSON, min_size=1, max_size=4), st.dictionaries(KEYS, JSON, max_size=2))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_settings_end_in_anything_but_facts_or_a_model_error(tiny_model_dir, tmp_path, changes, inner):
     folder = tmp_path / "model"
     if not folder.exists():

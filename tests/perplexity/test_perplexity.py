@@ -63,7 +63,7 @@ def test_dense_cell_is_the_stock_model(architecture):
     assert torch.equal(dense.correct, logits.argmax(-1) == tokens[:, 1:])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(ARCHITECTURES),
     st.lists(cells, min_size=1, max_size=3),
@@ -86,7 +86,7 @@ def test_event_driven_equals_one_token_per_pass(architecture, many, length, rows
             assert got.validity.recent_retained == pytest.approx(reference.validity.recent_retained)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(ARCHITECTURES),
     cells.filter(lambda cell: cell.policy != "h2o"),
@@ -116,7 +116,7 @@ def test_shuffled_entries_give_the_same_nll(architecture, cell, length, seed):
             )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.sampled_from(ARCHITECTURES), cells, st.integers(2, 90), st.integers(1, 2))
 def test_entries_stored_by_norm_give_the_figures_of_those_in_temporal_order(architecture, cell, length, rows):
     """Same kept entries, so the order in which a script stored them explains nothing; also beside other cells
@@ -186,7 +186,7 @@ def test_forked_cell_equals_the_cell_run_alone(architecture):
         assert result.validity == alone.validity
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(ARCHITECTURES),
     st.lists(cells, min_size=2, max_size=6, unique=True),

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cells import unit_sizes
@@ -91,7 +91,6 @@ BLOCKS = st.lists(
 
 
 @given(BLOCKS)
-@settings(deadline=None)
 def test_what_blocks_exclude_is_what_any_of_them_matches_on_every_axis_that_it_names(blocks):
     cells = make_grid(spec_of(**VALUES), resolved(spec_of()).targets).cells
     excluded = Exclusions([Exclusion.model_validate(block) for block in blocks])

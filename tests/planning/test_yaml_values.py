@@ -172,7 +172,7 @@ def _by_default(value):
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_values_are_what_ruamel_reads(value):
     """The judge is the library's own loader of YAML 1.2, on what Python writes as JSON, a subset of it."""
     text = json.dumps(value, default=_by_default, ensure_ascii=False)
@@ -185,7 +185,7 @@ def test_values_are_what_ruamel_reads(value):
 
 
 @given(st.text(alphabet=st.sampled_from("ab:-?[]{},&*!|>'\"%@`#<~ \n\t0.\\ux\0\ud800é"), max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_ends_in_anything_but_values_or_a_yaml_error(text):
     told = "values"
     try:

@@ -42,7 +42,7 @@ def test_small_parts_become_one_with_the_same_rows(tmp_path):
     assert compact(store) == 0, "one part needs no company"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 5), max_size=12), most=st.integers(2, 5))
 def test_whatever_the_sizes_and_limits_each_row_is_there_once(tmp_path_factory, sizes, most):
     store = RunStore(str(tmp_path_factory.mktemp("run")))

@@ -447,7 +447,7 @@ def test_the_fingerprint_is_of_what_the_files_hold(tmp_path, monkeypatch):
     assert fingerprints()[0] != before
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(FORMS)), st.data())
 def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(tmp_path, name, data):
     """Bytes of a good file changed, taken out or put in, and bytes at random."""

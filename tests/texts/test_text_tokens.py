@@ -136,7 +136,7 @@ def merging(draw):
     return tokenizer, draw(st.text("abcd <>z▁", min_size=1, max_size=60))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(merging(), st.integers(1, 9))
 def test_no_cut_changes_an_id_whatever_the_merges_and_added_tokens(tmp_path_factory, made, every):
     tokenizer, text = made
