@@ -23,6 +23,7 @@ from pipeline.sweepfile.sweep_error import SweepError
 from pipeline.sweepfile.sweep_keys import AXES, FIELDS, CellFilter, SweepSpec, cell_value
 from pipeline.tasks import TASKS, tasks_asked
 from pipeline.tasks.task import Task
+from workers.policies.eviction import turns_keys
 from workers.policies.skip_rule import skipped_count
 
 MAX_COMBINATIONS = 5_000_000
@@ -192,9 +193,9 @@ def _reason_to_drop(cell: Cell, task: Task, layers: int, excluded: Exclusions) -
     if (why := task.why_no_cell(cell)) is not None:
         return why
 
-    if cell.policy == "streaming_rolled" and cell.position_mode == "cache_length":
+    if turns_keys(cell.policy) and cell.position_mode == "cache_length":
         return (
-            "streaming_rolled gives its keys positions of their own, which position_mode cache_length "
+            f"{cell.policy} gives its keys positions of their own, which position_mode cache_length "
             "contradicts"
         )
     if (protected := cell.protect_sink + cell.protect_recent) and protected > _first_kept(cell, task):

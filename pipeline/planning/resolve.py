@@ -24,6 +24,7 @@ from workers.models.bos import begins_by_itself, bos_token
 from workers.models.model_files import ModelError, ModelFacts, find_model
 from workers.models.model_json import one_line
 from workers.models.positions import PLAIN_ROTARY
+from workers.policies.eviction import turns_keys
 from workers.policies.policy_files import OwnModules, PolicyError
 from workers.policies.skip_rule import check_count
 from workers.texts.text_tokens import TokenizerError
@@ -198,23 +199,22 @@ def _model_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
 
 
 def _rolled_faults(spec: SweepSpec, facts: ModelFacts) -> list[str]:
-    """What the policy that turns stored keys cannot do, as far as names tell; the rotation itself only the
+    """What policies that turn stored keys cannot do, as far as names tell; the rotation itself only the
     loaded model tells."""
-    if "streaming_rolled" not in spec.policies:
-        return []
+    faults = []
+    for policy in filter(turns_keys, spec.policies):
+        faults += [
+            f"policies: {policy} turns keys at every prune, and in {dtype} the rounding adds up; "
+            "it takes float32 alone"
+            for dtype in spec.dtypes
+            if dtype != "float32"
+        ]
 
-    faults = [
-        f"policies: streaming_rolled turns keys at every prune, and in {dtype} the rounding adds up; "
-        "it takes float32 alone"
-        for dtype in spec.dtypes
-        if dtype != "float32"
-    ]
-
-    if facts.architecture not in PLAIN_ROTARY:
-        faults.append(
-            f"policies: streaming_rolled turns stored keys, and whether {facts.name} ({facts.architecture}) "
-            f"turns its own in the plain way is not known; it knows {', '.join(PLAIN_ROTARY)}"
-        )
+        if facts.architecture not in PLAIN_ROTARY:
+            faults.append(
+                f"policies: {policy} turns stored keys, and whether {facts.name} ({facts.architecture}) "
+                f"turns its own in the plain way is not known; it knows {', '.join(PLAIN_ROTARY)}"
+            )
     return faults
 
 

@@ -1,6 +1,8 @@
 """Score functions and selection: signs, ties, temporal order, independence of the batch."""
 
+import itertools
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.command import ROOT
 from workers.cache.notes import Observed
 from workers.policies.attention_weights import Scale
 from workers.policies.cache_view import SIGNIFICANT_BITS, round_significant, view_of
@@ -63,6 +66,18 @@ IN_TESTS_OF_THEIR_OWN = {"h2o", "random", "snapkv", "snapkv_max7"}
 def test_every_policy_has_a_literal_case():
     assert LITERAL.keys() | IN_TESTS_OF_THEIR_OWN == POLICIES.keys()
     assert not LITERAL.keys() & IN_TESTS_OF_THEIR_OWN
+
+
+def test_documents_name_every_policy_and_no_other():
+    """The table of docs/method.md, and the README's sweep file."""
+    lines = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").splitlines()
+    begin = lines.index("| policy | keeps | |") + 2
+    table = itertools.takewhile(lambda line: line.startswith("| `"), lines[begin:])
+    assert sorted(line.split("`")[1] for line in table) == sorted(POLICIES)
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = readme[readme.index("\npolicies: [") : readme.index("a dense twin is added")]
+    assert set(re.findall(r"\b[a-z]\w*", named)) >= set(POLICIES)
 
 
 @pytest.mark.parametrize(("policy", "expected"), LITERAL.items())

@@ -35,6 +35,11 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(_OWN)
 """Every policy that prunes, for reading only; ``dense`` is the absence of one."""
 
 
+def turns_keys(name: str) -> bool:
+    """Whether a policy of this name turns the keys that it keeps; a user's own does not."""
+    return name in POLICIES and POLICIES[name].rolls
+
+
 def _policy(
     observes: Observation = NOTHING, *, entrywise: bool = False, temporal: bool = True, rolls: bool = False
 ) -> Callable[[Score], Score]:
